@@ -1,0 +1,1 @@
+//! GGUF, safetensors and Hugging Face folders: bytes on disk to named tensors and metadata, and back.

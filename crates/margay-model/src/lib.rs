@@ -1,0 +1,1 @@
+//! Model families: describe a model as Programs over named weights.

@@ -1,0 +1,1 @@
+//! Convert a checkpoint into a model file: convert, quantize, write.

@@ -1,0 +1,1 @@
+//! A user's message to token ids and pixel tensors, and tokens back to text.

@@ -1,0 +1,1 @@
+//! Block formats: numbers in, blocks out.

@@ -1,0 +1,1 @@
+//! The meaning of every op: executes and differentiates a Program with candle in float32.

@@ -1,0 +1,101 @@
+//! Bytes with an owner: memory of our own, or a mapped file.
+
+use std::{ops::Range, sync::Arc};
+
+/// A line of memory aligned to 64 bytes, so that an owned buffer suits every vector register.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+struct AlignedBytes {
+    lines: Vec<Line>,
+    len: usize,
+}
+
+impl AsRef<[u8]> for AlignedBytes {
+    fn as_ref(&self) -> &[u8] {
+        &bytemuck::cast_slice(&self.lines)[..self.len]
+    }
+}
+
+/// Immutable, shared bytes: a view into an owner that lives as long as any view does. Cloning copies no bytes.
+#[derive(Clone)]
+pub struct Storage {
+    owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    range: Range<usize>,
+}
+
+impl Storage {
+    /// All bytes of `owner`, for instance a mapped file. The owner's bytes must not change length.
+    pub fn from_owner(owner: Arc<dyn AsRef<[u8]> + Send + Sync>) -> Self {
+        let range = 0..owner.as_ref().as_ref().len();
+        Storage { owner, range }
+    }
+
+    /// Copies `bytes` into memory aligned to 64 bytes.
+    pub fn from_bytes(bytes: &[u8]) -> Self {
+        Self::build(bytes.len(), |out| out.copy_from_slice(bytes))
+    }
+
+    /// Allocates `len` zero bytes aligned to 64 and lets `fill` write them.
+    pub fn build(len: usize, fill: impl FnOnce(&mut [u8])) -> Self {
+        let mut lines = vec![Line([0; 64]); len.div_ceil(64)];
+        fill(&mut bytemuck::cast_slice_mut(&mut lines)[..len]);
+        Self::from_owner(Arc::new(AlignedBytes { lines, len }))
+    }
+
+    /// Little-endian bytes of `values`.
+    pub fn from_f32(values: &[f32]) -> Self {
+        Self::build(values.len() * 4, |out| {
+            for (bytes, value) in out.chunks_exact_mut(4).zip(values) {
+                bytes.copy_from_slice(&value.to_le_bytes());
+            }
+        })
+    }
+
+    /// The bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.owner.as_ref().as_ref()[self.range.clone()]
+    }
+
+    /// Number of bytes.
+    pub fn len(&self) -> usize {
+        self.range.len()
+    }
+
+    /// True where there are no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.range.is_empty()
+    }
+
+    /// A view of `range` within this one, or `None` where it reaches outside.
+    pub fn slice(&self, range: Range<usize>) -> Option<Storage> {
+        if range.start > range.end || range.end > self.len() {
+            return None;
+        }
+        let start = self.range.start + range.start;
+        Some(Storage { owner: self.owner.clone(), range: start..start + range.len() })
+    }
+}
+
+impl std::fmt::Debug for Storage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Storage({} bytes)", self.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn owned_bytes_are_aligned_and_views_are_bounded() {
+        let s = Storage::from_bytes(&[7; 130]);
+        assert_eq!(s.as_bytes().as_ptr() as usize % 64, 0);
+        assert_eq!(s.slice(128..130).unwrap().as_bytes(), [7, 7]);
+        assert!(s.slice(128..131).is_none());
+        let inner = s.slice(10..20).unwrap();
+        assert!(inner.slice(0..11).is_none());
+        assert_eq!(inner.len(), 10);
+    }
+}

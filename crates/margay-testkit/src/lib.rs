@@ -1,0 +1,1 @@
+//! Shared test material: op cases, tolerances, golden files. Never shipped.

@@ -1,0 +1,1 @@
+//! Ask a picture a question: load a model, open a session, stream the answer.
