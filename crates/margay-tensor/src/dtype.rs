@@ -6,7 +6,11 @@
 /// bytes mean is the business of `margay-quant`; here only their sizes are known.
 /// Source of names and sizes: `ggml-common.h` (see the type table of the GGUF format).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[allow(non_camel_case_types, missing_docs, reason = "the field's own names; each is described by its table row")]
+#[allow(
+    non_camel_case_types,
+    missing_docs,
+    reason = "the field's own names; each is described by its table row"
+)]
 pub enum DType {
     F64,
     F32,

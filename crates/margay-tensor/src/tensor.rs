@@ -119,7 +119,6 @@ mod tests {
         assert!(matches!(err, TensorError::PartBlock { row: 33, block: 32, .. }));
         let err = Tensor::from_f32(Shape::from([2, 2]), &[0.0; 3]).unwrap_err();
         assert!(matches!(err, TensorError::Size { expected: 16, got: 12, .. }));
-        assert!(matches!(Tensor::size_bytes(DType::F64, &Shape::from([1 << 60, 2, 1])), Ok(_) | Err(TensorError::Overflow { .. })));
         assert!(Tensor::size_bytes(DType::F64, &Shape::from([1 << 61, 1 << 10])).is_err());
     }
 }

@@ -1,0 +1,182 @@
+//! What a backend promises: compile a program over weights, run it, keep its state.
+
+use crate::{Bindings, GraphError, Program};
+use margay_tensor::Tensor;
+use std::{
+    any::Any,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+/// Why a backend cannot compile or run a program.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// An op, format or size that this backend cannot do.
+    #[error("the {backend} backend cannot run {what}")]
+    Unsupported {
+        /// Id of the backend.
+        backend: &'static str,
+        /// Op, weight and format, and what to do.
+        what: String,
+    },
+    /// A weight that is missing, of another shape, or unreadable.
+    #[error("weight {name}: {what}")]
+    Weight {
+        /// Name of the weight.
+        name: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// Sizes that do not fit.
+    #[error(transparent)]
+    Graph(#[from] GraphError),
+    /// A call that does not fit the program or the limits it was compiled for.
+    #[error("{what}")]
+    Call {
+        /// What is wrong with the call.
+        what: String,
+    },
+    /// More positions than the state was made for.
+    #[error("the context holds {capacity} tokens: {used} are used and {wanted} more do not fit")]
+    ContextFull {
+        /// Tokens the state can hold.
+        capacity: usize,
+        /// Tokens it holds.
+        used: usize,
+        /// Tokens of the call.
+        wanted: usize,
+    },
+    /// The caller cancelled.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+/// Where a backend gets its weights.
+pub trait WeightSource {
+    /// The weight of that name, in its stored format.
+    ///
+    /// # Errors
+    /// [`BackendError::Weight`] where it is missing or unreadable.
+    fn weight(&self, name: &str) -> Result<Tensor, BackendError>;
+}
+
+/// A flag that stops running work; cloning shares it.
+#[derive(Clone, Debug, Default)]
+pub struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    /// Not cancelled.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Asks running work to stop at its next check (at least once an op).
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Makes the flag usable again.
+    pub fn reset(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+
+    /// True once cancelled.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// One input of a call, in the order of [`Program::inputs`].
+#[derive(Clone, Copy, Debug)]
+pub enum InputData<'a> {
+    /// Row-major float32.
+    F32(&'a [f32]),
+    /// Ids, positions or row numbers.
+    I32(&'a [i32]),
+}
+
+/// Bytes a compiled program holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// Weights in this backend's own layout; 0 for those read in place from the file.
+    pub packed_weight_bytes: usize,
+    /// Weights read in place from the file's memory.
+    pub mapped_weight_bytes: usize,
+    /// The arena for values.
+    pub arena_bytes: usize,
+    /// Scratch of the kernels.
+    pub scratch_bytes: usize,
+}
+
+/// How to make a state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StateOptions {
+    /// Tokens it can hold.
+    pub capacity: usize,
+}
+
+/// What a text program keeps between calls: its KV cache.
+pub trait State: Send {
+    /// Tokens held.
+    fn len(&self) -> usize;
+    /// True where no token is held.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Tokens it can hold.
+    fn capacity(&self) -> usize;
+    /// Forgets all but the first `len` tokens; a longer `len` changes nothing.
+    fn truncate(&mut self, len: usize);
+    /// Bytes allocated.
+    fn size_bytes(&self) -> usize;
+    /// For the backend that made it.
+    fn as_any_mut(&mut self) -> &mut dyn Any;
+}
+
+/// A program that a backend has compiled: weights packed, buffers allocated.
+pub trait Executable: Send {
+    /// The program as compiled (after the backend's own passes).
+    fn program(&self) -> &Program;
+    /// Bytes held.
+    fn memory(&self) -> MemoryUse;
+    /// An empty state for this program.
+    ///
+    /// # Errors
+    /// [`BackendError::Call`] where the size overflows.
+    fn new_state(&self, options: StateOptions) -> Result<Box<dyn State>, BackendError>;
+    /// Runs the program. `bindings` sets every symbol but `past`, which is the state's length; each is at most the
+    /// limit the program was compiled for. With a state, the rows of this call are appended to it.
+    ///
+    /// # Errors
+    /// [`BackendError`]; after an error the state is as long as before the call.
+    fn run(
+        &mut self,
+        bindings: &Bindings,
+        inputs: &[InputData<'_>],
+        state: Option<&mut dyn State>,
+        cancel: &Cancel,
+    ) -> Result<(), BackendError>;
+    /// The output of that name as the last [`Executable::run`] left it, row-major.
+    fn output(&self, name: &str) -> Option<&[f32]>;
+}
+
+/// Hardware that can run programs.
+pub trait Backend: Send + Sync {
+    /// Short lower-case id: `cpu`, `reference`.
+    fn id(&self) -> &'static str;
+    /// One line for people: which kernels, how many threads.
+    fn describe(&self) -> String;
+    /// Packs weights and allocates buffers for calls up to `limits` (the greatest value of each symbol the program
+    /// uses, `past` excepted).
+    ///
+    /// # Errors
+    /// [`BackendError`] naming the op, weight or format that cannot be done.
+    fn compile(
+        &self,
+        program: &Program,
+        weights: &dyn WeightSource,
+        limits: &Bindings,
+    ) -> Result<Box<dyn Executable>, BackendError>;
+}

@@ -1,0 +1,281 @@
+//! The op vocabulary. `margay-reference` executes each op and thereby says exactly what it means.
+//!
+//! Values are row-major. Most are `[rows, columns]`: one row a token, a patch or a pixel of a feature map
+//! (channels last), so that a convolution's output is at once the next linear layer's input.
+
+use crate::{Dim, WeightId};
+
+/// An elementwise function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Activation {
+    /// `x * sigmoid(x)`
+    Silu,
+    /// `x * Phi(x)`, with the error function (PyTorch's `nn.GELU()`).
+    GeluErf,
+    /// The tanh approximation of GELU (`gelu_new`, `gelu_pytorch_tanh`).
+    GeluTanh,
+    /// `x * sigmoid(1.702 x)` (CLIP).
+    QuickGelu,
+    /// `max(x, 0)`
+    Relu,
+    /// `x * relu6(x + 3) / 6`
+    Hardswish,
+    /// `relu6(x + 3) / 6`
+    Hardsigmoid,
+}
+
+impl Activation {
+    /// Every activation, for suites and tables.
+    pub const ALL: [Activation; 7] = [
+        Activation::Silu,
+        Activation::GeluErf,
+        Activation::GeluTanh,
+        Activation::QuickGelu,
+        Activation::Relu,
+        Activation::Hardswish,
+        Activation::Hardsigmoid,
+    ];
+}
+
+/// `y = act(x @ weight^T + bias) (+ residual)`; `x`: [R, in], weight: [out, in], y: [R, out].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Linear {
+    /// `[out, in]`, of any format.
+    pub weight: WeightId,
+    /// `[out]`
+    pub bias: Option<WeightId>,
+    /// Applied after the bias; filled in by fusion.
+    pub activation: Option<Activation>,
+    /// True where the node's second input is added last; filled in by fusion.
+    pub residual: bool,
+}
+
+/// Which normalisation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum NormKind {
+    /// `x / sqrt(mean(x^2) + eps) * w`
+    Rms,
+    /// `(x - mean) / sqrt(var + eps) * w + b`, with the biased variance.
+    Layer,
+}
+
+/// Normalises each row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Norm {
+    /// Which one.
+    pub kind: NormKind,
+    /// `[columns]`
+    pub weight: WeightId,
+    /// `[columns]`
+    pub bias: Option<WeightId>,
+    /// Added to the variance or mean square.
+    pub eps: f32,
+}
+
+/// Which elements of a head turn together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RopeStyle {
+    /// `(i, i + rotary/2)`: Hugging Face's `rotate_half`, "NEOX".
+    Half,
+    /// `(2i, 2i + 1)`: the layout of `llama` GGUF files, "NORM".
+    Interleaved,
+}
+
+/// Rotary position embedding of each head of `x`: [T, H*D] at `positions`: [T].
+/// Pair `i` turns by `position * base^(-2i / rotary) / factors[i]`; columns past `rotary` of a head stay.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rope {
+    /// D
+    pub head_dim: usize,
+    /// How many leading columns of a head turn; even, at most D.
+    pub rotary: usize,
+    /// Usually 10000.
+    pub base: f32,
+    /// Which columns form a pair.
+    pub style: RopeStyle,
+    /// `[rotary / 2]` divisors of the frequencies (`rope_freqs.weight`).
+    pub factors: Option<WeightId>,
+}
+
+/// Which keys a query sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mask {
+    /// All of them.
+    Full,
+    /// Those at its own position and before.
+    Causal,
+}
+
+/// Scaled dot-product attention with grouped heads; q: [T, H*D], k and v: [T, K*D], result [T, H*D].
+///
+/// With a cache, the rows of k and v are first appended to it at positions `past..past+T`, and queries see the whole
+/// cache under the mask.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attention {
+    /// H, a multiple of K.
+    pub heads: usize,
+    /// K
+    pub kv_heads: usize,
+    /// D
+    pub head_dim: usize,
+    /// Factor on the scores, usually `D^-0.5`.
+    pub scale: f32,
+    /// Which keys a query sees.
+    pub mask: Mask,
+    /// Slot of the program's KV cache; `None` keeps nothing (an encoder).
+    pub cache: Option<usize>,
+}
+
+/// 2-D convolution over a feature map stored channels last, [height*width, C_in] -> [h'*w', C_out], zero padding.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Conv2d {
+    /// `[C_out, C_in / groups, kernel, kernel]` as PyTorch stores it.
+    pub weight: WeightId,
+    /// `[C_out]`
+    pub bias: Option<WeightId>,
+    /// Rows of the map.
+    pub height: usize,
+    /// Columns of the map.
+    pub width: usize,
+    /// Side of the kernel.
+    pub kernel: usize,
+    /// Step, both ways.
+    pub stride: usize,
+    /// Zeros around the map.
+    pub padding: usize,
+    /// Channel groups; C_in for a depthwise convolution.
+    pub groups: usize,
+}
+
+impl Conv2d {
+    /// Rows and columns of the result.
+    pub fn output_size(&self) -> (usize, usize) {
+        let side = |n: usize| (n + 2 * self.padding).saturating_sub(self.kernel) / self.stride + 1;
+        (side(self.height), side(self.width))
+    }
+}
+
+/// Mean of each `kernel` x `kernel` square, step = kernel: [h*w, C] -> [h/k * w/k, C].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pool2d {
+    /// Rows of the map, a multiple of the kernel.
+    pub height: usize,
+    /// Columns of the map, a multiple of the kernel.
+    pub width: usize,
+    /// Side of the square.
+    pub kernel: usize,
+}
+
+/// One operation. Inputs stand in [`crate::Node::inputs`], in the order named here.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Op {
+    /// A value the caller hands in.
+    Input,
+    /// A small weight as a value, decoded to float32: `[R, C]` (a vector is one row).
+    Param {
+        /// The weight.
+        weight: WeightId,
+    },
+    /// Rows of a table. Inputs: ids [T] (int32), optionally visual [V, E]. An id `>= 0` is a row of the table, a
+    /// negative one is row `-1 - id` of `visual`. Result [T, E].
+    Embed {
+        /// `[vocabulary, E]`, of any format.
+        table: WeightId,
+    },
+    /// Input x, and the residual where [`Linear::residual`].
+    Linear(Linear),
+    /// Input x [R, C].
+    Norm(Norm),
+    /// Input x.
+    Activation(Activation),
+    /// Inputs a [R, C], b [R, C] or [1, C] (added to each row).
+    Add,
+    /// Inputs a [R, C], b [R, C] or [1, C].
+    Mul,
+    /// Inputs gate and up, [R, C] each: `act(gate) * up`.
+    Glu(Activation),
+    /// Inputs x [T, H*D], positions [T] (int32).
+    Rope(Rope),
+    /// Inputs q, k, v.
+    Attention(Attention),
+    /// Input pixels [C, height, width]: each `patch` x `patch` square as a row [P, C*patch*patch], in the order of a
+    /// flattened convolution kernel. Squares that do not fit are dropped, as by an unpadded convolution.
+    Patchify {
+        /// Side of the square.
+        patch: usize,
+    },
+    /// Input map [h*w, C].
+    Conv2d(Conv2d),
+    /// Input map [h*w, C].
+    AvgPool2d(Pool2d),
+    /// Input x [R, C]: the mean row [1, C].
+    MeanRows,
+    /// Inputs a [A, C], b [B, C]: a's rows, then b's.
+    ConcatRows,
+    /// Input x [R, C]: `len` rows from `start`.
+    SliceRows {
+        /// First row.
+        start: usize,
+        /// Number of rows.
+        len: Dim,
+    },
+    /// Input x [R, C]: `len` columns from `start`.
+    SliceColumns {
+        /// First column.
+        start: usize,
+        /// Number of columns.
+        len: usize,
+    },
+    /// Inputs x [R, C], rows [N] (int32, each in 0..R): those rows [N, C].
+    GatherRows,
+}
+
+impl Op {
+    /// Lower-case name for errors, traces and tables.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::Input => "input",
+            Op::Param { .. } => "param",
+            Op::Embed { .. } => "embed",
+            Op::Linear(_) => "linear",
+            Op::Norm(_) => "norm",
+            Op::Activation(_) => "activation",
+            Op::Add => "add",
+            Op::Mul => "mul",
+            Op::Glu(_) => "glu",
+            Op::Rope(_) => "rope",
+            Op::Attention(_) => "attention",
+            Op::Patchify { .. } => "patchify",
+            Op::Conv2d(_) => "conv2d",
+            Op::AvgPool2d(_) => "avg_pool2d",
+            Op::MeanRows => "mean_rows",
+            Op::ConcatRows => "concat_rows",
+            Op::SliceRows { .. } => "slice_rows",
+            Op::SliceColumns { .. } => "slice_columns",
+            Op::GatherRows => "gather_rows",
+        }
+    }
+
+    /// Every weight the op reads.
+    pub fn weights(&self) -> Vec<WeightId> {
+        match self {
+            Op::Param { weight } | Op::Embed { table: weight } => vec![*weight],
+            Op::Linear(l) => std::iter::once(l.weight).chain(l.bias).collect(),
+            Op::Norm(n) => std::iter::once(n.weight).chain(n.bias).collect(),
+            Op::Conv2d(c) => std::iter::once(c.weight).chain(c.bias).collect(),
+            Op::Rope(r) => r.factors.into_iter().collect(),
+            _ => vec![],
+        }
+    }
+
+    pub(crate) fn weights_mut(&mut self) -> Vec<&mut WeightId> {
+        match self {
+            Op::Param { weight } | Op::Embed { table: weight } => vec![weight],
+            Op::Linear(l) => std::iter::once(&mut l.weight).chain(&mut l.bias).collect(),
+            Op::Norm(n) => std::iter::once(&mut n.weight).chain(&mut n.bias).collect(),
+            Op::Conv2d(c) => std::iter::once(&mut c.weight).chain(&mut c.bias).collect(),
+            Op::Rope(r) => r.factors.iter_mut().collect(),
+            _ => vec![],
+        }
+    }
+}
