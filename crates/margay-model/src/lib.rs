@@ -1,1 +1,23 @@
-//! Model families: describe a model as Programs over named weights.
+//! Model families: what a model is, said once.
+//!
+//! A [`Family`] reads a configuration (a Hugging Face `config.json` or GGUF metadata) into a [`ModelConfig`], says how
+//! checkpoints name their weights, and describes the model as [`ModelPrograms`]. It never computes, and knows no
+//! backend and no block format. Adding a family is one file in `families/` and one line in [`FAMILIES`].
+#![forbid(unsafe_code)]
+
+mod config;
+mod decoder;
+mod error;
+mod families;
+pub mod gguf;
+mod hf;
+mod projector;
+mod vision;
+mod weights;
+
+pub use config::{ModelConfig, PromptStyle, RopeScaling, TextConfig, VisionConfig, VitConfig};
+pub use error::ModelError;
+pub use families::{FAMILIES, Family, GgufParts, HfParts, ModelPrograms, family, from_gguf, from_hf};
+pub use hf::HfConfig;
+pub use projector::{PROJECTORS, Projector};
+pub use weights::{Canonical, Rename, Transform, rope_factors};

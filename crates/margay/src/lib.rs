@@ -1,1 +1,61 @@
-//! Ask a picture a question: load a model, open a session, stream the answer.
+//! Ask a picture a question.
+//!
+//! ```
+//! use margay::{Event, Image, Model};
+//! # fn main() -> Result<(), margay::Error> {
+//! let model = Model::nano()?;
+//! let mut session = model.session()?;
+//! let picture = Image::filled(64, 64, [200, 30, 30])?;
+//! for event in session.ask(&[picture], "What is in this picture?")? {
+//!     if let Event::Text(piece) = event? {
+//!         print!("{piece}");
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`Model::load`] takes a GGUF file (its mmproj beside it), or a Hugging Face folder. A [`Session`] keeps the
+//! conversation and its KV cache; [`Session::ask`] is an iterator of typed [`Event`]s: stages as they end, text as it is
+//! decoded, and a [`Report`] at the end. [`Session::cancel`] stops it from any thread.
+#![forbid(unsafe_code)]
+
+mod answer;
+mod backends;
+mod engine;
+mod error;
+mod image;
+mod load;
+mod model;
+mod options;
+mod report;
+mod sample;
+mod session;
+mod tokenizer;
+mod trace;
+
+pub use answer::{Answer, Event};
+pub use backends::{BACKENDS, BackendEntry, backend};
+pub use error::Error;
+pub use image::Image;
+pub use load::{ModelSource, default_context};
+pub use margay_graph::Cancel;
+pub use margay_observe::Stage;
+pub use model::Model;
+pub use options::{AskOptions, LoadOptions, Sampling};
+pub use report::{Report, StageReport, Stop};
+pub use session::Session;
+pub use tokenizer::tokenizer_of;
+pub use trace::TraceOptions;
+
+/// The rooms below, for tools that look inside a model.
+pub mod rooms {
+    pub use margay_cpu as cpu;
+    pub use margay_file as file;
+    pub use margay_graph as graph;
+    pub use margay_model as model;
+    pub use margay_observe as observe;
+    pub use margay_prompt as prompt;
+    pub use margay_quant as quant;
+    pub use margay_tensor as tensor;
+}

@@ -1,0 +1,64 @@
+//! The commands: one file each, one variant in [`Command`].
+
+mod chat;
+mod convert;
+mod doctor;
+mod inspect;
+mod run;
+mod tokenize;
+mod trace;
+
+use crate::{Outcome, interrupt::Interrupt};
+use clap::Subcommand;
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Run(run::Run),
+    Chat(chat::Chat),
+    Inspect(inspect::Inspect),
+    Convert(convert::Convert),
+    Tokenize(tokenize::Tokenize),
+    Trace(trace::Trace),
+    Doctor(doctor::Doctor),
+}
+
+impl Command {
+    /// Does it.
+    pub(crate) fn run(self, interrupt: &Interrupt) -> anyhow::Result<Outcome> {
+        match self {
+            Command::Run(c) => c.run(interrupt),
+            Command::Chat(c) => c.run(interrupt),
+            Command::Inspect(c) => c.run(),
+            Command::Convert(c) => c.run(interrupt),
+            Command::Tokenize(c) => c.run(),
+            Command::Trace(c) => c.run(),
+            Command::Doctor(c) => c.run(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn files_modules_and_subcommands_are_the_same_list() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/commands");
+        let files: BTreeSet<String> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|e| e.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned())
+            .filter(|stem| stem != "mod")
+            .collect();
+        let modules: BTreeSet<String> = include_str!("mod.rs")
+            .lines()
+            .filter_map(|line| line.strip_prefix("mod ")?.strip_suffix(';'))
+            .map(str::to_owned)
+            .collect();
+        let cli = crate::Cli::command();
+        let commands: BTreeSet<String> = cli.get_subcommands().map(|c| c.get_name().to_owned()).collect();
+        assert_eq!(files, modules);
+        assert_eq!(files, commands);
+    }
+}

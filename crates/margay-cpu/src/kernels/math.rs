@@ -1,0 +1,184 @@
+//! Elementary functions in float32, written without branches so that a loop over them becomes SIMD code.
+//!
+//! Only additions, multiplications and bit operations in a fixed order: every instruction set gives the same bits.
+
+use margay_graph::Activation;
+
+/// Adding and taking away 1.5 * 2^23 rounds to the nearest integer, ties to even, for |x| < 2^22.
+pub(crate) const ROUND: f32 = 12_582_912.0;
+
+/// e^x with a relative error below 2e-7; arguments beyond the range of normal numbers are clamped, NaN stays NaN.
+///
+/// Source: the range reduction and polynomial of Cephes `expf`.
+#[inline(always)]
+pub(crate) fn exp(x: f32) -> f32 {
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    let x = if x > 88.0 { 88.0 } else { x };
+    let x = if x < -87.0 { -87.0 } else { x };
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = x - n * LN2_HIGH - n * LN2_LOW;
+    let p = 1.987_569_1e-4;
+    let p = p * r + 1.398_199_9e-3;
+    let p = p * r + 8.333_452e-3;
+    let p = p * r + 4.166_579_6e-2;
+    let p = p * r + 1.666_666_5e-1;
+    let p = p * r + 0.5;
+    let y = p * (r * r) + r + 1.0;
+    // The low bits of `shifted` hold n; the clamp keeps n + 127 within 1..=254.
+    let power = f32::from_bits(shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23);
+    y * power
+}
+
+/// The error function with an absolute error below 3e-7.
+///
+/// Source: the rational approximation on [-4, 4] used by Eigen (`generic_fast_erf_float`, before 2023).
+#[inline(always)]
+pub(crate) fn erf(x: f32) -> f32 {
+    let x = if x > 4.0 { 4.0 } else { x };
+    let x = if x < -4.0 { -4.0 } else { x };
+    let x2 = x * x;
+    let p = -2.726_142_3e-10;
+    let p = p * x2 + 2.770_681_5e-8;
+    let p = p * x2 - 2.101_024e-6;
+    let p = p * x2 - 5.692_506_4e-5;
+    let p = p * x2 - 7.349_906_3e-4;
+    let p = p * x2 - 2.954_599_8e-3;
+    let p = p * x2 - 1.609_603_4e-2;
+    let q = -1.456_607_2e-5;
+    let q = q * x2 - 2.133_740_6e-4;
+    let q = q * x2 - 1.682_827e-3;
+    let q = q * x2 - 7.373_329e-3;
+    let q = q * x2 - 1.426_474e-2;
+    x * p / q
+}
+
+/// 1 / (1 + e^-x)
+#[inline(always)]
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+#[inline(always)]
+fn relu6(x: f32) -> f32 {
+    let x = if x < 0.0 { 0.0 } else { x };
+    if x > 6.0 { 6.0 } else { x }
+}
+
+/// Applies `f` to each element.
+#[inline(always)]
+fn each(x: &mut [f32], f: impl Fn(f32) -> f32) {
+    for x in x {
+        *x = f(*x);
+    }
+}
+
+/// Sets `out[i]` to `f(gate[i]) * out[i]`.
+#[inline(always)]
+fn gated(out: &mut [f32], gate: &[f32], f: impl Fn(f32) -> f32) {
+    for (out, gate) in out.iter_mut().zip(gate) {
+        *out *= f(*gate);
+    }
+}
+
+/// sqrt(2 / pi), doubled, and the cubic coefficient: tanh-GELU is x * sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3)).
+const TWICE_SQRT_2_PI: f32 = 1.595_769_1;
+const CUBIC: f32 = 0.044_715;
+
+macro_rules! by_activation {
+    ($act:expr, $apply:ident, $out:expr $(, $gate:expr)?) => {
+        match $act {
+            Activation::Silu => $apply($out, $($gate,)? |x| x * sigmoid(x)),
+            Activation::GeluErf => {
+                $apply($out, $($gate,)? |x| 0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2)))
+            }
+            Activation::GeluTanh => {
+                $apply($out, $($gate,)? |x| x * sigmoid(TWICE_SQRT_2_PI * (x + CUBIC * x * x * x)))
+            }
+            Activation::QuickGelu => $apply($out, $($gate,)? |x| x * sigmoid(1.702 * x)),
+            Activation::Relu => $apply($out, $($gate,)? |x| if x < 0.0 { 0.0 } else { x }),
+            Activation::Hardswish => $apply($out, $($gate,)? |x| x * relu6(x + 3.0) / 6.0),
+            Activation::Hardsigmoid => $apply($out, $($gate,)? |x| relu6(x + 3.0) / 6.0),
+        }
+    };
+}
+
+/// `x = act(x)`
+#[inline(always)]
+pub(crate) fn activate(act: Activation, x: &mut [f32]) {
+    by_activation!(act, each, x);
+}
+
+/// `out = act(gate) * out`
+#[inline(always)]
+pub(crate) fn glu(act: Activation, gate: &[f32], out: &mut [f32]) {
+    by_activation!(act, gated, out, gate);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// erf by its Maclaurin series, good to 1e-12 for |x| <= 4.
+    fn erf64(x: f64) -> f64 {
+        let (mut term, mut sum) = (x, x);
+        for n in 1..200 {
+            term *= -x * x / n as f64;
+            sum += term / (2 * n + 1) as f64;
+        }
+        sum * 2.0 / std::f64::consts::PI.sqrt()
+    }
+
+    fn grid(from: f32, to: f32) -> impl Iterator<Item = f32> {
+        (0..=200_000).map(move |i| from + (to - from) * i as f32 / 200_000.0)
+    }
+
+    #[test]
+    fn exp_is_within_2e_7_of_the_exact_value() {
+        for x in grid(-86.9, 88.0) {
+            let exact = f64::from(x).exp();
+            assert!((f64::from(exp(x)) - exact).abs() <= 2e-7 * exact, "exp({x}) = {}", exp(x));
+        }
+        assert!(exp(f32::NAN).is_nan());
+        assert!(exp(f32::NEG_INFINITY) < 1e-37 && exp(1e9) > 1e38);
+    }
+
+    #[test]
+    fn erf_is_within_3e_7_of_the_exact_value() {
+        for x in grid(-3.99, 3.99).step_by(17) {
+            assert!((f64::from(erf(x)) - erf64(f64::from(x))).abs() <= 3e-7, "erf({x})");
+        }
+        assert_eq!(erf(9.0), erf(4.0));
+        assert!((erf(9.0) - 1.0).abs() < 3e-7 && erf(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn activations_are_within_4e_7_of_their_definition() {
+        fn exact(act: Activation, x: f64) -> f64 {
+            let tanh_arg = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
+            match act {
+                Activation::Silu => x / (1.0 + (-x).exp()),
+                Activation::GeluErf if x.abs() < 5.0 => 0.5 * x * (1.0 + erf64(x / 2f64.sqrt())),
+                Activation::GeluErf => x.max(0.0),
+                Activation::GeluTanh => 0.5 * x * (1.0 + tanh_arg.tanh()),
+                Activation::QuickGelu => x / (1.0 + (-1.702 * x).exp()),
+                Activation::Relu => x.max(0.0),
+                Activation::Hardswish => x * (x + 3.0).clamp(0.0, 6.0) / 6.0,
+                Activation::Hardsigmoid => (x + 3.0).clamp(0.0, 6.0) / 6.0,
+            }
+        }
+        for act in Activation::ALL {
+            for x in grid(-30.0, 30.0).step_by(37) {
+                let (mut got, want) = ([x], exact(act, f64::from(x)));
+                activate(act, &mut got);
+                // gelu's tail beyond |x| = 5 is x * 3e-7 at most.
+                let bound = 4e-7 * want.abs().max(1.0) + if act == Activation::GeluErf { 5e-6 } else { 0.0 };
+                assert!((f64::from(got[0]) - want).abs() <= bound, "{act:?}({x}) = {}, not {want}", got[0]);
+                let mut out = [3.0];
+                glu(act, &[x], &mut out);
+                assert_eq!(out[0], 3.0 * got[0], "{act:?}");
+            }
+        }
+    }
+}

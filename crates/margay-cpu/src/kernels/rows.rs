@@ -1,0 +1,254 @@
+//! Kernels over rows of float32 that are the same code for every instruction set, compiled once for each.
+//!
+//! Sums run over [`LANES`] partial sums in a fixed order, so every instruction set gives the same bits.
+
+use super::math;
+use margay_graph::Activation;
+
+/// Partial sums of a reduction.
+const LANES: usize = 16;
+
+/// One function a kernel, for one instruction set.
+pub(crate) struct RowKernels {
+    /// `x = act(x)`
+    pub(crate) activate: fn(Activation, &mut [f32]),
+    /// `out = act(gate) * out`
+    pub(crate) glu: fn(Activation, &[f32], &mut [f32]),
+    /// `x += y`
+    pub(crate) add: fn(&mut [f32], &[f32]),
+    /// `x *= y`
+    pub(crate) mul: fn(&mut [f32], &[f32]),
+    /// `x *= factor`
+    pub(crate) scale: fn(&mut [f32], f32),
+    /// `acc += x * y`, element by element.
+    pub(crate) add_product: fn(&mut [f32], &[f32], &[f32]),
+    /// `x = x / sqrt(mean(x^2) + eps) * weight`
+    pub(crate) rms_norm: fn(&mut [f32], &[f32], f32),
+    /// `x = (x - mean) / sqrt(var + eps) * weight + bias`
+    pub(crate) layer_norm: fn(&mut [f32], &[f32], Option<&[f32]>, f32),
+    /// Turns pairs (i, i + n) of one head; x: [2n], cos, sin: [n].
+    pub(crate) rope_half: fn(&mut [f32], &[f32], &[f32]),
+    /// Turns pairs (2i, 2i + 1) of one head; x: [2n], cos, sin: [n].
+    pub(crate) rope_interleaved: fn(&mut [f32], &[f32], &[f32]),
+    /// One step of the online softmax over the scores of a key block: replaces them by `exp(score - max)`, where max
+    /// is the greater of `old_max` and theirs. Returns max and the sum.
+    pub(crate) softmax_block: fn(&mut [f32], f32) -> (f32, f32),
+    /// Quantizes a row to int8 in groups of 32: codes, scales [n/32], sums of codes of each 16 [n/16] and 32 [n/32].
+    pub(crate) quantize: fn(&[f32], &mut [i8], &mut [f32], &mut [f32], &mut [f32]),
+}
+
+mod body {
+    use super::{Activation, LANES, math};
+
+    #[inline(always)]
+    pub(super) fn activate(act: Activation, x: &mut [f32]) {
+        math::activate(act, x);
+    }
+
+    #[inline(always)]
+    pub(super) fn glu(act: Activation, gate: &[f32], out: &mut [f32]) {
+        math::glu(act, gate, out);
+    }
+
+    #[inline(always)]
+    pub(super) fn add(x: &mut [f32], y: &[f32]) {
+        for (x, y) in x.iter_mut().zip(y) {
+            *x += y;
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn mul(x: &mut [f32], y: &[f32]) {
+        for (x, y) in x.iter_mut().zip(y) {
+            *x *= y;
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn scale(x: &mut [f32], factor: f32) {
+        for x in x {
+            *x *= factor;
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn add_product(acc: &mut [f32], x: &[f32], y: &[f32]) {
+        for ((acc, x), y) in acc.iter_mut().zip(x).zip(y) {
+            *acc += x * y;
+        }
+    }
+
+    /// Folds `f(element)` into partial results and those into one, in a fixed order.
+    #[inline(always)]
+    fn reduce(x: &[f32], start: f32, f: impl Fn(f32, f32) -> f32, join: impl Fn(f32, f32) -> f32) -> f32 {
+        let mut lanes = [start; LANES];
+        let (chunks, rest) = x.as_chunks::<LANES>();
+        for chunk in chunks {
+            for (lane, x) in lanes.iter_mut().zip(chunk) {
+                *lane = f(*lane, *x);
+            }
+        }
+        for (lane, x) in lanes.iter_mut().zip(rest) {
+            *lane = f(*lane, *x);
+        }
+        let mut width = LANES / 2;
+        while width > 0 {
+            for i in 0..width {
+                lanes[i] = join(lanes[i], lanes[i + width]);
+            }
+            width /= 2;
+        }
+        lanes[0]
+    }
+
+    #[inline(always)]
+    pub(super) fn rms_norm(x: &mut [f32], weight: &[f32], eps: f32) {
+        let squares = reduce(x, 0.0, |sum, x| sum + x * x, |a, b| a + b);
+        let factor = 1.0 / (squares / x.len() as f32 + eps).sqrt();
+        for (x, w) in x.iter_mut().zip(weight) {
+            *x = *x * factor * w;
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn layer_norm(x: &mut [f32], weight: &[f32], bias: Option<&[f32]>, eps: f32) {
+        let mean = reduce(x, 0.0, |sum, x| sum + x, |a, b| a + b) / x.len() as f32;
+        let squares = reduce(x, 0.0, |sum, x| sum + (x - mean) * (x - mean), |a, b| a + b);
+        let factor = 1.0 / (squares / x.len() as f32 + eps).sqrt();
+        match bias {
+            Some(bias) => {
+                for ((x, w), b) in x.iter_mut().zip(weight).zip(bias) {
+                    *x = (*x - mean) * factor * w + b;
+                }
+            }
+            None => {
+                for (x, w) in x.iter_mut().zip(weight) {
+                    *x = (*x - mean) * factor * w;
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn rope_half(x: &mut [f32], cos: &[f32], sin: &[f32]) {
+        let (low, high) = x.split_at_mut(cos.len());
+        for (((a, b), c), s) in low.iter_mut().zip(high).zip(cos).zip(sin) {
+            (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn rope_interleaved(x: &mut [f32], cos: &[f32], sin: &[f32]) {
+        for ((pair, c), s) in x.as_chunks_mut::<2>().0.iter_mut().zip(cos).zip(sin) {
+            let [a, b] = *pair;
+            *pair = [a * c - b * s, b * c + a * s];
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn softmax_block(x: &mut [f32], old_max: f32) -> (f32, f32) {
+        // A NaN score is never the greatest, but its exponential and thereby the sum is NaN.
+        let greater = |a: f32, b: f32| if b > a { b } else { a };
+        let max = greater(old_max, reduce(x, f32::NEG_INFINITY, greater, greater));
+        if max == f32::NEG_INFINITY {
+            x.fill(0.0);
+            return (max, 0.0);
+        }
+        for x in x.iter_mut() {
+            // Masked scores are -inf and must give exactly 0; the clamp of exp would not.
+            let y = math::exp(*x - max);
+            *x = if *x == f32::NEG_INFINITY { 0.0 } else { y };
+        }
+        (max, reduce(x, 0.0, |sum, x| sum + x, |a, b| a + b))
+    }
+
+    #[inline(always)]
+    pub(super) fn quantize(x: &[f32], q: &mut [i8], scale: &mut [f32], sum16: &mut [f32], sum32: &mut [f32]) {
+        let groups = x.as_chunks::<32>().0.iter().zip(q.as_chunks_mut::<32>().0);
+        for ((((x, q), scale), sum16), sum32) in
+            groups.zip(scale).zip(sum16.as_chunks_mut::<2>().0).zip(sum32)
+        {
+            // Compared as integers the bits of |x| order like the numbers, with NaN above all, so that NaN and
+            // infinity reach the scale and thereby the result.
+            let mut top = [0u32; 8];
+            for x in x.as_chunks::<8>().0 {
+                for (top, x) in top.iter_mut().zip(x) {
+                    *top = (*top).max(x.to_bits() & 0x7fff_ffff);
+                }
+            }
+            let max = f32::from_bits(top.into_iter().fold(0, u32::max));
+            let inverse = if max > 0.0 { 127.0 / max } else { 0.0 };
+            *scale = max / 127.0;
+            let mut codes = [0i32; 32];
+            for (code, x) in codes.iter_mut().zip(x) {
+                // |x * inverse| is at most 127 but for rounding; ties go to even.
+                let shifted = x * inverse + math::ROUND;
+                *code = (shifted.to_bits() as i32).wrapping_sub(math::ROUND.to_bits() as i32).clamp(-127, 127);
+            }
+            for (q, code) in q.iter_mut().zip(&codes) {
+                *q = *code as i8;
+            }
+            let (low, high) = codes.split_at(16);
+            let (low, high): (i32, i32) = (low.iter().sum(), high.iter().sum());
+            *sum16 = [low as f32, high as f32];
+            *sum32 = (low + high) as f32;
+        }
+    }
+}
+
+macro_rules! kernels {
+    ($($name:ident: ($($arg:ident: $type:ty),*) $(-> $ret:ty)?;)*) => {
+        kernels!(@module portable, [], $($name: ($($arg: $type),*) $(-> $ret)?;)*);
+        #[cfg(target_arch = "x86_64")]
+        kernels!(@module avx2, [#[target_feature(enable = "avx2,fma,f16c")]],
+            $($name: ($($arg: $type),*) $(-> $ret)?;)*);
+    };
+    (@module $module:ident, [$($feature:tt)*], $($name:ident: ($($arg:ident: $type:ty),*) $(-> $ret:ty)?;)*) => {
+        mod $module {
+            use super::{Activation, RowKernels, body};
+            kernels!(@functions [$($feature)*], $($name: ($($arg: $type),*) $(-> $ret)?;)*);
+            pub(super) static TABLE: RowKernels = RowKernels { $($name),* };
+        }
+    };
+    (@functions $feature:tt, $($name:ident: $args:tt $(-> $ret:ty)?;)*) => {
+        $(kernels!(@function $feature $name $args $(-> $ret)?);)*
+    };
+    (@function [$($feature:tt)*] $name:ident ($($arg:ident: $type:ty),*) $(-> $ret:ty)?) => {
+        fn $name($($arg: $type),*) $(-> $ret)? {
+            $($feature)*
+            fn inner($($arg: $type),*) $(-> $ret)? {
+                body::$name($($arg),*)
+            }
+            #[allow(unused_unsafe, reason = "the portable module enables no features")]
+            // SAFETY: `table` hands a module out only for an instruction set the processor was found to have.
+            unsafe {
+                inner($($arg),*)
+            }
+        }
+    };
+}
+
+kernels! {
+    activate: (act: Activation, x: &mut [f32]);
+    glu: (act: Activation, gate: &[f32], out: &mut [f32]);
+    add: (x: &mut [f32], y: &[f32]);
+    mul: (x: &mut [f32], y: &[f32]);
+    scale: (x: &mut [f32], factor: f32);
+    add_product: (acc: &mut [f32], x: &[f32], y: &[f32]);
+    rms_norm: (x: &mut [f32], weight: &[f32], eps: f32);
+    layer_norm: (x: &mut [f32], weight: &[f32], bias: Option<&[f32]>, eps: f32);
+    rope_half: (x: &mut [f32], cos: &[f32], sin: &[f32]);
+    rope_interleaved: (x: &mut [f32], cos: &[f32], sin: &[f32]);
+    softmax_block: (x: &mut [f32], old_max: f32) -> (f32, f32);
+    quantize: (x: &[f32], q: &mut [i8], scale: &mut [f32], sum16: &mut [f32], sum32: &mut [f32]);
+}
+
+/// The kernels of `isa`, which the processor must have. On aarch64 NEON is part of the baseline, so the portable
+/// code is NEON code.
+pub(crate) fn table(isa: crate::Isa) -> &'static RowKernels {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        crate::Isa::Avx2 | crate::Isa::Avx512 => &avx2::TABLE,
+        _ => &portable::TABLE,
+    }
+}

@@ -1,0 +1,110 @@
+//! Zeroed memory aligned to a cache line.
+
+use std::{
+    alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error},
+    ops::{Deref, DerefMut},
+    ptr::NonNull,
+};
+
+/// Alignment of every buffer: one cache line, one AVX-512 register.
+const ALIGN_BYTES: usize = 64;
+
+/// Types for which all-zero bytes are a value and which own nothing.
+///
+/// # Safety
+/// Implement it only for such types.
+pub(crate) unsafe trait Plain: Copy {}
+// SAFETY: plain numbers; zero bytes are the number zero.
+unsafe impl Plain for u8 {}
+// SAFETY: as above.
+unsafe impl Plain for i8 {}
+// SAFETY: as above.
+unsafe impl Plain for u16 {}
+// SAFETY: as above.
+unsafe impl Plain for i16 {}
+// SAFETY: as above.
+unsafe impl Plain for i32 {}
+// SAFETY: as above.
+unsafe impl Plain for f32 {}
+
+/// A fixed number of zeroed elements, aligned to 64 bytes. The system hands out pages only as they are touched.
+pub(crate) struct Lines<T: Plain> {
+    at: NonNull<T>,
+    len: usize,
+}
+
+// SAFETY: it owns its memory as a `Vec` does.
+unsafe impl<T: Plain + Send> Send for Lines<T> {}
+// SAFETY: shared access only reads.
+unsafe impl<T: Plain + Sync> Sync for Lines<T> {}
+
+impl<T: Plain> Lines<T> {
+    /// `len` zeros, or `None` where the size overflows.
+    pub(crate) fn try_zeroed(len: usize) -> Option<Self> {
+        let layout = Self::layout(len)?;
+        if layout.size() == 0 {
+            return Some(Lines { at: NonNull::dangling(), len });
+        }
+        // SAFETY: the layout's size is not zero.
+        let raw = unsafe { alloc_zeroed(layout) };
+        let at = NonNull::new(raw.cast::<T>()).unwrap_or_else(|| handle_alloc_error(layout));
+        Some(Lines { at, len })
+    }
+
+    /// `len` zeros.
+    ///
+    /// # Panics
+    /// Where the size overflows; callers derive `len` from checked shapes.
+    pub(crate) fn zeroed(len: usize) -> Self {
+        Self::try_zeroed(len).expect("invariant: buffer sizes come from checked shapes")
+    }
+
+    /// Bytes allocated.
+    pub(crate) fn size_bytes(&self) -> usize {
+        self.len * size_of::<T>()
+    }
+
+    fn layout(len: usize) -> Option<Layout> {
+        let bytes = len.checked_mul(size_of::<T>())?.checked_next_multiple_of(ALIGN_BYTES)?;
+        Layout::from_size_align(bytes, ALIGN_BYTES).ok()
+    }
+}
+
+impl<T: Plain> Drop for Lines<T> {
+    fn drop(&mut self) {
+        let layout = Self::layout(self.len).expect("invariant: the layout was valid when allocated");
+        if layout.size() > 0 {
+            // SAFETY: allocated by `try_zeroed` with this very layout.
+            unsafe { dealloc(self.at.as_ptr().cast(), layout) }
+        }
+    }
+}
+
+impl<T: Plain> Deref for Lines<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        // SAFETY: `at` points at `len` initialised elements (dangling and aligned where there are none).
+        unsafe { std::slice::from_raw_parts(self.at.as_ptr(), self.len) }
+    }
+}
+
+impl<T: Plain> DerefMut for Lines<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as in `deref`, and the borrow is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.at.as_ptr(), self.len) }
+    }
+}
+
+impl<T: Plain> Clone for Lines<T> {
+    fn clone(&self) -> Self {
+        let mut copy = Self::zeroed(self.len);
+        copy.copy_from_slice(self);
+        copy
+    }
+}
+
+impl<T: Plain> std::fmt::Debug for Lines<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Lines({} elements)", self.len)
+    }
+}

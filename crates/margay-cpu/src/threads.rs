@@ -1,0 +1,324 @@
+//! Threads that stay, and work that is claimed piece by piece.
+//!
+//! A call to [`Pool::run`] opens a gate; threads that see it open step in, claim tasks from one counter until none is
+//! left, and step out. The caller works too, then closes the gate and waits only for those who are inside: a thread
+//! that the system has not scheduled yet is never waited for. Waiting spins for some microseconds, then yields, then
+//! sleeps.
+
+use std::{
+    any::Any,
+    cell::Cell,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, Condvar, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+/// Bit of the gate that says it is open; below it the number of threads inside, above it the generation.
+const OPEN: u64 = 1 << 31;
+const INSIDE: u64 = OPEN - 1;
+const GENERATION: u64 = 1 << 32;
+/// Polls of the gate before a thread goes to sleep: some tens of microseconds, longer than the serial ops between two
+/// layers' matrices take in decode.
+const SPINS_BEFORE_SLEEP: u32 = 4000;
+/// Polls before the caller yields its core to a thread that is still inside.
+const SPINS_BEFORE_YIELD: u32 = 2000;
+/// Yields before the caller sleeps between polls.
+const YIELDS_BEFORE_NAP: u32 = 200;
+const NAP: Duration = Duration::from_micros(50);
+
+/// A task panicked; the pool stays usable.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a kernel panicked: {message}")]
+pub struct TaskPanic {
+    /// What the panic said.
+    pub message: String,
+}
+
+thread_local! {
+    /// True on a thread that is running a task: a nested call runs on that thread alone.
+    static IN_TASK: Cell<bool> = const { Cell::new(false) };
+}
+
+type Body<'a> = dyn Fn(usize, usize) + Sync + 'a;
+
+struct Shared {
+    gate: AtomicU64,
+    next: AtomicUsize,
+    tasks: AtomicUsize,
+    /// The body of the open job; read only by threads inside.
+    body: Mutex<Option<&'static Body<'static>>>,
+    panicked: AtomicBool,
+    message: Mutex<Option<String>>,
+    sleepers: AtomicUsize,
+    bed: Mutex<()>,
+    wake: Condvar,
+    stop: AtomicBool,
+}
+
+/// Persistent threads that share the tasks of one call at a time.
+pub struct Pool {
+    shared: Arc<Shared>,
+    submit: Mutex<()>,
+    handles: Vec<JoinHandle<()>>,
+}
+
+impl Pool {
+    /// A pool in which `threads` threads work, the caller of [`Pool::run`] included; 0 counts as 1. Where the system
+    /// refuses a thread, the pool has fewer.
+    pub fn new(threads: usize) -> Self {
+        let shared = Arc::new(Shared {
+            gate: AtomicU64::new(0),
+            next: AtomicUsize::new(0),
+            tasks: AtomicUsize::new(0),
+            body: Mutex::new(None),
+            panicked: AtomicBool::new(false),
+            message: Mutex::new(None),
+            sleepers: AtomicUsize::new(0),
+            bed: Mutex::new(()),
+            wake: Condvar::new(),
+            stop: AtomicBool::new(false),
+        });
+        let handles = (1..threads.max(1))
+            .map_while(|worker| {
+                let shared = shared.clone();
+                let name = format!("margay-cpu-{worker}");
+                std::thread::Builder::new().name(name).spawn(move || shared.work(worker)).ok()
+            })
+            .collect();
+        Pool { shared, submit: Mutex::new(()), handles }
+    }
+
+    /// Threads that work, the caller included.
+    pub fn threads(&self) -> usize {
+        self.handles.len() + 1
+    }
+
+    /// Calls `body(worker, task)` once for each task in `0..tasks`, on any thread and in any order; `worker` is below
+    /// [`Pool::threads`] and held by one thread at a time. Called from within a task it runs on that thread alone,
+    /// as worker 0 of its own: nested tasks must not use per-worker scratch.
+    ///
+    /// # Errors
+    /// [`TaskPanic`] where a task panicked; tasks not yet claimed are then skipped.
+    pub fn run(&self, tasks: usize, body: &Body<'_>) -> Result<(), TaskPanic> {
+        if tasks == 0 {
+            return Ok(());
+        }
+        if tasks == 1 || self.handles.is_empty() || IN_TASK.get() {
+            return serial(tasks, body);
+        }
+        let _turn = self.submit.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared = &*self.shared;
+        // SAFETY: the lifetime is extended only until this function returns: the gate is closed and nobody is inside
+        // by then, and the body is read only by threads inside.
+        let body: &'static Body<'static> = unsafe { std::mem::transmute::<&Body<'_>, _>(body) };
+        *shared.body.lock().unwrap_or_else(PoisonError::into_inner) = Some(body);
+        shared.next.store(0, Ordering::Relaxed);
+        shared.tasks.store(tasks, Ordering::Relaxed);
+        shared.panicked.store(false, Ordering::Relaxed);
+        let generation = (shared.gate.load(Ordering::Relaxed) & !(GENERATION - 1)).wrapping_add(GENERATION);
+        shared.gate.store(generation | OPEN, Ordering::SeqCst);
+        if shared.sleepers.load(Ordering::SeqCst) > 0 {
+            let _bed = shared.bed.lock().unwrap_or_else(PoisonError::into_inner);
+            shared.wake.notify_all();
+        }
+        shared.claim(0, body);
+        shared.gate.fetch_and(!OPEN, Ordering::SeqCst);
+        shared.wait_until_empty();
+        *shared.body.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        if shared.panicked.load(Ordering::Acquire) {
+            let message = shared.message.lock().unwrap_or_else(PoisonError::into_inner).take();
+            return Err(TaskPanic { message: message.unwrap_or_default() });
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        {
+            let _bed = self.shared.bed.lock().unwrap_or_else(PoisonError::into_inner);
+            self.shared.wake.notify_all();
+        }
+        for handle in self.handles.drain(..) {
+            // A worker catches the panics of its tasks, so joining cannot fail with anything worth reporting.
+            let _ = handle.join();
+        }
+    }
+}
+
+impl Shared {
+    fn work(&self, worker: usize) {
+        let mut seen = 0;
+        let mut spins = 0;
+        loop {
+            if self.stop.load(Ordering::Relaxed) {
+                return;
+            }
+            if let Some(generation) = self.step_in(seen) {
+                seen = generation;
+                spins = 0;
+                let body = *self.body.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(body) = body {
+                    self.claim(worker, body);
+                }
+                self.gate.fetch_sub(1, Ordering::Release);
+            } else if spins < SPINS_BEFORE_SLEEP {
+                spins += 1;
+                std::hint::spin_loop();
+            } else {
+                spins = 0;
+                self.sleep(seen);
+            }
+        }
+    }
+
+    /// Enters an open gate of a generation other than `seen` and returns that generation.
+    fn step_in(&self, seen: u64) -> Option<u64> {
+        let mut gate = self.gate.load(Ordering::Relaxed);
+        while gate & OPEN != 0 && gate / GENERATION != seen {
+            match self.gate.compare_exchange_weak(gate, gate + 1, Ordering::Acquire, Ordering::Relaxed) {
+                Ok(_) => return Some(gate / GENERATION),
+                Err(now) => gate = now,
+            }
+        }
+        None
+    }
+
+    fn sleep(&self, seen: u64) {
+        let bed = self.bed.lock().unwrap_or_else(PoisonError::into_inner);
+        self.sleepers.fetch_add(1, Ordering::SeqCst);
+        // The caller opens the gate before it looks for sleepers, and we register before we look at the gate.
+        let gate = self.gate.load(Ordering::SeqCst);
+        let nothing = gate & OPEN == 0 || gate / GENERATION == seen;
+        if nothing && !self.stop.load(Ordering::SeqCst) {
+            drop(self.wake.wait(bed).unwrap_or_else(PoisonError::into_inner));
+        }
+        self.sleepers.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    fn claim(&self, worker: usize, body: &Body<'_>) {
+        let tasks = self.tasks.load(Ordering::Relaxed);
+        IN_TASK.set(true);
+        loop {
+            let task = self.next.fetch_add(1, Ordering::Relaxed);
+            if task >= tasks {
+                break;
+            }
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| body(worker, task))) {
+                *self.message.lock().unwrap_or_else(PoisonError::into_inner) = Some(text(&*panic));
+                self.panicked.store(true, Ordering::Release);
+                self.next.store(tasks, Ordering::Relaxed);
+            }
+        }
+        IN_TASK.set(false);
+    }
+
+    fn wait_until_empty(&self) {
+        let mut polls = 0u32;
+        while self.gate.load(Ordering::Acquire) & INSIDE != 0 {
+            polls = polls.saturating_add(1);
+            if polls < SPINS_BEFORE_YIELD {
+                std::hint::spin_loop();
+            } else if polls < SPINS_BEFORE_YIELD + YIELDS_BEFORE_NAP {
+                std::thread::yield_now();
+            } else {
+                std::thread::sleep(NAP);
+            }
+        }
+    }
+}
+
+fn serial(tasks: usize, body: &Body<'_>) -> Result<(), TaskPanic> {
+    let nested = IN_TASK.replace(true);
+    let run = catch_unwind(AssertUnwindSafe(|| (0..tasks).for_each(|task| body(0, task))));
+    IN_TASK.set(nested);
+    run.map_err(|panic| TaskPanic { message: text(&*panic) })
+}
+
+fn text(panic: &(dyn Any + Send)) -> String {
+    let known = panic.downcast_ref::<String>().cloned();
+    known.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned())).unwrap_or_default()
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Pool({} threads)", self.threads())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_runs_once_whatever_the_number_of_threads() {
+        for threads in [0, 1, 2, 3, 8] {
+            let pool = Pool::new(threads);
+            for round in 0..300 {
+                let tasks = round % 17;
+                let hits: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+                pool.run(tasks, &|worker, task| {
+                    assert!(worker < pool.threads());
+                    hits[task].fetch_add(1, Ordering::Relaxed);
+                })
+                .unwrap();
+                assert!(hits.iter().all(|h| h.load(Ordering::Relaxed) == 1));
+            }
+        }
+    }
+
+    #[test]
+    fn a_panic_is_an_error_and_the_pool_works_on() {
+        let pool = Pool::new(3);
+        for _ in 0..50 {
+            let err = pool.run(20, &|_, task| assert!(task != 7, "task seven")).unwrap_err();
+            assert!(err.message.contains("task seven"));
+            pool.run(20, &|_, _| {}).unwrap();
+        }
+        assert!(pool.run(1, &|_, _| panic!("alone")).is_err());
+    }
+
+    #[test]
+    fn nested_calls_run_on_their_own_thread() {
+        let pool = Pool::new(2);
+        let sum = AtomicUsize::new(0);
+        pool.run(8, &|_, _| {
+            pool.run(5, &|_, inner| drop(sum.fetch_add(inner, Ordering::Relaxed))).unwrap();
+        })
+        .unwrap();
+        assert_eq!(sum.into_inner(), 8 * 10);
+    }
+
+    #[test]
+    fn callers_of_one_pool_take_turns() {
+        let pool = Pool::new(2);
+        let sum = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        pool.run(4, &|_, task| drop(sum.fetch_add(task, Ordering::Relaxed))).unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(sum.into_inner(), 4 * 200 * 6);
+    }
+
+    #[test]
+    fn sleeping_threads_wake_up() {
+        let pool = Pool::new(4);
+        for _ in 0..20 {
+            // Long enough for every worker to go to bed.
+            std::thread::sleep(Duration::from_millis(2));
+            let hits = AtomicUsize::new(0);
+            pool.run(64, &|_, _| drop(hits.fetch_add(1, Ordering::Relaxed))).unwrap();
+            assert_eq!(hits.into_inner(), 64);
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! Files as bytes: mapped where they are large, read where they are small. The only unsafe code of this crate.
+#![allow(unsafe_code, reason = "mapping a file is unsafe; this file wraps it once")]
+
+use std::{fs::File, io::Read, path::Path, sync::Arc};
+
+use margay_tensor::Storage;
+use memmap2::Mmap;
+
+use crate::FileError;
+
+/// Maps a file into memory, read-only. Pages are read when they are touched and can be dropped again, so that a model
+/// larger than the memory can be opened. An empty file gives empty bytes.
+///
+/// The file must not be changed while it is mapped; files that this crate writes are replaced as a whole (rename), so
+/// that a mapping of the former file stays intact. For a file that others may truncate, use [`read_file`].
+///
+/// # Errors
+/// [`FileError::Io`] where it cannot be opened or is no regular file.
+pub fn map_file(path: &Path) -> Result<Storage, FileError> {
+    let file = open_regular(path)?;
+    let len = file.metadata().map_err(|e| FileError::io("read the size of", path, e))?.len();
+    if len == 0 {
+        return Ok(Storage::from_bytes(&[]));
+    }
+    // SAFETY: `Mmap::map` asks that the file is neither truncated nor written while the mapping lives. Nothing in this
+    // crate writes to an existing file: writers create a new file and rename it, which leaves the mapped one alone.
+    // Other processes are the user's to keep away, as for every program that maps its models; the documentation above
+    // says so and offers `read_file` for files of untrusted writers. If a file is truncated all the same, touching a
+    // page beyond its new end raises SIGBUS, which ends the process: no memory of ours is exposed or corrupted. If it
+    // is overwritten, numbers change; everything that indexes memory (lengths, offsets, shapes) was copied out of the
+    // mapping and checked when the file was opened, and text is checked to be UTF-8 each time it is handed out.
+    let map = unsafe { Mmap::map(&file) }.map_err(|e| FileError::io("map", path, e))?;
+    Ok(Storage::from_owner(Arc::new(map)))
+}
+
+/// Reads a whole file into memory of our own, refusing one above `limit_bytes` before anything is allocated for it.
+///
+/// # Errors
+/// [`FileError::Io`] where it cannot be read or is no regular file, [`FileError::TooLarge`] above the limit.
+pub fn read_file(path: &Path, limit_bytes: u64) -> Result<Vec<u8>, FileError> {
+    let file = open_regular(path)?;
+    let size_bytes = file.metadata().map_err(|e| FileError::io("read the size of", path, e))?.len();
+    let too_large = |size_bytes| FileError::TooLarge { path: path.to_owned(), size_bytes, limit_bytes };
+    if size_bytes > limit_bytes {
+        return Err(too_large(size_bytes));
+    }
+    let mut bytes = Vec::with_capacity(usize::try_from(size_bytes).map_err(|_| too_large(size_bytes))?);
+    // The file may grow between the two calls: read at most one byte more than allowed.
+    let read = file.take(limit_bytes.saturating_add(1)).read_to_end(&mut bytes);
+    read.map_err(|e| FileError::io("read", path, e))?;
+    if bytes.len() as u64 > limit_bytes {
+        return Err(too_large(bytes.len() as u64));
+    }
+    Ok(bytes)
+}
+
+/// Opens a regular file: a pipe or a device would block or never end.
+fn open_regular(path: &Path) -> Result<File, FileError> {
+    let kind = std::fs::metadata(path).map_err(|e| FileError::io("open", path, e))?;
+    if !kind.is_file() {
+        let why = std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is no regular file");
+        return Err(FileError::io("open", path, why));
+    }
+    File::open(path).map_err(|e| FileError::io("open", path, e))
+}

@@ -1,0 +1,221 @@
+//! The numbers that describe a model, whatever file they came from.
+
+use crate::{ModelError, Projector};
+use margay_graph::Activation;
+use margay_prompt::image::ImageSpec;
+
+/// Everything Margay needs to know of a model besides its weights and vocabulary.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelConfig {
+    /// Id of the family, an entry of [`crate::FAMILIES`].
+    pub family: &'static str,
+    /// Name the model gives itself, for people.
+    pub name: String,
+    /// The decoder.
+    pub text: TextConfig,
+    /// The vision side; `None` for text models.
+    pub vision: Option<VisionConfig>,
+    /// How prompts are written where the model brings no chat template.
+    pub prompt: PromptStyle,
+}
+
+/// A LLaMA-like decoder.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TextConfig {
+    /// Rows of the embedding table.
+    pub vocabulary: usize,
+    /// E
+    pub width: usize,
+    /// L
+    pub layers: usize,
+    /// F
+    pub ffn: usize,
+    /// H
+    pub heads: usize,
+    /// K
+    pub kv_heads: usize,
+    /// D
+    pub head_dim: usize,
+    /// Columns of a head that turn.
+    pub rotary: usize,
+    /// Base of the rotary frequencies.
+    pub rope_base: f32,
+    /// How the frequencies are stretched for long contexts.
+    pub rope_scaling: RopeScaling,
+    /// Epsilon of the RMS norms.
+    pub norm_eps: f32,
+    /// Positions the model was trained for.
+    pub context: usize,
+    /// True where the output head is the embedding table.
+    pub tied: bool,
+}
+
+/// How rotary frequencies are stretched. Source: transformers `modeling_rope_utils.py`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// Not at all.
+    None,
+    /// All divided by one factor.
+    Linear(f32),
+    /// LLaMA 3.1's rule: low frequencies divided, high ones kept, a ramp between.
+    Llama3 {
+        /// Divisor of the low frequencies.
+        factor: f32,
+        /// Wavelengths above `original / low` are divided.
+        low: f32,
+        /// Wavelengths below `original / high` are kept.
+        high: f32,
+        /// Context of the first training.
+        original: f32,
+    },
+    /// The file holds the divisors themselves (`rope_freqs.weight`).
+    Factors,
+}
+
+/// A vision tower, a projector, and how a picture becomes the tower's input.
+#[derive(Clone, Debug, PartialEq)]
+pub struct VisionConfig {
+    /// The tower.
+    pub vit: VitConfig,
+    /// Patch features to visual tokens.
+    pub projector: &'static Projector,
+    /// Picture to pixels.
+    pub image: ImageSpec,
+}
+
+impl VisionConfig {
+    /// Patches a side of the tower's square input.
+    pub fn grid(&self) -> usize {
+        self.vit.grid()
+    }
+
+    /// Visual tokens one picture becomes.
+    pub fn tokens(&self) -> usize {
+        (self.projector.tokens)(self.grid())
+    }
+}
+
+/// A vision transformer over equal square patches.
+#[derive(Clone, Debug, PartialEq)]
+pub struct VitConfig {
+    /// Side of the input, pixels.
+    pub image: usize,
+    /// Side of a patch, pixels.
+    pub patch: usize,
+    /// C
+    pub width: usize,
+    /// F
+    pub ffn: usize,
+    /// H
+    pub heads: usize,
+    /// Blocks that run: all up to the hidden state that is selected.
+    pub layers: usize,
+    /// Epsilon of the layer norms.
+    pub norm_eps: f32,
+    /// Activation of the FFN.
+    pub activation: Activation,
+    /// A class token stands before the patches (and is dropped at the end).
+    pub class_token: bool,
+    /// A layer norm stands before the blocks.
+    pub pre_norm: bool,
+    /// The patch embedding has a bias.
+    pub patch_bias: bool,
+}
+
+impl VitConfig {
+    /// Patches a side.
+    pub fn grid(&self) -> usize {
+        self.image / self.patch.max(1)
+    }
+}
+
+/// How a family writes prompts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PromptStyle {
+    /// Built-in template for a model that brings none.
+    pub template: &'static str,
+    /// How templates mark an image.
+    pub image_mark: &'static str,
+    /// Texts that end an answer, beside the vocabulary's own stop tokens.
+    pub stops: &'static [&'static str],
+}
+
+/// Upper bounds that no real model exceeds; they keep a hostile file from asking for absurd sizes.
+mod bound {
+    pub(super) const LAYERS: usize = 512;
+    pub(super) const WIDTH: usize = 1 << 17;
+    pub(super) const VOCABULARY: usize = 1 << 22;
+    pub(super) const CONTEXT: usize = 1 << 24;
+    pub(super) const IMAGE_SIDE: usize = 1 << 13;
+}
+
+fn within(place: &str, field: &str, value: usize, most: usize) -> Result<(), ModelError> {
+    if value == 0 || value > most {
+        let what = format!("{value} is not within 1 to {most}");
+        return Err(ModelError::Field { place: place.to_owned(), field: field.to_owned(), what });
+    }
+    Ok(())
+}
+
+impl TextConfig {
+    /// Checks bounds and divisibility, so that programs over it are well formed.
+    pub(crate) fn checked(self, place: &str) -> Result<Self, ModelError> {
+        let bad =
+            |field: &str, what: String| ModelError::Field { place: place.into(), field: field.into(), what };
+        within(place, "vocabulary", self.vocabulary, bound::VOCABULARY)?;
+        within(place, "layers", self.layers, bound::LAYERS)?;
+        within(place, "context", self.context, bound::CONTEXT)?;
+        for (field, value) in [
+            ("width", self.width),
+            ("feed-forward width", self.ffn),
+            ("heads", self.heads),
+            ("kv heads", self.kv_heads),
+            ("head width", self.head_dim),
+        ] {
+            within(place, field, value, bound::WIDTH)?;
+        }
+        if !self.heads.is_multiple_of(self.kv_heads) {
+            return Err(bad("kv heads", format!("{} heads cannot share {}", self.heads, self.kv_heads)));
+        }
+        if self.heads * self.head_dim > bound::WIDTH {
+            return Err(bad(
+                "heads",
+                format!("{} heads of {} columns are too many", self.heads, self.head_dim),
+            ));
+        }
+        if self.rotary > self.head_dim || !self.rotary.is_multiple_of(2) {
+            return Err(bad(
+                "rotary width",
+                format!("{} of {} columns cannot turn", self.rotary, self.head_dim),
+            ));
+        }
+        if !(self.norm_eps > 0.0 && self.norm_eps < 1.0) {
+            return Err(bad("norm epsilon", format!("{} is not within 0 to 1", self.norm_eps)));
+        }
+        if !(self.rope_base > 1.0 && self.rope_base.is_finite()) {
+            return Err(bad("rope base", format!("{} is no base", self.rope_base)));
+        }
+        Ok(self)
+    }
+}
+
+impl VitConfig {
+    /// Checks bounds and divisibility.
+    pub(crate) fn checked(self, place: &str) -> Result<Self, ModelError> {
+        for (field, value, most) in [
+            ("image size", self.image, bound::IMAGE_SIDE),
+            ("patch size", self.patch, self.image),
+            ("vision width", self.width, bound::WIDTH),
+            ("vision feed-forward width", self.ffn, bound::WIDTH),
+            ("vision heads", self.heads, self.width),
+            ("vision layers", self.layers, bound::LAYERS),
+        ] {
+            within(place, field, value, most)?;
+        }
+        if !self.width.is_multiple_of(self.heads) {
+            let what = format!("{} heads do not divide {} columns", self.heads, self.width);
+            return Err(ModelError::Field { place: place.into(), field: "vision heads".into(), what });
+        }
+        Ok(self)
+    }
+}

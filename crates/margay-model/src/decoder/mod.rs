@@ -1,0 +1,3 @@
+//! Decoders: tokens to logits.
+
+pub(crate) mod llama;

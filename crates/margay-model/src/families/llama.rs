@@ -1,0 +1,24 @@
+//! LLaMA 2 and 3 and their like (MobileLLaMA, Vicuna, TinyLlama): text only.
+
+use super::Family;
+use crate::{ModelConfig, PromptStyle, decoder, hf::llama_text};
+
+pub(super) const LLAMA: Family = Family {
+    id: "llama",
+    summary: "LLaMA 2 and 3, Vicuna, TinyLlama, MobileLLaMA: text",
+    hf: &["llama"],
+    gguf: &[("llama", None)],
+    prompt: PromptStyle { template: "plain", image_mark: "<image>", stops: &[] },
+    image: None,
+    verified: "transformers LlamaForCausalLM",
+    read_hf: |config, _| {
+        Ok(ModelConfig {
+            family: LLAMA.id,
+            name: config.str("_name_or_path").filter(|n| !n.is_empty()).unwrap_or("llama").to_owned(),
+            text: llama_text(config)?,
+            vision: None,
+            prompt: LLAMA.prompt,
+        })
+    },
+    rename: |config, name| decoder::llama::rename(&config.text, name),
+};

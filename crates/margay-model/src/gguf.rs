@@ -1,0 +1,241 @@
+//! A model's configuration as GGUF metadata, read and written.
+
+use crate::{
+    Family, GgufParts, ModelConfig, ModelError, RopeScaling, TextConfig, VisionConfig, VitConfig, projector,
+};
+use margay_file::gguf::{Metadata, Value};
+use margay_graph::Activation;
+use margay_prompt::image::ImageSpec;
+
+/// Our own key: how a picture becomes pixels, as JSON of an [`ImageSpec`]. Other runtimes ignore it.
+const IMAGE_SPEC_KEY: &str = "margay.image_spec";
+
+/// `clip.projector_type`, or its place in files of several modalities.
+pub(crate) fn projector_type(vision: &Metadata) -> Result<&str, ModelError> {
+    if let Some(kind) = vision.opt_str("clip.projector_type")? {
+        return Ok(kind);
+    }
+    if let Some(kind) = vision.opt_str("clip.vision.projector_type")? {
+        return Ok(kind);
+    }
+    // The first LLaVA converters wrote only a flag.
+    match vision.opt_bool("clip.has_llava_projector")? {
+        Some(true) => Ok("mlp"),
+        _ => Ok(vision.str("clip.projector_type")?),
+    }
+}
+
+/// Whether a text file holds a vision side as well.
+pub fn holds_vision(text: &Metadata) -> bool {
+    text.contains("clip.vision.image_size")
+}
+
+pub(crate) fn read(family: &Family, arch: &str, parts: &GgufParts<'_>) -> Result<ModelConfig, ModelError> {
+    let text = read_text(arch, parts)?;
+    let vision = parts.vision.map(|meta| read_vision(family, meta)).transpose()?;
+    if let Some(vision) = &vision
+        && let Some(out) = parts.vision.and_then(|m| m.opt_usize("clip.vision.projection_dim").transpose())
+        && out? != text.width
+        && vision.projector.id != "mlp"
+    {
+        return Err(field(
+            "clip.vision.projection_dim",
+            format!("does not fit a decoder of width {}", text.width),
+        ));
+    }
+    let name = parts.text.opt_str("general.name")?.unwrap_or(family.id).to_owned();
+    Ok(ModelConfig { family: family.id, name, text, vision, prompt: family.prompt })
+}
+
+fn read_text(arch: &str, parts: &GgufParts<'_>) -> Result<TextConfig, ModelError> {
+    let meta = parts.text;
+    let key = |name: &str| format!("{arch}.{name}");
+    let width = meta.usize(&key("embedding_length"))?;
+    let heads = meta.usize(&key("attention.head_count"))?;
+    if heads == 0 {
+        return Err(field(&key("attention.head_count"), "0 heads".into()));
+    }
+    let head_dim = meta.opt_usize(&key("attention.key_length"))?.unwrap_or(width / heads);
+    if let Some(value_length) = meta.opt_usize(&key("attention.value_length"))?.filter(|v| *v != head_dim) {
+        let what = format!("{value_length} differs from the key length {head_dim}, which is not supported");
+        return Err(field(&key("attention.value_length"), what));
+    }
+    let table = parts.tensors.info("token_embd.weight");
+    let table = table.ok_or_else(|| ModelError::weight("token_embd.weight", "the file does not hold it"))?;
+    let vocabulary = table.shape.dims().first().copied().unwrap_or(0);
+    let tokens = meta.opt_strings("tokenizer.ggml.tokens")?.map(|t| t.len());
+    if let Some(tokens) = tokens.filter(|t| *t > vocabulary) {
+        return Err(field("tokenizer.ggml.tokens", format!("{tokens} tokens for {vocabulary} embeddings")));
+    }
+    let rope_scaling = match meta.opt_str(&key("rope.scaling.type"))? {
+        _ if parts.tensors.info("rope_freqs.weight").is_some() => RopeScaling::Factors,
+        None | Some("none") => RopeScaling::None,
+        Some("linear") => RopeScaling::Linear(meta.f32(&key("rope.scaling.factor"))?),
+        Some(other) => return Err(field(&key("rope.scaling.type"), format!("{other:?} is not supported"))),
+    };
+    TextConfig {
+        vocabulary,
+        width,
+        layers: meta.usize(&key("block_count"))?,
+        ffn: meta.usize(&key("feed_forward_length"))?,
+        heads,
+        kv_heads: meta.opt_usize(&key("attention.head_count_kv"))?.unwrap_or(heads),
+        head_dim,
+        rotary: meta.opt_usize(&key("rope.dimension_count"))?.unwrap_or(head_dim),
+        rope_base: meta.opt_f32(&key("rope.freq_base"))?.unwrap_or(10000.0),
+        rope_scaling,
+        norm_eps: meta.f32(&key("attention.layer_norm_rms_epsilon"))?,
+        context: meta.usize(&key("context_length"))?,
+        tied: parts.tensors.info("output.weight").is_none(),
+    }
+    .checked("GGUF metadata")
+}
+
+fn read_vision(family: &Family, meta: &Metadata) -> Result<VisionConfig, ModelError> {
+    let kind = projector_type(meta)?;
+    let projector = projector::by_id(kind)
+        .ok_or_else(|| field("clip.projector_type", format!("the projector {kind:?} is not supported")))?;
+    let key = |name: &str| format!("clip.vision.{name}");
+    let stored = meta.usize(&key("block_count"))?;
+    let vit = VitConfig {
+        image: meta.usize(&key("image_size"))?,
+        patch: meta.usize(&key("patch_size"))?,
+        width: meta.usize(&key("embedding_length"))?,
+        ffn: meta.usize(&key("feed_forward_length"))?,
+        heads: meta.usize(&key("attention.head_count"))?,
+        layers: layers_that_run(meta, stored)?,
+        norm_eps: meta.f32(&key("attention.layer_norm_epsilon"))?,
+        activation: activation(meta)?,
+        class_token: true,
+        pre_norm: true,
+        patch_bias: false,
+    }
+    .checked("GGUF metadata")?;
+    let image = match meta.opt_str(IMAGE_SPEC_KEY)? {
+        Some(json) => serde_json::from_str(json).map_err(|e| field(IMAGE_SPEC_KEY, e.to_string()))?,
+        None => default_image(family, meta, vit.image)?,
+    };
+    if image.size != (vit.image as u32, vit.image as u32) {
+        let what = format!("{} x {} pixels do not fit a tower of {}", image.size.0, image.size.1, vit.image);
+        return Err(field(IMAGE_SPEC_KEY, what));
+    }
+    Ok(VisionConfig { vit, projector, image })
+}
+
+/// Blocks that run, of those stored. `feature_layer` says it where it is written. Without it, files of today's public
+/// converter (which set `general.type`) store all blocks and mean the hidden state before the last, while the first
+/// converters dropped the last block and mean all that are left.
+fn layers_that_run(meta: &Metadata, stored: usize) -> Result<usize, ModelError> {
+    let key = "clip.vision.feature_layer";
+    if let Some(layers) = meta.opt_i32s(key)? {
+        let &[select] = layers.as_ref() else {
+            return Err(field(
+                key,
+                format!("{} feature layers are not supported, expected one", layers.len()),
+            ));
+        };
+        let count = if select < 0 { stored as i64 + 1 + i64::from(select) } else { i64::from(select) };
+        let count = usize::try_from(count).ok().filter(|&n| n >= 1 && n <= stored);
+        return count
+            .ok_or_else(|| field(key, format!("hidden state {select} of {stored} blocks does not exist")));
+    }
+    let today = meta.opt_str("general.type")? == Some("mmproj");
+    Ok(if today { stored.saturating_sub(1) } else { stored })
+}
+
+/// `use_gelu` is ggml's, the tanh form; neither flag means CLIP's quick GELU.
+fn activation(meta: &Metadata) -> Result<Activation, ModelError> {
+    let flag = |key: &str| meta.opt_bool(key).map(|f| f.unwrap_or(false));
+    Ok(match (flag("clip.use_gelu")?, flag("clip.use_silu")?) {
+        (true, _) => Activation::GeluTanh,
+        (_, true) => Activation::Silu,
+        _ => Activation::QuickGelu,
+    })
+}
+
+fn default_image(family: &Family, meta: &Metadata, side: usize) -> Result<ImageSpec, ModelError> {
+    let make = family
+        .image
+        .ok_or_else(|| field("clip.vision.image_size", "this family has no image side".into()))?;
+    let mut spec = make(side as u32);
+    for (key, slot) in [("clip.vision.image_mean", &mut spec.mean), ("clip.vision.image_std", &mut spec.std)]
+    {
+        if let Some(values) = meta.opt_f32s(key)? {
+            *slot = values
+                .as_ref()
+                .try_into()
+                .map_err(|_| field(key, format!("{} numbers, expected 3", values.len())))?;
+        }
+    }
+    if !spec.std.iter().all(|s| *s > 0.0) {
+        return Err(field("clip.vision.image_std", "must be positive".into()));
+    }
+    Ok(spec)
+}
+
+fn field(key: &str, what: String) -> ModelError {
+    ModelError::Field { place: "GGUF metadata".into(), field: key.into(), what }
+}
+
+/// The text side's metadata: architecture and sizes.
+pub fn text_metadata(config: &ModelConfig) -> Metadata {
+    let mut meta = Metadata::new();
+    let text = &config.text;
+    let arch = crate::family(config.family).and_then(|f| f.gguf.first()).map_or("llama", |(arch, _)| arch);
+    let mut put = |name: &str, value: Value| meta.insert(name, value);
+    put("general.architecture", arch.into());
+    put("general.type", "model".into());
+    put("general.name", config.name.as_str().into());
+    put("general.quantization_version", 2u32.into());
+    let mut size = |name: &str, value: usize| put(&format!("{arch}.{name}"), (value as u32).into());
+    size("context_length", text.context);
+    size("embedding_length", text.width);
+    size("block_count", text.layers);
+    size("feed_forward_length", text.ffn);
+    size("attention.head_count", text.heads);
+    size("attention.head_count_kv", text.kv_heads);
+    size("attention.key_length", text.head_dim);
+    size("attention.value_length", text.head_dim);
+    size("rope.dimension_count", text.rotary);
+    size("vocab_size", text.vocabulary);
+    put(&format!("{arch}.rope.freq_base"), text.rope_base.into());
+    put(&format!("{arch}.attention.layer_norm_rms_epsilon"), text.norm_eps.into());
+    if let RopeScaling::Linear(factor) = text.rope_scaling {
+        put(&format!("{arch}.rope.scaling.type"), "linear".into());
+        put(&format!("{arch}.rope.scaling.factor"), factor.into());
+    }
+    meta
+}
+
+/// The vision side's metadata; `None` for a text model.
+pub fn vision_metadata(config: &ModelConfig) -> Option<Metadata> {
+    let VisionConfig { vit, projector, image } = config.vision.as_ref()?;
+    let mut meta = Metadata::new();
+    let mut put = |name: &str, value: Value| meta.insert(name, value);
+    put("general.architecture", "clip".into());
+    put("general.type", "mmproj".into());
+    put("general.name", config.name.as_str().into());
+    put("general.quantization_version", 2u32.into());
+    put("clip.has_vision_encoder", true.into());
+    put("clip.has_text_encoder", false.into());
+    put("clip.has_llava_projector", true.into());
+    put("clip.projector_type", projector.id.into());
+    put("clip.use_gelu", (vit.activation == Activation::GeluTanh).into());
+    put("clip.use_silu", (vit.activation == Activation::Silu).into());
+    let mut size = |name: &str, value: usize| put(&format!("clip.vision.{name}"), (value as u32).into());
+    size("image_size", vit.image);
+    size("patch_size", vit.patch);
+    size("embedding_length", vit.width);
+    size("feed_forward_length", vit.ffn);
+    size("projection_dim", config.text.width);
+    size("block_count", vit.layers);
+    size("attention.head_count", vit.heads);
+    put("clip.vision.attention.layer_norm_epsilon", vit.norm_eps.into());
+    put("clip.vision.image_mean", image.mean.to_vec().into());
+    put("clip.vision.image_std", image.std.to_vec().into());
+    // Only the blocks that run are stored; said outright, since readers differ on what silence means.
+    put("clip.vision.feature_layer", vec![vit.layers as i32].into());
+    let json = serde_json::to_string(image).expect("invariant: an image spec is plain data");
+    put(IMAGE_SPEC_KEY, json.into());
+    Some(meta)
+}

@@ -1,0 +1,176 @@
+//! Reads a Hugging Face `config.json`, with errors that name the field.
+
+use crate::{ModelError, RopeScaling, TextConfig, VitConfig};
+use margay_graph::Activation;
+use serde_json::Value;
+
+/// A JSON object of a configuration, and where it stands.
+#[derive(Clone, Debug)]
+pub struct HfConfig<'a> {
+    object: &'a Value,
+    place: String,
+}
+
+impl<'a> HfConfig<'a> {
+    /// The whole `config.json`.
+    pub fn new(object: &'a Value) -> Self {
+        HfConfig { object, place: "config.json".to_owned() }
+    }
+
+    /// Where this object stands, for messages.
+    pub fn place(&self) -> &str {
+        &self.place
+    }
+
+    /// A field that is there and not null.
+    pub fn get(&self, field: &str) -> Option<&'a Value> {
+        self.object.get(field).filter(|v| !v.is_null())
+    }
+
+    /// A nested object.
+    pub fn object(&self, field: &str) -> Option<HfConfig<'a>> {
+        let object = self.get(field).filter(|v| v.is_object())?;
+        Some(HfConfig { object, place: format!("{}: {field}", self.place) })
+    }
+
+    /// A text, or `None` where absent.
+    pub fn str(&self, field: &str) -> Option<&'a str> {
+        self.get(field)?.as_str()
+    }
+
+    /// Truth value, or `default` where absent.
+    ///
+    /// # Errors
+    /// [`ModelError::Field`] where it is something else.
+    pub fn bool(&self, field: &str, default: bool) -> Result<bool, ModelError> {
+        self.get(field)
+            .map_or(Ok(default), |v| v.as_bool().ok_or_else(|| self.bad(field, "is no truth value")))
+    }
+
+    /// A whole number, or `default` where absent.
+    ///
+    /// # Errors
+    /// [`ModelError::Field`] where it is negative or no whole number.
+    pub fn usize(&self, field: &str, default: usize) -> Result<usize, ModelError> {
+        let Some(value) = self.get(field) else { return Ok(default) };
+        let number = value.as_u64().and_then(|n| usize::try_from(n).ok());
+        number.ok_or_else(|| self.bad(field, &format!("{value} is no whole number")))
+    }
+
+    /// A number, or `default` where absent.
+    ///
+    /// # Errors
+    /// [`ModelError::Field`] where it is no number.
+    pub fn f32(&self, field: &str, default: f32) -> Result<f32, ModelError> {
+        let Some(value) = self.get(field) else { return Ok(default) };
+        value.as_f64().map(|n| n as f32).ok_or_else(|| self.bad(field, &format!("{value} is no number")))
+    }
+
+    /// An error about that field.
+    pub fn bad(&self, field: &str, what: &str) -> ModelError {
+        ModelError::Field { place: self.place.clone(), field: field.to_owned(), what: what.to_owned() }
+    }
+}
+
+/// A LLaMA decoder; defaults are those of transformers' `LlamaConfig`, which leaves out fields that equal them.
+pub(crate) fn llama_text(config: &HfConfig<'_>) -> Result<TextConfig, ModelError> {
+    if let Some(act) = config.str("hidden_act").filter(|act| *act != "silu") {
+        return Err(config
+            .bad("hidden_act", &format!("{act:?} is not supported in a llama decoder, expected \"silu\"")));
+    }
+    for field in ["attention_bias", "mlp_bias"] {
+        if config.bool(field, false)? {
+            return Err(config.bad(field, "biases in a llama decoder are not supported"));
+        }
+    }
+    let heads = config.usize("num_attention_heads", 32)?;
+    let width = config.usize("hidden_size", 4096)?;
+    let head_dim = config.usize("head_dim", width / heads.max(1))?;
+    // transformers 5 moves the rotary numbers into one object of their own.
+    let rope = config.object("rope_parameters").unwrap_or_else(|| config.clone());
+    let scaling = config.object("rope_scaling").or_else(|| config.object("rope_parameters"));
+    let text = TextConfig {
+        vocabulary: config.usize("vocab_size", 32000)?,
+        width,
+        layers: config.usize("num_hidden_layers", 32)?,
+        ffn: config.usize("intermediate_size", 11008)?,
+        heads,
+        kv_heads: config.usize("num_key_value_heads", heads)?,
+        head_dim,
+        rotary: head_dim,
+        rope_base: rope.f32("rope_theta", config.f32("rope_theta", 10000.0)?)?,
+        rope_scaling: scaling.map_or(Ok(RopeScaling::None), |s| rope_scaling(&s))?,
+        norm_eps: config.f32("rms_norm_eps", 1e-6)?,
+        context: config.usize("max_position_embeddings", 2048)?,
+        tied: config.bool("tie_word_embeddings", false)?,
+    };
+    text.checked(config.place())
+}
+
+fn rope_scaling(config: &HfConfig<'_>) -> Result<RopeScaling, ModelError> {
+    match config.str("rope_type").or_else(|| config.str("type")).unwrap_or("default") {
+        "default" => Ok(RopeScaling::None),
+        "linear" => Ok(RopeScaling::Linear(config.f32("factor", 1.0)?)),
+        "llama3" => Ok(RopeScaling::Llama3 {
+            factor: config.f32("factor", 8.0)?,
+            low: config.f32("low_freq_factor", 1.0)?,
+            high: config.f32("high_freq_factor", 4.0)?,
+            original: config.f32("original_max_position_embeddings", 8192.0)?,
+        }),
+        other => Err(config
+            .bad("rope_type", &format!("{other:?} is not supported; known are default, linear, llama3"))),
+    }
+}
+
+/// A CLIP tower up to hidden state `select` (negative: from the end); defaults are those of `CLIPVisionConfig`, which
+/// leaves out fields that equal them.
+pub(crate) fn clip_vit(config: &HfConfig<'_>, select: i64) -> Result<VitConfig, ModelError> {
+    if let Some(kind) = config.str("model_type").filter(|kind| *kind != "clip_vision_model") {
+        return Err(config
+            .bad("model_type", &format!("the vision tower {kind:?} is not supported here, expected CLIP")));
+    }
+    let stored = config.usize("num_hidden_layers", 12)?;
+    let vit = VitConfig {
+        image: config.usize("image_size", 224)?,
+        patch: config.usize("patch_size", 32)?,
+        width: config.usize("hidden_size", 768)?,
+        ffn: config.usize("intermediate_size", 3072)?,
+        heads: config.usize("num_attention_heads", 12)?,
+        layers: selected_layers(config, stored, select)?,
+        norm_eps: config.f32("layer_norm_eps", 1e-5)?,
+        activation: activation(config, config.str("hidden_act").unwrap_or("quick_gelu"))?,
+        class_token: true,
+        pre_norm: true,
+        patch_bias: false,
+    };
+    vit.checked(config.place())
+}
+
+/// The tower of LLaVA-1.5 and MobileVLM where the checkpoint only names it: CLIP ViT-L/14-336.
+/// Source: `openai/clip-vit-large-patch14-336`, `config.json`.
+pub(crate) fn clip_l14_336() -> Value {
+    serde_json::json!({
+        "model_type": "clip_vision_model", "image_size": 336, "patch_size": 14, "hidden_size": 1024,
+        "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "layer_norm_eps": 1e-5,
+        "hidden_act": "quick_gelu"
+    })
+}
+
+/// How many of `stored` blocks run for hidden state `select`, where 0 is the state before the first block.
+fn selected_layers(config: &HfConfig<'_>, stored: usize, select: i64) -> Result<usize, ModelError> {
+    let count = if select < 0 { stored as i64 + 1 + select } else { select };
+    usize::try_from(count).ok().filter(|&n| n >= 1 && n <= stored).ok_or_else(|| {
+        config.bad("vision feature layer", &format!("{select} of {stored} layers does not exist"))
+    })
+}
+
+fn activation(config: &HfConfig<'_>, name: &str) -> Result<Activation, ModelError> {
+    match name {
+        "quick_gelu" => Ok(Activation::QuickGelu),
+        "gelu" => Ok(Activation::GeluErf),
+        "gelu_pytorch_tanh" | "gelu_new" => Ok(Activation::GeluTanh),
+        "silu" | "swish" => Ok(Activation::Silu),
+        "relu" => Ok(Activation::Relu),
+        other => Err(config.bad("hidden_act", &format!("{other:?} is not supported"))),
+    }
+}

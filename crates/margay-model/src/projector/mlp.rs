@@ -1,0 +1,28 @@
+//! LLaVA-1.5's projector: two linear layers with an exact GELU between.
+//! Source: LLaVA `multimodal_projector/builder.py`, `mlp2x_gelu`.
+
+use super::Projector;
+use crate::{ModelError, vision::vit::linear};
+use margay_graph::{Activation, Builder, Dim, Program, Role, Stage};
+
+pub(super) const MLP: Projector =
+    Projector { id: "mlp", hf: "mlp2x_gelu", tokens: |grid| grid * grid, build, rename };
+
+fn build(grid: usize, width: usize, out: usize) -> Result<Program, ModelError> {
+    let mut b = Builder::new(Stage::Project);
+    let x = b.input_f32("features", [grid * grid, width].map(Dim::from));
+    let x = linear(&mut b, "mm.0", x, out, Role::Projector)?; // [P, E]
+    let x = b.activation(x, Activation::GeluErf)?;
+    let x = linear(&mut b, "mm.2", x, out, Role::Projector)?;
+    b.output("project", x);
+    Ok(b.finish()?)
+}
+
+fn rename(inner: &str) -> Option<String> {
+    let (stem, kind) = inner.rsplit_once('.')?;
+    match stem {
+        "0" | "linear_1" => Some(format!("mm.0.{kind}")),
+        "2" | "linear_2" => Some(format!("mm.2.{kind}")),
+        _ => None,
+    }
+}

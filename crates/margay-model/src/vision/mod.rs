@@ -1,0 +1,3 @@
+//! Vision towers: pixels to patch features.
+
+pub(crate) mod vit;

@@ -1,0 +1,290 @@
+//! A model's weights under their names in a GGUF file, whatever file they lie in.
+
+use crate::{Family, ModelConfig, ModelError, RopeScaling, TextConfig};
+use margay_file::{TensorInfo, TensorSource};
+use margay_graph::{BackendError, Program, WeightSource, WeightSpec};
+use margay_tensor::{Shape, Storage, Tensor};
+use std::{collections::BTreeMap, sync::Arc};
+
+/// What becomes of a checkpoint's weight on its way into a GGUF file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rename {
+    /// Name in the GGUF file.
+    pub to: String,
+    /// Change of its bytes.
+    pub transform: Transform,
+}
+
+/// A reordering of a weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transform {
+    /// None.
+    None,
+    /// Rows of each head from `[2, D/2]` order into `[D/2, 2]`, so that the two columns of a rotary pair are neighbours.
+    InterleaveHeads {
+        /// Heads in the rows.
+        heads: usize,
+    },
+}
+
+impl Transform {
+    /// The tensor after the change.
+    ///
+    /// # Errors
+    /// [`ModelError::Weight`] where the rows do not divide into heads of an even width.
+    pub fn apply(self, name: &str, tensor: Tensor) -> Result<Tensor, ModelError> {
+        let Transform::InterleaveHeads { heads } = self else { return Ok(tensor) };
+        let rows = tensor.shape().dims().first().copied().unwrap_or(0);
+        if heads == 0 || rows == 0 || !rows.is_multiple_of(2 * heads) {
+            return Err(ModelError::weight(
+                name,
+                format!("{rows} rows are no {heads} heads of an even width"),
+            ));
+        }
+        let row_bytes = tensor.bytes().len() / rows;
+        let half = rows / heads / 2;
+        let storage = Storage::build(tensor.bytes().len(), |out| {
+            for (to, bytes) in out.chunks_exact_mut(row_bytes.max(1)).enumerate() {
+                let (head, within) = (to / (2 * half), to % (2 * half));
+                let from = head * 2 * half + (within % 2) * half + within / 2;
+                bytes.copy_from_slice(&tensor.bytes()[from * row_bytes..(from + 1) * row_bytes]);
+            }
+        });
+        Tensor::new(tensor.dtype(), tensor.shape().clone(), storage)
+            .map_err(|e| ModelError::weight(name, e.to_string()))
+    }
+}
+
+/// The weights of a model under GGUF names: renamed, reordered and completed on the fly.
+#[derive(Clone)]
+pub struct Canonical {
+    sources: Vec<Arc<dyn TensorSource + Send + Sync>>,
+    entries: BTreeMap<String, Entry>,
+    unused: Vec<String>,
+}
+
+#[derive(Clone)]
+enum Entry {
+    Stored { source: usize, name: String, transform: Transform },
+    Made(Tensor),
+}
+
+impl Canonical {
+    /// The weights of a Hugging Face checkpoint.
+    ///
+    /// # Errors
+    /// [`ModelError::Weight`] where two weights end under one name.
+    pub fn from_hf(
+        family: &Family,
+        config: &ModelConfig,
+        source: Arc<dyn TensorSource + Send + Sync>,
+    ) -> Result<Self, ModelError> {
+        let mut entries = BTreeMap::new();
+        let mut unused = vec![];
+        for name in source.names() {
+            let Some(Rename { to, transform }) = (family.rename)(config, name) else {
+                unused.push(name.to_owned());
+                continue;
+            };
+            let entry = Entry::Stored { source: 0, name: name.to_owned(), transform };
+            if let Some(Entry::Stored { name: other, .. }) = entries.insert(to.clone(), entry) {
+                return Err(ModelError::weight(
+                    to,
+                    format!("both {other} and {name} of the checkpoint end here"),
+                ));
+            }
+        }
+        let mut weights = Canonical { sources: vec![source.clone()], entries, unused };
+        weights.complete(config);
+        Ok(weights)
+    }
+
+    /// The weights of a GGUF file, or of a text file and its mmproj.
+    ///
+    /// # Errors
+    /// None today; a later trap may have no way around it.
+    pub fn from_gguf(
+        config: &ModelConfig,
+        files: Vec<Arc<dyn TensorSource + Send + Sync>>,
+    ) -> Result<Self, ModelError> {
+        let mut entries = BTreeMap::new();
+        for (source, file) in files.iter().enumerate() {
+            for name in file.names() {
+                let entry = Entry::Stored { source, name: name.to_owned(), transform: Transform::None };
+                entries.entry(name.to_owned()).or_insert(entry);
+            }
+        }
+        let mut weights = Canonical { sources: files, entries, unused: vec![] };
+        weights.untangle_ffn(config);
+        weights.complete(config);
+        Ok(weights)
+    }
+
+    /// Names of all weights, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
+    }
+
+    /// Type and shape as stored.
+    pub fn info(&self, name: &str) -> Option<TensorInfo> {
+        match self.entries.get(name)? {
+            Entry::Stored { source, name, .. } => self.sources[*source].info(name),
+            Entry::Made(tensor) => Some(TensorInfo::from(tensor)),
+        }
+    }
+
+    /// The weight of that name in its stored format and shape.
+    ///
+    /// # Errors
+    /// [`ModelError::Weight`] where it is missing or cannot be reordered, [`ModelError::File`] where it is unreadable.
+    pub fn tensor(&self, name: &str) -> Result<Tensor, ModelError> {
+        match self.entries.get(name) {
+            Some(Entry::Made(tensor)) => Ok(tensor.clone()),
+            Some(Entry::Stored { source, name: stored, transform }) => {
+                transform.apply(name, self.sources[*source].tensor(stored)?)
+            }
+            None => Err(missing(name)),
+        }
+    }
+
+    /// Weights of the checkpoint that the model does not use.
+    pub fn unused(&self) -> &[String] {
+        &self.unused
+    }
+
+    /// Weights that follow from the configuration alone.
+    fn complete(&mut self, config: &ModelConfig) {
+        if let Some(factors) = rope_factors(&config.text) {
+            let tensor =
+                Tensor::from_f32(Shape::from([factors.len()]), &factors).expect("invariant: one row");
+            self.entries.entry("rope_freqs.weight".to_owned()).or_insert(Entry::Made(tensor));
+        }
+    }
+
+    /// Early public converters wrote fc1 as `ffn_down` and fc2 as `ffn_up`; the shapes tell.
+    /// Source: llama.cpp `clip.cpp`, the swap on loading.
+    fn untangle_ffn(&mut self, config: &ModelConfig) {
+        let Some(vision) = &config.vision else { return };
+        let tangled = [vision.vit.ffn, vision.vit.width];
+        let is_tangled = vision.vit.ffn != vision.vit.width
+            && self.info("v.blk.0.ffn_down.weight").is_some_and(|i| i.shape.dims() == tangled);
+        if !is_tangled {
+            return;
+        }
+        for layer in 0..vision.vit.layers {
+            for kind in ["weight", "bias"] {
+                let [up, down] = ["ffn_up", "ffn_down"].map(|n| format!("v.blk.{layer}.{n}.{kind}"));
+                let (a, b) = (self.entries.remove(&up), self.entries.remove(&down));
+                self.entries.extend(b.map(|b| (up, b)));
+                self.entries.extend(a.map(|a| (down, a)));
+            }
+        }
+    }
+
+    /// The weight as a program declares it: its shape checked. A plain tensor may be stored with its sizes split
+    /// otherwise (a patch kernel as `[out, 3, p, p]`, a squeezed convolution), as long as the rows are the same.
+    ///
+    /// # Errors
+    /// [`ModelError::Weight`] where it is missing or of another shape.
+    pub fn declared(&self, spec: &WeightSpec) -> Result<Tensor, ModelError> {
+        self.check(spec)?;
+        let tensor = self.tensor(&spec.name)?;
+        tensor.reshape(spec.shape.clone()).map_err(|e| ModelError::weight(&spec.name, e.to_string()))
+    }
+
+    /// Checks that a declared weight is there and fits, without reading it.
+    ///
+    /// # Errors
+    /// As [`Canonical::declared`].
+    pub fn check(&self, spec: &WeightSpec) -> Result<(), ModelError> {
+        let info = self.info(&spec.name).ok_or_else(|| missing(&spec.name))?;
+        let fits = info.shape == spec.shape
+            || (!info.dtype.is_block()
+                && info.shape.elements() == spec.shape.elements()
+                && info.shape.dims().first() == spec.shape.dims().first());
+        if !fits {
+            return Err(ModelError::weight(
+                &spec.name,
+                format!("is {}, expected {}", info.shape, spec.shape),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Checks every weight of a program.
+    ///
+    /// # Errors
+    /// As [`Canonical::declared`], for the first that does not fit.
+    pub fn check_program(&self, program: &Program) -> Result<(), ModelError> {
+        program.weights().iter().try_for_each(|spec| self.check(spec))
+    }
+
+    /// The weights as `program` declares them, for a backend.
+    pub fn for_program<'a>(&'a self, program: &'a Program) -> impl WeightSource + 'a {
+        ProgramWeights { weights: self, program }
+    }
+}
+
+fn missing(name: &str) -> ModelError {
+    ModelError::weight(name, "the file does not hold it; is it complete, and of the family it says?")
+}
+
+struct ProgramWeights<'a> {
+    weights: &'a Canonical,
+    program: &'a Program,
+}
+
+impl WeightSource for ProgramWeights<'_> {
+    fn weight(&self, name: &str) -> Result<Tensor, BackendError> {
+        let bad = |what: String| BackendError::Weight { name: name.to_owned(), what };
+        let spec = self.program.weights().iter().find(|spec| spec.name == name);
+        let spec = spec.ok_or_else(|| bad("the program does not declare it".into()))?;
+        self.weights.declared(spec).map_err(|e| match e {
+            ModelError::Weight { what, .. } => bad(what),
+            other => bad(other.to_string()),
+        })
+    }
+}
+
+/// Divisors of the rotary frequencies that a configuration asks for; `None` where they stay, or where the file holds
+/// them. Source: transformers `modeling_rope_utils.py`, `_compute_llama3_parameters`.
+pub fn rope_factors(text: &TextConfig) -> Option<Vec<f32>> {
+    let pairs = text.rotary / 2;
+    match text.rope_scaling {
+        RopeScaling::None | RopeScaling::Factors => None,
+        RopeScaling::Linear(factor) => Some(vec![factor; pairs]),
+        RopeScaling::Llama3 { factor, low, high, original } => {
+            let (longest, shortest) = (original / low, original / high);
+            let factor_of = |pair: usize| {
+                let frequency =
+                    f64::from(text.rope_base).powf(-2.0 * pair as f64 / text.rotary as f64) as f32;
+                let wavelength = std::f32::consts::TAU / frequency;
+                if wavelength < shortest {
+                    1.0
+                } else if wavelength > longest {
+                    factor
+                } else {
+                    let smooth = (original / wavelength - low) / (high - low);
+                    1.0 / ((1.0 - smooth) / factor + smooth)
+                }
+            };
+            Some((0..pairs).map(factor_of).collect())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interleaving_puts_rotary_pairs_side_by_side() {
+        // Two heads of four rows, one column: 0 1 | 2 3 are the halves of head 0.
+        let t = Tensor::from_f32(Shape::from([8, 1]), &[0., 1., 2., 3., 4., 5., 6., 7.]).unwrap();
+        let t = Transform::InterleaveHeads { heads: 2 }.apply("q", t).unwrap();
+        let got: Vec<f32> = t.bytes().chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+        assert_eq!(got, [0., 2., 1., 3., 4., 6., 5., 7.]);
+        let odd = Tensor::from_f32(Shape::from([3, 1]), &[0.; 3]).unwrap();
+        assert!(Transform::InterleaveHeads { heads: 1 }.apply("q", odd).is_err());
+    }
+}

@@ -1,0 +1,59 @@
+//! Monotonic time.
+
+use std::time::{Duration, Instant};
+
+/// A monotonic clock that counts from its own start. Copies share the origin, so their readings compare.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock(Instant);
+
+impl Clock {
+    /// A clock that starts now.
+    pub fn start() -> Self {
+        Clock(Instant::now())
+    }
+
+    /// Time since the start.
+    pub fn now(&self) -> Duration {
+        self.0.elapsed()
+    }
+}
+
+/// Measures one stretch of time, or several in a row.
+#[derive(Clone, Copy, Debug)]
+pub struct Stopwatch(Instant);
+
+impl Stopwatch {
+    /// Starts now.
+    pub fn start() -> Self {
+        Stopwatch(Instant::now())
+    }
+
+    /// Time since the start, or since the last [`Stopwatch::lap`].
+    pub fn elapsed(&self) -> Duration {
+        self.0.elapsed()
+    }
+
+    /// As [`Stopwatch::elapsed`], and starts the next stretch at the same instant, so that laps add up to the whole.
+    pub fn lap(&mut self) -> Duration {
+        let now = Instant::now();
+        let lap = now.duration_since(self.0);
+        self.0 = now;
+        lap
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn laps_add_up_to_at_most_the_whole() {
+        let clock = Clock::start();
+        let mut watch = Stopwatch::start();
+        std::thread::sleep(Duration::from_millis(2));
+        let first = watch.lap();
+        let second = watch.lap();
+        assert!(first >= Duration::from_millis(2));
+        assert!(first + second <= clock.now());
+    }
+}

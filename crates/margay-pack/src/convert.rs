@@ -1,0 +1,209 @@
+//! Writes a model as GGUF.
+
+use crate::{PackError, vocabulary};
+use margay::ModelSource;
+use margay_file::{
+    TensorInfo,
+    gguf::{GgufWriter, Metadata},
+};
+use margay_graph::{Program, Role, WeightSpec};
+use margay_quant::{decode_tensor, encode_tensor, storable};
+use margay_tensor::{DType, Tensor};
+use std::{
+    collections::BTreeMap,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+};
+
+/// How to convert.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvertOptions {
+    /// Format of the decoder's matrices.
+    pub dtype: DType,
+    /// Format of the vision side's matrices; `None` takes the decoder's where it has 8 bits or more, else f16.
+    pub vision_dtype: Option<DType>,
+    /// Both sides in one file, rather than a text file and its mmproj.
+    pub single: bool,
+}
+
+/// How far a conversion is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Progress<'a> {
+    /// The tensor just written.
+    pub tensor: &'a str,
+    /// Tensors written.
+    pub done: usize,
+    /// Tensors in all.
+    pub of: usize,
+    /// Bytes written of tensors.
+    pub done_bytes: u64,
+    /// Bytes of all tensors.
+    pub of_bytes: u64,
+}
+
+/// What was written.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConvertReport {
+    /// Files and their sizes in bytes.
+    pub files: Vec<(PathBuf, u64)>,
+    /// Per format: tensors and bytes.
+    pub formats: BTreeMap<&'static str, (usize, u64)>,
+    /// Weights that could not be stored as asked: name, format taken, reason.
+    pub fallbacks: Vec<(String, DType, String)>,
+    /// Weights of the checkpoint that the model does not use.
+    pub unused: Vec<String>,
+}
+
+struct Planned {
+    spec: WeightSpec,
+    info: TensorInfo,
+}
+
+/// Converts a model to GGUF at `out` (and, unless single, its vision side beside it as `mmproj-` and that name).
+/// `progress` is called once a tensor and may stop the work. The output may replace the model being read: files are
+/// renamed into place when they are whole, and the old bytes stay mapped until then.
+///
+/// # Errors
+/// [`PackError`]; no file then stands under the final names.
+pub fn convert(
+    source: &ModelSource,
+    out: &Path,
+    options: &ConvertOptions,
+    progress: &mut dyn FnMut(&Progress<'_>) -> ControlFlow<()>,
+) -> Result<ConvertReport, PackError> {
+    let programs = source.config.programs()?;
+    let mut report = ConvertReport { unused: source.weights.unused().to_vec(), ..ConvertReport::default() };
+    let text = plan(source, &[&programs.text], options.dtype, &mut report)?;
+    let vision: Vec<&Program> = programs.encode.iter().chain(&programs.project).collect();
+    let vision = plan(source, &vision, vision_dtype(options), &mut report)?;
+
+    let mut text_meta = margay_model::gguf::text_metadata(&source.config);
+    text_meta.insert("general.file_type", file_type(options.dtype));
+    vocabulary::write(source, &mut text_meta)?;
+    let vision_meta = margay_model::gguf::vision_metadata(&source.config).map(|mut meta| {
+        meta.insert("general.file_type", file_type(vision_dtype(options)));
+        meta
+    });
+
+    let mut jobs: Vec<(PathBuf, Metadata, Vec<Planned>)> = vec![];
+    match vision_meta {
+        Some(vision_meta) if options.single => {
+            for (key, value) in vision_meta.iter().filter(|(key, _)| !key.starts_with("general.")) {
+                text_meta.insert(key, value.clone());
+            }
+            jobs.push((out.to_owned(), text_meta, text.into_iter().chain(vision).collect()));
+        }
+        Some(vision_meta) => {
+            jobs.push((out.to_owned(), text_meta, text));
+            jobs.push((mmproj_path(out), vision_meta, vision));
+        }
+        None => jobs.push((out.to_owned(), text_meta, text)),
+    }
+
+    let all = || jobs.iter().flat_map(|(_, _, tensors)| tensors);
+    let of = all().count();
+    let of_bytes = all().map(|t| t.info.size_bytes().unwrap_or(0) as u64).sum();
+    let (mut done, mut done_bytes) = (0, 0);
+    let mut writers = vec![];
+    for (path, meta, tensors) in &jobs {
+        let infos: Vec<_> = tensors.iter().map(|t| (t.spec.name.clone(), t.info.clone())).collect();
+        let mut writer = GgufWriter::create(path, meta, &infos)?;
+        for planned in tensors {
+            let tensor = stored(source, planned)?;
+            writer.write_tensor(&planned.spec.name, &tensor)?;
+            let bytes = tensor.bytes().len() as u64;
+            let entry = report.formats.entry(tensor.dtype().name()).or_default();
+            *entry = (entry.0 + 1, entry.1 + bytes);
+            (done, done_bytes) = (done + 1, done_bytes + bytes);
+            let step = Progress { tensor: &planned.spec.name, done, of, done_bytes, of_bytes };
+            if progress(&step).is_break() {
+                return Err(PackError::Stopped);
+            }
+        }
+        report.files.push((path.clone(), writer.size_bytes()));
+        writers.push(writer);
+    }
+    // All files appear together, when all are whole.
+    for writer in writers {
+        writer.finish()?;
+    }
+    Ok(report)
+}
+
+/// `mmproj-NAME` in the same folder, where public runtimes and Margay look for it.
+fn mmproj_path(out: &Path) -> PathBuf {
+    let name = out.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    out.with_file_name(format!("mmproj-{name}"))
+}
+
+fn vision_dtype(options: &ConvertOptions) -> DType {
+    let eight_bits = matches!(options.dtype, DType::F32 | DType::F16 | DType::BF16 | DType::Q8_0);
+    options.vision_dtype.unwrap_or(if eight_bits { options.dtype } else { DType::F16 })
+}
+
+/// Each weight of the programs with the format it is stored in.
+fn plan(
+    source: &ModelSource,
+    programs: &[&Program],
+    dtype: DType,
+    report: &mut ConvertReport,
+) -> Result<Vec<Planned>, PackError> {
+    let mut planned: Vec<Planned> = vec![];
+    for spec in programs.iter().flat_map(|p| p.weights()) {
+        source.weights.check(spec)?;
+        let shape = source.weights.info(&spec.name).expect("invariant: just checked").shape;
+        let wanted = wanted(spec.role, dtype, shape.rank());
+        let (taken, reason) = storable(wanted, shape.row());
+        if let Some(reason) = reason {
+            report.fallbacks.push((spec.name.clone(), taken, reason.to_string()));
+        }
+        planned.push(Planned { spec: spec.clone(), info: TensorInfo { dtype: taken, shape } });
+    }
+    Ok(planned)
+}
+
+/// Matrices take the format asked for; what is small, or feeds every later number, stays in float.
+fn wanted(role: Role, dtype: DType, rank: usize) -> DType {
+    let float = if dtype == DType::F32 { DType::F32 } else { DType::F16 };
+    match role {
+        Role::Norm | Role::Bias | Role::RopeFactors | Role::PositionEmbedding | Role::ClassEmbedding => DType::F32,
+        Role::PatchEmbedding | Role::Convolution => float,
+        // The head decides every token; public quantizers keep it at six bits under four-bit types.
+        Role::Output if dtype.is_block() && dtype != DType::Q8_0 => DType::Q6_K,
+        _ if rank == 2 => dtype,
+        _ => float,
+    }
+}
+
+fn stored(source: &ModelSource, planned: &Planned) -> Result<Tensor, PackError> {
+    let name = &planned.spec.name;
+    let tensor = source.weights.tensor(name)?;
+    if tensor.dtype() == planned.info.dtype {
+        return Ok(tensor);
+    }
+    let fail = |source| PackError::Quant { name: name.clone(), source };
+    let values = decode_tensor(&tensor).map_err(fail)?;
+    encode_tensor(&values, planned.info.shape.clone(), planned.info.dtype).map_err(fail)
+}
+
+/// `general.file_type`. Source: `llama_ftype` in llama.cpp's `llama.h`.
+fn file_type(dtype: DType) -> u32 {
+    match dtype {
+        DType::F32 => 0,
+        DType::F16 => 1,
+        DType::Q4_0 => 2,
+        DType::Q4_1 => 3,
+        DType::Q8_0 => 7,
+        DType::Q5_0 => 8,
+        DType::Q5_1 => 9,
+        DType::Q2_K => 10,
+        DType::Q3_K => 12,
+        DType::Q4_K => 15,
+        DType::Q5_K => 17,
+        DType::Q6_K => 18,
+        DType::IQ4_NL => 25,
+        DType::BF16 => 32,
+        // "Guessed" by readers that show it.
+        _ => 1024,
+    }
+}

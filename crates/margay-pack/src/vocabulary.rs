@@ -1,0 +1,52 @@
+//! A vocabulary as GGUF metadata.
+
+use crate::PackError;
+use margay::ModelSource;
+use margay_file::gguf::Metadata;
+
+/// Adds the `tokenizer.*` keys of the model's vocabulary.
+pub(crate) fn write(source: &ModelSource, meta: &mut Metadata) -> Result<(), PackError> {
+    let vocab = source.tokenizer.to_gguf_vocab()?;
+    let mut put = |name: &str, value: margay_file::gguf::Value| {
+        meta.insert(&format!("tokenizer.ggml.{name}"), value);
+    };
+    put("model", vocab.model.as_str().into());
+    if let Some(pre) = &vocab.pre {
+        put("pre", pre.as_str().into());
+    }
+    put("tokens", vocab.tokens.clone().into());
+    if !vocab.scores.is_empty() {
+        put("scores", vocab.scores.clone().into());
+    }
+    if !vocab.token_types.is_empty() {
+        put("token_type", vocab.token_types.clone().into());
+    }
+    if !vocab.merges.is_empty() {
+        put("merges", vocab.merges.clone().into());
+    }
+    for (name, id) in [
+        ("bos_token_id", vocab.bos),
+        ("eos_token_id", vocab.eos),
+        ("eot_token_id", vocab.eot),
+        ("unknown_token_id", vocab.unk),
+        ("padding_token_id", vocab.pad),
+    ] {
+        if let Some(id) = id {
+            put(name, id.into());
+        }
+    }
+    for (name, flag) in [
+        ("add_bos_token", vocab.add_bos),
+        ("add_eos_token", vocab.add_eos),
+        ("add_space_prefix", vocab.add_space_prefix),
+        ("remove_extra_whitespaces", vocab.remove_extra_whitespaces),
+    ] {
+        if let Some(flag) = flag {
+            put(name, flag.into());
+        }
+    }
+    if let Some(template) = &source.template_source {
+        meta.insert("tokenizer.chat_template", template.as_str());
+    }
+    Ok(())
+}

@@ -1,0 +1,15 @@
+//! Pictures: bytes on disk to the floats a vision tower reads.
+
+mod decode;
+mod error;
+mod picture;
+mod preprocess;
+mod resize;
+mod spec;
+
+pub use decode::{ImageLimits, READABLE_FORMATS, decode};
+pub use error::ImageError;
+pub use picture::Picture;
+pub use preprocess::{ImageTiles, Pixels, preprocess};
+pub use resize::{Filter, resize};
+pub use spec::{Alpha, Fit, ImageSpec};

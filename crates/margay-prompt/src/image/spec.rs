@@ -1,0 +1,111 @@
+//! What a model family wants of its pictures, as data.
+
+use serde::{Deserialize, Serialize};
+
+use super::Filter;
+
+/// How a picture's shape is brought to the tower's input shape.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+#[non_exhaustive]
+pub enum Fit {
+    /// Pad to a centred square (offset `floor((side - length) / 2)`), then resize to `ImageSpec::size`.
+    ///
+    /// Source: LLaVA `mm_utils.py`, `expand2square` (`image_aspect_ratio = pad`).
+    PadToSquare {
+        /// Colour of the border; LLaVA uses `int(mean * 255)`.
+        fill: [u8; 3],
+    },
+    /// Resize the shorter side to `edge` (the other side `int(edge * long / short)`), then take the centred
+    /// `ImageSpec::size`, with black where the picture is smaller.
+    ///
+    /// Source: transformers `image_transforms.py`, `get_resize_output_image_size` and `center_crop`.
+    ShortestEdgeCrop {
+        /// Length of the shorter side after resizing, in pixels.
+        edge: u32,
+    },
+    /// Resize to `ImageSpec::size`, whatever the aspect ratio (SigLIP).
+    Squash,
+    /// Resize to fit inside `ImageSpec::size` keeping the aspect ratio (at least 1 pixel a side), then pad
+    /// centred with `fill`.
+    Letterbox {
+        /// Colour of the border.
+        fill: [u8; 3],
+    },
+}
+
+/// What becomes of transparency.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Alpha {
+    /// Forget it: the stored colours count, also where they are transparent (Pillow's `convert("RGB")`).
+    #[default]
+    Drop,
+    /// Composite on this colour, as Pillow's `alpha_composite` on an opaque picture does.
+    Over([u8; 3]),
+}
+
+/// A recipe from a picture to a tower's input.
+///
+/// `value = (pixel * rescale - mean) / std` per channel, after alpha, fit and resize.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ImageSpec {
+    /// How the shape is fitted.
+    pub fit: Fit,
+    /// Width and height of the result, in pixels.
+    pub size: (u32, u32),
+    /// Resampling filter.
+    pub filter: Filter,
+    /// Mean per channel (R, G, B), in units of the rescaled pixel.
+    pub mean: [f32; 3],
+    /// Standard deviation per channel, same unit.
+    pub std: [f32; 3],
+    /// Factor from a pixel (0..=255) to the unit of `mean`; nearly always 1/255.
+    #[serde(default = "default_rescale")]
+    pub rescale: f64,
+    /// What becomes of transparency.
+    #[serde(default)]
+    pub alpha: Alpha,
+}
+
+/// CLIP's channel means. Source: openai/CLIP `clip.py`, `_transform`.
+pub(crate) const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+/// CLIP's channel standard deviations. Source: openai/CLIP `clip.py`, `_transform`.
+pub(crate) const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
+
+impl ImageSpec {
+    /// LLaVA-1.5 and MobileVLM as their authors run them: pad to square with CLIP's mean colour, bicubic, CLIP statistics.
+    ///
+    /// Source: LLaVA `mm_utils.py` `process_images`, `image_aspect_ratio = pad`.
+    pub fn llava_pad(side: u32) -> Self {
+        Self {
+            fit: Fit::PadToSquare { fill: mean_colour(CLIP_MEAN) },
+            size: (side, side),
+            filter: Filter::Bicubic,
+            mean: CLIP_MEAN,
+            std: CLIP_STD,
+            rescale: default_rescale(),
+            alpha: Alpha::Drop,
+        }
+    }
+
+    /// CLIP's own preprocessing, used by the `llava-hf` checkpoints: shortest edge, centre crop.
+    pub fn clip_crop(side: u32) -> Self {
+        Self { fit: Fit::ShortestEdgeCrop { edge: side }, ..Self::llava_pad(side) }
+    }
+
+    /// SigLIP: squash to a square, mean and standard deviation 0.5.
+    pub fn siglip_squash(side: u32) -> Self {
+        Self { fit: Fit::Squash, mean: [0.5; 3], std: [0.5; 3], ..Self::llava_pad(side) }
+    }
+}
+
+/// `int(mean * 255)` per channel: the border colour LLaVA pads with.
+pub(crate) fn mean_colour(mean: [f32; 3]) -> [u8; 3] {
+    mean.map(|m| (f64::from(m) * 255.0) as u8)
+}
+
+fn default_rescale() -> f64 {
+    1.0 / 255.0
+}

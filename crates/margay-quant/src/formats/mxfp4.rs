@@ -1,0 +1,84 @@
+//! `MXFP4`: 32 four-bit floats (E2M1) and one power of two (E8M0). y = `K[q]` 2^(e - 128).
+
+use margay_tensor::DType;
+
+use crate::{
+    BlockFormat,
+    block::{decode_each, encode_each, field},
+    search::extreme,
+};
+
+/// Numbers a block.
+pub const ELEMENTS: usize = 32;
+/// Bytes a block.
+pub const BYTES: usize = 17;
+/// Where the exponent byte e lies.
+pub const EXPONENT: usize = 0;
+/// Where the 16 bytes of nibbles lie: byte j holds number j in its low nibble, number j + 16 in its high one.
+pub const QUANTS: usize = 1;
+/// Twice the E2M1 numbers, so that they are whole; the exponent is one less in return.
+/// Source: `kvalues_mxfp4` in `ggml-common.h`.
+pub const LEVELS: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
+/// The format.
+pub struct MXFP4;
+
+/// 2^(e - 128), the two smallest as subnormals. The NaN of the OCP specification, e = 255, is a number here, as it is
+/// to the reference.
+fn power(e: u8) -> f32 {
+    f32::from_bits(if e < 2 { 0x0020_0000 << e } else { u32::from(e - 1) << 23 })
+}
+
+/// The level nearest to `x`, the first of equals.
+fn nearest_level(x: f32, scale: f32) -> u8 {
+    let mut best = (0, (f32::from(LEVELS[0]) * scale - x).abs());
+    for (i, &level) in LEVELS.iter().enumerate().skip(1) {
+        let error = (f32::from(level) * scale - x).abs();
+        if error < best.1 {
+            best = (i as u8, error);
+        }
+    }
+    best.0
+}
+
+impl BlockFormat for MXFP4 {
+    fn dtype(&self) -> DType {
+        DType::MXFP4
+    }
+
+    fn decode(&self, blocks: &[u8], out: &mut [f32]) {
+        decode_each(blocks, out, |block: &[u8; BYTES], y: &mut [f32; ELEMENTS]| {
+            let d = power(block[EXPONENT]);
+            let (low, high) = y.split_at_mut(16);
+            for (j, &q) in field::<16>(block, QUANTS).iter().enumerate() {
+                low[j] = d * f32::from(LEVELS[usize::from(q & 15)]);
+                high[j] = d * f32::from(LEVELS[usize::from(q >> 4)]);
+            }
+        });
+    }
+
+    fn encode(&self, values: &[f32], out: &mut [u8]) {
+        encode_each(values, out, |x: &[f32; ELEMENTS], block: &mut [u8; BYTES]| {
+            let largest = extreme(x).abs();
+            let e = if largest > 0.0 { (largest.log2().floor() - 2.0 + 127.0) as u8 } else { 0 };
+            let d = power(e);
+            block[EXPONENT] = e;
+            for j in 0..16 {
+                block[QUANTS + j] = nearest_level(x[j], d) | nearest_level(x[j + 16], d) << 4;
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn powers_meet_where_subnormals_end() {
+        for e in 0..255 {
+            assert_eq!(power(e + 1), 2.0 * power(e), "{e}");
+        }
+        assert_eq!(power(128), 1.0);
+    }
+}

@@ -1,0 +1,52 @@
+//! `Q4_0`: 32 nibbles and one scale. y = d (q - 8).
+
+use margay_tensor::DType;
+
+use crate::{
+    BlockFormat,
+    block::{decode_each, encode_each, f16_at, field, put_f16},
+    search::{extreme, inverse},
+};
+
+/// Numbers a block.
+pub const ELEMENTS: usize = 32;
+/// Bytes a block.
+pub const BYTES: usize = 18;
+/// Where the f16 scale d lies.
+pub const SCALE: usize = 0;
+/// Where the 16 bytes of nibbles lie: byte j holds number j in its low nibble, number j + 16 in its high one.
+pub const QUANTS: usize = 2;
+/// The code that means zero.
+pub const ZERO: i32 = 8;
+
+/// The format. The extreme value of a block is code 0, so only one sign reaches the end of the range.
+pub struct Q4_0;
+
+impl BlockFormat for Q4_0 {
+    fn dtype(&self) -> DType {
+        DType::Q4_0
+    }
+
+    fn decode(&self, blocks: &[u8], out: &mut [f32]) {
+        decode_each(blocks, out, |block: &[u8; BYTES], y: &mut [f32; ELEMENTS]| {
+            let d = f16_at(block, SCALE);
+            let (low, high) = y.split_at_mut(16);
+            for (j, &q) in field::<16>(block, QUANTS).iter().enumerate() {
+                low[j] = d * (i32::from(q & 15) - ZERO) as f32;
+                high[j] = d * (i32::from(q >> 4) - ZERO) as f32;
+            }
+        });
+    }
+
+    fn encode(&self, values: &[f32], out: &mut [u8]) {
+        encode_each(values, out, |x: &[f32; ELEMENTS], block: &mut [u8; BYTES]| {
+            let d = extreme(x) / -8.0;
+            let id = inverse(d);
+            put_f16(block, SCALE, d);
+            let code = |x: f32| ((x * id + 8.5) as i32).clamp(0, 15) as u8;
+            for j in 0..16 {
+                block[QUANTS + j] = code(x[j]) | code(x[j + 16]) << 4;
+            }
+        });
+    }
+}

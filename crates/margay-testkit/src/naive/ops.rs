@@ -1,0 +1,307 @@
+//! One loop an op, one output number at a time.
+
+use super::{Data, NaiveState, call};
+use margay_graph::{
+    Activation, Attention, BackendError, Conv2d, Linear, Mask, Norm, NormKind, Op, Pool2d, Program, Rope,
+    RopeStyle, WeightId,
+};
+
+/// What an op reads.
+pub(super) struct Frame<'a> {
+    pub(super) inputs: Vec<&'a Data>,
+    pub(super) input_sizes: Vec<Vec<usize>>,
+    pub(super) size: Vec<usize>,
+    pub(super) weights: &'a [Vec<f64>],
+    pub(super) program: &'a Program,
+}
+
+impl Frame<'_> {
+    fn numbers(&self, at: usize) -> Result<&[f64], BackendError> {
+        match self.inputs.get(at) {
+            Some(Data::F64(x)) => Ok(x),
+            _ => Err(call("an op takes numbers here")),
+        }
+    }
+
+    fn integers(&self, at: usize) -> Result<&[i32], BackendError> {
+        match self.inputs.get(at) {
+            Some(Data::I32(x)) => Ok(x),
+            _ => Err(call("an op takes integers here")),
+        }
+    }
+
+    fn weight(&self, id: WeightId) -> &[f64] {
+        &self.weights[id.index()]
+    }
+
+    /// Result of size [rows, columns], each number by itself.
+    fn fill(&self, mut number: impl FnMut(usize, usize) -> f64) -> Vec<f64> {
+        let (rows, columns) = (self.size[0], self.size[1]);
+        let mut out = Vec::with_capacity(rows * columns);
+        for row in 0..rows {
+            for column in 0..columns {
+                out.push(number(row, column));
+            }
+        }
+        out
+    }
+}
+
+pub(super) fn run(op: &Op, frame: &Frame<'_>, cache: &mut NaiveState) -> Result<Vec<f64>, BackendError> {
+    Ok(match op {
+        Op::Input => return Err(call("an input runs nothing")),
+        Op::Param { weight } => frame.weight(*weight).to_vec(),
+        Op::Embed { table } => embed(frame, *table)?,
+        Op::Linear(l) => linear(frame, l)?,
+        Op::Norm(n) => norm(frame, n)?,
+        Op::Activation(act) => frame.numbers(0)?.iter().map(|x| activation(*act, *x)).collect(),
+        Op::Add => binary(frame, |a, b| a + b)?,
+        Op::Mul => binary(frame, |a, b| a * b)?,
+        Op::Glu(act) => binary(frame, |gate, up| activation(*act, gate) * up)?,
+        Op::Rope(r) => rope(frame, r)?,
+        Op::Attention(a) => attention(frame, a, cache)?,
+        Op::Patchify { patch } => patchify(frame, *patch)?,
+        Op::Conv2d(c) => conv2d(frame, c)?,
+        Op::AvgPool2d(p) => avg_pool2d(frame, p)?,
+        Op::MeanRows => {
+            let (x, rows) = (frame.numbers(0)?, frame.input_sizes[0][0]);
+            frame.fill(|_, c| (0..rows).map(|r| x[r * frame.size[1] + c]).sum::<f64>() / rows as f64)
+        }
+        Op::ConcatRows => [frame.numbers(0)?, frame.numbers(1)?].concat(),
+        Op::SliceRows { start, .. } => {
+            let x = frame.numbers(0)?;
+            frame.fill(|r, c| x[(start + r) * frame.size[1] + c])
+        }
+        Op::SliceColumns { start, .. } => {
+            let (x, columns) = (frame.numbers(0)?, frame.input_sizes[0][1]);
+            frame.fill(|r, c| x[r * columns + start + c])
+        }
+        Op::GatherRows => {
+            let (x, rows) = (frame.numbers(0)?, frame.integers(1)?);
+            frame.fill(|r, c| x[rows[r] as usize * frame.size[1] + c])
+        }
+    })
+}
+
+fn embed(frame: &Frame<'_>, table: WeightId) -> Result<Vec<f64>, BackendError> {
+    let (ids, width) = (frame.integers(0)?, frame.size[1]);
+    let visual = if frame.inputs.len() > 1 { frame.numbers(1)? } else { &[] };
+    let table = frame.weight(table);
+    Ok(frame.fill(|row, column| match ids[row] {
+        id if id >= 0 => table[id as usize * width + column],
+        id => visual[(-1 - id) as usize * width + column],
+    }))
+}
+
+fn linear(frame: &Frame<'_>, l: &Linear) -> Result<Vec<f64>, BackendError> {
+    let (x, weight) = (frame.numbers(0)?, frame.weight(l.weight));
+    let columns = frame.input_sizes[0][1];
+    let residual = if l.residual { Some(frame.numbers(1)?) } else { None };
+    Ok(frame.fill(|row, out| {
+        let (x, w) = (&x[row * columns..][..columns], &weight[out * columns..][..columns]);
+        let mut y: f64 = x.iter().zip(w).map(|(x, w)| x * w).sum();
+        y += l.bias.map_or(0.0, |b| frame.weight(b)[out]);
+        y = l.activation.map_or(y, |act| activation(act, y));
+        y + residual.map_or(0.0, |r| r[row * frame.size[1] + out])
+    }))
+}
+
+fn norm(frame: &Frame<'_>, n: &Norm) -> Result<Vec<f64>, BackendError> {
+    let (x, columns) = (frame.numbers(0)?, frame.size[1]);
+    let count = columns as f64;
+    let mut out = Vec::with_capacity(x.len());
+    for row in x.chunks(columns) {
+        let mean = match n.kind {
+            NormKind::Rms => 0.0,
+            NormKind::Layer => row.iter().sum::<f64>() / count,
+        };
+        let power = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / count;
+        for (column, x) in row.iter().enumerate() {
+            let bias = n.bias.map_or(0.0, |b| frame.weight(b)[column]);
+            out.push((x - mean) / (power + f64::from(n.eps)).sqrt() * frame.weight(n.weight)[column] + bias);
+        }
+    }
+    Ok(out)
+}
+
+fn activation(act: Activation, x: f64) -> f64 {
+    let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+    let relu6 = |x: f64| x.clamp(0.0, 6.0);
+    match act {
+        Activation::Silu => x * sigmoid(x),
+        Activation::GeluErf => x * 0.5 * (1.0 + erf(x / std::f64::consts::SQRT_2)),
+        Activation::GeluTanh => {
+            let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
+            0.5 * x * (1.0 + inner.tanh())
+        }
+        Activation::QuickGelu => x * sigmoid(1.702 * x),
+        Activation::Relu => x.max(0.0),
+        Activation::Hardswish => x * relu6(x + 3.0) / 6.0,
+        Activation::Hardsigmoid => relu6(x + 3.0) / 6.0,
+    }
+}
+
+/// The error function by its Taylor series, `2/sqrt(pi) * sum (-1)^n x^(2n+1) / (n! (2n+1))`, which in float64 is good
+/// to 1e-9 up to |x| = 3.5; beyond 3.5 it differs from its limit by less than 8e-7, found with the first terms of the
+/// asymptotic series.
+fn erf(x: f64) -> f64 {
+    let magnitude = x.abs();
+    let two_over_root_pi = 2.0 / std::f64::consts::PI.sqrt();
+    let value = if magnitude < 3.5 {
+        let (mut power, mut sum) = (magnitude, magnitude);
+        for n in 1..100 {
+            power *= -magnitude * magnitude / f64::from(n);
+            sum += power / f64::from(2 * n + 1);
+        }
+        two_over_root_pi * sum
+    } else {
+        let square = magnitude * magnitude;
+        let series = 1.0 - 0.5 / square + 0.75 / (square * square);
+        1.0 - (-square).exp() / (magnitude * std::f64::consts::PI.sqrt()) * series
+    };
+    value.copysign(x)
+}
+
+fn binary(frame: &Frame<'_>, f: impl Fn(f64, f64) -> f64) -> Result<Vec<f64>, BackendError> {
+    let (a, b) = (frame.numbers(0)?, frame.numbers(1)?);
+    // One row is used for all.
+    let one_row = frame.input_sizes[1][0] == 1;
+    let columns = frame.size[1];
+    Ok(frame.fill(|r, c| f(a[r * columns + c], b[if one_row { c } else { r * columns + c }])))
+}
+
+fn rope(frame: &Frame<'_>, r: &Rope) -> Result<Vec<f64>, BackendError> {
+    let (x, positions) = (frame.numbers(0)?, frame.integers(1)?);
+    let (columns, half) = (frame.size[1], r.rotary / 2);
+    Ok(frame.fill(|row, column| {
+        let at = |column: usize| x[row * columns + column];
+        let in_head = column % r.head_dim;
+        if in_head >= r.rotary {
+            return at(column);
+        }
+        // Which pair, where its other member lies, and whether this is the first member.
+        let (pair, other, first) = match r.style {
+            RopeStyle::Half if in_head < half => (in_head, column + half, true),
+            RopeStyle::Half => (in_head - half, column - half, false),
+            RopeStyle::Interleaved if in_head % 2 == 0 => (in_head / 2, column + 1, true),
+            RopeStyle::Interleaved => (in_head / 2, column - 1, false),
+        };
+        let factor = r.factors.map_or(1.0, |f| frame.weight(f)[pair]);
+        let frequency = f64::from(r.base).powf(-2.0 * pair as f64 / r.rotary as f64) / factor;
+        let (sin, cos) = (f64::from(positions[row]) * frequency).sin_cos();
+        if first { at(column) * cos - at(other) * sin } else { at(column) * cos + at(other) * sin }
+    }))
+}
+
+fn attention(frame: &Frame<'_>, a: &Attention, cache: &mut NaiveState) -> Result<Vec<f64>, BackendError> {
+    let q = frame.numbers(0)?;
+    let (mut keys, mut values) = (frame.numbers(1)?.to_vec(), frame.numbers(2)?.to_vec());
+    let mut past = 0;
+    if let Some(slot) = a.cache {
+        past = cache.len;
+        let held = &mut cache.slots[slot];
+        held.0.append(&mut keys);
+        held.1.append(&mut values);
+        (keys, values) = held.clone();
+    }
+    let row = a.kv_heads * a.head_dim;
+    let seen = |query: usize| match a.mask {
+        Mask::Full => keys.len() / row,
+        Mask::Causal => past + query + 1,
+    };
+    let mut out = Vec::with_capacity(q.len());
+    for query in 0..frame.size[0] {
+        for head in 0..a.heads {
+            let kv_head = head / (a.heads / a.kv_heads);
+            let q = &q[(query * a.heads + head) * a.head_dim..][..a.head_dim];
+            let part = |of: &[f64], key: usize, d: usize| of[key * row + kv_head * a.head_dim + d];
+            let score = |key: usize| {
+                let product: f64 = (0..a.head_dim).map(|d| q[d] * part(&keys, key, d)).sum();
+                product * f64::from(a.scale)
+            };
+            let scores: Vec<f64> = (0..seen(query)).map(score).collect();
+            let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            for d in 0..a.head_dim {
+                let sum: f64 = weights.iter().enumerate().map(|(key, w)| w * part(&values, key, d)).sum();
+                out.push(sum / total);
+            }
+        }
+    }
+    Ok(out)
+}
+
+fn patchify(frame: &Frame<'_>, patch: usize) -> Result<Vec<f64>, BackendError> {
+    let pixels = frame.numbers(0)?;
+    let (height, width) = (frame.input_sizes[0][1], frame.input_sizes[0][2]);
+    let across = width / patch;
+    Ok(frame.fill(|row, column| {
+        let (channel, in_patch) = (column / (patch * patch), column % (patch * patch));
+        let y = row / across * patch + in_patch / patch;
+        let x = row % across * patch + in_patch % patch;
+        pixels[(channel * height + y) * width + x]
+    }))
+}
+
+fn conv2d(frame: &Frame<'_>, c: &Conv2d) -> Result<Vec<f64>, BackendError> {
+    let (map, weight) = (frame.numbers(0)?, frame.weight(c.weight));
+    let channels = frame.input_sizes[0][1];
+    let &[out_channels, in_group, _, _] = frame.program.weight(c.weight).shape.dims() else {
+        return Err(call("a convolution's weight has four dimensions"));
+    };
+    let (_, out_width) = c.output_size();
+    let out_group = out_channels / c.groups;
+    Ok(frame.fill(|row, out| {
+        let mut sum = c.bias.map_or(0.0, |b| frame.weight(b)[out]);
+        for ky in 0..c.kernel {
+            for kx in 0..c.kernel {
+                let y = (row / out_width * c.stride + ky) as isize - c.padding as isize;
+                let x = (row % out_width * c.stride + kx) as isize - c.padding as isize;
+                if y < 0 || x < 0 || y >= c.height as isize || x >= c.width as isize {
+                    continue;
+                }
+                let pixel = y as usize * c.width + x as usize;
+                for i in 0..in_group {
+                    let channel = out / out_group * in_group + i;
+                    let tap = ((out * in_group + i) * c.kernel + ky) * c.kernel + kx;
+                    sum += map[pixel * channels + channel] * weight[tap];
+                }
+            }
+        }
+        sum
+    }))
+}
+
+fn avg_pool2d(frame: &Frame<'_>, p: &Pool2d) -> Result<Vec<f64>, BackendError> {
+    let (map, channels) = (frame.numbers(0)?, frame.size[1]);
+    let across = p.width / p.kernel;
+    Ok(frame.fill(|row, channel| {
+        let mut sum = 0.0;
+        for y in 0..p.kernel {
+            for x in 0..p.kernel {
+                let pixel = (row / across * p.kernel + y) * p.width + row % across * p.kernel + x;
+                sum += map[pixel * channels + channel];
+            }
+        }
+        sum / (p.kernel * p.kernel) as f64
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn erf_has_its_tabled_values() {
+        // Abramowitz and Stegun, table 7.1.
+        for (x, value) in
+            [(0.0, 0.0), (0.5, 0.5204998778), (1.0, 0.8427007929), (2.0, 0.9953222650), (3.0, 0.9999779095)]
+        {
+            assert!((erf(x) - value).abs() < 1e-9, "{x} {}", erf(x));
+            assert_eq!(erf(-x), -erf(x));
+        }
+        assert!((erf(3.4999999) - erf(3.5000001)).abs() < 1e-9, "the two series meet");
+        assert_eq!(erf(40.0), 1.0);
+    }
+}

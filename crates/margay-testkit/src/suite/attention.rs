@@ -1,0 +1,110 @@
+//! Attention and rotary embedding.
+
+use super::case::{Case, Draft, Sizes};
+use crate::{random::Rng, tolerance::Class};
+use margay_graph::{Attention, Bindings, Mask, Role, Rope, RopeStyle, Sym};
+
+/// Query heads, key heads and columns of a head: one head, groups of 2, 3, 4 and all, head sizes of CLIP (64), SigLIP
+/// (72), Phi (80), LLaMA (128), and one that is no multiple of any vector.
+const HEADS: [(usize, usize, usize); 8] =
+    [(1, 1, 64), (2, 2, 72), (4, 2, 80), (4, 1, 64), (6, 2, 72), (2, 1, 128), (3, 3, 4), (2, 2, 5)];
+
+/// Prompt, tokens one by one, nothing, a long piece, and around the tile sizes.
+const CACHED_TOKENS: [usize; 9] = [7, 1, 1, 3, 0, 33, 1, 64, 2];
+
+pub(super) fn cases(cases: &mut Vec<Case>) {
+    for heads in HEADS {
+        for mask in [Mask::Full, Mask::Causal] {
+            uncached(cases, heads, mask, &[3, 0, 1, 2, 7, 32, 33, 65], "");
+            cached(cases, heads, mask, 1.0);
+        }
+    }
+    uncached(cases, (2, 2, 72), Mask::Full, &[729], " 729 patches");
+    // Large scores: the softmax is nearly a maximum and must neither overflow nor lose the largest.
+    cached(cases, (4, 2, 64), Mask::Causal, 8.0);
+    for style in [RopeStyle::Half, RopeStyle::Interleaved] {
+        for (head_dim, rotary) in [(64, 64), (72, 72), (80, 80), (80, 32), (128, 128), (6, 2), (4, 0)] {
+            rope(cases, style, head_dim, rotary, false);
+        }
+        rope(cases, style, 64, 64, true);
+        rope(cases, style, 80, 40, true);
+    }
+}
+
+fn attention_of(heads: (usize, usize, usize), mask: Mask) -> Attention {
+    let (heads, kv_heads, head_dim) = heads;
+    Attention { heads, kv_heads, head_dim, scale: (head_dim as f32).powf(-0.5), mask, cache: None }
+}
+
+fn uncached(cases: &mut Vec<Case>, heads: (usize, usize, usize), mask: Mask, rows: &[usize], what: &str) {
+    let (h, k, d) = heads;
+    let draft = Draft::new("attention", format!("{mask:?} {h} of {k} heads of {d}{what}")).rows(rows);
+    cases.push(draft.finish(|b| {
+        let q = b.input_f32("q", [Sym::Patches.into(), (h * d).into()]);
+        let [key, value] = ["k", "v"].map(|n| b.input_f32(n, [Sym::Patches.into(), (k * d).into()]));
+        b.attention([q, key, value], attention_of(heads, mask), false)
+    }));
+}
+
+fn cached(cases: &mut Vec<Case>, heads: (usize, usize, usize), mask: Mask, deviation: f64) {
+    let (h, k, d) = heads;
+    let name = format!("{mask:?} {h} of {k} heads of {d} cached, inputs x {deviation}");
+    let total: usize = CACHED_TOKENS.iter().sum();
+    // Scores grow with the square of the inputs and make half precision keys matter as much: see HALF_CACHE. With
+    // queries as large as they are drawn, only keys and values are rounded.
+    let draft = Draft {
+        sizes: CACHED_TOKENS.iter().map(|t| Sizes::of(&[(Sym::Tokens, *t)])).collect(),
+        capacity: Some(total),
+        class: Class::HalfCache,
+        ..Draft::new("attention", name)
+    };
+    let mut case = draft.finish(|b| {
+        let q = b.input_f32("q", [Sym::Tokens.into(), (h * d).into()]);
+        let [key, value] = ["k", "v"].map(|n| b.input_f32(n, [Sym::Tokens.into(), (k * d).into()]));
+        let mut attention = attention_of(heads, mask);
+        attention.scale *= deviation as f32;
+        b.attention([q, key, value], attention, true)
+    });
+    round_keys(&mut case);
+    // The user takes back the last question: the state is cut, and what follows must not see what was there.
+    let again = case.calls[5].clone();
+    case.calls.push(super::Call { truncate: Some(9), ..again });
+    cases.push(case);
+}
+
+/// Rounds keys to half precision where scores are large: rounding them there would move the result by more than
+/// HALF_CACHE, on every correct backend.
+fn round_keys(case: &mut Case) {
+    for call in &mut case.calls {
+        if let super::Input::F32(keys) = &mut call.inputs[1] {
+            for key in keys {
+                // Eleven significant bits: what half precision keeps of a number of normal size.
+                *key = f32::from_bits((key.to_bits() + 0x1000) & !0x1fff);
+            }
+        }
+    }
+}
+
+fn rope(cases: &mut Vec<Case>, style: RopeStyle, head_dim: usize, rotary: usize, factors: bool) {
+    for heads in [1, 3] {
+        let tail = if factors { " with factors" } else { "" };
+        let name = format!("{style:?} {heads} heads, {rotary} of {head_dim}{tail}");
+        let tokens = [7, 0, 1, 33];
+        let draft = Draft {
+            sizes: tokens.iter().map(|t| Sizes::of(&[(Sym::Tokens, *t)])).collect(),
+            integers: positions,
+            ..Draft::new("rope", name)
+        };
+        cases.push(draft.finish(|b| {
+            let x = b.input_f32("x", [Sym::Tokens.into(), (heads * head_dim).into()]);
+            let positions = b.input_i32("positions", Sym::Tokens);
+            let factors = factors.then(|| b.weight("factors", [rotary / 2], Role::RopeFactors));
+            b.rope(x, positions, Rope { head_dim, rotary, base: 10_000.0, style, factors })
+        }));
+    }
+}
+
+/// From the start of a context, then anywhere up to 4096, where angles computed carelessly are off by 1e-4.
+fn positions(_name: &str, rng: &mut Rng, at: usize, _sizes: &Bindings) -> i32 {
+    if at < 4 { at as i32 } else { rng.below(4096) as i32 }
+}

@@ -1,0 +1,55 @@
+//! Convolutions and pooling over feature maps.
+
+use super::case::{Case, Draft};
+use margay_graph::{Conv2d, Pool2d, Role};
+
+/// Channels in, channels out, groups, map, kernel, stride, padding.
+type Shape = (usize, usize, usize, (usize, usize), usize, usize, usize);
+
+const SHAPES: [(&str, Shape); 16] = [
+    ("depthwise as in LDPv2", (72, 72, 72, (12, 12), 3, 1, 1)),
+    ("depthwise, stride 2", (33, 33, 33, (7, 9), 3, 2, 1)),
+    ("depthwise, one channel", (1, 1, 1, (5, 4), 3, 1, 1)),
+    ("depthwise, two results a channel", (4, 8, 4, (5, 4), 3, 1, 1)),
+    ("depthwise, no padding, kernel 2", (16, 16, 16, (4, 5), 2, 1, 0)),
+    ("depthwise, kernel 5", (17, 17, 17, (6, 6), 5, 1, 2)),
+    ("pointwise", (72, 33, 1, (5, 5), 1, 1, 0)),
+    ("pointwise, stride 2", (8, 8, 1, (5, 7), 1, 2, 0)),
+    ("dense", (12, 20, 1, (6, 5), 3, 1, 1)),
+    ("dense, stride 2", (12, 20, 1, (8, 7), 3, 2, 1)),
+    ("dense, stride 2, kernel 2", (5, 7, 1, (6, 6), 2, 2, 0)),
+    ("dense, wide padding", (3, 4, 1, (3, 4), 3, 1, 2)),
+    ("dense, the kernel is the map", (3, 40, 1, (4, 4), 4, 1, 0)),
+    ("two groups", (6, 10, 2, (5, 6), 3, 1, 1)),
+    ("three groups, stride 2", (6, 9, 3, (7, 5), 3, 2, 0)),
+    ("one pixel", (4, 4, 1, (1, 1), 3, 1, 1)),
+];
+
+pub(super) fn cases(cases: &mut Vec<Case>) {
+    for (name, shape) in SHAPES {
+        for with_bias in [false, true] {
+            cases.push(conv(name, shape, with_bias));
+        }
+    }
+    for (height, width, kernel, channels) in
+        [(24, 24, 2, 72), (4, 6, 2, 33), (9, 3, 3, 5), (4, 4, 1, 4), (6, 6, 6, 588), (2, 2, 2, 1)]
+    {
+        cases.push(Draft::new("avg_pool2d", format!("{height}x{width}x{channels} by {kernel}")).finish(
+            |b| {
+                let x = b.input_f32("x", [(height * width).into(), channels.into()]);
+                b.avg_pool2d(x, Pool2d { height, width, kernel })
+            },
+        ));
+    }
+}
+
+fn conv(name: &str, shape: Shape, with_bias: bool) -> Case {
+    let (channels, out, groups, (height, width), kernel, stride, padding) = shape;
+    let tail = if with_bias { ", bias" } else { "" };
+    Draft::new("conv2d", format!("{name}{tail}")).finish(|b| {
+        let x = b.input_f32("x", [(height * width).into(), channels.into()]);
+        let weight = b.weight("w", [out, channels / groups, kernel, kernel], Role::Convolution);
+        let bias = with_bias.then(|| b.weight("bias", [out], Role::Bias));
+        b.conv2d(x, Conv2d { weight, bias, height, width, kernel, stride, padding, groups })
+    })
+}

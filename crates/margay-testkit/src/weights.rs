@@ -1,0 +1,75 @@
+//! Weights for programs under test.
+
+use crate::random::Rng;
+use margay_graph::{BackendError, Program, Role, WeightSource, WeightSpec};
+use margay_quant::{encode_tensor, storable};
+use margay_tensor::{DType, Shape, Tensor};
+use std::collections::BTreeMap;
+
+/// Weights by name.
+#[derive(Clone, Debug, Default)]
+pub struct MapWeights(BTreeMap<String, Tensor>);
+
+impl MapWeights {
+    /// None.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds or replaces one.
+    pub fn insert(&mut self, name: &str, tensor: Tensor) {
+        self.0.insert(name.to_owned(), tensor);
+    }
+
+    /// Adds or replaces one, packed as `dtype`.
+    ///
+    /// # Panics
+    /// Where shape, type and number of values do not fit.
+    pub fn insert_as(&mut self, name: &str, shape: Shape, dtype: DType, values: &[f32]) {
+        let tensor = encode_tensor(values, shape, dtype).unwrap_or_else(|e| panic!("weight {name}: {e}"));
+        self.insert(name, tensor);
+    }
+
+    /// Names and tensors.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.0.iter().map(|(name, tensor)| (name.as_str(), tensor))
+    }
+}
+
+impl WeightSource for MapWeights {
+    fn weight(&self, name: &str) -> Result<Tensor, BackendError> {
+        let missing =
+            || BackendError::Weight { name: name.to_owned(), what: "not among the test weights".to_owned() };
+        self.0.get(name).cloned().ok_or_else(missing)
+    }
+}
+
+/// Random weights for every weight of a program: matrices, tables and convolutions in `dtype` (or what
+/// [`margay_quant::storable`] makes of it), the others in float32. A weight's numbers depend on its name and the seed.
+///
+/// # Panics
+/// Where `dtype` has no encoder.
+pub fn random_weights(program: &Program, dtype: DType, seed: u64) -> MapWeights {
+    let mut weights = MapWeights::new();
+    for spec in program.weights() {
+        let values = random_values(spec, seed);
+        let quantizable = spec.role.is_matrix() || matches!(spec.role, Role::PatchEmbedding);
+        let dtype = if quantizable { storable(dtype, spec.shape.row()).0 } else { DType::F32 };
+        weights.insert_as(&spec.name, spec.shape.clone(), dtype, &values);
+    }
+    weights
+}
+
+/// Numbers of the spread a trained weight has: outputs of a layer are about as large as its inputs.
+pub fn random_values(spec: &WeightSpec, seed: u64) -> Vec<f32> {
+    let mut rng = Rng::new(Rng::named(&spec.name).bits() ^ seed);
+    let len = spec.shape.elements().unwrap_or(0);
+    let fan_in: usize = spec.shape.dims().iter().skip(1).product();
+    match spec.role {
+        Role::Norm => rng.normals(len, 0.2).into_iter().map(|x| 1.0 + x).collect(),
+        Role::RopeFactors => (0..len).map(|_| 1.0 + 7.0 * rng.uniform() as f32).collect(),
+        Role::Bias => rng.normals(len, 0.5),
+        Role::TokenEmbedding | Role::PositionEmbedding | Role::ClassEmbedding => rng.normals(len, 1.0),
+        _ => rng.normals(len, 1.0 / (fan_in.max(1) as f64).sqrt()),
+    }
+}

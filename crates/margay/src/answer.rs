@@ -1,0 +1,344 @@
+//! An answer as it comes about.
+
+use crate::{
+    AskOptions, Error, Image, Report, Session, StageReport, Stop,
+    engine::TextCall,
+    sample::Sampler,
+};
+use margay_graph::BackendError;
+use margay_observe::{Root, Stage, StageTimes, Stopwatch, process};
+use margay_prompt::{
+    image::preprocess,
+    layout::Sequence,
+    text::{Message, StopMatcher, StreamDecoder, Tokenizer},
+};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+/// What happens while an answer is made.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Event {
+    /// A stage ended; prefill comes once a batch of the prompt, encode and project once a picture.
+    Stage {
+        /// Which one.
+        stage: Stage,
+        /// How long it took.
+        took: Duration,
+        /// Of how many steps of this stage so many are done.
+        done: usize,
+        /// Steps of this stage.
+        of: usize,
+    },
+    /// The next piece of the answer.
+    Text(String),
+    /// The answer is complete.
+    Done(Box<Report>),
+}
+
+/// An iterator over an answer's [`Event`]s. Dropping it ends the answer; the session keeps what was said until then.
+pub struct Answer<'s> {
+    session: &'s mut Session,
+    options: AskOptions,
+    sequence: Sequence,
+    pictures: VecDeque<Image>,
+    picture_count: usize,
+    decoder: StreamDecoder<Arc<Tokenizer>>,
+    stops: StopMatcher,
+    sampler: Sampler,
+    phase: Phase,
+    clock: Stopwatch,
+    times: StageTimes,
+    stages: StageReport,
+    prefill_steps: usize,
+    text: String,
+    tokens: Vec<u32>,
+    pending: VecDeque<Event>,
+    told: bool,
+}
+
+enum Phase {
+    Preprocess,
+    Encode(Vec<Vec<f32>>),
+    Project(Vec<Vec<f32>>),
+    Prefill,
+    Decode,
+    Ended(Stop),
+    Over,
+}
+
+impl<'s> Answer<'s> {
+    pub(crate) fn new(
+        session: &'s mut Session,
+        sequence: Sequence,
+        pictures: Vec<Image>,
+        options: AskOptions,
+    ) -> Result<Self, Error> {
+        let model = session.model.clone();
+        let sampler = Sampler::new(options.sampling)?;
+        let texts = model.config().prompt.stops.iter().map(|s| (*s).to_owned()).chain(options.stops.iter().cloned());
+        let mut times = StageTimes::default();
+        times.add(Stage::Load, model.load_time());
+        let visual_tokens = sequence.images.iter().map(|span| span.len()).sum();
+        session.cancel.reset();
+        Ok(Answer {
+            decoder: StreamDecoder::new(model.source().tokenizer.clone(), true),
+            stops: StopMatcher::new(texts),
+            sampler,
+            phase: Phase::Preprocess,
+            clock: Stopwatch::start(),
+            times,
+            stages: StageReport { visual_tokens, ..StageReport::default() },
+            prefill_steps: 0,
+            text: String::new(),
+            tokens: vec![],
+            pending: VecDeque::new(),
+            told: false,
+            picture_count: pictures.len(),
+            pictures: pictures.into(),
+            session,
+            options,
+            sequence,
+        })
+    }
+
+    /// Reads to the end and gives the report.
+    ///
+    /// # Errors
+    /// The first error of the answer.
+    pub fn report(mut self) -> Result<Report, Error> {
+        loop {
+            match self.next() {
+                Some(Ok(Event::Done(report))) => return Ok(*report),
+                Some(Ok(_)) => {}
+                Some(Err(e)) => return Err(e),
+                None => unreachable!("invariant: an answer ends with its report or an error"),
+            }
+        }
+    }
+
+    fn step(&mut self) -> Result<(), Error> {
+        if self.session.cancel.is_cancelled() {
+            self.end(Stop::Cancelled);
+            return Ok(());
+        }
+        match std::mem::replace(&mut self.phase, Phase::Over) {
+            Phase::Preprocess => self.preprocess(),
+            Phase::Encode(tiles) => self.encode(tiles),
+            Phase::Project(features) => self.project(features),
+            Phase::Prefill => self.prefill(),
+            Phase::Decode => self.decode(),
+            Phase::Ended(stop) => {
+                self.finish(stop);
+                Ok(())
+            }
+            Phase::Over => Ok(()),
+        }
+    }
+
+    fn preprocess(&mut self) -> Result<(), Error> {
+        let Some(image) = self.pictures.pop_front() else {
+            self.begin_prefill();
+            return Ok(());
+        };
+        let model = self.session.model.clone();
+        let source = model.source();
+        let name = &source.config.name;
+        let vision = source.config.vision.as_ref().ok_or_else(|| Error::NoVision { model: name.clone() })?;
+        let clock = Stopwatch::start();
+        if model.engine()?.prepare_vision(source, model.backend())? {
+            // Packing the tower is loading, not encoding.
+            self.times.add(Stage::Load, clock.elapsed());
+        }
+        let clock = Stopwatch::start();
+        let tiles = preprocess(&image.picture, &vision.image)
+            .map_err(|source| Error::Image { place: image.name.clone(), source })?;
+        self.stage_ended(Stage::Preprocess, clock.elapsed());
+        self.phase = Phase::Encode(tiles.tiles.into_iter().map(|t| t.data).collect());
+        Ok(())
+    }
+
+    fn encode(&mut self, tiles: Vec<Vec<f32>>) -> Result<(), Error> {
+        let model = self.session.model.clone();
+        let clock = Stopwatch::start();
+        let mut engine = model.engine()?;
+        let features: Result<Vec<_>, Error> =
+            tiles.iter().map(|t| Ok(engine.encode(t, &self.session.cancel)?.to_vec())).collect();
+        drop(engine);
+        let features = features?;
+        self.stage_ended(Stage::Encode, clock.elapsed());
+        self.phase = Phase::Project(features);
+        Ok(())
+    }
+
+    fn project(&mut self, features: Vec<Vec<f32>>) -> Result<(), Error> {
+        let model = self.session.model.clone();
+        let clock = Stopwatch::start();
+        let mut engine = model.engine()?;
+        for features in &features {
+            let visual = engine.project(features, &self.session.cancel)?;
+            self.session.visual.extend_from_slice(visual);
+        }
+        drop(engine);
+        self.session.images += 1;
+        self.stage_ended(Stage::Project, clock.elapsed());
+        self.phase = Phase::Preprocess;
+        Ok(())
+    }
+
+    /// Keeps the part of the cache that this prompt shares with what was computed before.
+    fn begin_prefill(&mut self) {
+        let ids = &self.sequence.ids;
+        let shared = self.session.held.iter().zip(ids).take_while(|(a, b)| a == b).count();
+        // The last token is computed anew: its logits are wanted.
+        let shared = shared.min(ids.len().saturating_sub(1)).min(self.session.state.len());
+        self.session.state.truncate(shared);
+        self.session.held.truncate(shared);
+        self.stages.reused_tokens = shared;
+        self.phase = Phase::Prefill;
+    }
+
+    fn prefill(&mut self) -> Result<(), Error> {
+        let model = self.session.model.clone();
+        let clock = Stopwatch::start();
+        let mut engine = model.engine()?;
+        let from = self.session.held.len();
+        let to = self.sequence.ids.len().min(from + engine.batch());
+        let of = self.prefill_steps + (self.sequence.ids.len() - from).div_ceil(engine.batch());
+        let ids = &self.sequence.ids[from..to];
+        let call = TextCall { ids, visual: &self.session.visual, width: model.config().text.width };
+        let logits = engine.run_text(&call, self.session.state.as_mut(), &self.session.cancel)?;
+        let last = to == self.sequence.ids.len();
+        let token = last.then(|| self.sampler.choose(logits)).transpose()?;
+        drop(engine);
+        self.session.held.extend_from_slice(ids);
+        self.stages.prefill_tokens += to - from;
+        self.prefill_steps += 1;
+        let took = clock.elapsed();
+        self.times.add(Stage::Prefill, took);
+        self.pending.push_back(Event::Stage { stage: Stage::Prefill, took, done: self.prefill_steps, of });
+        match token {
+            Some(token) => {
+                self.stages.ttft_ms = Some(self.clock.elapsed().as_secs_f64() * 1000.0);
+                self.take(token);
+            }
+            None => self.phase = Phase::Prefill,
+        }
+        Ok(())
+    }
+
+    fn decode(&mut self) -> Result<(), Error> {
+        let model = self.session.model.clone();
+        let clock = Stopwatch::start();
+        let token = *self.tokens.last().expect("invariant: prefill gave the first token");
+        let ids = [token as i32];
+        let mut engine = model.engine()?;
+        let call = TextCall { ids: &ids, visual: &self.session.visual, width: model.config().text.width };
+        let logits = engine.run_text(&call, self.session.state.as_mut(), &self.session.cancel)?;
+        let next = self.sampler.choose(logits)?;
+        drop(engine);
+        self.session.held.push(ids[0]);
+        self.stages.decode_tokens += 1;
+        self.times.add(Stage::Decode, clock.elapsed());
+        self.take(next);
+        Ok(())
+    }
+
+    /// Takes a chosen token: ends the answer, or shows its text and goes on.
+    fn take(&mut self, token: u32) {
+        if self.session.model.tokenizer().stop_ids().contains(&token) {
+            self.end(Stop::End);
+            return;
+        }
+        self.tokens.push(token);
+        let piece = self.decoder.push(token);
+        let (shown, met) = self.stops.push(&piece);
+        self.show(shown);
+        if met {
+            self.end(Stop::StopText);
+        } else if self.tokens.len() >= self.options.max_tokens {
+            self.end(Stop::Length);
+        } else if self.session.state.len() + 1 > self.session.state.capacity() {
+            self.end(Stop::Context);
+        } else {
+            self.phase = Phase::Decode;
+        }
+    }
+
+    fn end(&mut self, stop: Stop) {
+        if stop != Stop::StopText {
+            let held = self.decoder.finish();
+            let (shown, met) = self.stops.push(&held);
+            self.show(shown);
+            if !met {
+                let rest = self.stops.finish();
+                self.show(rest);
+            }
+        }
+        self.phase = Phase::Ended(stop);
+    }
+
+    fn show(&mut self, piece: String) {
+        // The space that SentencePiece puts before the first word is no part of the answer.
+        let piece = if self.text.is_empty() { piece.trim_start().to_owned() } else { piece };
+        if !piece.is_empty() {
+            self.text.push_str(&piece);
+            self.pending.push_back(Event::Text(piece));
+        }
+    }
+
+    fn finish(&mut self, stop: Stop) {
+        self.stages.set_times(&self.times);
+        let report = Report {
+            text: self.text.clone(),
+            tokens: self.tokens.clone(),
+            stop,
+            stages: self.stages,
+            peak_rss_bytes: process::peak_rss_bytes(&Root::system()),
+        };
+        self.remember();
+        self.pending.push_back(Event::Done(Box::new(report)));
+    }
+
+    /// The session goes on from what was said.
+    fn remember(&mut self) {
+        if !std::mem::replace(&mut self.told, true) && !self.session.messages.is_empty() {
+            self.session.messages.push(Message::text("assistant", self.text.clone()));
+        }
+    }
+
+    fn stage_ended(&mut self, stage: Stage, took: Duration) {
+        self.times.add(stage, took);
+        let done = self.picture_count - self.pictures.len();
+        self.pending.push_back(Event::Stage { stage, took, done, of: self.picture_count });
+    }
+}
+
+impl Iterator for Answer<'_> {
+    type Item = Result<Event, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(event) = self.pending.pop_front() {
+                return Some(Ok(event));
+            }
+            if matches!(self.phase, Phase::Over) {
+                return None;
+            }
+            match self.step() {
+                Ok(()) => {}
+                // A stage that was stopped half way ends the answer; it is no failure.
+                Err(Error::Backend(BackendError::Cancelled)) => self.end(Stop::Cancelled),
+                Err(e) => {
+                    self.phase = Phase::Over;
+                    return Some(Err(e));
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Answer<'_> {
+    fn drop(&mut self) {
+        self.remember();
+    }
+}

@@ -1,0 +1,147 @@
+//! The compiled programs of a model.
+
+use crate::{Error, LoadOptions, ModelSource};
+use margay_graph::{
+    Backend, Bindings, Cancel, Executable, InputData, MemoryUse, Program, State, StateOptions, Sym, passes,
+};
+use margay_model::ModelPrograms;
+
+/// Compiled programs; the vision side only once a picture asks for it.
+pub(crate) struct Engine {
+    text: Box<dyn Executable>,
+    vision: Option<Vision>,
+    programs: ModelPrograms,
+    batch: usize,
+    rows: Vec<i32>,
+    positions: Vec<i32>,
+}
+
+struct Vision {
+    encode: Box<dyn Executable>,
+    project: Box<dyn Executable>,
+}
+
+/// What [`Engine::run_text`] computes.
+pub(crate) struct TextCall<'a> {
+    /// Ids of the new tokens, negative for visual rows.
+    pub ids: &'a [i32],
+    /// All visual rows of the conversation, [V, E].
+    pub visual: &'a [f32],
+    /// Width of a visual row.
+    pub width: usize,
+}
+
+impl Engine {
+    pub(crate) fn new(
+        source: &ModelSource,
+        backend: &dyn Backend,
+        options: &LoadOptions,
+        context: usize,
+    ) -> Result<Self, Error> {
+        let mut programs = source.config.programs()?;
+        // Taps are for traces; keeping them would hold every layer's output in memory.
+        programs.text = passes::optimize(&programs.text.with_outputs(|name| name == "logits")?);
+        let batch = options.batch.clamp(1, context);
+        let limits =
+            Bindings::new().with(Sym::Tokens, batch).with(Sym::Outputs, 1).with(Sym::Visual, context);
+        let text = compile(source, backend, &programs.text, &limits)?;
+        Ok(Engine { text, vision: None, programs, batch, rows: vec![], positions: vec![] })
+    }
+
+    pub(crate) fn new_state(&self, capacity: usize) -> Result<Box<dyn State>, Error> {
+        Ok(self.text.new_state(StateOptions { capacity })?)
+    }
+
+    pub(crate) fn memory(&self) -> MemoryUse {
+        let mut sum = self.text.memory();
+        for part in self.vision.iter().flat_map(|v| [v.encode.memory(), v.project.memory()]) {
+            sum.packed_weight_bytes += part.packed_weight_bytes;
+            sum.mapped_weight_bytes += part.mapped_weight_bytes;
+            sum.arena_bytes += part.arena_bytes;
+            sum.scratch_bytes += part.scratch_bytes;
+        }
+        sum
+    }
+
+    /// Compiles the vision side where that is still to do; says whether it was.
+    pub(crate) fn prepare_vision(&mut self, source: &ModelSource, backend: &dyn Backend) -> Result<bool, Error> {
+        if self.vision.is_some() {
+            return Ok(false);
+        }
+        let (Some(encode), Some(project)) = (&self.programs.encode, &self.programs.project) else {
+            return Err(Error::NoVision { model: source.config.name.clone() });
+        };
+        let none = Bindings::new();
+        let encode = compile(source, backend, encode, &none)?;
+        let project = compile(source, backend, project, &none)?;
+        self.vision = Some(Vision { encode, project });
+        Ok(true)
+    }
+
+    /// Pixels [3, H, W] to patch features [P, C].
+    pub(crate) fn encode(&mut self, pixels: &[f32], cancel: &Cancel) -> Result<&[f32], Error> {
+        run_stage(&mut self.vision_mut().encode, pixels, "encode", cancel)
+    }
+
+    /// Patch features [P, C] to visual tokens [V, E].
+    pub(crate) fn project(&mut self, features: &[f32], cancel: &Cancel) -> Result<&[f32], Error> {
+        run_stage(&mut self.vision_mut().project, features, "project", cancel)
+    }
+
+    /// Prompt tokens that are computed together.
+    pub(crate) fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// Appends at most [`Engine::batch`] tokens and gives the logits of the last one, [vocabulary].
+    pub(crate) fn run_text(
+        &mut self,
+        call: &TextCall<'_>,
+        state: &mut dyn State,
+        cancel: &Cancel,
+    ) -> Result<&[f32], Error> {
+        let past = state.len();
+        self.positions.clear();
+        self.positions.extend((past..past + call.ids.len()).map(|p| p as i32));
+        self.rows.clear();
+        self.rows.push(call.ids.len() as i32 - 1);
+        let bindings = Bindings::new()
+            .with(Sym::Tokens, call.ids.len())
+            .with(Sym::Outputs, 1)
+            .with(Sym::Visual, call.visual.len() / call.width);
+        let all = [
+            InputData::I32(call.ids),
+            InputData::I32(&self.positions),
+            InputData::I32(&self.rows),
+            InputData::F32(call.visual),
+        ];
+        // A text model has no `visual` input.
+        let inputs = &all[..self.text.program().inputs().len()];
+        self.text.run(&bindings, inputs, Some(state), cancel)?;
+        Ok(self.text.output("logits").expect("invariant: the text program has logits"))
+    }
+
+    fn vision_mut(&mut self) -> &mut Vision {
+        self.vision.as_mut().expect("invariant: the vision side is prepared before it runs")
+    }
+}
+
+pub(crate) fn compile(
+    source: &ModelSource,
+    backend: &dyn Backend,
+    program: &Program,
+    limits: &Bindings,
+) -> Result<Box<dyn Executable>, Error> {
+    source.weights.check_program(program)?;
+    Ok(backend.compile(program, &source.weights.for_program(program), limits)?)
+}
+
+fn run_stage<'e>(
+    executable: &'e mut Box<dyn Executable>,
+    input: &[f32],
+    output: &str,
+    cancel: &Cancel,
+) -> Result<&'e [f32], Error> {
+    executable.run(&Bindings::new(), &[InputData::F32(input)], None, cancel)?;
+    Ok(executable.output(output).expect("invariant: a stage's output bears its name"))
+}

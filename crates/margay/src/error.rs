@@ -1,0 +1,100 @@
+//! What can go wrong between a question and its answer.
+
+use margay_file::FileError;
+use margay_graph::{BackendError, GraphError};
+use margay_model::ModelError;
+use margay_prompt::{
+    image::ImageError,
+    layout::LayoutError,
+    text::{TemplateError, TokenizerError},
+};
+
+/// What can go wrong between a question and its answer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The model file cannot be read.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The file is no model that Margay knows.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The backend cannot run it.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// Sizes do not fit.
+    #[error(transparent)]
+    Graph(#[from] GraphError),
+    /// A picture that cannot be used.
+    #[error("{place}: {source}")]
+    Image {
+        /// The picture's name.
+        place: String,
+        /// Why.
+        #[source]
+        source: ImageError,
+    },
+    /// A picture's file that cannot be read.
+    #[error("cannot read the picture {path}: {source}")]
+    ImageFile {
+        /// Path as given.
+        path: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The vocabulary is unusable, or a text cannot be encoded.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The chat template fails.
+    #[error("the model's chat template: {0}")]
+    Template(#[from] TemplateError),
+    /// Pictures and their places in the prompt do not agree.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// A picture for a model that cannot see.
+    #[error("{model} has no vision tower, so it cannot look at a picture; leave the picture out, or give the model's vision file with --mmproj")]
+    NoVision {
+        /// Name of the model.
+        model: String,
+    },
+    /// The prompt does not fit the context.
+    #[error("the prompt takes {prompt} tokens ({visual} of them visual) and the context holds {context}; shorten it, or raise the context with --context (the model was trained for {trained})")]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Visual tokens among them.
+        visual: usize,
+        /// Tokens the context holds.
+        context: usize,
+        /// Tokens the model was trained for.
+        trained: usize,
+    },
+    /// Nothing to answer.
+    #[error("there is nothing to ask: the question is empty and there is no picture")]
+    EmptyPrompt,
+    /// The model's arithmetic broke down.
+    #[error("the model's logits are not finite: the weights are damaged, or a format overflows; check the file with `margay inspect`")]
+    NotFinite,
+    /// A choice that does not exist.
+    #[error("{what} {name:?} does not exist; there are {known}")]
+    Unknown {
+        /// What kind of thing.
+        what: &'static str,
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        known: String,
+    },
+    /// A setting out of range.
+    #[error("{option}: {what}")]
+    Option {
+        /// Name of the setting.
+        option: &'static str,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// An answer stopped in the middle of a panic left the model unusable.
+    #[error("the model is unusable after an earlier failure; load it again")]
+    Poisoned,
+}

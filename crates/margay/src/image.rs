@@ -1,0 +1,64 @@
+//! A picture to ask about.
+
+use crate::Error;
+use margay_prompt::image::{ImageLimits, Picture, decode};
+use std::{io::Read, path::Path};
+
+/// A decoded picture, upright, RGB.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Image {
+    pub(crate) picture: Picture,
+    pub(crate) name: String,
+}
+
+impl Image {
+    /// Reads a PNG, JPEG, WebP, GIF or BMP file.
+    ///
+    /// # Errors
+    /// [`Error::ImageFile`] where it cannot be read, [`Error::Image`] where it is no such picture or too large.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
+        let path = path.as_ref();
+        let name = path.display().to_string();
+        let limits = ImageLimits::default();
+        let fail = |source| Error::ImageFile { path: name.clone(), source };
+        let file = std::fs::File::open(path).map_err(fail)?;
+        let mut bytes = vec![];
+        // One byte more than allowed, so that the decoder sees (and says) that the file is too large.
+        file.take(limits.max_file_bytes as u64 + 1).read_to_end(&mut bytes).map_err(fail)?;
+        Self::decode(&bytes, &name, &limits)
+    }
+
+    /// Decodes a PNG, JPEG, WebP, GIF or BMP picture; `name` stands in messages.
+    ///
+    /// # Errors
+    /// [`Error::Image`] where it is no such picture or too large.
+    pub fn from_bytes(bytes: &[u8], name: &str) -> Result<Self, Error> {
+        Self::decode(bytes, name, &ImageLimits::default())
+    }
+
+    /// A picture of one colour, for tests and examples.
+    ///
+    /// # Errors
+    /// [`Error::Image`] where a side is 0.
+    pub fn filled(width: u32, height: u32, rgb: [u8; 3]) -> Result<Self, Error> {
+        let name = "filled".to_owned();
+        let picture = Picture::filled(width, height, rgb)
+            .map_err(|source| Error::Image { place: name.clone(), source })?;
+        Ok(Image { picture, name })
+    }
+
+    /// Width, pixels.
+    pub fn width(&self) -> u32 {
+        self.picture.width()
+    }
+
+    /// Height, pixels.
+    pub fn height(&self) -> u32 {
+        self.picture.height()
+    }
+
+    fn decode(bytes: &[u8], name: &str, limits: &ImageLimits) -> Result<Self, Error> {
+        let picture = decode(bytes, limits).map_err(|source| Error::Image { place: name.to_owned(), source })?;
+        Ok(Image { picture, name: name.to_owned() })
+    }
+}

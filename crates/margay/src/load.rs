@@ -1,0 +1,93 @@
+//! Model files to configuration, vocabulary and weights.
+
+use crate::{Error, tokenizer_of};
+use margay_file::{Gguf, ModelFiles, TensorSource, open_model};
+use margay_model::{Canonical, Family, GgufParts, HfParts, ModelConfig};
+use margay_prompt::text::{ChatTemplate, Tokenizer};
+use margay_tensor::Storage;
+use std::{path::Path, sync::Arc};
+
+/// Largest context taken without being asked: beyond it the KV cache of a large model fills a phone's memory.
+const MOST_DEFAULT_CONTEXT: usize = 4096;
+
+/// Tokens of context where the caller does not say: what the model was trained for, at most 4096.
+pub fn default_context(config: &ModelConfig) -> usize {
+    config.text.context.min(MOST_DEFAULT_CONTEXT)
+}
+
+/// An opened model: everything that its files say, nothing computed yet.
+#[derive(Clone)]
+pub struct ModelSource {
+    /// Its family.
+    pub family: &'static Family,
+    /// Its numbers.
+    pub config: ModelConfig,
+    /// Its vocabulary.
+    pub tokenizer: Arc<Tokenizer>,
+    /// How conversations are written.
+    pub template: ChatTemplate,
+    /// Its own chat template's source; `None` where the family's built-in one is used.
+    pub template_source: Option<String>,
+    /// Its weights under their GGUF names.
+    pub weights: Canonical,
+    /// The files.
+    pub files: ModelFiles,
+}
+
+impl ModelSource {
+    /// Opens a GGUF file (with its mmproj, given or found beside it) or a Hugging Face folder.
+    ///
+    /// # Errors
+    /// [`Error`] where it is no model, is damaged, or is of no family that Margay knows.
+    pub fn open(path: &Path, mmproj: Option<&Path>) -> Result<Self, Error> {
+        Self::new(open_model(path, mmproj)?)
+    }
+
+    /// Reads a GGUF file that is in memory.
+    ///
+    /// # Errors
+    /// As [`ModelSource::open`].
+    pub fn from_bytes(bytes: Storage) -> Result<Self, Error> {
+        Self::new(ModelFiles::from_bytes(bytes)?)
+    }
+
+    fn new(files: ModelFiles) -> Result<Self, Error> {
+        let (family, config, weights) = match &files {
+            ModelFiles::Gguf { text, vision } => from_gguf(text, vision.as_ref())?,
+            ModelFiles::Hf(folder) => {
+                let preprocessor = folder.preprocessor_config()?;
+                let parts = HfParts { preprocessor: preprocessor.as_ref(), tensors: folder };
+                let (family, config) = margay_model::from_hf(folder.config(), &parts)?;
+                let weights = Canonical::from_hf(family, &config, Arc::new(folder.clone()))?;
+                (family, config, weights)
+            }
+        };
+        let tokenizer = Arc::new(tokenizer_of(&files)?);
+        let of_folder = match &files {
+            ModelFiles::Hf(folder) => folder.chat_template()?,
+            ModelFiles::Gguf { .. } => None,
+        };
+        let template_source = of_folder.or_else(|| tokenizer.chat_template().map(str::to_owned));
+        let template = match &template_source {
+            Some(source) => ChatTemplate::new(source)?,
+            None => ChatTemplate::builtin(config.prompt.template).expect("invariant: families name built-in templates"),
+        };
+        Ok(ModelSource { family, config, tokenizer, template, template_source, weights, files })
+    }
+}
+
+fn from_gguf(text: &Gguf, vision: Option<&Gguf>) -> Result<(&'static Family, ModelConfig, Canonical), Error> {
+    // One file may hold both sides.
+    let vision_meta = match vision {
+        Some(vision) => Some(vision.metadata()),
+        None => margay_model::gguf::holds_vision(text.metadata()).then(|| text.metadata()),
+    };
+    let parts = GgufParts { text: text.metadata(), vision: vision_meta, tensors: text };
+    let (family, config) = margay_model::from_gguf(&parts)?;
+    let mut files: Vec<Arc<dyn TensorSource + Send + Sync>> = vec![Arc::new(text.clone())];
+    if let Some(vision) = vision {
+        files.push(Arc::new(vision.clone()));
+    }
+    let weights = Canonical::from_gguf(&config, files)?;
+    Ok((family, config, weights))
+}

@@ -1,0 +1,141 @@
+//! A loaded model.
+
+use crate::{Error, LoadOptions, ModelSource, Session, backends, default_context, engine::Engine};
+use margay_graph::{Backend, MemoryUse};
+use margay_model::ModelConfig;
+use margay_observe::Stopwatch;
+use margay_prompt::text::Tokenizer;
+use margay_tensor::Storage;
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+/// The model that ships inside the program.
+static NANO: &[u8] = include_bytes!("../assets/margay-nano.gguf");
+
+/// A loaded model. Cloning shares it; sessions on one model take turns, token by token.
+#[derive(Clone)]
+pub struct Model {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    source: ModelSource,
+    backend: Box<dyn Backend>,
+    engine: Mutex<Engine>,
+    context: usize,
+    load: Duration,
+}
+
+impl Model {
+    /// Loads a GGUF file (its mmproj is found beside it) or a Hugging Face folder.
+    ///
+    /// # Errors
+    /// [`Error`] saying what is wrong with the file, and what to do.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self, Error> {
+        Self::load_with(path, &LoadOptions::default())
+    }
+
+    /// As [`Model::load`], with options.
+    ///
+    /// # Errors
+    /// As [`Model::load`]; [`Error::Option`] for options out of range.
+    pub fn load_with(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Self, Error> {
+        let clock = Stopwatch::start();
+        let source = ModelSource::open(path.as_ref(), options.mmproj.as_deref())?;
+        Self::build(source, options, clock)
+    }
+
+    /// The model that ships inside the program: margay-nano, for pictures of coloured shapes and short signs.
+    ///
+    /// # Errors
+    /// [`Error::Backend`] where the machine lacks memory for it.
+    pub fn nano() -> Result<Self, Error> {
+        Self::nano_with(&LoadOptions::default())
+    }
+
+    /// As [`Model::nano`], with options.
+    ///
+    /// # Errors
+    /// As [`Model::nano`]; [`Error::Option`] for options out of range.
+    pub fn nano_with(options: &LoadOptions) -> Result<Self, Error> {
+        let clock = Stopwatch::start();
+        let source = Self::nano_source()?;
+        Self::build(source, options, clock)
+    }
+
+    /// What the files of the model inside the program say.
+    ///
+    /// # Errors
+    /// None with a sound build.
+    pub fn nano_source() -> Result<ModelSource, Error> {
+        ModelSource::from_bytes(Storage::from_owner(Arc::new(NANO)))
+    }
+
+    fn build(source: ModelSource, options: &LoadOptions, clock: Stopwatch) -> Result<Self, Error> {
+        let context = options.context.unwrap_or_else(|| default_context(&source.config));
+        if context == 0 {
+            return Err(Error::Option { option: "context", what: "0 tokens hold no question".to_owned() });
+        }
+        if options.threads == Some(0) {
+            return Err(Error::Option { option: "threads", what: "0 threads do no work".to_owned() });
+        }
+        let backend = backends::backend(options)?;
+        let engine = Engine::new(&source, backend.as_ref(), options, context)?;
+        let load = clock.elapsed();
+        let inner = Inner { source, backend, engine: Mutex::new(engine), context, load };
+        Ok(Model { inner: Arc::new(inner) })
+    }
+
+    /// A new conversation.
+    ///
+    /// # Errors
+    /// [`Error::Backend`] where its KV cache cannot be made.
+    pub fn session(&self) -> Result<Session, Error> {
+        Session::new(self.clone())
+    }
+
+    /// The model's numbers.
+    pub fn config(&self) -> &ModelConfig {
+        &self.inner.source.config
+    }
+
+    /// What its files say.
+    pub fn source(&self) -> &ModelSource {
+        &self.inner.source
+    }
+
+    /// Its vocabulary.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.inner.source.tokenizer
+    }
+
+    /// The backend it runs on.
+    pub fn backend(&self) -> &dyn Backend {
+        self.inner.backend.as_ref()
+    }
+
+    /// Tokens of context of its sessions.
+    pub fn context(&self) -> usize {
+        self.inner.context
+    }
+
+    /// How long loading took.
+    pub fn load_time(&self) -> Duration {
+        self.inner.load
+    }
+
+    /// Bytes held by weights and buffers, KV caches not counted.
+    ///
+    /// # Errors
+    /// [`Error::Poisoned`] after a failure in the middle of an answer.
+    pub fn memory(&self) -> Result<MemoryUse, Error> {
+        Ok(self.engine()?.memory())
+    }
+
+    pub(crate) fn engine(&self) -> Result<MutexGuard<'_, Engine>, Error> {
+        self.inner.engine.lock().map_err(|_| Error::Poisoned)
+    }
+}

@@ -1,0 +1,76 @@
+//! How to load and how to ask.
+
+use std::path::PathBuf;
+
+/// How to load a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoadOptions {
+    /// The vision file, where it is not found beside the model.
+    pub mmproj: Option<PathBuf>,
+    /// Id of an entry of [`crate::BACKENDS`].
+    pub backend: String,
+    /// Threads; `None` takes one per core.
+    pub threads: Option<usize>,
+    /// Instruction set of the CPU kernels; `None` takes the best there is.
+    pub isa: Option<String>,
+    /// Tokens of context; `None` takes [`crate::default_context`].
+    pub context: Option<usize>,
+    /// Prompt tokens that are computed together.
+    pub batch: usize,
+    /// Keep keys and values in float32 rather than float16: exact, twice the memory.
+    pub exact_cache: bool,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        LoadOptions {
+            mmproj: None,
+            backend: "cpu".to_owned(),
+            threads: None,
+            isa: None,
+            context: None,
+            // Larger batches gain little: the weights of a layer are already read once for 512 rows.
+            batch: 512,
+            exact_cache: false,
+        }
+    }
+}
+
+/// How to choose the next token.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// 0 takes the likeliest token.
+    pub temperature: f32,
+    /// Only the `top_k` likeliest tokens; 0 for all.
+    pub top_k: usize,
+    /// Only the likeliest tokens that together reach this probability; 1 for all.
+    pub top_p: f32,
+    /// Only tokens at least this fraction as likely as the likeliest; 0 for all.
+    pub min_p: f32,
+    /// Makes sampling repeatable.
+    pub seed: u64,
+}
+
+impl Default for Sampling {
+    /// Greedy.
+    fn default() -> Self {
+        Sampling { temperature: 0.0, top_k: 40, top_p: 0.95, min_p: 0.05, seed: 0 }
+    }
+}
+
+/// How to answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AskOptions {
+    /// How to choose tokens.
+    pub sampling: Sampling,
+    /// Tokens of the answer at most.
+    pub max_tokens: usize,
+    /// Texts that end the answer, beside the model's own.
+    pub stops: Vec<String>,
+}
+
+impl Default for AskOptions {
+    fn default() -> Self {
+        AskOptions { sampling: Sampling::default(), max_tokens: 512, stops: vec![] }
+    }
+}

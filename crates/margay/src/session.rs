@@ -1,0 +1,151 @@
+//! A conversation with a model.
+
+use crate::{Answer, AskOptions, Error, Image, Model};
+use margay_graph::{Cancel, State};
+use margay_prompt::{
+    layout::{Layout, Sequence},
+    text::{Message, Part, RenderOptions, RenderedPart},
+};
+
+/// A conversation: its messages, its pictures as visual tokens, and the KV cache of what was computed.
+pub struct Session {
+    pub(crate) model: Model,
+    pub(crate) state: Box<dyn State>,
+    /// Ids of the tokens in the cache, negative for visual rows.
+    pub(crate) held: Vec<i32>,
+    pub(crate) messages: Vec<Message>,
+    /// Visual rows of all pictures so far, [V, E].
+    pub(crate) visual: Vec<f32>,
+    pub(crate) images: usize,
+    pub(crate) cancel: Cancel,
+}
+
+impl Session {
+    pub(crate) fn new(model: Model) -> Result<Self, Error> {
+        let state = model.engine()?.new_state(model.context())?;
+        Ok(Session { model, state, held: vec![], messages: vec![], visual: vec![], images: 0, cancel: Cancel::new() })
+    }
+
+    /// Asks about pictures (they stand before the question) or goes on with the conversation. The answer comes as an
+    /// iterator; its tokens are computed as it is read.
+    ///
+    /// # Errors
+    /// [`Error::EmptyPrompt`], [`Error::NoVision`], [`Error::PromptTooLong`], and whatever else can be said before
+    /// anything is computed.
+    pub fn ask(&mut self, images: &[Image], text: &str) -> Result<Answer<'_>, Error> {
+        self.ask_with(images, text, &AskOptions::default())
+    }
+
+    /// As [`Session::ask`], with options.
+    ///
+    /// # Errors
+    /// As [`Session::ask`]; [`Error::Option`] for options out of range.
+    pub fn ask_with(&mut self, images: &[Image], text: &str, options: &AskOptions) -> Result<Answer<'_>, Error> {
+        if text.trim().is_empty() && images.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        if !images.is_empty() && self.model.config().vision.is_none() {
+            return Err(Error::NoVision { model: self.model.config().name.clone() });
+        }
+        self.messages.push(Message::user(images.len(), text));
+        let sequence = self.render().and_then(|parts| self.place(&parts, self.images + images.len()));
+        match sequence {
+            Ok(sequence) => Answer::new(self, sequence, images.to_vec(), options.clone()),
+            Err(e) => {
+                self.messages.pop();
+                Err(e)
+            }
+        }
+    }
+
+    /// Asks with a prompt that is used as it stands: no template, `<image>` marks each picture. Starts a new
+    /// conversation.
+    ///
+    /// # Errors
+    /// As [`Session::ask`].
+    pub fn ask_raw(&mut self, images: &[Image], prompt: &str, options: &AskOptions) -> Result<Answer<'_>, Error> {
+        if !images.is_empty() && self.model.config().vision.is_none() {
+            return Err(Error::NoVision { model: self.model.config().name.clone() });
+        }
+        self.clear();
+        let parts = raw_parts(prompt, self.model.config().prompt.image_mark);
+        let sequence = self.place(&parts, images.len())?;
+        if sequence.ids.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        Answer::new(self, sequence, images.to_vec(), options.clone())
+    }
+
+    /// Says how the model should behave; stands before the first question.
+    pub fn system(&mut self, text: &str) {
+        let message = Message { role: "system".to_owned(), content: vec![Part::Text(text.to_owned())] };
+        match self.messages.first_mut() {
+            Some(first) if first.role == "system" => *first = message,
+            _ => self.messages.insert(0, message),
+        }
+    }
+
+    /// Forgets the conversation.
+    pub fn clear(&mut self) {
+        self.messages.clear();
+        self.visual.clear();
+        self.images = 0;
+        self.held.clear();
+        self.state.truncate(0);
+    }
+
+    /// The flag that stops a running answer, from any thread.
+    pub fn cancel(&self) -> Cancel {
+        self.cancel.clone()
+    }
+
+    /// Tokens of context in use.
+    pub fn used_tokens(&self) -> usize {
+        self.state.len()
+    }
+
+    /// Bytes of the KV cache.
+    pub fn cache_bytes(&self) -> usize {
+        self.state.size_bytes()
+    }
+
+    fn render(&self) -> Result<Vec<RenderedPart>, Error> {
+        let source = self.model.source();
+        let token = |id: Option<u32>| id.and_then(|id| source.tokenizer.token_text(id)).unwrap_or_default().to_owned();
+        let options = RenderOptions {
+            add_generation_prompt: true,
+            bos_token: token(source.tokenizer.bos()),
+            eos_token: token(source.tokenizer.eos()),
+            image_mark: source.config.prompt.image_mark.to_owned(),
+        };
+        Ok(source.template.render(&self.messages, &options)?.parts)
+    }
+
+    fn place(&self, parts: &[RenderedPart], images: usize) -> Result<Sequence, Error> {
+        let config = self.model.config();
+        let per_image = config.vision.as_ref().map_or(0, |v| v.tokens());
+        let layout = Layout { visual_tokens_per_image: per_image, bos: None };
+        let sequence = layout.place(self.model.tokenizer(), parts, images)?;
+        let (prompt, context) = (sequence.ids.len(), self.model.context());
+        // One place is left for the answer's first token.
+        if prompt >= context {
+            let visual = images * per_image;
+            return Err(Error::PromptTooLong { prompt, visual, context, trained: config.text.context });
+        }
+        Ok(sequence)
+    }
+}
+
+/// A prompt that is used as it stands, cut at its image marks.
+pub(crate) fn raw_parts(prompt: &str, mark: &str) -> Vec<RenderedPart> {
+    let mut parts = vec![];
+    for (i, text) in prompt.split(mark).enumerate() {
+        if i > 0 {
+            parts.push(RenderedPart::Image);
+        }
+        if !text.is_empty() {
+            parts.push(RenderedPart::Text { text: text.to_owned(), trusted: true });
+        }
+    }
+    parts
+}

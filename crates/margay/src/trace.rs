@@ -1,0 +1,148 @@
+//! Every stage's tensor, so that anyone can find the first one that drifts from the original.
+
+use crate::{Error, Image, LoadOptions, ModelSource, backends, default_context, engine::compile, session::raw_parts};
+use margay_graph::{Bindings, Cancel, InputData, StateOptions, Sym};
+use margay_prompt::{
+    image::preprocess,
+    layout::Layout,
+    text::{Message, RenderOptions},
+};
+use margay_tensor::{DType, Shape, Storage, Tensor};
+
+/// How to trace.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TraceOptions {
+    /// Backend and threads; the cache is always exact.
+    pub load: LoadOptions,
+    /// Use the prompt as it stands, without the chat template.
+    pub raw_prompt: bool,
+    /// Append so many greedy tokens (`greedy`).
+    pub greedy: usize,
+}
+
+impl ModelSource {
+    /// Runs the stages and gives each one's result as float32: `pixel_values` [N, 3, H, W], `encode` [N, P, C],
+    /// `project` [N, V, E], `hidden.<layer>` [T, E] (0 is the embedding), `logits` [T, vocabulary]; and `input_ids` [T]
+    /// (int32, -1 where a visual token stands).
+    ///
+    /// # Errors
+    /// As [`crate::Session::ask`].
+    pub fn trace(&self, images: &[Image], prompt: &str, options: &TraceOptions) -> Result<Vec<(String, Tensor)>, Error> {
+        let load = LoadOptions { exact_cache: true, ..options.load.clone() };
+        let backend = backends::backend(&load)?;
+        let programs = self.config.programs()?;
+        let cancel = Cancel::new();
+        let mut out = vec![];
+        let mut visual = vec![];
+        if !images.is_empty() {
+            let name = || self.config.name.clone();
+            let vision = self.config.vision.as_ref().ok_or_else(|| Error::NoVision { model: name() })?;
+            let (Some(encode), Some(project)) = (&programs.encode, &programs.project) else {
+                return Err(Error::NoVision { model: name() });
+            };
+            let mut encode = compile(self, backend.as_ref(), encode, &Bindings::new())?;
+            let mut project = compile(self, backend.as_ref(), project, &Bindings::new())?;
+            let (mut pixels, mut features) = (vec![], vec![]);
+            for image in images {
+                let tiles = preprocess(&image.picture, &vision.image)
+                    .map_err(|source| Error::Image { place: image.name.clone(), source })?;
+                for tile in tiles.tiles {
+                    encode.run(&Bindings::new(), &[InputData::F32(&tile.data)], None, &cancel)?;
+                    let encoded = encode.output("encode").expect("invariant: encode has its output");
+                    project.run(&Bindings::new(), &[InputData::F32(encoded)], None, &cancel)?;
+                    let projected = project.output("project").expect("invariant: project has its output");
+                    pixels.extend_from_slice(&tile.data);
+                    features.extend_from_slice(encoded);
+                    visual.extend_from_slice(projected);
+                }
+            }
+            let (side, width) = (vision.vit.image, vision.vit.width);
+            let tiles = pixels.len() / (3 * side * side);
+            out.push(f32s("pixel_values", [tiles, 3, side, side], &pixels));
+            out.push(f32s("encode", [tiles, features.len() / tiles / width, width], &features));
+            let tokens = visual.len() / tiles / self.config.text.width;
+            out.push(f32s("project", [tiles, tokens, self.config.text.width], &visual));
+        }
+
+        let parts = if options.raw_prompt {
+            raw_parts(prompt, self.config.prompt.image_mark)
+        } else {
+            let text = |id: Option<u32>| id.and_then(|id| self.tokenizer.token_text(id)).unwrap_or_default().to_owned();
+            let render = RenderOptions {
+                add_generation_prompt: true,
+                bos_token: text(self.tokenizer.bos()),
+                eos_token: text(self.tokenizer.eos()),
+                image_mark: self.config.prompt.image_mark.to_owned(),
+            };
+            self.template.render(&[Message::user(images.len(), prompt)], &render)?.parts
+        };
+        let per_image = self.config.vision.as_ref().map_or(0, |v| v.tokens());
+        let layout = Layout { visual_tokens_per_image: per_image, bos: None };
+        let ids = layout.place(&self.tokenizer, &parts, images.len())?.ids;
+        let (count, context) = (ids.len(), load.context.unwrap_or_else(|| default_context(&self.config)));
+        if count == 0 {
+            return Err(Error::EmptyPrompt);
+        }
+        if count + options.greedy > context {
+            let visual = images.len() * per_image;
+            return Err(Error::PromptTooLong { prompt: count, visual, context, trained: self.config.text.context });
+        }
+
+        let rows = count;
+        let visual_rows = visual.len() / self.config.text.width;
+        let sizes = |tokens: usize| {
+            Bindings::new().with(Sym::Tokens, tokens).with(Sym::Outputs, tokens).with(Sym::Visual, visual_rows)
+        };
+        let mut text = compile(self, backend.as_ref(), &programs.text, &sizes(rows))?;
+        let mut state = text.new_state(StateOptions { capacity: count + options.greedy })?;
+        let positions: Vec<i32> = (0..count as i32).collect();
+        let inputs =
+            [InputData::I32(&ids), InputData::I32(&positions), InputData::I32(&positions), InputData::F32(&visual)];
+        let inputs = &inputs[..text.program().inputs().len()];
+        text.run(&sizes(count), inputs, Some(state.as_mut()), &cancel)?;
+
+        let shown: Vec<i32> = ids.iter().map(|id| (*id).max(-1)).collect();
+        out.push(i32s("input_ids", &shown));
+        let names: Vec<String> = text.program().outputs().iter().map(|(name, _)| name.clone()).collect();
+        for name in names {
+            let values = text.output(&name).expect("invariant: outputs are there after a run");
+            out.push(f32s(&name, [count, values.len() / count], values));
+        }
+        if options.greedy > 0 {
+            let logits = text.output("logits").expect("invariant: the text program has logits");
+            let mut next = crate::sample::greedy(&logits[logits.len() / count * (count - 1)..])?;
+            let mut greedy = vec![next as i32];
+            while greedy.len() < options.greedy {
+                let position = [state.len() as i32];
+                let id = [next as i32];
+                let inputs = [
+                    InputData::I32(&id),
+                    InputData::I32(&position),
+                    InputData::I32(&[0]),
+                    InputData::F32(&visual),
+                ];
+                let inputs = &inputs[..text.program().inputs().len()];
+                text.run(&sizes(1), inputs, Some(state.as_mut()), &cancel)?;
+                next = crate::sample::greedy(text.output("logits").expect("invariant: the text program has logits"))?;
+                greedy.push(next as i32);
+            }
+            out.push(i32s("greedy", &greedy));
+        }
+        Ok(out)
+    }
+}
+
+fn f32s<const N: usize>(name: &str, shape: [usize; N], values: &[f32]) -> (String, Tensor) {
+    let tensor = Tensor::from_f32(Shape::from(shape), values).expect("invariant: the shape counts the values");
+    (name.to_owned(), tensor)
+}
+
+fn i32s(name: &str, values: &[i32]) -> (String, Tensor) {
+    let storage = Storage::build(values.len() * 4, |out| {
+        for (bytes, value) in out.chunks_exact_mut(4).zip(values) {
+            bytes.copy_from_slice(&value.to_le_bytes());
+        }
+    });
+    let tensor = Tensor::new(DType::I32, Shape::from([values.len()]), storage).expect("invariant: one vector");
+    (name.to_owned(), tensor)
+}

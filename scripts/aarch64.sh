@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Usage: scripts/aarch64.sh
+#
+# Builds for aarch64 Linux and runs the tests that must hold on ARM: margay-cpu, margay-quant and the end-to-end tests
+# of the `margay` crate on a processor with every feature, then margay-cpu on one without the dot product, where
+# run-time dispatch has to choose the plain kernels. The last line is `N passed, N failed`.
+#
+# Needs qemu-user, gcc-aarch64-linux-gnu and libc6-dev-arm64-cross (Debian's names), and the standard library of the
+# target: from `rustup target add aarch64-unknown-linux-gnu`, or in a folder named by MARGAY_AARCH64_SYSROOT, which
+# scripts/aarch64-sysroot.sh makes. On an aarch64 machine `cargo xtask test` is all there is to run.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+target=aarch64-unknown-linux-gnu
+for tool in qemu-aarch64 aarch64-linux-gnu-gcc; do
+    command -v "$tool" >/dev/null || {
+        echo "$tool is missing: install qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross" >&2
+        exit 1
+    }
+done
+
+if [ -n "${MARGAY_AARCH64_SYSROOT:-}" ]; then
+    echo "standard library: $MARGAY_AARCH64_SYSROOT"
+    export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS="--sysroot=$MARGAY_AARCH64_SYSROOT"
+elif [ -d "$(rustc --print sysroot)/lib/rustlib/$target/lib" ]; then
+    echo "standard library: the toolchain's own"
+else
+    echo "no standard library for $target: run 'rustup target add $target', or make one with" >&2
+    echo "scripts/aarch64-sysroot.sh DIR and set MARGAY_AARCH64_SYSROOT=DIR" >&2
+    exit 1
+fi
+export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+status=0
+
+# on PROCESSOR ARGUMENTS...: cargo test with these arguments on that processor.
+on() {
+    local processor=$1
+    shift
+    echo "== $processor: cargo test $*"
+    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -cpu $processor -L /usr/aarch64-linux-gnu" \
+        cargo test --target "$target" --no-fail-fast "$@" 2>&1 | tee -a "$log" || status=1
+}
+
+on max -p margay-cpu -p margay-quant --tests
+if compgen -G 'crates/margay/tests/end_to_end*' >/dev/null; then
+    on max -p margay --test 'end_to_end*'
+fi
+on cortex-a53 -p margay-cpu --tests
+
+awk '/^test result: / { passed += $4; failed += $6 } END { printf "%d passed, %d failed\n", passed, failed }' "$log"
+exit "$status"

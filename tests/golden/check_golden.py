@@ -1,0 +1,238 @@
+"""Recompute every golden tensor from the stored files, in float64 NumPy, and compare.
+
+Independent of transformers and of projectors.py: it reads safetensors bytes itself and follows the
+published descriptions of the models. It guards against a golden that belongs to other weights, to
+another layer, or to a library's mistake.
+
+Usage: python check_golden.py
+"""
+
+import json
+import math
+import struct
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+FOLDERS = [
+    "llama",
+    "llama-sharded",
+    "llama-odd",
+    "llava-hf",
+    "llava",
+    "mobilevlm-v2",
+    "mobilevlm-v1",
+]
+LIMIT = 5e-6
+
+
+def read(path):
+    data = path.read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + length])
+    header.pop("__metadata__", None)
+    out = {}
+    for name, info in header.items():
+        begin, end = (8 + length + o for o in info["data_offsets"])
+        raw = data[begin:end]
+        if info["dtype"] == "BF16":
+            value = (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")
+        else:
+            value = np.frombuffer(raw, {"F32": "<f4", "I32": "<i4"}[info["dtype"]])
+        value = value.reshape(info["shape"])
+        out[name] = value if info["dtype"] == "I32" else value.astype(np.float64)
+    return out
+
+
+def softmax(x):
+    x = np.exp(x - x.max(-1, keepdims=True))
+    return x / x.sum(-1, keepdims=True)
+
+
+def gelu(x):
+    return 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+
+def layer_norm(x, w, name, eps=1e-5):
+    mean = x.mean(-1, keepdims=True)
+    var = ((x - mean) ** 2).mean(-1, keepdims=True)
+    return (x - mean) / np.sqrt(var + eps) * w[name + ".weight"] + w[name + ".bias"]
+
+
+def linear(x, w, name):
+    y = x @ w[name + ".weight"].T
+    return y + w[name + ".bias"] if name + ".bias" in w else y
+
+
+def attention(q, k, v, mask=0.0):
+    """q, k, v: [tokens, heads, head_dim]."""
+    scores = np.einsum("qhd,khd->hqk", q, k) / math.sqrt(q.shape[-1]) + mask
+    return np.einsum("hqk,khd->qhd", softmax(scores), v).reshape(len(q), -1)
+
+
+# ---------------------------------------------------------------- decoder
+
+
+def frequencies(config, head_dim):
+    rope = config.get("rope_parameters")
+    if rope is None:
+        rope = {**(config.get("rope_scaling") or {}), "rope_theta": config.get("rope_theta", 1e4)}
+    inv = rope["rope_theta"] ** (-np.arange(0, head_dim, 2) / head_dim)
+    if rope.get("rope_type") != "llama3":
+        return inv
+    old, factor = rope["original_max_position_embeddings"], rope["factor"]
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    smooth = np.clip((old * inv / (2 * np.pi) - low) / (high - low), 0, 1)
+    return (1 - smooth) * inv / factor + smooth * inv
+
+
+def decoder(w, config, h, prefix):
+    tokens = len(h)
+    heads, kv = config["num_attention_heads"], config["num_key_value_heads"]
+    dim = config.get("head_dim") or config["hidden_size"] // heads
+    angle = np.arange(tokens)[:, None] * frequencies(config, dim)
+    cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
+    mask = np.triu(np.full((tokens, tokens), -np.inf), 1)
+
+    def rms(x, name):
+        scale = np.sqrt((x * x).mean(-1, keepdims=True) + config["rms_norm_eps"])
+        return x / scale * w[name + ".weight"]
+
+    def rotate(x):
+        a, b = x[..., : dim // 2], x[..., dim // 2 :]
+        return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+
+    hidden = [h]
+    for i in range(config["num_hidden_layers"]):
+        p = f"{prefix}layers.{i}."
+        x = rms(h, p + "input_layernorm")
+        q = rotate(linear(x, w, p + "self_attn.q_proj").reshape(tokens, heads, dim))
+        k = rotate(linear(x, w, p + "self_attn.k_proj").reshape(tokens, kv, dim))
+        v = linear(x, w, p + "self_attn.v_proj").reshape(tokens, kv, dim)
+        k, v = (np.repeat(t, heads // kv, 1) for t in (k, v))
+        h = h + linear(attention(q, k, v, mask), w, p + "self_attn.o_proj")
+        x = rms(h, p + "post_attention_layernorm")
+        gate = linear(x, w, p + "mlp.gate_proj")
+        gate = gate / (1 + np.exp(-gate)) * linear(x, w, p + "mlp.up_proj")
+        h = h + linear(gate, w, p + "mlp.down_proj")
+        hidden.append(h)
+    return hidden, rms(h, prefix + "norm")
+
+
+# ---------------------------------------------------------------- tower
+
+
+def tower(w, config, pixels, prefix):
+    """hidden_states[-2] without CLS: every layer but the last, no final norm."""
+    patch, width = config["patch_size"], config["hidden_size"]
+    side = config["image_size"] // patch
+    heads = config["num_attention_heads"]
+    x = pixels.reshape(3, side, patch, side, patch).transpose(1, 3, 0, 2, 4)
+    kernel = w[prefix + "embeddings.patch_embedding.weight"].reshape(width, -1)
+    x = x.reshape(side * side, -1) @ kernel.T
+    h = np.concatenate([w[prefix + "embeddings.class_embedding"][None], x])
+    h = h + w[prefix + "embeddings.position_embedding.weight"]
+    h = layer_norm(h, w, prefix + "pre_layrnorm")
+    for i in range(config["num_hidden_layers"] - 1):
+        p = f"{prefix}encoder.layers.{i}."
+        x = layer_norm(h, w, p + "layer_norm1")
+        q, k, v = (
+            linear(x, w, f"{p}self_attn.{n}_proj").reshape(len(x), heads, -1) for n in "qkv"
+        )
+        h = h + linear(attention(q, k, v), w, p + "self_attn.out_proj")
+        x = linear(layer_norm(h, w, p + "layer_norm2"), w, p + "mlp.fc1")
+        h = h + linear(x / (1 + np.exp(-1.702 * x)), w, p + "mlp.fc2")
+    return h[1:]
+
+
+# ---------------------------------------------------------------- projectors
+
+
+def depthwise(x, kernel, stride):
+    """3x3 depthwise convolution of [C, H, W] with padding 1."""
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1)))
+    height, width = x.shape[1], x.shape[2]
+    out = 0.0
+    for dy in range(3):
+        for dx in range(3):
+            window = padded[:, dy : dy + height : stride, dx : dx + width : stride]
+            out = out + kernel[:, 0, dy, dx][:, None, None] * window
+    return out
+
+
+def projector(w, kind, x, p):
+    if kind == "llava-hf":
+        return linear(gelu(linear(x, w, p + "linear_1")), w, p + "linear_2")
+    if kind == "mlp2x_gelu":
+        return linear(gelu(linear(x, w, p + "0")), w, p + "2")
+    v2 = kind == "ldpnetv2"
+    first, second = ("mlp.mlp.0", "mlp.mlp.2") if v2 else ("model.mlp.1", "model.mlp.3")
+    y = linear(gelu(linear(x, w, p + first)), w, p + second).T
+    width, side = len(y), math.isqrt(y.shape[1])
+    if v2:
+        y = y.reshape(width, side // 2, 2, side // 2, 2).mean((2, 4))
+        bias = w[p + "peg.peg.0.bias"][:, None, None]
+        y = y + depthwise(y, w[p + "peg.peg.0.weight"], 1) + bias
+        return y.reshape(width, -1).T
+    y = y.reshape(width, side, side)
+
+    def channel_norm(z, name):
+        return layer_norm(z.transpose(1, 2, 0), w, name).transpose(2, 0, 1)
+
+    for block, stride in ((1, 1), (2, 2)):
+        b = f"{p}model.mb_block.{block}.block."
+        z = channel_norm(depthwise(y, w[b + "0.0.weight"], stride), b + "0.1")
+        z = z * np.clip(z + 3, 0, 6) / 6
+        s = w[b + "1.fc1.weight"][:, :, 0, 0] @ z.mean((1, 2)) + w[b + "1.fc1.bias"]
+        s = w[b + "1.fc2.weight"][:, :, 0, 0] @ np.maximum(s, 0) + w[b + "1.fc2.bias"]
+        z = z * (np.clip(s + 3, 0, 6) / 6)[:, None, None]
+        z = np.einsum("oc,chw->ohw", w[b + "2.0.weight"][:, :, 0, 0], z)
+        z = channel_norm(z, b + "2.1")
+        y = y + z if stride == 1 else z
+    return y.reshape(width, -1).T
+
+
+# ---------------------------------------------------------------- all
+
+
+def check(name):
+    folder = HERE / name
+    weights = {}
+    for path in sorted(folder.glob("model*.safetensors")):
+        weights |= read(path)
+    golden = read(folder / "golden.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    hf = name == "llava-hf"
+    text = config["text_config"] if hf else config
+    prefix = "language_model.model." if hf else "model."
+    ids = golden["input_ids"]
+    embedding = weights[prefix + "embed_tokens.weight"]
+    h = embedding[np.maximum(ids, 0)]
+    mine = {}
+    if "pixel_values" in golden:
+        at = "vision_tower." if hf else "model.vision_tower.vision_tower.vision_model."
+        pixels = golden["pixel_values"][0]
+        mine["encode"] = tower(weights, config["vision_config"], pixels, at)[None]
+        at = "multi_modal_projector." if hf else "model.mm_projector."
+        kind = name if hf else config["mm_projector_type"]
+        mine["project"] = projector(weights, kind, mine["encode"][0], at)[None]
+        h[ids < 0] = mine["project"][0]
+    hidden, last = decoder(weights, text, h, prefix)
+    mine |= {f"hidden.{i}": v for i, v in enumerate(hidden)}
+    head = weights.get("language_model.lm_head.weight" if hf else "lm_head.weight", embedding)
+    mine["logits"] = last @ head.T
+    worst = 0.0
+    for key, value in mine.items():
+        if key in golden:
+            assert value.shape == golden[key].shape, (name, key)
+            error = np.abs(value - golden[key]).max() / np.abs(golden[key]).max()
+            worst = max(worst, error)
+            assert error < LIMIT, (name, key, error)
+    assert int(golden["greedy"][0]) == int(np.argmax(golden["logits"][-1]))
+    print(f"{name}: {sorted(set(mine) & set(golden))}, worst relative error {worst:.1e}")
+
+
+if __name__ == "__main__":
+    for each in FOLDERS:
+        check(each)

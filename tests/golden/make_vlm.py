@@ -1,0 +1,477 @@
+"""Vision-language checkpoints: llava-hf/, llava/, mobilevlm-v1/, mobilevlm-v2/.
+
+The towers and decoders are those of transformers (CLIPVisionModel, LlamaForCausalLM,
+LlavaForConditionalGeneration); the projectors are in projectors.py.
+
+Usage: python make_vlm.py     (after make_tokenizer.py)
+"""
+
+import json
+import sys
+
+from common import (
+    CLIP_MEAN,
+    CLIP_STD,
+    HERE,
+    check_every_weight,
+    check_greedy,
+    clean,
+    dump,
+    greedy,
+    load,
+    picture,
+    preprocess,
+    random_state,
+    run_llama,
+    save_golden,
+    save_weights,
+    tokenize,
+)
+from make_tokenizer import OUT, convert_spm, write_spm_files
+from projectors import PROJECTORS
+
+import torch
+from PIL import Image
+from tokenizers import AddedToken
+from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+from transformers.models.llava import LlavaConfig, LlavaForConditionalGeneration
+
+TOWER = "model.vision_tower.vision_tower.vision_model."
+PROJECTOR = "model.mm_projector."
+SEEDS = {"llava-hf": 34, "llava": 41, "mobilevlm-v2": 51, "mobilevlm-v1": 61}
+
+# What cannot move the logits: the vision layer after the selected one, the final norm of the
+# tower, and key biases (they add the same number to every score of a softmax row).
+INERT = ("encoder.layers.2.", "post_layernorm", "k_proj.bias")
+
+
+def vision_config(hidden, heads, ffn, size):
+    return CLIPVisionConfig(
+        hidden_size=hidden,
+        intermediate_size=ffn,
+        num_hidden_layers=3,
+        num_attention_heads=heads,
+        image_size=size,
+        patch_size=14,
+        hidden_act="quick_gelu",
+        layer_norm_eps=1e-5,
+        projection_dim=hidden,
+        attn_implementation="eager",
+    )
+
+
+def text_config(hidden, heads, kv, ffn, eps, vocab=512):
+    return LlamaConfig(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        intermediate_size=ffn,
+        num_hidden_layers=2,
+        num_attention_heads=heads,
+        num_key_value_heads=kv,
+        max_position_embeddings=2048,
+        rms_norm_eps=eps,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        tie_word_embeddings=False,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        attn_implementation="eager",
+    )
+
+
+class Composite:
+    """Tower, projector and decoder under the names of the original repositories."""
+
+    def __init__(self, vision, text, projector):
+        self.tower = CLIPVisionModel(vision).eval()
+        self.projector = PROJECTORS[projector](vision.hidden_size, text.hidden_size).eval()
+        self.decoder = LlamaForCausalLM(text).eval()
+
+    def random_state(self, seed):
+        state = random_state(self.tower, seed, TOWER)
+        state |= random_state(self.projector, seed, PROJECTOR)
+        state |= random_state(self.decoder, seed)
+        return state
+
+    def load(self, state):
+        def part(prefix):
+            return {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
+
+        self.tower.load_state_dict(part(TOWER))
+        self.projector.load_state_dict(part(PROJECTOR))
+        rest = {k: v for k, v in state.items() if not k.startswith((TOWER, PROJECTOR))}
+        self.decoder.load_state_dict(rest)
+        return self
+
+    def features(self, pixels):
+        out = self.tower(pixels, output_hidden_states=True)
+        assert len(out.hidden_states) == self.tower.config.num_hidden_layers + 1
+        encode = out.hidden_states[-2][:, 1:]
+        return encode, self.projector(encode)
+
+    def splice(self, ids, project):
+        ids = torch.tensor(ids)
+        embeds = self.decoder.get_input_embeddings()(ids.clamp(min=0))
+        embeds[ids < 0] = project.reshape(-1, project.shape[-1])
+        return embeds[None]
+
+    def logits(self, pixels, ids):
+        _, project = self.features(pixels)
+        return self.decoder(inputs_embeds=self.splice(ids, project), use_cache=False).logits[0]
+
+
+def trace(model, pixels, prompt):
+    encode, project = model.features(pixels)
+    ids = tokenize(prompt, project.shape[1])
+    embeds = model.splice(ids, project)
+    hidden, logits = run_llama(model.decoder, embeds)
+    golden = {"pixel_values": pixels, "encode": encode, "project": project}
+    golden |= {"input_ids": ids, "logits": logits}
+    golden |= {f"hidden.{i}": h for i, h in enumerate(hidden)}
+    golden["greedy"], gap = greedy(model.decoder, embeds)
+    return golden, gap
+
+
+def image_processor(size, old=False):
+    """preprocessor_config.json as CLIP and LLaVA folders hold it."""
+    config = {
+        "crop_size": size if old else {"height": size, "width": size},
+        "do_center_crop": True,
+        "do_normalize": True,
+        "do_resize": True,
+        "feature_extractor_type": "CLIPFeatureExtractor",
+        "image_mean": CLIP_MEAN,
+        "image_std": CLIP_STD,
+        "resample": 3,
+        "size": size if old else {"shortest_edge": size},
+    }
+    if not old:
+        config |= {
+            "do_convert_rgb": True,
+            "do_rescale": True,
+            "image_processor_type": "CLIPImageProcessor",
+            "rescale_factor": 0.00392156862745098,
+        }
+    return dict(sorted(config.items()))
+
+
+def original_config(kind, projector, vision, text):
+    """config.json in the style of the LLaVA and MobileVLM repositories, plus vision_config."""
+    llava = kind == "llava"
+    config = {
+        "architectures": ["LlavaLlamaForCausalLM" if llava else "MobileLlamaForCausalLM"],
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "freeze_mm_mlp_adapter": False,
+        "hidden_act": "silu",
+        "hidden_size": text.hidden_size,
+        "image_aspect_ratio": "pad",
+        "image_grid_pinpoints": None,
+        "initializer_range": 0.02,
+        "intermediate_size": text.intermediate_size,
+        "max_position_embeddings": text.max_position_embeddings,
+        "mm_hidden_size": vision.hidden_size,
+        "mm_projector_type": projector,
+        "mm_use_im_patch_token": False,
+        "mm_use_im_start_end": False,
+        "mm_vision_select_feature": "patch",
+        "mm_vision_select_layer": -2,
+        "mm_vision_tower": "openai/clip-vit-large-patch14-336",
+        "model_type": kind,
+        "num_attention_heads": text.num_attention_heads,
+        "num_hidden_layers": text.num_hidden_layers,
+        "num_key_value_heads": text.num_key_value_heads,
+        "pad_token_id": 0,
+        "pretraining_tp": 1,
+        "rms_norm_eps": text.rms_norm_eps,
+        "rope_scaling": None,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float32",
+        "transformers_version": "4.31.0" if llava else "4.33.1",
+        "tune_mm_mlp_adapter": False,
+        "use_cache": True,
+        "use_mm_proj": True,
+        "vision_config": {
+            "hidden_act": "quick_gelu",
+            "hidden_size": vision.hidden_size,
+            "image_size": vision.image_size,
+            "intermediate_size": vision.intermediate_size,
+            "layer_norm_eps": 1e-05,
+            "model_type": "clip_vision_model",
+            "num_attention_heads": vision.num_attention_heads,
+            "num_channels": 3,
+            "num_hidden_layers": vision.num_hidden_layers,
+            "patch_size": vision.patch_size,
+        },
+        "vocab_size": text.vocab_size,
+    }
+    if llava:
+        config["mm_resampler_type"] = None
+        config["unfreeze_mm_vision_tower"] = True
+    else:
+        config["vision_tower_type"] = "clip"
+        config["rope_theta"] = 10000.0
+    return dict(sorted(config.items()))
+
+
+def make_original(name, kind, projector, vision, text, prompt, image, old_processor=False):
+    folder = clean(HERE / name)
+    model = Composite(vision, text, projector)
+    state = model.random_state(SEEDS[name])
+    model.load(state)
+    image.save(folder / "image.png", optimize=True)
+    pixels = preprocess(Image.open(folder / "image.png"), vision.image_size, pad=True)
+    golden, gap = trace(model, pixels, prompt)
+    ids = golden["input_ids"]
+    check_greedy(name, golden["greedy"], gap)
+    check_every_weight(name, state, lambda s: model.load(s).logits(pixels, ids), INERT)
+    model.load(state)
+    if kind == "llava":
+        cross_check(state, vision, text, golden)
+
+    save_weights(folder / "model.safetensors", state)
+    dump(folder / "config.json", original_config(kind, projector, vision, text))
+    dump(folder / "preprocessor_config.json", image_processor(vision.image_size, old_processor))
+    dump(
+        folder / "generation_config.json",
+        {
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "max_length": 2048,
+            "pad_token_id": 0,
+            "transformers_version": "4.31.0" if kind == "llava" else "4.33.1",
+        },
+    )
+    write_spm_files(folder)
+    dump(folder / "prompt.json", {"prompt": prompt, "image": "image.png"})
+    save_golden(folder, golden)
+    describe(name, golden)
+
+
+def describe(name, golden):
+    shapes = {k: tuple(torch.as_tensor(v).shape) for k, v in golden.items()}
+    print(f"{name}: {shapes}")
+
+
+def llava_model(vision, text, image_token):
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=image_token,
+        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        projector_hidden_act="gelu",
+        tie_word_embeddings=False,
+        attn_implementation="eager",
+    )
+    return LlavaForConditionalGeneration(config).eval()
+
+
+def cross_check(state, vision, text, golden):
+    """The same weights in transformers' own LLaVA give the same features and logits."""
+    wide = LlamaConfig(**{**text.to_dict(), "vocab_size": text.vocab_size + 1})
+    model = llava_model(vision, wide, text.vocab_size)
+    renamed = {}
+    for key, value in state.items():
+        if key.startswith(TOWER):
+            key = "model.vision_tower." + key[len(TOWER) :]
+        elif key.startswith(PROJECTOR):
+            part = {"0": "linear_1", "2": "linear_2"}[key[len(PROJECTOR)]]
+            key = "model.multi_modal_projector." + part + key[len(PROJECTOR) + 1 :]
+        elif key.startswith("model."):
+            key = "model.language_model." + key[len("model.") :]
+        if value.shape[0] == text.vocab_size:
+            value = torch.cat([value, torch.zeros(1, value.shape[1])])
+        renamed[key] = value
+    load(model, renamed)
+    ids = torch.tensor([[text.vocab_size if i < 0 else i for i in golden["input_ids"]]])
+    out = model(input_ids=ids, pixel_values=golden["pixel_values"])
+    want = golden["logits"]
+    error = (out.logits[0, :, : text.vocab_size] - want).abs().max() / want.abs().max()
+    assert error < 1e-5, error
+    print(f"llava: transformers' LlavaForConditionalGeneration agrees, relative {error:.1e}")
+
+
+# ---------------------------------------------------------------- llava-hf
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
+    "{# Images first #}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}"
+    "{{ '<image>\n' }}{% endfor %}"
+    "{# Then the text #}"
+    "{% if message['role'] != 'assistant' %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{{ content['text'] + ' ' }}{% endfor %}"
+    "{% else %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{% generation %}{{ content['text'] + ' ' }}{% endgeneration %}{% endfor %}"
+    "{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+
+def make_llava_hf(prompt, image):
+    from transformers import LlavaProcessor, PreTrainedTokenizerFast
+    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+    name, size, pieces, vocab = "llava-hf", 56, 512, 576
+    folder = clean(HERE / name)
+    vision = vision_config(24, 3, 56, size)
+    text = text_config(32, 4, 2, 96, 1e-5, vocab)
+    model = llava_model(vision, text, pieces)
+    state = random_state(model, SEEDS[name])
+    load(model, state)
+
+    # A processor as transformers writes it today: <image> and <pad> after the pieces, the
+    # vocabulary of the weights padded to a multiple of 64.
+    backend = convert_spm(OUT / "spm" / "tokenizer.model", legacy=False)
+    extra = [AddedToken(t, normalized=False, special=True) for t in ("<image>", "<pad>")]
+    backend.add_special_tokens(extra)
+    assert backend.token_to_id("<image>") == pieces
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        padding_side="left",
+        extra_special_tokens={"image_token": "<image>"},
+    )
+    crop = LlavaImageProcessorPil(
+        size={"shortest_edge": size}, crop_size={"height": size, "width": size}
+    )
+    processor = LlavaProcessor(
+        image_processor=crop,
+        tokenizer=tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    )
+    image.save(folder / "image.png", optimize=True)
+    opened = Image.open(folder / "image.png")
+    inputs = processor(images=opened, text=prompt, return_tensors="pt")
+    pixels = inputs["pixel_values"]
+    own = preprocess(opened, size, pad=False)
+    assert torch.equal(pixels, own), (pixels - own).abs().max()
+
+    ids = inputs["input_ids"]
+    seen = {}
+    hidden = []
+    hooks = [
+        layer.register_forward_hook(
+            lambda _m, _i, out: hidden.append(out[0] if isinstance(out, tuple) else out)
+        )
+        for layer in model.model.language_model.layers
+    ]
+    hooks.append(
+        model.model.language_model.layers[0].register_forward_pre_hook(
+            lambda _m, args, kwargs: seen.__setitem__(
+                "embeds", args[0] if args else kwargs["hidden_states"]
+            ),
+            with_kwargs=True,
+        )
+    )
+    hooks.append(
+        model.model.multi_modal_projector.register_forward_hook(
+            lambda _m, args, out: seen.update(encode=args[0], project=out)
+        )
+    )
+    logits = model(input_ids=ids, pixel_values=pixels, use_cache=False).logits[0]
+    for hook in hooks:
+        hook.remove()
+    golden = {"pixel_values": pixels, "encode": seen["encode"], "project": seen["project"]}
+    golden |= {"hidden.0": seen["embeds"][0], "logits": logits}
+    golden |= {f"hidden.{i + 1}": h[0] for i, h in enumerate(hidden)}
+    golden["input_ids"] = [-1 if i == pieces else i for i in ids[0].tolist()]
+
+    # Greedy over the whole vocabulary, its padding rows included, as transformers does it.
+    tokens, gap, running = [], float("inf"), ids
+    for _ in range(8):
+        row = model(input_ids=running, pixel_values=pixels, use_cache=False).logits[0, -1]
+        best = torch.topk(row, 2)
+        gap = min(gap, float((best.values[0] - best.values[1]) / row.abs().max()))
+        tokens.append(int(best.indices[0]))
+        running = torch.cat([running, torch.tensor([[tokens[-1]]])], dim=1)
+    check_greedy(name, tokens, gap)
+    assert all(t < pieces for t in tokens), "padding token, choose another seed"
+    golden["greedy"] = tokens
+
+    def logits_of(changed):
+        load(model, changed)
+        return model(input_ids=ids, pixel_values=pixels, use_cache=False).logits[0]
+
+    check_every_weight(name, state, logits_of, INERT)
+    load(model, state)
+
+    model.generation_config.bos_token_id = 1
+    model.generation_config.eos_token_id = 2
+    model.generation_config.pad_token_id = pieces + 1
+    model.save_pretrained(str(folder))
+    processor.save_pretrained(str(folder))
+    # transformers 5 puts the image processor inside processor_config.json; the published folders
+    # hold it as preprocessor_config.json too, and so does this one.
+    dump(
+        folder / "preprocessor_config.json",
+        image_processor(size) | {"image_processor_type": "CLIPImageProcessor"},
+    )
+    dump(folder / "prompt.json", {"prompt": prompt, "image": "image.png"})
+    # How transformers 4 names the same tensors (the published llava-hf folders).
+    from safetensors import safe_open
+
+    with safe_open(str(folder / "model.safetensors"), "pt") as stored:
+        names = sorted(stored.keys())
+    renames = {
+        n: n.replace("vision_tower.", "vision_tower.vision_model.", 1)
+        for n in names
+        if n.startswith("vision_tower.") and not n.startswith("vision_tower.vision_model.")
+    }
+    dump(folder / "names.transformers4.json", renames)
+    save_golden(folder, golden)
+    describe(name, golden)
+
+    back = LlavaForConditionalGeneration.from_pretrained(
+        str(folder), dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    again = back(input_ids=ids, pixel_values=pixels, use_cache=False).logits[0]
+    assert torch.equal(again, logits)
+
+
+def main():
+    make_llava_hf("USER: <image>\nWhat is in the picture? ASSISTANT:", picture(118, 75, 1))
+    make_original(
+        "llava",
+        "llava",
+        "mlp2x_gelu",
+        vision_config(32, 4, 64, 56),
+        text_config(32, 4, 4, 96, 1e-5),
+        "USER: <image>\nWhat does the sign say? ASSISTANT:",
+        picture(118, 75, 2),
+    )
+    make_original(
+        "mobilevlm-v2",
+        "mobilevlm",
+        "ldpnetv2",
+        vision_config(24, 3, 56, 84),
+        text_config(32, 4, 4, 96, 1e-6),
+        "USER: <image>\nWhere is the small cat? ASSISTANT:",
+        picture(75, 118, 3),
+    )
+    make_original(
+        "mobilevlm-v1",
+        "mobilevlm",
+        "ldpnet",
+        vision_config(24, 3, 56, 84),
+        text_config(32, 4, 4, 96, 1e-6),
+        "USER: <image>\nHow many boats are there? ASSISTANT:",
+        picture(118, 75, 4),
+        old_processor=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
