@@ -7,8 +7,10 @@ use margay_tensor::Storage;
 
 fuzz_target!(|data: &[u8]| {
     let Ok(file) = Gguf::from_bytes(Storage::from_bytes(data)) else { return };
-    let tensors: Vec<_> =
-        file.names().map(|name| (name, file.tensor(name).expect("an opened file gives its tensors"))).collect();
+    let tensors: Vec<_> = file
+        .names()
+        .map(|name| (name, file.tensor(name).expect("an opened file gives its tensors")))
+        .collect();
     let borrowed: Vec<_> = tensors.iter().map(|(name, tensor)| (*name, tensor)).collect();
     let bytes = gguf::to_bytes(file.metadata(), &borrowed).expect("what was read can be written");
     let again = Gguf::from_bytes(Storage::from_bytes(&bytes)).expect("what was written can be read");

@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import time
 from pathlib import Path
 
@@ -173,6 +174,8 @@ def main():
             with open(a.out / "log.jsonl", "a") as f:
                 f.write(line + "\n")
 
+    asked_to_stop = []
+    signal.signal(signal.SIGTERM, lambda *_: asked_to_stop.append(1))  # save, then end
     start = time.monotonic()
     seconds = last_save = last_note = last_eval = before
     progress = torch.multiprocessing.Value("d", before / a.seconds)
@@ -182,7 +185,7 @@ def main():
         )
     )
     running = {}
-    while seconds < a.seconds:
+    while seconds < a.seconds and not asked_to_stop:
         done = min(1.0, seconds / a.seconds)
         progress.value = done
         b = {k: v.to(a.device, non_blocking=True) for k, v in next(loader).items()}
@@ -223,6 +226,8 @@ def main():
             last_save = seconds
             save()
     save()
+    if asked_to_stop:
+        return
     note(
         final=1,
         **(

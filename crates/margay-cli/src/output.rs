@@ -1,6 +1,6 @@
 //! Everything that is written to stdout and stderr.
 
-use crate::environment;
+use crate::{environment, progress};
 use serde::Serialize;
 use std::{
     borrow::Cow,
@@ -78,10 +78,18 @@ pub(crate) fn one_line(error: &anyhow::Error) -> String {
     harmless(&lines.join(" ")).into_owned()
 }
 
-/// Leaves the terminal as it was found: cursor shown, the progress line gone.
+/// Asks for a line. On stderr, so that stdout holds answers and nothing else.
+pub(crate) fn prompt() {
+    let mark = if environment::stderr_has_colours() { "\x1b[1;36m>\x1b[0m " } else { "> " };
+    let _ = write!(stderr(), "{mark}");
+}
+
+/// Leaves the terminal as it was found: cursor shown, and the shell's prompt on a line of its own.
 pub(crate) fn restore_terminal() {
     if environment::stderr_is_terminal() {
-        let _ = write!(stderr(), "\r\x1b[2K\x1b[?25h");
+        // A progress line is wiped; half a line of an answer stays.
+        let line = if progress::is_shown() { "\r\x1b[2K" } else { "\n" };
+        let _ = write!(stderr(), "{line}\x1b[?25h");
     }
 }
 

@@ -2,10 +2,21 @@
 
 use crate::{environment, output};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 /// Between two frames; fast enough to look alive, slow enough to cost nothing.
 const FRAME: Duration = Duration::from_millis(100);
+
+/// Whether a progress line stands on the terminal.
+static SHOWN: AtomicBool = AtomicBool::new(false);
+
+/// True while a progress line stands on the terminal.
+pub(crate) fn is_shown() -> bool {
+    SHOWN.load(Ordering::Relaxed)
+}
 
 /// A line that says what is being done. Dropping it wipes it.
 pub(crate) struct Spinner(ProgressBar);
@@ -20,6 +31,7 @@ impl Spinner {
         bar.set_style(style("{spinner} {msg} {elapsed:.dim}"));
         bar.set_message(doing.to_owned());
         bar.enable_steady_tick(FRAME);
+        SHOWN.store(true, Ordering::Relaxed);
         Spinner(bar)
     }
 
@@ -31,6 +43,7 @@ impl Spinner {
     /// Wipes the line.
     pub(crate) fn clear(&self) {
         self.0.finish_and_clear();
+        SHOWN.store(false, Ordering::Relaxed);
     }
 }
 
@@ -57,7 +70,10 @@ impl Meter {
             return Meter::Lines { tenth: 0 };
         }
         let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
-        bar.set_style(style("{bar:30} {percent:>3}% {binary_bytes}/{binary_total_bytes} {eta} {wide_msg:.dim}"));
+        bar.set_style(style(
+            "{bar:30} {percent:>3}% {binary_bytes}/{binary_total_bytes} {eta} {wide_msg:.dim}",
+        ));
+        SHOWN.store(true, Ordering::Relaxed);
         Meter::Bar(bar)
     }
 
@@ -85,6 +101,7 @@ impl Drop for Meter {
     fn drop(&mut self) {
         if let Meter::Bar(bar) = self {
             bar.finish_and_clear();
+            SHOWN.store(false, Ordering::Relaxed);
         }
     }
 }

@@ -46,5 +46,5 @@ pub const MAX_TOKENIZER_PIECES: u64 = 1 << 20;
 /// Shards of one checkpoint. The largest public checkpoints have about 200.
 pub const MAX_SHARDS: usize = 1024;
 
-/// Files of a folder that are looked at when a model or its vision part is searched for.
-pub const MAX_FOLDER_ENTRIES: usize = 4096;
+/// Files of a folder that are looked at when a model or its vision part is searched for. Download folders are large.
+pub const MAX_FOLDER_ENTRIES: usize = 65_536;

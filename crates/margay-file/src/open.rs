@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use margay_tensor::Storage;
+use margay_tensor::{Storage, Tensor};
 
-use crate::{FileError, Gguf, HfFolder, TensorSource, gguf::MAGIC, hf::file_names};
+use crate::{FileError, Gguf, HfFolder, TensorInfo, TensorSource, gguf::MAGIC, hf::file_names};
 
 /// An open model.
 #[derive(Clone, Debug)]
@@ -40,6 +40,22 @@ impl ModelFiles {
     }
 }
 
+/// All tensors of the model, those of the text part first.
+impl TensorSource for ModelFiles {
+    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+        Box::new(self.sources().into_iter().flat_map(TensorSource::names))
+    }
+
+    fn info(&self, name: &str) -> Option<TensorInfo> {
+        self.sources().into_iter().find_map(|source| source.info(name))
+    }
+
+    fn tensor(&self, name: &str) -> Result<Tensor, FileError> {
+        let source = self.sources().into_iter().find(|source| source.info(name).is_some());
+        source.ok_or_else(|| FileError::missing_tensor(name))?.tensor(name)
+    }
+}
+
 /// Opens the model at `path`:
 /// a GGUF file, with its vision part `mmproj` or the one that lies beside it;
 /// a folder that holds one GGUF text model;
@@ -47,6 +63,19 @@ impl ModelFiles {
 ///
 /// The vision part beside a model is the file whose name contains `mmproj`, or else the one that says in its metadata
 /// that it is one. Of several, the one whose name has the longest beginning in common with the model's.
+///
+/// ```no_run
+/// use margay_file::{ModelFiles, open_model};
+/// match open_model("models/MobileVLM_V2-1.7B-q4_k.gguf", None)? {
+///     ModelFiles::Gguf { text, vision } => {
+///         let (layers, sees) = (text.metadata().u32("llama.block_count")?, vision.is_some());
+///     }
+///     ModelFiles::Hf(folder) => {
+///         let family = &folder.config()["model_type"];
+///     }
+/// }
+/// # Ok::<(), margay_file::FileError>(())
+/// ```
 ///
 /// # Errors
 /// [`FileError::NotAModel`] for anything else, [`FileError::Ambiguous`] where it is not clear what is meant, others
@@ -58,7 +87,10 @@ pub fn open_model(path: impl AsRef<Path>, mmproj: Option<&Path>) -> Result<Model
         return open_gguf(path, mmproj);
     }
     let names = file_names(path)?;
-    if names.iter().any(|name| name == "config.json") {
+    // Folders of GGUF files often hold the original's config.json, without its tensors.
+    let tensors = |name: &String| name.ends_with(".safetensors") || name.ends_with(".bin");
+    let checkpoint = names.iter().any(tensors) || !names.iter().any(|name| has_gguf_ending(name));
+    if checkpoint && names.iter().any(|name| name == "config.json") {
         if mmproj.is_some() {
             return Err(not_a_model(
                 path,
@@ -180,18 +212,14 @@ fn find_vision(model: &Path) -> Result<Option<PathBuf>, FileError> {
     }
     let shared = |name: &str| shared_stem(own, name);
     let longest = candidates.iter().map(|name| shared(name)).max().unwrap_or(0);
+    candidates.retain(|name| shared(name) == longest);
     if candidates.len() > 1 {
-        let all = candidates.clone();
-        candidates.retain(|name| longest > 0 && shared(name) == longest);
-        if candidates.len() != 1 {
-            let tied = if candidates.is_empty() { all } else { candidates };
-            return Err(FileError::Ambiguous {
-                path: folder.to_owned(),
-                what: "vision parts",
-                candidates: tied.into_iter().cloned().collect(),
-                advice: "--mmproj FILE",
-            });
-        }
+        return Err(FileError::Ambiguous {
+            path: folder.to_owned(),
+            what: "vision parts",
+            candidates: candidates.into_iter().cloned().collect(),
+            advice: "--mmproj FILE",
+        });
     }
     Ok(candidates.first().map(|name| folder.join(name)))
 }

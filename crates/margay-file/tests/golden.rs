@@ -7,8 +7,9 @@ use std::{
 };
 
 use margay_file::{
-    Gguf, HfFolder, SafeTensors, TensorSource,
+    Gguf, HfFolder, ModelFiles, SafeTensors, TensorSource,
     gguf::{Array, Value},
+    open_model,
     tokenizer_model::TokenizerModel,
 };
 use serde_json::Value as Json;
@@ -137,6 +138,18 @@ fn a_sharded_checkpoint_is_read_like_one_file() {
     assert!(folder.tokenizer_config().unwrap().is_some() && folder.special_tokens_map().unwrap().is_some());
     assert!(folder.generation_config().unwrap().is_some());
     assert!(folder.processor_config().unwrap().is_none());
+}
+
+#[test]
+fn checkpoints_of_every_golden_family_are_opened() {
+    for name in ["llama", "llama-odd", "llava", "llava-hf", "mobilevlm-v1", "mobilevlm-v2"] {
+        let ModelFiles::Hf(folder) = open_model(golden().join(name), None).unwrap() else { panic!("{name}") };
+        assert!(folder.names().count() > 10, "{name}");
+        for tensor in folder.names() {
+            let info = folder.info(tensor).unwrap();
+            assert_eq!(folder.tensor(tensor).unwrap().bytes().len(), info.size_bytes().unwrap());
+        }
+    }
 }
 
 #[test]

@@ -180,6 +180,17 @@ fn folders_without_a_model_are_refused_with_advice() {
 }
 
 #[test]
+fn a_gguf_file_beside_the_originals_config_is_the_model() {
+    let folder = folder(&["a.gguf"], &["mmproj.gguf"]);
+    fs::write(folder.path().join("config.json"), "{}").unwrap();
+    let model = open_model(folder.path(), None).unwrap();
+    assert!(matches!(model, ModelFiles::Gguf { vision: Some(_), .. }));
+    assert_eq!(model.names().collect::<Vec<_>>(), ["token_embd.weight", "v.class_embd"]);
+    assert_eq!(model.tensor("v.class_embd").unwrap().bytes(), tensor().bytes());
+    assert!(model.tensor("absent").is_err() && model.info("absent").is_none());
+}
+
+#[test]
 fn chat_templates_are_found_in_all_three_places() {
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();

@@ -25,11 +25,6 @@ pub(crate) fn projector_type(vision: &Metadata) -> Result<&str, ModelError> {
     }
 }
 
-/// Whether a text file holds a vision side as well.
-pub fn holds_vision(text: &Metadata) -> bool {
-    text.contains("clip.vision.image_size")
-}
-
 pub(crate) fn read(family: &Family, arch: &str, parts: &GgufParts<'_>) -> Result<ModelConfig, ModelError> {
     let text = read_text(arch, parts)?;
     let vision = parts.vision.map(|meta| read_vision(family, meta)).transpose()?;

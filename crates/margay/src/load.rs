@@ -55,7 +55,11 @@ impl ModelSource {
         let (family, config, weights) = match &files {
             ModelFiles::Gguf { text, vision } => from_gguf(text, vision.as_ref())?,
             ModelFiles::Hf(folder) => {
-                let preprocessor = folder.preprocessor_config()?;
+                let preprocessor = match folder.preprocessor_config()? {
+                    Some(config) => Some(config),
+                    // transformers 5 keeps it inside the processor's own file.
+                    None => folder.processor_config()?.and_then(|mut c| c.get_mut("image_processor").map(|p| p.take())),
+                };
                 let parts = HfParts { preprocessor: preprocessor.as_ref(), tensors: folder };
                 let (family, config) = margay_model::from_hf(folder.config(), &parts)?;
                 let weights = Canonical::from_hf(family, &config, Arc::new(folder.clone()))?;
@@ -77,15 +81,11 @@ impl ModelSource {
 }
 
 fn from_gguf(text: &Gguf, vision: Option<&Gguf>) -> Result<(&'static Family, ModelConfig, Canonical), Error> {
-    // One file may hold both sides.
-    let vision_meta = match vision {
-        Some(vision) => Some(vision.metadata()),
-        None => margay_model::gguf::holds_vision(text.metadata()).then(|| text.metadata()),
-    };
-    let parts = GgufParts { text: text.metadata(), vision: vision_meta, tensors: text };
+    let parts = GgufParts { text: text.metadata(), vision: vision.map(Gguf::metadata), tensors: text };
     let (family, config) = margay_model::from_gguf(&parts)?;
     let mut files: Vec<Arc<dyn TensorSource + Send + Sync>> = vec![Arc::new(text.clone())];
-    if let Some(vision) = vision {
+    // Where one file holds both sides, they are the same file.
+    if let Some(vision) = vision.filter(|vision| !vision.is_same(text)) {
         files.push(Arc::new(vision.clone()));
     }
     let weights = Canonical::from_gguf(&config, files)?;

@@ -161,7 +161,7 @@ pub fn to_bytes(metadata: &Metadata, tensors: &[(&str, &Tensor)]) -> Result<Vec<
     Ok(out)
 }
 
-/// True where a name occurs twice.
+/// The first name that occurs twice.
 pub(crate) fn first_duplicate<'a>(names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let mut seen = HashSet::new();
     names.into_iter().find(|&name| !seen.insert(name))

@@ -84,13 +84,15 @@ pub(crate) fn linear(
 
 /// The name in a GGUF file of a CLIP weight of a Hugging Face checkpoint, wherever the tower stands in it.
 pub(crate) fn rename(name: &str) -> Option<Rename> {
-    const PLACES: [&str; 6] = [
+    // The last two are how transformers 5 writes a tower: without its inner `vision_model`.
+    const PLACES: [&str; 7] = [
         "model.vision_tower.vision_tower.vision_model.",
         "model.vision_tower.vision_model.",
         "vision_tower.vision_tower.vision_model.",
         "vision_tower.vision_model.",
-        "model.vision_tower.",
         "vision_model.",
+        "model.vision_tower.",
+        "vision_tower.",
     ];
     let inner = PLACES.iter().find_map(|place| name.strip_prefix(place))?;
     let to = match inner {

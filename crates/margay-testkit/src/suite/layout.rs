@@ -4,6 +4,7 @@ use super::case::{Case, Draft, Sizes};
 use crate::{random::Rng, tolerance::Class};
 use margay_graph::{Bindings, Dim, Role, Sym};
 use margay_tensor::DType;
+use std::collections::BTreeSet;
 
 /// Rows of an embedding table in these cases.
 const VOCABULARY: usize = 37;
@@ -56,7 +57,9 @@ fn moves(cases: &mut Vec<Case>, columns: usize) {
             b.slice_rows(x, fixed, Sym::Patches)
         }));
     }
-    for (start, len) in [(0, columns), (0, 1), (columns - 1, 1), (columns / 3, columns / 2)] {
+    // All, the first, the last, some in the middle.
+    let slices = BTreeSet::from([(0, columns), (0, 1), (columns - 1, 1), (columns / 3, columns.div_ceil(2))]);
+    for (start, len) in slices {
         cases.push(copy("slice_columns", format!("{len} of {columns} from {start}"), &[3, 0, 1, 33]).finish(
             |b| {
                 let x = b.input_f32("x", [Sym::Patches.into(), columns.into()]);

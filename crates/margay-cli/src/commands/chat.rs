@@ -1,0 +1,246 @@
+//! `margay chat`: a conversation in the terminal, or one line a turn from a pipe.
+
+use crate::{
+    Outcome,
+    answering::{MAX_QUESTION_BYTES, Question, answer, open_images},
+    environment,
+    interrupt::{Interrupt, Late},
+    model::{AskArgs, LoadArgs},
+    output, stats,
+};
+use clap::Args;
+use margay::{Image, Model, Report, Session, Stop};
+use std::{
+    io::{BufRead, Read},
+    path::PathBuf,
+};
+
+const AFTER_HELP: &str = "\
+EXAMPLES:
+  margay chat                                    the built-in model
+  margay chat llava.gguf --image street.png
+  printf 'Is there a car?\\nWhere?\\n' | margay chat --image street.png
+
+In the chat:
+  /image FILE   show a picture with the next question
+  /clear        forget the conversation
+  /stats        what the last answer took
+  /help         this list
+  /quit         leave (Ctrl-D and, at the prompt, Ctrl-C do so too)
+
+Ctrl-C stops an answer and keeps the conversation.";
+
+const COMMANDS: &str = "\
+/image FILE  show a picture with the next question
+/clear       forget the conversation
+/stats       what the last answer took
+/quit        leave";
+
+/// Talk with a model
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub(crate) struct Chat {
+    /// A GGUF file or a Hugging Face folder; the built-in model unless given
+    model: Option<PathBuf>,
+    /// A picture to begin with; may be repeated
+    #[arg(long = "image", short = 'i', value_name = "FILE")]
+    images: Vec<PathBuf>,
+    /// How the model should behave
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    #[command(flatten)]
+    ask: AskArgs,
+    #[command(flatten)]
+    load: LoadArgs,
+}
+
+/// What a line asks for.
+#[derive(Debug, PartialEq, Eq)]
+enum Line<'a> {
+    Nothing,
+    Say(&'a str),
+    Image(&'a str),
+    Clear,
+    Stats,
+    Help,
+    Quit,
+    Unknown(&'a str),
+}
+
+/// A conversation and what belongs to it.
+struct Talk<'i> {
+    model: Model,
+    session: Session,
+    system: Option<String>,
+    /// Pictures that wait for the next question.
+    images: Vec<Image>,
+    last: Option<Report>,
+    interrupt: &'i Interrupt,
+    options: margay::AskOptions,
+}
+
+impl Chat {
+    /// A chat that begins without a picture.
+    pub(crate) fn new(model: Option<PathBuf>, system: Option<String>, ask: AskArgs, load: LoadArgs) -> Self {
+        Chat { model, images: vec![], system, ask, load }
+    }
+
+    pub(crate) fn run(self, interrupt: &Interrupt) -> anyhow::Result<Outcome> {
+        let images = open_images(&self.images)?;
+        let model = self.load.load(self.model.as_deref())?;
+        let session = model.session()?;
+        let options = self.ask.options();
+        let mut talk = Talk { model, session, system: self.system, images, last: None, interrupt, options };
+        talk.begin();
+        let person = environment::stdin_is_terminal();
+        if person {
+            let name = talk.model.config().name.escape_debug().to_string();
+            output::aside(&format!(
+                "{name} on {}; /help lists what you can do",
+                talk.model.backend().describe()
+            ));
+        }
+        let mut failures = 0;
+        loop {
+            if person {
+                output::prompt();
+            }
+            let Some(line) = read_line()? else {
+                if person {
+                    output::note("");
+                }
+                break;
+            };
+            match talk.turn(Line::parse(&line)) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(e) if e.is::<output::Closed>() => return Err(e),
+                // A turn that failed does not end the conversation.
+                Err(e) => {
+                    output::error(&e);
+                    failures += 1;
+                }
+            }
+        }
+        // A script wants to know; a person has read it.
+        anyhow::ensure!(person || failures == 0, "{failures} of the lines failed");
+        Ok(Outcome::Done)
+    }
+}
+
+impl Talk<'_> {
+    fn begin(&mut self) {
+        if let Some(system) = &self.system {
+            self.session.system(system);
+        }
+    }
+
+    fn forget(&mut self) {
+        self.session.clear();
+        self.begin();
+    }
+
+    /// Does what the line asks for; false where that is to leave.
+    fn turn(&mut self, line: Line<'_>) -> anyhow::Result<bool> {
+        match line {
+            Line::Nothing => {}
+            Line::Say(text) => self.say(text)?,
+            Line::Image("") => anyhow::bail!("/image needs the path of a picture"),
+            Line::Image(path) => {
+                let image = Image::open(path)?;
+                output::aside(&format!(
+                    "{path}: {} x {} pixels; ask about it",
+                    image.width(),
+                    image.height()
+                ));
+                self.images.push(image);
+            }
+            Line::Clear => {
+                self.forget();
+                self.images.clear();
+                output::aside("forgotten");
+            }
+            Line::Stats => match &self.last {
+                Some(report) => {
+                    output::note(stats::of_session(report, &self.model, &self.session).trim_end())
+                }
+                None => output::aside("nothing was asked yet"),
+            },
+            Line::Help => output::note(COMMANDS),
+            Line::Quit => return Ok(false),
+            Line::Unknown(word) => anyhow::bail!("{word} is no command; /help lists them"),
+        }
+        Ok(true)
+    }
+
+    fn say(&mut self, text: &str) -> anyhow::Result<()> {
+        let images = std::mem::take(&mut self.images);
+        let (options, late) = (&self.options, Late::Wait);
+        let question = Question { images: &images, text, options, late, stream: true };
+        let report = match answer(&mut self.session, &question, self.interrupt) {
+            Ok(report) => report,
+            Err(e) => {
+                // The pictures were not shown: they wait for a question that works.
+                if e.downcast_ref::<margay::Error>().is_some_and(is_refusal) {
+                    self.images = images;
+                }
+                return Err(e);
+            }
+        };
+        // A picture that was looked at only in part leaves a conversation that cannot go on.
+        if report.stop == Stop::Cancelled && report.stages.ttft_ms.is_none() && !images.is_empty() {
+            self.forget();
+            output::aside("the conversation begins anew");
+        }
+        self.last = Some(report);
+        Ok(())
+    }
+}
+
+/// True where the question was turned down before anything was computed, and another one may work.
+fn is_refusal(error: &margay::Error) -> bool {
+    matches!(error, margay::Error::PromptTooLong { .. } | margay::Error::EmptyPrompt)
+}
+
+impl<'a> Line<'a> {
+    fn parse(line: &'a str) -> Self {
+        let line = line.trim();
+        if !line.starts_with('/') {
+            return if line.is_empty() { Line::Nothing } else { Line::Say(line) };
+        }
+        let (word, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+        match (word, rest.trim().trim_matches(['"', '\''])) {
+            ("/image", path) => Line::Image(path),
+            ("/clear", "") => Line::Clear,
+            ("/stats", "") => Line::Stats,
+            ("/help" | "/?", "") => Line::Help,
+            ("/quit" | "/exit" | "/q", "") => Line::Quit,
+            _ => Line::Unknown(word),
+        }
+    }
+}
+
+/// The next line of stdin; `None` at its end.
+fn read_line() -> anyhow::Result<Option<String>> {
+    let mut bytes = vec![];
+    let read = std::io::stdin().lock().take(MAX_QUESTION_BYTES + 1).read_until(b'\n', &mut bytes)?;
+    anyhow::ensure!(read as u64 <= MAX_QUESTION_BYTES, "a line is longer than {MAX_QUESTION_BYTES} bytes");
+    Ok((read > 0).then(|| String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_that_begin_with_a_slash_are_commands() {
+        assert_eq!(Line::parse("  \n"), Line::Nothing);
+        assert_eq!(Line::parse(" What is it?\n"), Line::Say("What is it?"));
+        assert_eq!(Line::parse("/image a b.png\n"), Line::Image("a b.png"));
+        assert_eq!(Line::parse("/image 'a b.png'"), Line::Image("a b.png"));
+        assert_eq!(Line::parse("/image"), Line::Image(""));
+        assert_eq!(Line::parse("/quit\r\n"), Line::Quit);
+        assert_eq!(Line::parse("/quit now"), Line::Unknown("/quit"));
+        assert_eq!(Line::parse("/tmp is full"), Line::Unknown("/tmp"));
+    }
+}

@@ -1,0 +1,159 @@
+//! `margay convert`: a checkpoint into a GGUF file.
+
+use crate::{
+    Outcome,
+    interrupt::{Interrupt, Late},
+    model, output,
+    progress::Meter,
+};
+use clap::{Args, builder::PossibleValuesParser, builder::TypedValueParser};
+use margay::{
+    Cancel,
+    rooms::{
+        observe::report::{bytes, table},
+        tensor::DType,
+    },
+};
+use margay_pack::{ConvertOptions, ConvertReport, PackError, convert};
+use serde_json::json;
+use std::{ops::ControlFlow, path::PathBuf};
+
+/// Formats that a model can be converted to.
+const TYPES: [DType; 11] = [
+    DType::F32,
+    DType::F16,
+    DType::BF16,
+    DType::Q8_0,
+    DType::Q4_0,
+    DType::Q4_1,
+    DType::Q5_0,
+    DType::Q5_1,
+    DType::Q4_K,
+    DType::Q5_K,
+    DType::Q6_K,
+];
+
+/// Names of weights that the report lists before it only counts.
+const SHOWN_NAMES: usize = 8;
+
+const AFTER_HELP: &str = "\
+EXAMPLES:
+  margay convert ./llava-1.5-7b -o llava.gguf                 float16; the vision side in mmproj-llava.gguf
+  margay convert ./MobileVLM_V2-1.7B -o m.gguf --type q4_k    four bits a weight
+  margay convert ./MobileVLM_V2-1.7B -o m.gguf --type q4_0 --vision-type q8_0 --single
+
+Ctrl-C stops it; no file is left behind.";
+
+/// Convert a checkpoint to GGUF, quantizing it where asked to
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub(crate) struct Convert {
+    /// A Hugging Face folder or a GGUF file
+    #[arg(value_name = "SRC")]
+    source: PathBuf,
+    /// The vision file of a GGUF source, where it does not lie beside it
+    #[arg(long, value_name = "FILE")]
+    mmproj: Option<PathBuf>,
+    /// The file to write; a vision side goes to mmproj-FILE beside it
+    #[arg(long, short, value_name = "FILE")]
+    out: PathBuf,
+    /// Format of the decoder's matrices
+    #[arg(long = "type", value_name = "TYPE", default_value = "f16", value_parser = types())]
+    dtype: DType,
+    /// Format of the vision side's matrices: the decoder's where that has 8 bits or more, else f16, unless given
+    #[arg(long, value_name = "TYPE", value_parser = types())]
+    vision_type: Option<DType>,
+    /// Write one file, with the vision side inside
+    #[arg(long)]
+    single: bool,
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn types() -> impl TypedValueParser<Value = DType> {
+    PossibleValuesParser::new(TYPES.map(DType::name))
+        .map(|name| DType::from_name(&name).expect("invariant: the possible values are names of types"))
+}
+
+impl Convert {
+    pub(crate) fn run(self, interrupt: &Interrupt) -> anyhow::Result<Outcome> {
+        let source = model::source(Some(&self.source), self.mmproj.as_deref())?;
+        let options =
+            ConvertOptions { dtype: self.dtype, vision_dtype: self.vision_type, single: self.single };
+        // Waited for rather than left: the unfinished files have to go.
+        let cancel = Cancel::new();
+        let watch = interrupt.watch(cancel.clone(), Late::Wait);
+        let mut meter = Meter::start(self.json);
+        let result = convert(&source, &self.out, &options, &mut |step| {
+            if cancel.is_cancelled() {
+                return ControlFlow::Break(());
+            }
+            meter.update(step.done_bytes, step.of_bytes, step.tensor);
+            ControlFlow::Continue(())
+        });
+        drop(meter);
+        let report = match result {
+            Err(PackError::Stopped) if watch.pressed() => {
+                output::aside("stopped; no file was written");
+                return Ok(Outcome::Interrupted);
+            }
+            result => result?,
+        };
+        if self.json {
+            output::json(&as_json(&report))?
+        } else {
+            output::text(&describe(&report))?
+        }
+        Ok(Outcome::Done)
+    }
+}
+
+fn as_json(report: &ConvertReport) -> serde_json::Value {
+    let files = report.files.iter().map(|(path, size)| json!({ "path": path, "bytes": size }));
+    let formats = report
+        .formats
+        .iter()
+        .map(|(name, (count, size))| (*name, json!({ "tensors": count, "bytes": size })));
+    let fallbacks = report
+        .fallbacks
+        .iter()
+        .map(|(name, taken, why)| json!({ "weight": name, "type": taken.name(), "why": why }));
+    json!({
+        "files": files.collect::<Vec<_>>(),
+        "formats": formats.collect::<std::collections::BTreeMap<_, _>>(),
+        "fallbacks": fallbacks.collect::<Vec<_>>(),
+        "unused": report.unused,
+    })
+}
+
+fn describe(report: &ConvertReport) -> String {
+    let mut text = String::new();
+    for (path, size) in &report.files {
+        text += &format!("{}  {}\n", path.display(), bytes(*size));
+    }
+    let row = |(name, (count, size)): (&&str, &(usize, u64))| {
+        vec![(*name).to_owned(), count.to_string(), bytes(*size)]
+    };
+    let rows: Vec<_> = report.formats.iter().map(row).collect();
+    text += "\n";
+    text += &table(&["type", "tensors", "size"], &rows);
+    let fallbacks: Vec<String> =
+        report.fallbacks.iter().map(|(name, taken, why)| format!("{name} as {taken}: {why}")).collect();
+    list(&mut text, "stored otherwise than asked", &fallbacks);
+    list(&mut text, "not used by the model, left out", &report.unused);
+    text
+}
+
+fn list(text: &mut String, title: &str, lines: &[String]) {
+    if lines.is_empty() {
+        return;
+    }
+    *text += &format!("\n{title} ({}):\n", lines.len());
+    for line in lines.iter().take(SHOWN_NAMES) {
+        *text += &format!("  {}\n", output::harmless(line));
+    }
+    if lines.len() > SHOWN_NAMES {
+        *text += &format!("  and {} more (--json lists all)\n", lines.len() - SHOWN_NAMES);
+    }
+}

@@ -1,0 +1,222 @@
+//! `margay inspect`: what a model file holds, and what it will take to run it.
+
+mod memory;
+mod parts;
+
+use crate::{Outcome, model, output};
+use clap::Args;
+use margay::{
+    Error, Image, ModelSource,
+    rooms::{
+        file::{FileError, Gguf, ModelFiles, SafeTensors, open_model},
+        observe::report::{bytes, table},
+    },
+};
+use memory::Memory;
+use parts::{Entry, File, StoredTensor, Weights};
+use serde::Serialize;
+use std::{
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+};
+
+const AFTER_HELP: &str = "\
+EXAMPLES:
+  margay inspect                                 the built-in model
+  margay inspect llava.gguf --image street.png   and what that picture costs
+  margay inspect mmproj-llava.gguf --tensors
+  margay inspect ./llava-1.5-7b --context 2048 --json
+
+Memory is predicted from the file alone, for the CPU backend: the weights as they are stored (kernels may hold them in
+another layout of about the same size), the buffers that the stages share, and the KV cache in float16.";
+
+/// Show what a model file holds, and the memory it will take
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub(crate) struct Inspect {
+    /// A GGUF file, an mmproj file, a safetensors file or a Hugging Face folder; the built-in model unless given
+    file: Option<PathBuf>,
+    /// The model's vision file, where it does not lie beside the model
+    #[arg(long, value_name = "FILE")]
+    mmproj: Option<PathBuf>,
+    /// List every tensor
+    #[arg(long)]
+    tensors: bool,
+    /// Predict memory for so many tokens of context
+    #[arg(long, value_name = "TOKENS")]
+    context: Option<NonZeroUsize>,
+    /// Say what this picture costs
+    #[arg(long, short = 'i', value_name = "FILE")]
+    image: Option<PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Everything that is told.
+#[derive(Debug, Default, Serialize)]
+struct Inspection {
+    /// Name the model gives itself.
+    name: Option<String>,
+    /// Id of its family; `None` where it is of none that Margay knows, or no whole model.
+    family: Option<&'static str>,
+    /// Where there is no family: why.
+    why_no_family: Option<String>,
+    /// Against what the family was compared.
+    verified: Option<&'static str>,
+    files: Vec<File>,
+    /// Its numbers, for people.
+    shape: Vec<String>,
+    visual_tokens_per_picture: Option<usize>,
+    picture: Option<Picture>,
+    weights: Vec<Weights>,
+    memory: Option<Memory>,
+    metadata: Vec<Entry>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tensors: Option<Vec<StoredTensor>>,
+}
+
+#[derive(Debug, Serialize)]
+struct Picture {
+    file: PathBuf,
+    width: u32,
+    height: u32,
+    visual_tokens: Option<usize>,
+}
+
+impl Inspect {
+    pub(crate) fn run(self) -> anyhow::Result<Outcome> {
+        let image = self.image.as_ref().map(Image::open).transpose()?;
+        let mut inspection = match model::source(self.file.as_deref(), self.mmproj.as_deref()) {
+            Ok(source) => self.whole(&source)?,
+            Err(e) => match (&self.file, e.downcast::<Error>()) {
+                (Some(path), Ok(e)) => self.partial(path, e)?,
+                (_, Ok(e)) => return Err(e.into()),
+                (_, Err(e)) => return Err(e),
+            },
+        };
+        if let (Some(file), Some(image)) = (self.image, image) {
+            let visual_tokens = inspection.visual_tokens_per_picture;
+            inspection.picture =
+                Some(Picture { file, width: image.width(), height: image.height(), visual_tokens });
+        }
+        if self.json {
+            output::json(&inspection)?
+        } else {
+            output::text(&inspection.describe())?
+        }
+        Ok(Outcome::Done)
+    }
+
+    /// A model that could be run.
+    fn whole(&self, source: &ModelSource) -> anyhow::Result<Inspection> {
+        let mut inspection = self.of_files(&source.files);
+        inspection.name = Some(source.config.name.clone());
+        inspection.family = Some(source.family.id);
+        inspection.verified = Some(source.family.verified);
+        inspection.shape = parts::shape(source);
+        inspection.visual_tokens_per_picture = source.config.vision.as_ref().map(|v| v.tokens());
+        let programs = source.config.programs()?;
+        inspection.weights = parts::weights(source, &programs);
+        inspection.memory = Some(Memory::predict(source, &programs, self.context)?);
+        Ok(inspection)
+    }
+
+    /// A file that is no model by itself, or of no family that Margay knows: whatever can be read of it.
+    fn partial(&self, path: &Path, error: Error) -> anyhow::Result<Inspection> {
+        let is_safetensors = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("safetensors"));
+        let mut inspection = if let Ok(files) = open_model(path, self.mmproj.as_deref()) {
+            self.of_files(&files)
+        } else if is_safetensors && path.is_file() {
+            let file = SafeTensors::open(path)?;
+            self.of_source(parts::of_safetensors(path, &file), vec![&file])
+        } else {
+            // Neither a model nor a single file that can be read: the first error says it best.
+            let Ok(file) = Gguf::open(path) else { return Err(error.into()) };
+            let mut inspection = self.of_source(parts::of_gguf(&file, path), vec![&file]);
+            inspection.visual_tokens_per_picture = parts::visual_tokens(&file);
+            inspection
+        };
+        inspection.why_no_family = Some(match error {
+            // Its advice is about running the file.
+            Error::File(FileError::NotAModel { what, .. }) => format!("this is {what}"),
+            error => output::one_line(&error.into()),
+        });
+        Ok(inspection)
+    }
+
+    fn of_files(&self, files: &ModelFiles) -> Inspection {
+        let parts = parts::of_files(files, self.file.as_deref(), self.mmproj.as_deref());
+        self.of_source(parts, files.sources())
+    }
+
+    fn of_source(
+        &self,
+        (files, metadata): (Vec<File>, Vec<Entry>),
+        sources: Vec<&dyn margay::rooms::file::TensorSource>,
+    ) -> Inspection {
+        let tensors = self.tensors.then(|| parts::tensors(&sources));
+        Inspection { files, metadata, tensors, ..Inspection::default() }
+    }
+}
+
+impl Inspection {
+    fn describe(&self) -> String {
+        let mut text = String::new();
+        let mut fact = |name: &str, value: &str| text += &format!("{name:<12}{}\n", output::harmless(value));
+        if let Some(name) = &self.name {
+            fact("model", name);
+        }
+        match (self.family, self.verified) {
+            (Some(family), Some(verified)) => fact("family", &format!("{family}, compared with {verified}")),
+            _ => fact(
+                "family",
+                &format!("unknown: {}", self.why_no_family.as_deref().unwrap_or("no reason given")),
+            ),
+        }
+        for file in &self.files {
+            fact("file", &file.to_string());
+        }
+        for line in &self.shape {
+            let (name, value) = line.split_once(": ").unwrap_or(("", line));
+            fact(name, value);
+        }
+        if let Some(tokens) = self.visual_tokens_per_picture {
+            fact("picture", &format!("becomes {tokens} visual tokens, whatever its size"));
+        }
+        if let Some(picture) = &self.picture {
+            let tokens = picture.visual_tokens.map_or_else(|| "no".to_owned(), |n| n.to_string());
+            let (file, width, height) = (picture.file.display(), picture.width, picture.height);
+            fact("", &format!("{file}: {width} x {height} pixels, {tokens} visual tokens"));
+        }
+        if !self.weights.is_empty() {
+            let rows: Vec<_> = self.weights.iter().map(Weights::row).collect();
+            text += "\n";
+            text += &table(&["stage", "weights", "parameters", "size", "bits/weight", "types"], &rows);
+        }
+        if let Some(memory) = &self.memory {
+            text += "\n";
+            text += &memory.describe();
+        }
+        if !self.metadata.is_empty() {
+            text += &format!("\nmetadata ({})\n", self.metadata.len());
+            for entry in &self.metadata {
+                text += &format!("  {} = {}\n", output::harmless(&entry.key), output::harmless(&entry.shown));
+            }
+        }
+        if let Some(tensors) = &self.tensors {
+            let row = |t: &StoredTensor| {
+                let size = t.bytes.map_or_else(|| "unknown".to_owned(), bytes);
+                vec![
+                    output::harmless(&t.name).into_owned(),
+                    t.dtype.to_owned(),
+                    format!("{:?}", t.shape),
+                    size,
+                ]
+            };
+            let rows: Vec<_> = tensors.iter().map(row).collect();
+            text += &format!("\n{}", table(&["tensor", "type", "shape", "size"], &rows));
+        }
+        text
+    }
+}

@@ -1,0 +1,99 @@
+//! What running a model will take, before it runs.
+
+use margay::{
+    LoadOptions, ModelSource, default_context,
+    rooms::{
+        graph::{Bindings, Program, Sym, memory, passes},
+        model::ModelPrograms,
+        observe::report::bytes,
+    },
+};
+use serde::Serialize;
+use std::num::NonZeroUsize;
+
+/// Bytes of an element of the KV cache: float16.
+const CACHE_ELEMENT_BYTES: usize = 2;
+
+/// Predicted memory, bytes.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Memory {
+    context_tokens: usize,
+    weight_bytes: u64,
+    text_arena_bytes: usize,
+    encode_arena_bytes: Option<usize>,
+    project_arena_bytes: Option<usize>,
+    cache_bytes_per_token: usize,
+    cache_bytes: usize,
+    visual_bytes_per_picture: Option<usize>,
+    total_bytes: u64,
+}
+
+impl Memory {
+    /// Plans the programs as loading does: prompts in batches, logits for one row.
+    pub(super) fn predict(
+        source: &ModelSource,
+        programs: &ModelPrograms,
+        context: Option<NonZeroUsize>,
+    ) -> anyhow::Result<Self> {
+        let config = &source.config;
+        let context = context.map_or_else(|| default_context(config), NonZeroUsize::get);
+        let batch = LoadOptions::default().batch.clamp(1, context);
+        let text = programs.text.with_outputs(|name| name == "logits")?;
+        let limits =
+            Bindings::new().with(Sym::Tokens, batch).with(Sym::Outputs, 1).with(Sym::Visual, context);
+        let arena = |program: &Program, limits: &Bindings| -> anyhow::Result<usize> {
+            Ok(memory::plan(&passes::optimize(program), limits)?.arena_bytes)
+        };
+        let stage =
+            |program: &Option<Program>| program.as_ref().map(|p| arena(p, &Bindings::new())).transpose();
+        let text_arena_bytes = arena(&text, &limits)?;
+        let (encode_arena_bytes, project_arena_bytes) = (stage(&programs.encode)?, stage(&programs.project)?);
+
+        let (layers, heads, width) = (config.text.layers, config.text.kv_heads, config.text.head_dim);
+        // Keys and values.
+        let cache_bytes_per_token = 2 * CACHE_ELEMENT_BYTES * layers * heads * width;
+        let cache_bytes = cache_bytes_per_token.saturating_mul(context);
+        let visual_bytes_per_picture =
+            config.vision.as_ref().map(|v| v.tokens() * config.text.width * size_of::<f32>());
+        let weight_bytes = super::parts::weights(source, programs).last().map_or(0, |all| all.bytes);
+        let buffers =
+            [Some(text_arena_bytes), encode_arena_bytes, project_arena_bytes, visual_bytes_per_picture];
+        let buffers: usize = buffers.into_iter().flatten().sum();
+        let total_bytes = weight_bytes + buffers as u64 + cache_bytes as u64;
+        Ok(Memory {
+            context_tokens: context,
+            weight_bytes,
+            text_arena_bytes,
+            encode_arena_bytes,
+            project_arena_bytes,
+            cache_bytes_per_token,
+            cache_bytes,
+            visual_bytes_per_picture,
+            total_bytes,
+        })
+    }
+
+    /// For people.
+    pub(super) fn describe(&self) -> String {
+        let mut text = format!("memory predicted for {} tokens of context\n", self.context_tokens);
+        let mut row = |what: &str, size: Option<u64>, how: String| {
+            if let Some(size) = size {
+                text += format!("  {what:<17}{:>10}  {how}", bytes(size)).trim_end();
+                text += "\n";
+            }
+        };
+        let size = |n: Option<usize>| n.map(|n| n as u64);
+        row("weights", Some(self.weight_bytes), "as stored".to_owned());
+        row(
+            "KV cache",
+            Some(self.cache_bytes as u64),
+            format!("{} a token, float16", bytes(self.cache_bytes_per_token as u64)),
+        );
+        row("text buffers", size(Some(self.text_arena_bytes)), String::new());
+        row("encode buffers", size(self.encode_arena_bytes), "from the first picture on".to_owned());
+        row("project buffers", size(self.project_arena_bytes), "from the first picture on".to_owned());
+        row("visual tokens", size(self.visual_bytes_per_picture), "a picture".to_owned());
+        row("total", Some(self.total_bytes), "with one picture, where the model sees".to_owned());
+        text
+    }
+}

@@ -1,0 +1,108 @@
+//! `margay run`: one question, one answer.
+
+use crate::{
+    Outcome, Usage,
+    answering::{Question, answer, only, open_images, question_from_stdin},
+    commands::chat::Chat,
+    environment,
+    interrupt::{Interrupt, Late},
+    model::{AskArgs, LoadArgs},
+    output, stats,
+    words::Words,
+};
+use clap::Args;
+use margay::Stop;
+use std::path::PathBuf;
+
+/// What is asked of a picture that comes without a question.
+const DESCRIBE: &str = "Describe the picture.";
+
+const AFTER_HELP: &str = "\
+EXAMPLES:
+  margay run street.png \"What does the sign say?\"
+  margay run street.png                          describes the picture
+  margay run llava.gguf a.jpg b.jpg \"What changed?\"
+  margay run --image street.png --prompt \"Is there a dog?\" --json
+  echo \"What is a margay?\" | margay run llama.gguf --stats
+  margay run                                     on a terminal: a chat
+
+With --json one object goes to stdout: text, tokens, stop, stages (load_ms, preprocess_ms, encode_ms, project_ms,
+prefill_ms, prefill_tokens, reused_tokens, visual_tokens, decode_ms, decode_tokens, ttft_ms) and peak_rss_bytes;
+null stands for what is unknown.";
+
+/// Ask a question, with or without a picture
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub(crate) struct Run {
+    /// A model, pictures and a question, in any order: told apart by what they are
+    #[arg(value_name = "MODEL|PICTURE|QUESTION")]
+    words: Vec<String>,
+    /// A picture; may be repeated
+    #[arg(long = "image", short = 'i', value_name = "FILE")]
+    images: Vec<PathBuf>,
+    /// The question; - reads it from stdin
+    #[arg(long, short = 'p', value_name = "TEXT")]
+    prompt: Option<String>,
+    /// The model: a GGUF file or a Hugging Face folder
+    #[arg(long, short = 'm', value_name = "PATH")]
+    model: Option<PathBuf>,
+    /// How the model should behave
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    /// Print the time of each stage to stderr
+    #[arg(long)]
+    stats: bool,
+    #[command(flatten)]
+    ask: AskArgs,
+    #[command(flatten)]
+    load: LoadArgs,
+}
+
+impl Run {
+    pub(crate) fn run(self, interrupt: &Interrupt) -> anyhow::Result<Outcome> {
+        let words = Words::sort(&self.words)?;
+        let model_path = only(words.model, self.model, "the model")?;
+        let question = only(words.question, self.prompt, "the question")?;
+        let pictures: Vec<PathBuf> = words.pictures.into_iter().chain(self.images).collect();
+
+        if question.is_none() && pictures.is_empty() && environment::stdin_is_terminal() {
+            if !environment::stdout_is_terminal() || self.json {
+                return Err(Usage("nothing to ask: give a picture or a question".to_owned()).into());
+            }
+            let chat = Chat::new(model_path, self.system, self.ask, self.load);
+            return chat.run(interrupt);
+        }
+        let question = match question {
+            Some(dash) if dash == "-" => question_from_stdin()?,
+            Some(question) => question,
+            None if pictures.is_empty() => question_from_stdin()?,
+            None => String::new(),
+        };
+        let question = match question.trim() {
+            "" if !pictures.is_empty() => DESCRIBE,
+            question => question,
+        };
+        // A picture that cannot be read is said before a large model is loaded.
+        let images = open_images(&pictures)?;
+        let model = self.load.load(model_path.as_deref())?;
+        let mut session = model.session()?;
+        if let Some(system) = &self.system {
+            session.system(system);
+        }
+        let options = self.ask.options();
+        let stream = !self.json;
+        let question =
+            Question { images: &images, text: question, options: &options, late: Late::Leave, stream };
+        let report = answer(&mut session, &question, interrupt)?;
+        if self.json {
+            output::json(&report)?;
+        }
+        if self.stats {
+            output::note(stats::of_session(&report, &model, &session).trim_end());
+        }
+        Ok(if report.stop == Stop::Cancelled { Outcome::Interrupted } else { Outcome::Done })
+    }
+}

@@ -1,0 +1,112 @@
+//! The options that say which model, and how it loads and answers.
+
+use crate::{environment, progress::Spinner};
+use clap::{Args, builder::PossibleValuesParser};
+use margay::{AskOptions, BACKENDS, LoadOptions, Model, ModelSource, Sampling};
+use std::{
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+};
+
+/// How a model is loaded.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct LoadArgs {
+    /// The model's vision file, where it does not lie beside the model
+    #[arg(long, value_name = "FILE")]
+    pub mmproj: Option<PathBuf>,
+    /// What computes
+    #[arg(long, default_value = "cpu", value_parser = PossibleValuesParser::new(BACKENDS.iter().map(|b| b.id)))]
+    pub backend: String,
+    /// Threads; one per core unless given
+    #[arg(long, value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
+    /// Tokens of context; what the model was trained for, at most 4096, unless given
+    #[arg(long, value_name = "TOKENS")]
+    pub context: Option<NonZeroUsize>,
+}
+
+impl LoadArgs {
+    /// For the library.
+    pub(crate) fn options(&self) -> LoadOptions {
+        LoadOptions {
+            mmproj: self.mmproj.clone(),
+            backend: self.backend.clone(),
+            threads: self.threads.map(NonZeroUsize::get),
+            context: self.context.map(NonZeroUsize::get),
+            isa: environment::isa(),
+            ..LoadOptions::default()
+        }
+    }
+
+    /// Loads the model at `path`, or the one inside the program.
+    pub(crate) fn load(&self, path: Option<&Path>) -> anyhow::Result<Model> {
+        let _spinner = Spinner::start("loading");
+        let options = self.options();
+        Ok(match path {
+            Some(path) => Model::load_with(path, &options)?,
+            None => {
+                no_mmproj(self.mmproj.as_deref())?;
+                Model::nano_with(&options)?
+            }
+        })
+    }
+}
+
+/// Opens the model at `path`, or the one inside the program, without loading it.
+pub(crate) fn source(path: Option<&Path>, mmproj: Option<&Path>) -> anyhow::Result<ModelSource> {
+    Ok(match path {
+        Some(path) => ModelSource::open(path, mmproj)?,
+        None => {
+            no_mmproj(mmproj)?;
+            Model::nano_source()?
+        }
+    })
+}
+
+/// The model inside the program has its vision side inside; a file for it would be passed over in silence.
+fn no_mmproj(mmproj: Option<&Path>) -> anyhow::Result<()> {
+    match mmproj {
+        Some(_) => Err(crate::Usage("--mmproj needs the model it belongs to".to_owned()).into()),
+        None => Ok(()),
+    }
+}
+
+/// How tokens are chosen, and how many.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct AskArgs {
+    /// 0 always takes the likeliest token; higher is livelier
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    pub temperature: f32,
+    /// Choose among the K likeliest tokens; 0 for all
+    #[arg(long, value_name = "K", default_value_t = Sampling::default().top_k)]
+    pub top_k: usize,
+    /// Choose among the likeliest tokens that together reach this probability
+    #[arg(long, value_name = "P", default_value_t = Sampling::default().top_p)]
+    pub top_p: f32,
+    /// Choose among tokens at least this fraction as likely as the likeliest
+    #[arg(long, value_name = "P", default_value_t = Sampling::default().min_p)]
+    pub min_p: f32,
+    /// Makes choices repeatable
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Tokens of an answer at most
+    #[arg(long, value_name = "N", default_value = "512")]
+    pub max_tokens: NonZeroUsize,
+}
+
+impl AskArgs {
+    /// For the library.
+    pub(crate) fn options(&self) -> AskOptions {
+        AskOptions {
+            sampling: Sampling {
+                temperature: self.temperature,
+                top_k: self.top_k,
+                top_p: self.top_p,
+                min_p: self.min_p,
+                seed: self.seed,
+            },
+            max_tokens: self.max_tokens.get(),
+            ..AskOptions::default()
+        }
+    }
+}
