@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Usage: scripts/aarch64.sh
 #
-# Builds for aarch64 Linux and runs the tests that must hold on ARM: margay-cpu, margay-quant and the end-to-end tests
-# of the `margay` crate on a processor with every feature, then margay-cpu on one without the dot product, where
-# run-time dispatch has to choose the plain kernels. The last line is `N passed, N failed`.
+# Builds for aarch64 Linux and runs the tests that must hold on ARM: margay-cpu, margay-quant and `margay`, whose
+# end-to-end tests cover the rest, on a processor with every feature; then margay-cpu on one without the dot product,
+# where run-time dispatch has to choose the plain kernels. The last line is `N passed, N failed`.
 #
 # Needs qemu-user, gcc-aarch64-linux-gnu and libc6-dev-arm64-cross (Debian's names), and the standard library of the
 # target: from `rustup target add aarch64-unknown-linux-gnu`, or in a folder named by MARGAY_AARCH64_SYSROOT, which
@@ -44,10 +44,8 @@ on() {
         cargo test --target "$target" --no-fail-fast "$@" 2>&1 | tee -a "$log" || status=1
 }
 
-on max -p margay-cpu -p margay-quant --tests
-if compgen -G 'crates/margay/tests/end_to_end*' >/dev/null; then
-    on max -p margay --test 'end_to_end*'
-fi
+# One selection of packages, so that what they share is built once.
+on max -p margay-cpu -p margay-quant -p margay --tests
 on cortex-a53 -p margay-cpu --tests
 
 awk '/^test result: / { passed += $4; failed += $6 } END { printf "%d passed, %d failed\n", passed, failed }' "$log"

@@ -54,7 +54,8 @@ def arguments():
     p.add_argument("--world", type=int, default=1, help="processes that share each step (gloo on one machine)")
     p.add_argument("--port", type=int, default=29511)
     p.add_argument("--save-every", type=float, default=240)
-    p.add_argument("--eval-every", type=float, default=300)
+    p.add_argument("--eval-every", type=float, default=600)
+    p.add_argument("--eval-pictures", type=int, default=96)
     p.add_argument("--seed", type=int, default=0)
     return p.parse_args()
 
@@ -145,7 +146,10 @@ def main():
         s = torch.load(a.out / "last.pt", map_location=a.device, weights_only=False)
         model.load_state_dict(s["model"]), aux.load_state_dict(s["aux"])
         for o, state in zip(optimizers, s["optimizers"]):
+            peaks = [g["peak"] for g in o.param_groups]
             o.load_state_dict(state)
+            for group, peak in zip(o.param_groups, peaks):  # rates may change on the way
+                group["peak"] = peak
         step, before, seen = s["step"], s["seconds"], s["seen"]
     if a.world > 1:
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(a.port))
@@ -221,7 +225,7 @@ def main():
         if seconds - last_eval > a.eval_every:
             last_eval = seconds
             if a.rank == 0:
-                note(**score(model, aux, tok, 160, device=a.device, symbolic=a.stage == "decoder", text=a.stage != "vision", brief=True))
+                note(**score(model, aux, tok, a.eval_pictures, device=a.device, symbolic=a.stage == "decoder", text=a.stage != "vision", brief=True))
         if seconds - last_save > a.save_every:
             last_save = seconds
             save()
@@ -231,7 +235,7 @@ def main():
     note(
         final=1,
         **(
-            score(model, aux, tok, 600, device=a.device, symbolic=a.stage == "decoder", text=a.stage != "vision", brief=True)
+            score(model, aux, tok, a.eval_pictures * 2, device=a.device, symbolic=a.stage == "decoder", text=a.stage != "vision", brief=True)
             if a.rank == 0
             else {}
         ),

@@ -17,6 +17,7 @@ type Rule = (&'static str, fn(&Project) -> Vec<String>);
 
 const RULES: &[Rule] = &[
     ("arrows between crates only point down", graph::arrows_point_down),
+    ("the architecture page draws the crates", graph::page_shows_the_layers),
     ("every crate takes the workspace's lints", graph::lints_are_shared),
     ("unsafe code lives in few crates", source::unsafe_is_forbidden),
     ("instruction sets are chosen at run time", source::no_compile_time_features),

@@ -56,7 +56,8 @@ EXAMPLES:
   margay convert ./llava-1.5-7b -o llava.gguf --type q4_k
 
 MODELS:
-  A GGUF file (its mmproj is found beside it), a Hugging Face folder, or nothing for the built-in margay-nano.
+  A GGUF file (its mmproj is found beside it), a Hugging Face folder, or nothing for the built-in
+  margay-nano.
 
 EXIT CODES:
   0    done
@@ -65,12 +66,12 @@ EXIT CODES:
   130  interrupted with Ctrl-C
 
 ENVIRONMENT:
-  MARGAY_ISA   scalar, avx2, avx512, neon, dotprod or i8mm: use these kernels rather than the best ones
+  MARGAY_ISA   scalar, avx2, avx512, neon, dotprod or i8mm: use these kernels, not the best ones
   NO_COLOR     set to anything: no colours";
 
 /// Ask a picture a question, on the device you already own.
 #[derive(Debug, Parser)]
-#[command(name = "margay", version, about, max_term_width = 100, after_help = AFTER_HELP)]
+#[command(name = "margay", version, max_term_width = 100, after_help = AFTER_HELP)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -7,7 +7,7 @@
 //! ```
 //! use margay_testkit::{naive::NaiveBackend, suite, tolerance::Policy};
 //! let cases: Vec<_> = suite::cases().into_iter().filter(|c| c.op == "mean_rows").collect();
-//! let results = suite::run_suite(&NaiveBackend, &NaiveBackend, &Policy::FLOAT32, &cases);
+//! let results = suite::run_suite(&NaiveBackend::rounding(32), &NaiveBackend::exact(), &Policy::FLOAT32, &cases);
 //! assert!(results.iter().all(|r| r.passed()));
 //! ```
 #![forbid(unsafe_code)]

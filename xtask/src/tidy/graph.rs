@@ -19,6 +19,9 @@ pub(crate) const DEV: &[&str] = &["margay-testkit", "xtask"];
 /// Arrows that point down and are wrong all the same: a model knows no block format.
 const FORBIDDEN: &[(&str, &str)] = &[("margay-model", "margay-quant")];
 
+/// The page that draws the layers.
+const PAGE: &str = "ARCHITECTURE.md";
+
 fn layer(name: &str) -> Option<usize> {
     LAYERS.iter().position(|layer| layer.contains(&name))
 }
@@ -45,6 +48,34 @@ pub(crate) fn arrows_point_down(project: &Project) -> Vec<String> {
             {
                 findings.push(format!("{arrow} does not point down (L{above} -> L{below})"));
             }
+        }
+    }
+    findings
+}
+
+/// The layers drawn in ARCHITECTURE.md are the crates there are, each in its place.
+pub(crate) fn page_shows_the_layers(project: &Project) -> Vec<String> {
+    let Some(page) = project.file(PAGE) else { return vec![format!("{PAGE} is missing")] };
+    // A drawn line: its label, then names of crates, then (for some) words that explain them.
+    let is_label =
+        |word: &str| word == "dev" || word.strip_prefix('L').is_some_and(|n| n.parse::<usize>().is_ok());
+    let lines = page.text.lines().filter(|line| line.starts_with("    ")).map(str::split_whitespace);
+    let drawn: Vec<(String, &str)> = lines
+        .filter_map(|mut words| Some((words.next().filter(|label| is_label(label))?.to_owned(), words)))
+        .flat_map(|(label, words)| words.map(move |word| (label.clone(), word)))
+        .filter(|(_, word)| word.starts_with("margay") || DEV.contains(word))
+        .collect();
+
+    let mut findings = Vec::new();
+    for member in &project.crates {
+        let label = layer(&member.name).map_or("dev".to_owned(), |layer| format!("L{layer}"));
+        if !drawn.iter().any(|(found, name)| *found == label && *name == member.name) {
+            findings.push(format!("{PAGE} does not draw {} on its line {label}", member.name));
+        }
+    }
+    for (label, name) in &drawn {
+        if !project.crates.iter().any(|member| member.name == *name) {
+            findings.push(format!("{PAGE} draws {name} on its line {label}, and there is no such crate"));
         }
     }
     findings
@@ -103,5 +134,14 @@ mod tests {
             assert!(found[0].contains(&format!("{from} -> {to}")), "{found:?}");
         }
         assert!(findings("margay-unheard-of", "margay-tensor", false)[0].contains("no layer"));
+    }
+    #[test]
+    fn a_page_that_draws_other_crates_is_found() {
+        let findings = |page| page_shows_the_layers(&Project::of_files(&[(PAGE, page)]));
+        assert_eq!(findings("    L0  margay-tensor   what an array is\n"), [""; 0]);
+        assert!(findings("    L1  margay-tensor\n")[0].contains("on its line L0"));
+        assert!(findings("    L0  margay-tensor   margay-gpu\n")[0].contains("no such crate"));
+        assert_eq!(findings("L0 margay-tensor is prose").len(), 1);
+        assert_eq!(page_shows_the_layers(&Project::of_files(&[])).len(), 1);
     }
 }

@@ -27,8 +27,10 @@ EXAMPLES:
   margay inspect mmproj-llava.gguf --tensors
   margay inspect ./llava-1.5-7b --context 2048 --json
 
-Memory is predicted from the file alone, for the CPU backend: the weights as they are stored (kernels may hold them in
-another layout of about the same size), the buffers that the stages share, and the KV cache in float16.";
+MEMORY:
+  Predicted from the file alone, for the CPU backend: the weights as they are stored (kernels may
+  hold them in another layout of about the same size), the buffers of each stage, and the KV cache in
+  float16.";
 
 /// Show what a model file holds, and the memory it will take
 #[derive(Debug, Args)]

@@ -26,9 +26,10 @@ EXAMPLES:
   echo \"What is a margay?\" | margay run llama.gguf --stats
   margay run                                     on a terminal: a chat
 
-With --json one object goes to stdout: text, tokens, stop, stages (load_ms, preprocess_ms, encode_ms, project_ms,
-prefill_ms, prefill_tokens, reused_tokens, visual_tokens, decode_ms, decode_tokens, ttft_ms) and peak_rss_bytes;
-null stands for what is unknown.";
+JSON:
+  text, tokens (ids), stop (end, stop_text, length, context, cancelled), peak_rss_bytes, and stages:
+  load_ms, preprocess_ms, encode_ms, project_ms, prefill_ms, prefill_tokens, reused_tokens,
+  visual_tokens, decode_ms, decode_tokens, ttft_ms. What is unknown is null.";
 
 /// Ask a question, with or without a picture
 #[derive(Debug, Args)]

@@ -15,13 +15,18 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 const AFTER_HELP: &str = "\
 EXAMPLES:
-  margay trace llava.gguf --image street.png --prompt \"What does the sign say?\" -o stages.safetensors
-  margay trace ./llava-1.5-7b --image a.png --raw-prompt --prompt \"USER: <image>\\nHi ASSISTANT:\" -o a.safetensors
-  margay trace llava.gguf --prompt Hello --backend reference --greedy 16 -o hello.safetensors --json
+  margay trace llava.gguf --image street.png --prompt \"What is it?\" -o stages.safetensors
+  margay trace ./llava -i a.png --raw-prompt -p \"USER: <image>\\nHi ASSISTANT:\" -o a.safetensors
+  margay trace --prompt Hello --backend reference --greedy 16 -o hello.safetensors --json
 
-TENSORS (float32 but for the ids):
-  pixel_values [N, 3, H, W]    encode [N, P, C]    project [N, V, E]    hidden.<layer> [T, E], 0 the embedding
-  logits [T, vocabulary]       input_ids [T], -1 for a visual token     greedy [N], with --greedy";
+TENSORS (float32, ids int32):
+  pixel_values    [N, 3, H, W]
+  encode          [N, P, C]
+  project         [N, V, E]
+  hidden.<layer>  [T, E], 0 is the embedding
+  logits          [T, vocabulary]
+  input_ids       [T], -1 for a visual token
+  greedy          [N], with --greedy";
 
 /// Write every stage's tensors to a file
 #[derive(Debug, Args)]

@@ -11,9 +11,34 @@ use margay_graph::{
 };
 use std::{any::Any, collections::BTreeMap};
 
-/// Runs programs in float64 loops.
+/// Runs programs in float64 loops, exactly or with the roundings that a fast backend makes by design.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct NaiveBackend;
+pub struct NaiveBackend {
+    rounding: Rounding,
+}
+
+/// Which roundings the loops make.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Rounding {
+    /// Before a product with a quantized matrix, activations become 8-bit multiples of one scale for each so many
+    /// neighbours.
+    pub(crate) int8_block: Option<usize>,
+    /// Keys and values are held in half precision.
+    pub(crate) half_cache: bool,
+}
+
+impl NaiveBackend {
+    /// No rounding but float64's.
+    pub fn exact() -> Self {
+        Self::default()
+    }
+
+    /// What a correct fast backend may do: 8-bit activations in blocks of `int8_block` against quantized weights, and a
+    /// KV cache in half precision. Shows that [`crate::tolerance::Policy::FAST`] allows this and little more.
+    pub fn rounding(int8_block: usize) -> Self {
+        NaiveBackend { rounding: Rounding { int8_block: Some(int8_block), half_cache: true } }
+    }
+}
 
 /// A value while a program runs.
 #[derive(Clone, Debug)]
@@ -41,16 +66,28 @@ impl Backend for NaiveBackend {
             let tensor = weights.weight(&spec.name)?;
             let values = margay_quant::decode_tensor(&tensor)
                 .map_err(|e| BackendError::Weight { name: spec.name.clone(), what: e.to_string() })?;
-            Ok(values.into_iter().map(f64::from).collect())
+            Ok(Weight {
+                values: values.into_iter().map(f64::from).collect(),
+                quantized: tensor.dtype().is_block(),
+            })
         };
         let weights = program.weights().iter().map(decode).collect::<Result<_, BackendError>>()?;
-        Ok(Box::new(NaiveExecutable { program: program.clone(), weights, outputs: BTreeMap::new() }))
+        let (program, rounding) = (program.clone(), self.rounding);
+        Ok(Box::new(NaiveExecutable { program, weights, rounding, outputs: BTreeMap::new() }))
     }
+}
+
+/// A decoded weight.
+pub(crate) struct Weight {
+    pub(crate) values: Vec<f64>,
+    /// Whether it is stored in blocks.
+    pub(crate) quantized: bool,
 }
 
 struct NaiveExecutable {
     program: Program,
-    weights: Vec<Vec<f64>>,
+    weights: Vec<Weight>,
+    rounding: Rounding,
     outputs: BTreeMap<String, Vec<f32>>,
 }
 
@@ -95,7 +132,7 @@ impl Executable for NaiveExecutable {
     }
 
     fn memory(&self) -> MemoryUse {
-        let packed_weight_bytes = self.weights.iter().map(|w| w.len() * size_of::<f64>()).sum();
+        let packed_weight_bytes = self.weights.iter().map(|w| w.values.len() * size_of::<f64>()).sum();
         MemoryUse { packed_weight_bytes, ..MemoryUse::default() }
     }
 
@@ -144,6 +181,7 @@ impl Executable for NaiveExecutable {
                 input_sizes: node.inputs.iter().map(|v| sizes(*v)).collect::<Result<_, _>>()?,
                 size: sizes(node.output)?,
                 weights: &self.weights,
+                rounding: self.rounding,
                 program: &self.program,
             };
             let result = ops::run(&node.op, &frame, &mut cache)?;

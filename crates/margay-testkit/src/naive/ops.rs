@@ -1,17 +1,20 @@
 //! One loop an op, one output number at a time.
 
-use super::{Data, NaiveState, call};
+use super::{Data, NaiveState, Rounding, Weight, call};
 use margay_graph::{
     Activation, Attention, BackendError, Conv2d, Linear, Mask, Norm, NormKind, Op, Pool2d, Program, Rope,
     RopeStyle, WeightId,
 };
+
+use margay_tensor::DType;
 
 /// What an op reads.
 pub(super) struct Frame<'a> {
     pub(super) inputs: Vec<&'a Data>,
     pub(super) input_sizes: Vec<Vec<usize>>,
     pub(super) size: Vec<usize>,
-    pub(super) weights: &'a [Vec<f64>],
+    pub(super) weights: &'a [Weight],
+    pub(super) rounding: Rounding,
     pub(super) program: &'a Program,
 }
 
@@ -31,7 +34,7 @@ impl Frame<'_> {
     }
 
     fn weight(&self, id: WeightId) -> &[f64] {
-        &self.weights[id.index()]
+        &self.weights[id.index()].values
     }
 
     /// Result of size [rows, columns], each number by itself.
@@ -96,6 +99,11 @@ fn embed(frame: &Frame<'_>, table: WeightId) -> Result<Vec<f64>, BackendError> {
 fn linear(frame: &Frame<'_>, l: &Linear) -> Result<Vec<f64>, BackendError> {
     let (x, weight) = (frame.numbers(0)?, frame.weight(l.weight));
     let columns = frame.input_sizes[0][1];
+    let rounded = match frame.rounding.int8_block {
+        Some(block) if frame.weights[l.weight.index()].quantized => Some(round_to_int8(x, columns, block)),
+        _ => None,
+    };
+    let x = rounded.as_deref().unwrap_or(x);
     let residual = if l.residual { Some(frame.numbers(1)?) } else { None };
     Ok(frame.fill(|row, out| {
         let (x, w) = (&x[row * columns..][..columns], &weight[out * columns..][..columns]);
@@ -104,6 +112,31 @@ fn linear(frame: &Frame<'_>, l: &Linear) -> Result<Vec<f64>, BackendError> {
         y = l.activation.map_or(y, |act| activation(act, y));
         y + residual.map_or(0.0, |r| r[row * frame.size[1] + out])
     }))
+}
+
+/// Each block of a row as multiples of a 127th of its largest magnitude.
+fn round_to_int8(x: &[f64], columns: usize, block: usize) -> Vec<f64> {
+    let blocks = x.chunks(columns).flat_map(|row| row.chunks(block));
+    blocks
+        .flat_map(|block| {
+            let largest = block.iter().fold(0f64, |m, x| m.max(x.abs()));
+            let step = largest / 127.0;
+            block.iter().map(move |x| if step > 0.0 { (x / step).round() * step } else { 0.0 })
+        })
+        .collect()
+}
+
+/// As half precision stores them.
+fn round_to_half(values: &mut [f64]) {
+    for value in values {
+        let mut stored = [0; 2];
+        let mut back = [0.0];
+        // Both take one whole "block" of F16, which is one number.
+        margay_quant::encode_into(DType::F16, &[*value as f32], &mut stored)
+            .expect("invariant: one number, two bytes");
+        margay_quant::decode_into(DType::F16, &stored, &mut back).expect("invariant: one number, two bytes");
+        *value = f64::from(back[0]);
+    }
 }
 
 fn norm(frame: &Frame<'_>, n: &Norm) -> Result<Vec<f64>, BackendError> {
@@ -183,7 +216,7 @@ fn rope(frame: &Frame<'_>, r: &Rope) -> Result<Vec<f64>, BackendError> {
         let (pair, other, first) = match r.style {
             RopeStyle::Half if in_head < half => (in_head, column + half, true),
             RopeStyle::Half => (in_head - half, column - half, false),
-            RopeStyle::Interleaved if in_head % 2 == 0 => (in_head / 2, column + 1, true),
+            RopeStyle::Interleaved if in_head.is_multiple_of(2) => (in_head / 2, column + 1, true),
             RopeStyle::Interleaved => (in_head / 2, column - 1, false),
         };
         let factor = r.factors.map_or(1.0, |f| frame.weight(f)[pair]);
@@ -199,6 +232,10 @@ fn attention(frame: &Frame<'_>, a: &Attention, cache: &mut NaiveState) -> Result
     let mut past = 0;
     if let Some(slot) = a.cache {
         past = cache.len;
+        if frame.rounding.half_cache {
+            round_to_half(&mut keys);
+            round_to_half(&mut values);
+        }
         let held = &mut cache.slots[slot];
         held.0.append(&mut keys);
         held.1.append(&mut values);

@@ -46,39 +46,38 @@ fn uncached(cases: &mut Vec<Case>, heads: (usize, usize, usize), mask: Mask, row
     }));
 }
 
-fn cached(cases: &mut Vec<Case>, heads: (usize, usize, usize), mask: Mask, deviation: f64) {
+fn cached(cases: &mut Vec<Case>, heads: (usize, usize, usize), mask: Mask, sharpness: f32) {
     let (h, k, d) = heads;
-    let name = format!("{mask:?} {h} of {k} heads of {d} cached, inputs x {deviation}");
-    let total: usize = CACHED_TOKENS.iter().sum();
-    // Scores grow with the square of the inputs and make half precision keys matter as much: see HALF_CACHE. With
-    // queries as large as they are drawn, only keys and values are rounded.
+    let tail = if sharpness == 1.0 { String::new() } else { format!(", scores x {sharpness}") };
     let draft = Draft {
         sizes: CACHED_TOKENS.iter().map(|t| Sizes::of(&[(Sym::Tokens, *t)])).collect(),
-        capacity: Some(total),
+        capacity: Some(CACHED_TOKENS.iter().sum()),
         class: Class::HalfCache,
-        ..Draft::new("attention", name)
+        ..Draft::new("attention", format!("{mask:?} {h} of {k} heads of {d} cached{tail}"))
     };
     let mut case = draft.finish(|b| {
         let q = b.input_f32("q", [Sym::Tokens.into(), (h * d).into()]);
         let [key, value] = ["k", "v"].map(|n| b.input_f32(n, [Sym::Tokens.into(), (k * d).into()]));
         let mut attention = attention_of(heads, mask);
-        attention.scale *= deviation as f32;
+        attention.scale *= sharpness;
         b.attention([q, key, value], attention, true)
     });
-    round_keys(&mut case);
+    if sharpness != 1.0 {
+        round_keys(&mut case);
+    }
     // The user takes back the last question: the state is cut, and what follows must not see what was there.
     let again = case.calls[5].clone();
     case.calls.push(super::Call { truncate: Some(9), ..again });
     cases.push(case);
 }
 
-/// Rounds keys to half precision where scores are large: rounding them there would move the result by more than
-/// HALF_CACHE, on every correct backend.
+/// Rounds keys to what half precision holds. Where scores are large, rounding by the cache would move a correct result
+/// by more than `HALF_CACHE`.
 fn round_keys(case: &mut Case) {
     for call in &mut case.calls {
         if let super::Input::F32(keys) = &mut call.inputs[1] {
             for key in keys {
-                // Eleven significant bits: what half precision keeps of a number of normal size.
+                // Eleven significant bits, those of a half precision number of normal size.
                 *key = f32::from_bits((key.to_bits() + 0x1000) & !0x1fff);
             }
         }

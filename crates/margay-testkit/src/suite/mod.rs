@@ -97,6 +97,23 @@ pub fn run_suite(
     cases.iter().map(|case| run_case(backend, oracle, policy, case)).collect()
 }
 
+/// Runs every case and fails with the list of those that did not pass: drifted, failed, or unsupported.
+///
+/// # Panics
+/// Where a case did not pass.
+pub fn assert_suite(backend: &dyn Backend, oracle: &dyn Backend, policy: &Policy) {
+    let results = run_suite(backend, oracle, policy, &cases());
+    let failed: Vec<_> = results.iter().filter(|r| !r.passed()).collect();
+    let list: String = failed.iter().map(|r| format!("{r}\n")).collect();
+    assert!(
+        failed.is_empty(),
+        "{}: {} of {} cases:\n{list}",
+        backend.describe(),
+        failed.len(),
+        results.len()
+    );
+}
+
 /// Runs one case on `backend` and on `oracle`.
 ///
 /// # Panics
