@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from evaluate import score
-from model import Aux, Config, Nano
+from model import Aux, Config, Nano, name_words
 from optimizer import make_optimizers
 from rows import batch, mask_of
 from tokenizer import Tokenizer
@@ -131,6 +131,7 @@ def main():
     tok = Tokenizer(a.tokenizer)
     config = Config(vocab=tok.size, layers=a.layers, v_layers=a.v_layers)
     model, aux = Nano(config).to(a.device), Aux(config).to(a.device)
+    name_words(model, tok)
     if a.vision:
         load(model, aux, a.vision, ("model.vision_tower", "model.mm_projector"))
     if a.decoder:

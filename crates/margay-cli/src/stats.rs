@@ -18,7 +18,7 @@ pub(crate) fn describe(report: &Report, model: &Model, used_tokens: usize, cache
     if s.reused_tokens > 0 {
         fact("reused", format!("{} tokens of the prompt were still in the cache", s.reused_tokens));
     }
-    fact("answer", format!("{} tokens, ended by {}", report.tokens.len(), stop_name(report)));
+    fact("answer", format!("{} tokens; stop: {}", report.tokens.len(), stop_name(report)));
     fact(
         "context",
         format!("{used_tokens} of {} tokens, {} of cache", model.context(), bytes(cache_bytes as u64)),

@@ -73,3 +73,45 @@ pub fn random_values(spec: &WeightSpec, seed: u64) -> Vec<f32> {
         _ => rng.normals(len, 1.0 / (fan_in.max(1) as f64).sqrt()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use margay_graph::{Builder, Stage};
+
+    fn program(names: [&str; 2]) -> Program {
+        let mut b = Builder::new(Stage::Project);
+        let x = b.input_f32("x", [1.into(), 96.into()]);
+        let [first, second] = names.map(|n| b.weight(n, [96, 96], Role::Projector));
+        let norm = b.weight("norm", [96], Role::Norm);
+        let x = b.linear(x, first, None).unwrap();
+        let x = b.linear(x, second, None).unwrap();
+        let x = b.norm(x, margay_graph::NormKind::Rms, norm, None, 1e-5).unwrap();
+        b.output("y", x);
+        b.finish().unwrap()
+    }
+
+    #[test]
+    fn matrices_get_the_type_or_its_fallback_and_vectors_stay_float() {
+        let program = program(["a", "b"]);
+        for (requested, stored) in
+            [(DType::Q8_0, DType::Q8_0), (DType::Q4_K, DType::Q5_0), (DType::BF16, DType::BF16)]
+        {
+            let weights = random_weights(&program, requested, 1);
+            assert_eq!(weights.weight("a").unwrap().dtype(), stored, "96 is no multiple of 256");
+            assert_eq!(weights.weight("norm").unwrap().dtype(), DType::F32);
+        }
+        assert!(random_weights(&program, DType::F32, 1).weight("c").is_err());
+    }
+
+    #[test]
+    fn numbers_depend_on_name_and_seed_and_not_on_order() {
+        let bytes = |weights: &MapWeights, name: &str| weights.weight(name).unwrap().bytes().to_vec();
+        let one = random_weights(&program(["a", "b"]), DType::F32, 1);
+        let turned = random_weights(&program(["b", "a"]), DType::F32, 1);
+        let other = random_weights(&program(["a", "b"]), DType::F32, 2);
+        assert_eq!(bytes(&one, "a"), bytes(&turned, "a"));
+        assert_ne!(bytes(&one, "a"), bytes(&one, "b"));
+        assert_ne!(bytes(&one, "a"), bytes(&other, "a"));
+    }
+}

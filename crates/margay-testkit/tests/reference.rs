@@ -2,9 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
 
 use margay_graph::{
-    Activation, Backend, Bindings, Cancel, Executable, InputData, MemoryUse, Op, Program, State,
+    Activation, Backend, BackendError, Bindings, Cancel, Executable, InputData, MemoryUse, Op, Program,
+    State, StateOptions, Sym, WeightSource,
 };
-use margay_graph::{BackendError, StateOptions, WeightSource};
 use margay_reference::ReferenceBackend;
 use margay_testkit::{
     naive::NaiveBackend,
@@ -125,4 +125,49 @@ fn one_wrong_number_is_noticed_in_every_case_and_by_every_policy() {
     assert!(missed.is_empty(), "{}", listed(missed));
     let exact = suite::run_suite(&Broken { by: 0.0 }, &ReferenceBackend::new(), &Policy::FAST, &small);
     assert!(exact.iter().all(CaseResult::passed), "{}", listed(exact.iter().filter(|r| !r.passed())));
+}
+
+/// Refuses to compile, or runs and fails.
+struct Refuses {
+    compile: bool,
+}
+
+impl Backend for Refuses {
+    fn id(&self) -> &'static str {
+        "refuses"
+    }
+
+    fn describe(&self) -> String {
+        "does nothing".to_owned()
+    }
+
+    fn compile(
+        &self,
+        program: &Program,
+        weights: &dyn WeightSource,
+        limits: &Bindings,
+    ) -> Result<Box<dyn Executable>, BackendError> {
+        if self.compile {
+            return Err(BackendError::Unsupported { backend: "refuses", what: "anything".to_owned() });
+        }
+        // Limits below the calls' sizes: the reference then refuses every call with more rows.
+        let limits = Sym::ALL.iter().fold(*limits, |b, sym| b.with(*sym, 0));
+        ReferenceBackend::new().compile(program, weights, &limits)
+    }
+}
+
+#[test]
+fn what_is_unsupported_and_what_fails_is_told_apart_and_neither_passes() {
+    let cases: Vec<_> = suite::cases().into_iter().filter(|c| c.op == "gather_rows").collect();
+    assert!(!cases.is_empty());
+    for compile in [true, false] {
+        for result in suite::run_suite(&Refuses { compile }, &NaiveBackend::exact(), &Policy::FAST, &cases) {
+            assert!(!result.passed());
+            match result.verdict {
+                Verdict::Unsupported(why) => assert!(compile && why.contains("anything"), "{why}"),
+                Verdict::Failed(why) => assert!(!compile && why.contains("compiled for at most 0"), "{why}"),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
 }

@@ -1,9 +1,7 @@
 //! An answer as it comes about.
 
 use crate::{
-    AskOptions, Error, Image, Report, Session, StageReport, Stop,
-    engine::TextCall,
-    sample::Sampler,
+    AskOptions, Error, Image, Report, Session, StageReport, Stop, engine::TextCall, sample::Sampler,
 };
 use margay_graph::BackendError;
 use margay_observe::{Root, Stage, StageTimes, Stopwatch, process};
@@ -75,7 +73,8 @@ impl<'s> Answer<'s> {
     ) -> Result<Self, Error> {
         let model = session.model.clone();
         let sampler = Sampler::new(options.sampling)?;
-        let texts = model.config().prompt.stops.iter().map(|s| (*s).to_owned()).chain(options.stops.iter().cloned());
+        let texts =
+            model.config().prompt.stops.iter().map(|s| (*s).to_owned()).chain(options.stops.iter().cloned());
         let mut times = StageTimes::default();
         times.add(Stage::Load, model.load_time());
         let visual_tokens = sequence.images.iter().map(|span| span.len()).sum();

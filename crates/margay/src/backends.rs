@@ -16,7 +16,11 @@ pub struct BackendEntry {
 /// All backends.
 pub const BACKENDS: &[BackendEntry] = &[
     BackendEntry { id: "cpu", summary: "SIMD kernels chosen for this CPU", make: reference },
-    BackendEntry { id: "reference", summary: "candle in float32: slow, the meaning of every op", make: reference },
+    BackendEntry {
+        id: "reference",
+        summary: "candle in float32: slow, the meaning of every op",
+        make: reference,
+    },
 ];
 
 /// The backend that the options name.
@@ -26,7 +30,11 @@ pub const BACKENDS: &[BackendEntry] = &[
 pub fn backend(options: &LoadOptions) -> Result<Box<dyn Backend>, Error> {
     let known = || BACKENDS.iter().map(|b| b.id).collect::<Vec<_>>().join(", ");
     let entry = BACKENDS.iter().find(|b| b.id == options.backend);
-    let entry = entry.ok_or_else(|| Error::Unknown { what: "the backend", name: options.backend.clone(), known: known() })?;
+    let entry = entry.ok_or_else(|| Error::Unknown {
+        what: "the backend",
+        name: options.backend.clone(),
+        known: known(),
+    })?;
     (entry.make)(options)
 }
 

@@ -64,7 +64,11 @@ impl Engine {
     }
 
     /// Compiles the vision side where that is still to do; says whether it was.
-    pub(crate) fn prepare_vision(&mut self, source: &ModelSource, backend: &dyn Backend) -> Result<bool, Error> {
+    pub(crate) fn prepare_vision(
+        &mut self,
+        source: &ModelSource,
+        backend: &dyn Backend,
+    ) -> Result<bool, Error> {
         if self.vision.is_some() {
             return Ok(false);
         }

@@ -53,13 +53,17 @@ pub enum Error {
     #[error(transparent)]
     Layout(#[from] LayoutError),
     /// A picture for a model that cannot see.
-    #[error("{model} has no vision tower, so it cannot look at a picture; leave the picture out, or give the model's vision file with --mmproj")]
+    #[error(
+        "{model} has no vision tower, so it cannot look at a picture; leave the picture out, or give the model's vision file with --mmproj"
+    )]
     NoVision {
         /// Name of the model.
         model: String,
     },
     /// The prompt does not fit the context.
-    #[error("the prompt takes {prompt} tokens ({visual} of them visual) and the context holds {context}; shorten it, or raise the context with --context (the model was trained for {trained})")]
+    #[error(
+        "the prompt takes {prompt} tokens ({visual} of them visual) and the context holds {context}; shorten it, or raise the context with --context (the model was trained for {trained})"
+    )]
     PromptTooLong {
         /// Tokens of the prompt.
         prompt: usize,
@@ -74,7 +78,9 @@ pub enum Error {
     #[error("there is nothing to ask: the question is empty and there is no picture")]
     EmptyPrompt,
     /// The model's arithmetic broke down.
-    #[error("the model's logits are not finite: the weights are damaged, or a format overflows; check the file with `margay inspect`")]
+    #[error(
+        "the model's logits are not finite: the weights are damaged, or a format overflows; check the file with `margay inspect`"
+    )]
     NotFinite,
     /// A choice that does not exist.
     #[error("{what} {name:?} does not exist; there are {known}")]

@@ -58,7 +58,8 @@ impl Image {
     }
 
     fn decode(bytes: &[u8], name: &str, limits: &ImageLimits) -> Result<Self, Error> {
-        let picture = decode(bytes, limits).map_err(|source| Error::Image { place: name.to_owned(), source })?;
+        let picture =
+            decode(bytes, limits).map_err(|source| Error::Image { place: name.to_owned(), source })?;
         Ok(Image { picture, name: name.to_owned() })
     }
 }

@@ -58,7 +58,9 @@ impl ModelSource {
                 let preprocessor = match folder.preprocessor_config()? {
                     Some(config) => Some(config),
                     // transformers 5 keeps it inside the processor's own file.
-                    None => folder.processor_config()?.and_then(|mut c| c.get_mut("image_processor").map(|p| p.take())),
+                    None => folder
+                        .processor_config()?
+                        .and_then(|mut c| c.get_mut("image_processor").map(|p| p.take())),
                 };
                 let parts = HfParts { preprocessor: preprocessor.as_ref(), tensors: folder };
                 let (family, config) = margay_model::from_hf(folder.config(), &parts)?;
@@ -74,7 +76,8 @@ impl ModelSource {
         let template_source = of_folder.or_else(|| tokenizer.chat_template().map(str::to_owned));
         let template = match &template_source {
             Some(source) => ChatTemplate::new(source)?,
-            None => ChatTemplate::builtin(config.prompt.template).expect("invariant: families name built-in templates"),
+            None => ChatTemplate::builtin(config.prompt.template)
+                .expect("invariant: families name built-in templates"),
         };
         Ok(ModelSource { family, config, tokenizer, template, template_source, weights, files })
     }

@@ -23,7 +23,15 @@ pub struct Session {
 impl Session {
     pub(crate) fn new(model: Model) -> Result<Self, Error> {
         let state = model.engine()?.new_state(model.context())?;
-        Ok(Session { model, state, held: vec![], messages: vec![], visual: vec![], images: 0, cancel: Cancel::new() })
+        Ok(Session {
+            model,
+            state,
+            held: vec![],
+            messages: vec![],
+            visual: vec![],
+            images: 0,
+            cancel: Cancel::new(),
+        })
     }
 
     /// Asks about pictures (they stand before the question) or goes on with the conversation. The answer comes as an
@@ -40,7 +48,12 @@ impl Session {
     ///
     /// # Errors
     /// As [`Session::ask`]; [`Error::Option`] for options out of range.
-    pub fn ask_with(&mut self, images: &[Image], text: &str, options: &AskOptions) -> Result<Answer<'_>, Error> {
+    pub fn ask_with(
+        &mut self,
+        images: &[Image],
+        text: &str,
+        options: &AskOptions,
+    ) -> Result<Answer<'_>, Error> {
         if text.trim().is_empty() && images.is_empty() {
             return Err(Error::EmptyPrompt);
         }
@@ -63,7 +76,12 @@ impl Session {
     ///
     /// # Errors
     /// As [`Session::ask`].
-    pub fn ask_raw(&mut self, images: &[Image], prompt: &str, options: &AskOptions) -> Result<Answer<'_>, Error> {
+    pub fn ask_raw(
+        &mut self,
+        images: &[Image],
+        prompt: &str,
+        options: &AskOptions,
+    ) -> Result<Answer<'_>, Error> {
         if !images.is_empty() && self.model.config().vision.is_none() {
             return Err(Error::NoVision { model: self.model.config().name.clone() });
         }
@@ -111,7 +129,9 @@ impl Session {
 
     fn render(&self) -> Result<Vec<RenderedPart>, Error> {
         let source = self.model.source();
-        let token = |id: Option<u32>| id.and_then(|id| source.tokenizer.token_text(id)).unwrap_or_default().to_owned();
+        let token = |id: Option<u32>| {
+            id.and_then(|id| source.tokenizer.token_text(id)).unwrap_or_default().to_owned()
+        };
         let options = RenderOptions {
             add_generation_prompt: true,
             bos_token: token(source.tokenizer.bos()),

@@ -29,7 +29,8 @@ fn of_folder(folder: &HfFolder) -> Result<Tokenizer, Error> {
         let model = TokenizerModel::from_bytes(&bytes)?;
         return Ok(Tokenizer::from_sentencepiece(&sentencepiece(&model))?);
     }
-    let why = "holds neither tokenizer.json nor tokenizer.model; copy one from the original checkpoint".to_owned();
+    let why =
+        "holds neither tokenizer.json nor tokenizer.model; copy one from the original checkpoint".to_owned();
     Err(FileError::Folder { path: folder.path().to_owned(), why }.into())
 }
 

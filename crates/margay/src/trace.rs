@@ -1,6 +1,8 @@
 //! Every stage's tensor, so that anyone can find the first one that drifts from the original.
 
-use crate::{Error, Image, LoadOptions, ModelSource, backends, default_context, engine::compile, session::raw_parts};
+use crate::{
+    Error, Image, LoadOptions, ModelSource, backends, default_context, engine::compile, session::raw_parts,
+};
 use margay_graph::{Bindings, Cancel, InputData, StateOptions, Sym};
 use margay_prompt::{
     image::preprocess,
@@ -27,7 +29,12 @@ impl ModelSource {
     ///
     /// # Errors
     /// As [`crate::Session::ask`].
-    pub fn trace(&self, images: &[Image], prompt: &str, options: &TraceOptions) -> Result<Vec<(String, Tensor)>, Error> {
+    pub fn trace(
+        &self,
+        images: &[Image],
+        prompt: &str,
+        options: &TraceOptions,
+    ) -> Result<Vec<(String, Tensor)>, Error> {
         let load = LoadOptions { exact_cache: true, ..options.load.clone() };
         let backend = backends::backend(&load)?;
         let programs = self.config.programs()?;
@@ -67,7 +74,9 @@ impl ModelSource {
         let parts = if options.raw_prompt {
             raw_parts(prompt, self.config.prompt.image_mark)
         } else {
-            let text = |id: Option<u32>| id.and_then(|id| self.tokenizer.token_text(id)).unwrap_or_default().to_owned();
+            let text = |id: Option<u32>| {
+                id.and_then(|id| self.tokenizer.token_text(id)).unwrap_or_default().to_owned()
+            };
             let render = RenderOptions {
                 add_generation_prompt: true,
                 bos_token: text(self.tokenizer.bos()),
@@ -85,19 +94,31 @@ impl ModelSource {
         }
         if count + options.greedy > context {
             let visual = images.len() * per_image;
-            return Err(Error::PromptTooLong { prompt: count, visual, context, trained: self.config.text.context });
+            return Err(Error::PromptTooLong {
+                prompt: count,
+                visual,
+                context,
+                trained: self.config.text.context,
+            });
         }
 
         let rows = count;
         let visual_rows = visual.len() / self.config.text.width;
         let sizes = |tokens: usize| {
-            Bindings::new().with(Sym::Tokens, tokens).with(Sym::Outputs, tokens).with(Sym::Visual, visual_rows)
+            Bindings::new()
+                .with(Sym::Tokens, tokens)
+                .with(Sym::Outputs, tokens)
+                .with(Sym::Visual, visual_rows)
         };
         let mut text = compile(self, backend.as_ref(), &programs.text, &sizes(rows))?;
         let mut state = text.new_state(StateOptions { capacity: count + options.greedy })?;
         let positions: Vec<i32> = (0..count as i32).collect();
-        let inputs =
-            [InputData::I32(&ids), InputData::I32(&positions), InputData::I32(&positions), InputData::F32(&visual)];
+        let inputs = [
+            InputData::I32(&ids),
+            InputData::I32(&positions),
+            InputData::I32(&positions),
+            InputData::F32(&visual),
+        ];
         let inputs = &inputs[..text.program().inputs().len()];
         text.run(&sizes(count), inputs, Some(state.as_mut()), &cancel)?;
 
@@ -123,7 +144,9 @@ impl ModelSource {
                 ];
                 let inputs = &inputs[..text.program().inputs().len()];
                 text.run(&sizes(1), inputs, Some(state.as_mut()), &cancel)?;
-                next = crate::sample::greedy(text.output("logits").expect("invariant: the text program has logits"))?;
+                next = crate::sample::greedy(
+                    text.output("logits").expect("invariant: the text program has logits"),
+                )?;
                 greedy.push(next as i32);
             }
             out.push(i32s("greedy", &greedy));
@@ -133,7 +156,8 @@ impl ModelSource {
 }
 
 fn f32s<const N: usize>(name: &str, shape: [usize; N], values: &[f32]) -> (String, Tensor) {
-    let tensor = Tensor::from_f32(Shape::from(shape), values).expect("invariant: the shape counts the values");
+    let tensor =
+        Tensor::from_f32(Shape::from(shape), values).expect("invariant: the shape counts the values");
     (name.to_owned(), tensor)
 }
 
@@ -143,6 +167,7 @@ fn i32s(name: &str, values: &[i32]) -> (String, Tensor) {
             bytes.copy_from_slice(&value.to_le_bytes());
         }
     });
-    let tensor = Tensor::new(DType::I32, Shape::from([values.len()]), storage).expect("invariant: one vector");
+    let tensor =
+        Tensor::new(DType::I32, Shape::from([values.len()]), storage).expect("invariant: one vector");
     (name.to_owned(), tensor)
 }

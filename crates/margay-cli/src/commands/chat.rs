@@ -95,10 +95,7 @@ impl Chat {
         let person = environment::stdin_is_terminal();
         if person {
             let name = talk.model.config().name.escape_debug().to_string();
-            output::aside(&format!(
-                "{name} on {}; /help lists what you can do",
-                talk.model.backend().describe()
-            ));
+            output::aside(&format!("{name} on {}; /help lists what you can do", talk.model.backend().id()));
         }
         let mut failures = 0;
         loop {

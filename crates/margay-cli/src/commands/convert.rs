@@ -16,7 +16,7 @@ use margay::{
 };
 use margay_pack::{ConvertOptions, ConvertReport, PackError, convert};
 use serde_json::json;
-use std::{ops::ControlFlow, path::PathBuf};
+use std::{collections::BTreeMap, ops::ControlFlow, path::PathBuf};
 
 /// Formats that a model can be converted to.
 const TYPES: [DType; 11] = [
@@ -78,6 +78,7 @@ fn types() -> impl TypedValueParser<Value = DType> {
 
 impl Convert {
     pub(crate) fn run(self, interrupt: &Interrupt) -> anyhow::Result<Outcome> {
+        self.keep_the_source()?;
         let source = model::source(Some(&self.source), self.mmproj.as_deref())?;
         let options =
             ConvertOptions { dtype: self.dtype, vision_dtype: self.vision_type, single: self.single };
@@ -107,6 +108,20 @@ impl Convert {
         }
         Ok(Outcome::Done)
     }
+
+    /// What a conversion drops is gone for good: the model it came from must stay.
+    fn keep_the_source(&self) -> anyhow::Result<()> {
+        let out = self.out.canonicalize().ok();
+        let inputs = [Some(&self.source), self.mmproj.as_ref()].into_iter().flatten();
+        let overwritten =
+            inputs.map(|path| path.canonicalize().ok()).any(|path| path.is_some() && path == out);
+        anyhow::ensure!(
+            !overwritten,
+            "{} is the model being read; choose another output",
+            self.out.display()
+        );
+        Ok(())
+    }
 }
 
 fn as_json(report: &ConvertReport) -> serde_json::Value {
@@ -121,7 +136,7 @@ fn as_json(report: &ConvertReport) -> serde_json::Value {
         .map(|(name, taken, why)| json!({ "weight": name, "type": taken.name(), "why": why }));
     json!({
         "files": files.collect::<Vec<_>>(),
-        "formats": formats.collect::<std::collections::BTreeMap<_, _>>(),
+        "formats": formats.collect::<BTreeMap<_, _>>(),
         "fallbacks": fallbacks.collect::<Vec<_>>(),
         "unused": report.unused,
     })
@@ -138,9 +153,14 @@ fn describe(report: &ConvertReport) -> String {
     let rows: Vec<_> = report.formats.iter().map(row).collect();
     text += "\n";
     text += &table(&["type", "tensors", "size"], &rows);
-    let fallbacks: Vec<String> =
-        report.fallbacks.iter().map(|(name, taken, why)| format!("{name} as {taken}: {why}")).collect();
-    list(&mut text, "stored otherwise than asked", &fallbacks);
+    let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (name, _, why) in &report.fallbacks {
+        reasons.entry(why).or_default().push(name);
+    }
+    let counted =
+        |(why, names): (&str, Vec<&str>)| format!("{why} ({} weights, first {})", names.len(), names[0]);
+    let reasons: Vec<String> = reasons.into_iter().map(counted).collect();
+    list(&mut text, "not stored as asked, because", &reasons);
     list(&mut text, "not used by the model, left out", &report.unused);
     text
 }
@@ -149,7 +169,7 @@ fn list(text: &mut String, title: &str, lines: &[String]) {
     if lines.is_empty() {
         return;
     }
-    *text += &format!("\n{title} ({}):\n", lines.len());
+    *text += &format!("\n{title}:\n");
     for line in lines.iter().take(SHOWN_NAMES) {
         *text += &format!("  {}\n", output::harmless(line));
     }

@@ -192,9 +192,15 @@ impl Inspection {
             fact("", &format!("{file}: {width} x {height} pixels, {tokens} visual tokens"));
         }
         if !self.weights.is_empty() {
-            let rows: Vec<_> = self.weights.iter().map(Weights::row).collect();
+            let mut rows: Vec<_> = self.weights.iter().map(Weights::row).collect();
+            // Words read better from the left.
+            let width = rows.iter().map(|row| row[5].len()).max().unwrap_or(0);
+            rows.iter_mut().for_each(|row| row[5] = format!("{:<width$}", row[5]));
             text += "\n";
-            text += &table(&["stage", "weights", "parameters", "size", "bits/weight", "types"], &rows);
+            text += &table(
+                &["stage", "weights", "parameters", "size", "bits/weight", &format!("{:<width$}", "types")],
+                &rows,
+            );
         }
         if let Some(memory) = &self.memory {
             text += "\n";

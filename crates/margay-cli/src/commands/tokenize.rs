@@ -60,6 +60,9 @@ impl Tokenize {
                 return Err(Usage("--decode takes ids; a text beside it has no meaning".to_owned()).into());
             }
         };
+        if self.decode.is_none() && text.is_none() {
+            return Err(Usage("give a text, - for stdin, or --decode with ids".to_owned()).into());
+        }
         let model = only(model.map(PathBuf::from), self.model, "the model")?;
         let text = match text {
             Some(dash) if dash == "-" => Some(question_from_stdin()?),
@@ -70,15 +73,11 @@ impl Tokenize {
             Some(path) => Arc::new(tokenizer_of(&open_model(path, None)?)?),
             None => Model::nano_source()?.tokenizer,
         };
-        match (self.decode, text) {
-            (Some(ids), _) => decode(&tokenizer, &ids, self.json)?,
-            (None, Some(text)) => {
-                let options = EncodeOptions { bos: self.bos, special: self.special, prefix_space: None };
-                show(&tokenizer, &tokenizer.encode(&text, options)?, self.json)?;
-            }
-            (None, None) => {
-                return Err(Usage("give a text, - for stdin, or --decode with ids".to_owned()).into());
-            }
+        if let Some(ids) = self.decode {
+            decode(&tokenizer, &ids, self.json)?;
+        } else {
+            let options = EncodeOptions { bos: self.bos, special: self.special, prefix_space: None };
+            show(&tokenizer, &tokenizer.encode(&text.unwrap_or_default(), options)?, self.json)?;
         }
         Ok(Outcome::Done)
     }

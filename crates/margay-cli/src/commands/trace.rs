@@ -107,7 +107,9 @@ fn as_json(name: &str, tensor: &Tensor) -> serde_json::Value {
 
 fn row(name: &str, tensor: &Tensor) -> Vec<String> {
     let Summary { min, max, mean, not_finite } = summary(tensor);
-    let number = |n: Option<f64>| n.map_or_else(|| "-".to_owned(), |n| format!("{n:.4}"));
+    // Of ids a mean says nothing.
+    let (digits, mean) = if tensor.dtype() == DType::I32 { (0, None) } else { (4, mean) };
+    let number = |n: Option<f64>| n.map_or_else(|| "-".to_owned(), |n| format!("{n:.digits$}"));
     vec![
         name.to_owned(),
         tensor.dtype().to_string(),

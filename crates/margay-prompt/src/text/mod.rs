@@ -1,13 +1,20 @@
 //! Text: tokenizers, chat templates, and tokens back to text.
 
+mod byte_level;
+mod charsmap;
 mod error;
+mod gguf;
+mod hub;
+mod matcher;
+mod spm;
 mod stream;
 mod template;
 mod tokenizer;
 mod vocab;
 
+pub use byte_level::SUPPORTED_PRE_TOKENIZERS;
 pub use error::{TemplateError, TokenizerError};
 pub use stream::{StopMatcher, StreamDecoder};
 pub use template::{ChatTemplate, Message, Part, RenderOptions, Rendered, RenderedPart};
-pub use tokenizer::{EncodeOptions, SUPPORTED_PRE_TOKENIZERS, Segment, Tokenizer};
+pub use tokenizer::{EncodeOptions, Segment, Tokenizer};
 pub use vocab::{GgufVocab, PieceKind, SentencePieceModel, SentencePieceType};

@@ -1,9 +1,12 @@
-//! Text to token ids and back.
+//! Text to token ids and back: one tokenizer over two engines.
 
-use super::{GgufVocab, SentencePieceModel, TokenizerError};
+use std::collections::HashMap;
 
-/// Pre-tokenizer names (`tokenizer.ggml.pre`) that are understood.
-pub const SUPPORTED_PRE_TOKENIZERS: &[&str] = &["gpt-2"];
+use super::byte_level;
+use super::matcher::Matcher;
+use super::spm::{self, SpmBpe};
+use super::stream::StreamDecoder;
+use super::{GgufVocab, PieceKind, SentencePieceModel, TokenizerError, gguf, hub};
 
 /// A stretch of a prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,30 +40,140 @@ pub struct EncodeOptions {
     pub prefix_space: Option<bool>,
 }
 
-/// A tokenizer: text to ids and back.
+/// What does the merging.
 #[derive(Debug, Clone)]
-pub struct Tokenizer {}
+pub(super) enum Engine {
+    /// SentencePiece BPE by score.
+    Spm(Box<SpmBpe>),
+    /// Everything else, through the `tokenizers` crate.
+    Hub(Box<tokenizers::Tokenizer>),
+}
+
+/// When a run of text gets a dummy space in front, and which character that is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Prefix {
+    Never,
+    Always(char),
+    /// Unless the text starts with one already.
+    IfMissing(char),
+}
+
+/// A token of the vocabulary.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Token {
+    pub(super) text: String,
+    pub(super) kind: PieceKind,
+}
+
+/// What a reader of vocabularies hands over.
+pub(super) struct Parts {
+    pub(super) engine: Engine,
+    /// Token texts are written in the byte alphabet (else: SentencePiece's `▁` and `<0xNN>`).
+    pub(super) byte_level: bool,
+    pub(super) tokens: Vec<Token>,
+    pub(super) prefix: Prefix,
+    /// The prefix rule also holds for text after a control token.
+    pub(super) prefix_after_special: bool,
+    /// Decoding drops one leading space.
+    pub(super) strips_space: bool,
+    /// Control tokens that swallow whitespace: (before, after).
+    pub(super) strip: HashMap<u32, (bool, bool)>,
+    pub(super) bos: Option<u32>,
+    pub(super) eos: Option<u32>,
+    pub(super) eot: Option<u32>,
+    pub(super) unk: Option<u32>,
+    pub(super) pad: Option<u32>,
+    pub(super) add_bos: bool,
+    pub(super) add_eos: bool,
+    /// Name of the byte-level pre-tokenizer, where the source named it.
+    pub(super) pre: Option<String>,
+    pub(super) chat_template: Option<String>,
+}
+
+/// A tokenizer: text to ids and back.
+///
+/// # Examples
+/// ```
+/// use margay_prompt::text::{EncodeOptions, GgufVocab, Segment, Tokenizer};
+/// let vocab = GgufVocab {
+///     model: "llama".to_owned(),
+///     tokens: ["<unk>", "<s>", "</s>", "▁", "h", "i", "hi", "▁hi", "s", "/", "<", ">"].map(str::to_owned).to_vec(),
+///     scores: vec![0.0, 0.0, 0.0, -9.0, -9.0, -9.0, -1.0, -2.0, -9.0, -9.0, -9.0, -9.0],
+///     token_types: vec![2, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1],
+///     bos: Some(1),
+///     eos: Some(2),
+///     ..GgufVocab::default()
+/// };
+/// let tokenizer = Tokenizer::from_gguf(&vocab)?;
+/// let ids = tokenizer.encode("hi", EncodeOptions { bos: true, ..EncodeOptions::default() })?;
+/// assert_eq!((ids.as_slice(), tokenizer.decode(&ids, true).as_str()), (&[1, 7][..], "hi"));
+///
+/// // A user who types `</s>` types four characters, a template that writes it ends a turn.
+/// assert_eq!(tokenizer.encode_segments(&[Segment::untrusted("</s>")])?, [3, 10, 9, 8, 11]);
+/// assert_eq!(tokenizer.encode_segments(&[Segment::trusted("</s>")])?, [2]);
+/// # Ok::<(), margay_prompt::text::TokenizerError>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Tokenizer {
+    pub(super) engine: Engine,
+    byte_level: bool,
+    pub(super) tokens: Vec<Token>,
+    ids: HashMap<String, u32>,
+    controls: Matcher,
+    pub(super) prefix: Prefix,
+    prefix_after_special: bool,
+    strips_space: bool,
+    strip: HashMap<u32, (bool, bool)>,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    pub(super) eot: Option<u32>,
+    pub(super) unk: Option<u32>,
+    pub(super) pad: Option<u32>,
+    add_bos: bool,
+    pub(super) add_eos: bool,
+    pub(super) pre: Option<String>,
+    stop_ids: Vec<u32>,
+    chat_template: Option<String>,
+}
+
+/// Control tokens that end an answer in one family or another.
+const STOP_TEXTS: &[&str] = &[
+    "</s>",
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end|>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<end_of_turn>",
+    "<end_of_utterance>",
+    "<eos>",
+];
+
+/// A stretch of a prompt between two control tokens, or a control token.
+enum Run {
+    Text(String),
+    Control(u32),
+}
 
 impl Tokenizer {
     /// Longest text [`Tokenizer::encode`] takes, in bytes.
-    pub const MAX_TEXT_BYTES: usize = 64 << 20;
+    pub const MAX_TEXT_BYTES: usize = 16 << 20;
 
     /// From the bytes of `tokenizer.json` and, if there is one, `tokenizer_config.json`.
     ///
     /// # Errors
     /// [`TokenizerError::BadFile`], [`TokenizerError::UnsupportedModel`].
     pub fn from_tokenizer_json(json: &[u8], config: Option<&[u8]>) -> Result<Self, TokenizerError> {
-        let _ = (json, config);
-        Ok(Self {})
+        hub::read(json, config).map(Self::new)
     }
 
     /// From a parsed SentencePiece `tokenizer.model`.
     ///
     /// # Errors
-    /// [`TokenizerError::BadVocab`], [`TokenizerError::UnsupportedModel`].
+    /// [`TokenizerError::BadVocab`], [`TokenizerError::UnsupportedModel`] for a model that is not BPE.
     pub fn from_sentencepiece(model: &SentencePieceModel) -> Result<Self, TokenizerError> {
-        let _ = model;
-        Ok(Self {})
+        gguf::from_sentencepiece(model).map(Self::new)
     }
 
     /// From the metadata of a GGUF file.
@@ -68,16 +181,64 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizerError::BadVocab`], [`TokenizerError::UnsupportedModel`], [`TokenizerError::UnsupportedPreTokenizer`].
     pub fn from_gguf(vocab: &GgufVocab) -> Result<Self, TokenizerError> {
-        let _ = vocab;
-        Ok(Self {})
+        gguf::read(vocab).map(Self::new)
     }
 
     /// The metadata that [`Tokenizer::from_gguf`] turns into an equal tokenizer.
     ///
+    /// A `tokenizer.json` that puts its dummy space only where none is (Metaspace) becomes one that always does, as
+    /// SentencePiece itself and the public converters have it.
+    ///
     /// # Errors
-    /// [`TokenizerError::NotExpressible`].
+    /// [`TokenizerError::NotExpressible`] for pipelines that have no GGUF name.
     pub fn to_gguf_vocab(&self) -> Result<GgufVocab, TokenizerError> {
-        Ok(GgufVocab::default())
+        gguf::write(self)
+    }
+
+    fn new(parts: Parts) -> Self {
+        let of_kind = |kind: PieceKind| {
+            let tokens = parts.tokens.iter().zip(0u32..);
+            tokens.filter(move |(t, _)| t.kind == kind).map(|(t, id)| (t.text.clone(), id))
+        };
+        // In trusted text the unknown token, too, is one when written out.
+        let controls = Matcher::new(of_kind(PieceKind::Control).chain(of_kind(PieceKind::Unknown)));
+        let mut ids = HashMap::with_capacity(parts.tokens.len());
+        for (token, id) in parts.tokens.iter().zip(0u32..) {
+            if !token.text.is_empty() {
+                ids.entry(token.text.clone()).or_insert(id);
+            }
+        }
+        let is_control = |id: &u32| parts.tokens.get(*id as usize).is_some_and(|t| t.kind == PieceKind::Control);
+        let mut stop_ids: Vec<u32> = parts.eos.into_iter().chain(parts.eot).collect();
+        let named = STOP_TEXTS.iter().filter_map(|text| ids.get(*text).copied()).filter(is_control);
+        stop_ids.extend(named);
+        let mut seen = Vec::new();
+        stop_ids.retain(|id| {
+            let new = !seen.contains(id);
+            seen.push(*id);
+            new
+        });
+        Self {
+            engine: parts.engine,
+            byte_level: parts.byte_level,
+            tokens: parts.tokens,
+            ids,
+            controls,
+            prefix: parts.prefix,
+            prefix_after_special: parts.prefix_after_special,
+            strips_space: parts.strips_space,
+            strip: parts.strip,
+            bos: parts.bos,
+            eos: parts.eos,
+            eot: parts.eot,
+            unk: parts.unk,
+            pad: parts.pad,
+            add_bos: parts.add_bos,
+            add_eos: parts.add_eos,
+            pre: parts.pre,
+            stop_ids,
+            chat_template: parts.chat_template,
+        }
     }
 
     /// Text to ids.
@@ -85,8 +246,9 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizerError::TextTooLong`], [`TokenizerError::Encode`].
     pub fn encode(&self, text: &str, options: EncodeOptions) -> Result<Vec<u32>, TokenizerError> {
-        let _ = (text, options);
-        Ok(Vec::new())
+        let mut ids: Vec<u32> = self.bos.filter(|_| options.bos).into_iter().collect();
+        self.encode_into(&[Segment { text, trusted: options.special }], options.prefix_space, &mut ids)?;
+        Ok(ids)
     }
 
     /// Segments to ids, without BOS: as the joined text, except that control tokens count in trusted segments only.
@@ -94,61 +256,174 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_segments(&self, segments: &[Segment<'_>]) -> Result<Vec<u32>, TokenizerError> {
-        let _ = segments;
-        Ok(Vec::new())
+        let mut ids = Vec::new();
+        self.encode_into(segments, None, &mut ids)?;
+        Ok(ids)
+    }
+
+    fn encode_into(
+        &self,
+        segments: &[Segment<'_>],
+        first_prefix: Option<bool>,
+        ids: &mut Vec<u32>,
+    ) -> Result<(), TokenizerError> {
+        let bytes = segments.iter().map(|s| s.text.len()).fold(0, usize::saturating_add);
+        if bytes > Self::MAX_TEXT_BYTES {
+            return Err(TokenizerError::TextTooLong { bytes, limit: Self::MAX_TEXT_BYTES });
+        }
+        for (i, run) in self.runs(segments).into_iter().enumerate() {
+            match run {
+                Run::Control(id) => ids.push(id),
+                Run::Text(text) => {
+                    let own_rule = i == 0 || self.prefix_after_special;
+                    let prefix = if i == 0 { first_prefix.unwrap_or(own_rule) } else { own_rule };
+                    self.encode_plain(&text, prefix, ids)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Cuts trusted control tokens out; what lies between is one run, whatever segments it came from.
+    fn runs(&self, segments: &[Segment<'_>]) -> Vec<Run> {
+        let mut runs = Vec::new();
+        let mut text = String::new();
+        let mut swallow = false; // the last control token swallows the whitespace after it
+        let mut push = |text: &mut String, part: &str, swallow: &mut bool| {
+            let part = if *swallow { part.trim_start() } else { part };
+            *swallow &= part.is_empty();
+            text.push_str(part);
+        };
+        for segment in segments {
+            let found = if segment.trusted { self.controls.find_all(segment.text) } else { Vec::new() };
+            let mut at = 0;
+            for (start, end, id) in found {
+                push(&mut text, &segment.text[at..start], &mut swallow);
+                at = end;
+                let (before, after) = self.strip.get(&id).copied().unwrap_or_default();
+                let kept = if before { text.trim_end() } else { &text };
+                if !kept.is_empty() {
+                    runs.push(Run::Text(kept.to_owned()));
+                }
+                text.clear();
+                runs.push(Run::Control(id));
+                swallow = after;
+            }
+            push(&mut text, &segment.text[at..], &mut swallow);
+        }
+        if !text.is_empty() {
+            runs.push(Run::Text(text));
+        }
+        runs
+    }
+
+    /// Appends the ids of a text in which nothing is a control token.
+    fn encode_plain(&self, text: &str, prefix: bool, ids: &mut Vec<u32>) -> Result<(), TokenizerError> {
+        match &self.engine {
+            Engine::Spm(model) => {
+                model.encode(text, prefix && self.prefix != Prefix::Never, ids);
+                Ok(())
+            }
+            Engine::Hub(model) => {
+                let lead = match self.prefix {
+                    Prefix::Always(c) => Some(c),
+                    Prefix::IfMissing(c) => Some(c).filter(|c| !text.starts_with([*c, ' '])),
+                    Prefix::Never => None,
+                };
+                let prefixed = lead.filter(|_| prefix).map(|c| format!("{c}{text}"));
+                let failed = |e: tokenizers::Error| TokenizerError::Encode { detail: e.to_string() };
+                let encode = |text: &str| model.encode_fast(text, false).map_err(failed);
+                for &id in encode(prefixed.as_deref().unwrap_or(text))?.get_ids() {
+                    if !self.is_control(id) {
+                        ids.push(id);
+                        continue;
+                    }
+                    // Some vocabularies can merge their way to a control token: spell it instead.
+                    for c in self.tokens[id as usize].text.chars() {
+                        let spelled = encode(c.encode_utf8(&mut [0; 4]))?;
+                        ids.extend(spelled.get_ids().iter().filter(|id| !self.is_control(**id)));
+                    }
+                }
+                Ok(())
+            }
+        }
     }
 
     /// Ids to text; invalid UTF-8 becomes U+FFFD, ids outside the vocabulary become nothing.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
-        let _ = (ids, skip_special);
-        String::new()
+        let mut decoder = StreamDecoder::new(self, skip_special);
+        let mut text: String = ids.iter().map(|id| decoder.push(*id)).collect();
+        text.push_str(&decoder.finish());
+        text
     }
 
-    /// Id of a token by its exact text.
+    /// Appends the bytes a token stands for.
+    pub(super) fn push_bytes(&self, id: u32, skip_special: bool, out: &mut Vec<u8>) {
+        let Some(token) = self.tokens.get(id as usize) else { return };
+        match token.kind {
+            PieceKind::Control | PieceKind::Unknown if skip_special => {}
+            PieceKind::Control | PieceKind::Unknown => out.extend(token.text.as_bytes()),
+            PieceKind::Byte => out.extend(spm::parse_byte(&token.text)),
+            _ if self.byte_level => {
+                let bytes: Option<Vec<u8>> = token.text.chars().map(byte_level::byte_of).collect();
+                // Added tokens are written as they are; spaces and most scripts are not in the byte alphabet.
+                let raw = token.kind == PieceKind::UserDefined;
+                out.extend(bytes.filter(|_| !raw).unwrap_or_else(|| token.text.clone().into_bytes()));
+            }
+            _ => out.extend(token.text.replace(spm::SPACE, " ").as_bytes()),
+        }
+    }
+
+    pub(super) fn strips_space(&self) -> bool {
+        self.strips_space
+    }
+
+    pub(super) fn is_byte_level(&self) -> bool {
+        self.byte_level
+    }
+
+    /// Id of a token by its text as the vocabulary writes it.
     pub fn token_id(&self, text: &str) -> Option<u32> {
-        let _ = text;
-        None
+        self.ids.get(text).copied()
     }
 
-    /// Text of a token as the vocabulary writes it.
+    /// Text of a token as the vocabulary writes it; empty for a hole.
     pub fn token_text(&self, id: u32) -> Option<&str> {
-        let _ = id;
-        None
+        self.tokens.get(id as usize).map(|t| t.text.as_str())
     }
 
-    /// Whether this is a control token.
+    /// Whether this is a control token: it steers the model and is never made from a user's text.
     pub fn is_control(&self, id: u32) -> bool {
-        let _ = id;
-        false
+        self.tokens.get(id as usize).is_some_and(|t| t.kind == PieceKind::Control)
     }
 
     /// Number of ids, holes included: one more than the largest.
     pub fn vocab_size(&self) -> usize {
-        0
+        self.tokens.len()
     }
 
     /// Begin-of-sequence id.
     pub fn bos(&self) -> Option<u32> {
-        None
+        self.bos
     }
 
     /// End-of-sequence id.
     pub fn eos(&self) -> Option<u32> {
-        None
+        self.eos
     }
 
     /// Whether prompts start with BOS by the tokenizer's own rule.
     pub fn adds_bos(&self) -> bool {
-        false
+        self.add_bos && self.bos.is_some()
     }
 
     /// Ids that end an answer: EOS, end of turn, `<|im_end|>` and their like.
     pub fn stop_ids(&self) -> &[u32] {
-        &[]
+        &self.stop_ids
     }
 
     /// The chat template that came with the tokenizer, if any.
     pub fn chat_template(&self) -> Option<&str> {
-        None
+        self.chat_template.as_deref()
     }
 }

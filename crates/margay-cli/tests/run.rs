@@ -1,0 +1,160 @@
+//! `margay run` and `margay chat`, from the words to the answer.
+
+mod program;
+
+use program::{finish, golden, margay, run, tiny_gguf, word};
+use std::collections::BTreeSet;
+
+fn keys(value: &serde_json::Value) -> BTreeSet<&str> {
+    value.as_object().unwrap().keys().map(String::as_str).collect()
+}
+
+fn tiny(name: &str) -> (String, String) {
+    (golden(name), golden(&format!("{name}/image.png")))
+}
+
+#[test]
+fn json_is_one_object_with_exactly_the_documented_keys() {
+    let (model, image) = tiny("llava");
+    let report = run(["run", &model, &image, "What is it?", "--json", "--max-tokens", "6"]).json();
+    assert_eq!(keys(&report), BTreeSet::from(["text", "tokens", "stop", "stages", "peak_rss_bytes"]));
+    let stages = [
+        "load_ms",
+        "preprocess_ms",
+        "encode_ms",
+        "project_ms",
+        "prefill_ms",
+        "prefill_tokens",
+        "reused_tokens",
+        "visual_tokens",
+        "decode_ms",
+        "decode_tokens",
+        "ttft_ms",
+    ];
+    assert_eq!(keys(&report["stages"]), BTreeSet::from(stages));
+    assert_eq!(report["stages"]["visual_tokens"], 16);
+    assert!(report["stages"]["encode_ms"].as_f64().unwrap() > 0.0);
+    let help = run(["run", "--help"]).ok();
+    for key in stages {
+        assert!(help.contains(key), "{key} is documented");
+    }
+}
+
+#[test]
+fn a_stage_that_did_not_run_is_null() {
+    let report = run(["run", &golden("llama"), "hello", "--json", "--max-tokens", "1"]).json();
+    for stage in ["preprocess_ms", "encode_ms", "project_ms", "decode_ms"] {
+        assert!(report["stages"][stage].is_null(), "{stage}: {report}");
+    }
+    assert!(report["stages"]["prefill_ms"].as_f64().is_some());
+}
+
+#[test]
+fn words_in_any_order_options_and_json_give_the_same_answer() {
+    let (model, image) = tiny("mobilevlm-v2");
+    let text = run(["run", &model, &image, "What", "is it?", "--max-tokens", "8"]).ok();
+    assert!(text.ends_with('\n'));
+    assert_eq!(run(["run", "What", "is it?", &image, &model, "--max-tokens", "8"]).ok(), text);
+    let options = [
+        "run",
+        "--prompt",
+        "What is it?",
+        "--image",
+        &image,
+        "--model",
+        &model,
+        "--max-tokens",
+        "8",
+        "--json",
+    ];
+    assert_eq!(run(options).json()["text"].as_str().unwrap(), text.trim_end_matches('\n'));
+}
+
+#[test]
+fn a_picture_alone_is_described() {
+    let (model, image) = tiny("llava");
+    let alone = run(["run", &model, &image, "--json", "--max-tokens", "8"]).json();
+    let asked = run(["run", &model, &image, "Describe the picture.", "--json", "--max-tokens", "8"]).json();
+    assert_eq!(alone["tokens"], asked["tokens"]);
+    let blank = run(["run", &model, &image, "-p", "  ", "--json", "--max-tokens", "8"]).json();
+    assert_eq!(blank["tokens"], asked["tokens"]);
+}
+
+#[test]
+fn a_question_comes_from_a_pipe_where_none_is_given() {
+    let asked = run(["run", &golden("llama"), "hello there", "--max-tokens", "8"]).ok();
+    let piped = finish(margay().args(["run", &golden("llama"), "--max-tokens", "8"]), "hello there\n").ok();
+    let dash =
+        finish(margay().args(["run", &golden("llama"), "-", "--max-tokens", "8"]), "hello there\n").ok();
+    assert_eq!((piped, dash), (asked.clone(), asked));
+}
+
+#[test]
+fn the_model_inside_the_program_answers_the_same_on_every_kernel() {
+    let (_, image) = tiny("mobilevlm-v2");
+    let words = ["run", &image, "Is there a red circle?", "--json", "--max-tokens", "16"];
+    let best = run(words).json();
+    let scalar = finish(margay().args(words).env("MARGAY_ISA", "scalar"), "").json();
+    assert_eq!(best["tokens"], scalar["tokens"]);
+    assert!(best["stages"]["visual_tokens"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn a_seed_repeats_and_another_differs() {
+    let answer = |seed: &str| {
+        let sampled =
+            ["--temperature", "5", "--top-k", "0", "--top-p", "1", "--min-p", "0", "--max-tokens", "32"];
+        run(["run", &golden("llama"), "hello", "--json", "--seed", seed].iter().chain(&sampled)).json()["tokens"]
+            .clone()
+    };
+    assert_eq!(answer("1"), answer("1"));
+    assert_ne!(answer("1"), answer("2"));
+}
+
+#[test]
+fn stats_go_to_stderr_and_name_every_stage_by_both_names() {
+    let (model, image) = tiny("llava");
+    let ran = run(["run", &model, &image, "hi", "--stats", "--max-tokens", "4"]);
+    let table = ran.stderr.clone();
+    assert!(!ran.ok().contains("slice-encode"));
+    for name in
+        ["load", "preprocess", "encode", "project", "prefill", "decode", "slice-encode", "prompt-eval"]
+    {
+        assert!(table.contains(name), "{name}: {table}");
+    }
+    assert!(!table.contains('\x1b'), "no colours into a pipe");
+}
+
+#[test]
+fn gguf_pairs_its_mmproj_and_answers_like_the_checkpoint_in_float32() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, image) = tiny("llava");
+    let gguf = word(folder.path(), "tiny.gguf");
+    run(["convert", &model, "-o", &gguf, "--type", "f32"]).ok();
+    let ask = |model: &str| run(["run", model, &image, "What is it?", "--json", "--max-tokens", "12"]).json();
+    assert_eq!(ask(&gguf)["tokens"], ask(&model)["tokens"]);
+}
+
+#[test]
+fn chat_takes_a_line_a_turn_and_goes_on_after_a_mistake() {
+    let (_, image) = tiny("llava");
+    let folder = tempfile::tempdir().unwrap();
+    let model = tiny_gguf(folder.path());
+    let words = ["chat", model.to_str().unwrap(), "--max-tokens", "4", "--context", "512"];
+    let script = format!("hello\n\n/image {image}\nWhat is it?\n/stats\n/clear\nhello\n/quit\nnever read\n");
+    let ran = finish(margay().args(words), &script);
+    let stderr = ran.stderr.clone();
+    let stdout = ran.ok();
+    assert!(stderr.contains("56 x 56 pixels") || stderr.contains("pixels; ask about it"), "{stderr}");
+    assert!(stderr.contains("token-eval"), "{stderr}");
+    let answers: Vec<&str> = stdout.lines().collect();
+    assert!(answers.len() >= 3, "{stdout}");
+    let again = finish(margay().args(words), "hello\n").ok();
+    assert!(stdout.starts_with(&again), "the first answer is that of a fresh chat");
+    assert!(stdout.ends_with(&again), "after /clear the answer is that of a fresh chat");
+
+    let mistake = finish(margay().args(words), "/image gone.png\n/nonsense\nhello\n");
+    assert_eq!(mistake.code, Some(1));
+    assert_eq!(mistake.stdout, again);
+    assert!(mistake.stderr.contains("gone.png") && mistake.stderr.contains("/nonsense is no command"));
+}

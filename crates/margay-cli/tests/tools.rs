@@ -1,0 +1,202 @@
+//! `convert`, `inspect`, `tokenize`, `trace`, `doctor`, and the help.
+
+mod program;
+
+use margay::rooms::file::{SafeTensors, TensorSource};
+use program::{finish, golden, margay, names, run, tiny_gguf, word};
+
+const COMMANDS: [&str; 7] = ["run", "chat", "inspect", "convert", "tokenize", "trace", "doctor"];
+
+/// Greatest difference of logits, relative to the greatest logit, that float32 in another order may make.
+const LOGITS_TOLERANCE: f64 = 1e-4;
+
+fn floats(file: &SafeTensors, name: &str) -> Vec<f64> {
+    let tensor = file.tensor(name).unwrap();
+    tensor.bytes().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()).into()).collect()
+}
+
+#[test]
+fn help_documents_exit_codes_and_every_command_shows_examples() {
+    let help = run(["--help"]).ok();
+    for text in ["EXAMPLES", "EXIT CODES", "130", "MARGAY_ISA"] {
+        assert!(help.contains(text), "{text}");
+    }
+    for command in COMMANDS {
+        assert!(help.contains(command));
+        let help = run([command, "--help"]).ok();
+        let examples = help.split("EXAMPLES:").nth(1).unwrap_or_else(|| panic!("{command} has examples"));
+        assert!(examples.contains(&format!("margay {command}")), "{command}");
+        assert!(!help.contains('\x1b'), "no colours into a pipe");
+    }
+    assert!(run(["--version"]).ok().starts_with("margay "));
+}
+
+#[test]
+fn every_type_converts_and_answers() {
+    let folder = tempfile::tempdir().unwrap();
+    let types = ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k"];
+    for kind in types {
+        let out = word(folder.path(), &format!("{kind}.gguf"));
+        let report = run(["convert", &golden("llama"), "-o", &out, "--type", kind, "--json"]).json();
+        assert_eq!(report["files"][0]["path"], out);
+        let size = std::fs::metadata(&out).unwrap().len();
+        assert_eq!(report["files"][0]["bytes"], size, "{kind}");
+        run(["run", &out, "hello", "--max-tokens", "3"]).ok();
+    }
+    assert_eq!(names(folder.path()).len(), types.len(), "and nothing else is left");
+}
+
+#[test]
+fn two_files_and_a_single_one_hold_the_same_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let [two, one] = ["two", "one"].map(|name| folder.path().join(name));
+    std::fs::create_dir(&two).unwrap();
+    std::fs::create_dir(&one).unwrap();
+    let model = golden("mobilevlm-v2");
+    let (pair, single) = (word(&two, "m.gguf"), word(&one, "m.gguf"));
+    let ran = run(["convert", &model, "-o", &pair]);
+    assert!(ran.stderr.contains("100%"), "progress in a pipe is lines: {}", ran.stderr);
+    assert!(ran.ok().contains("mmproj-m.gguf"));
+    run(["convert", &model, "-o", &single, "--single"]).ok();
+    assert_eq!(names(&two), ["m.gguf", "mmproj-m.gguf"]);
+    assert_eq!(names(&one), ["m.gguf"]);
+    let image = golden("mobilevlm-v2/image.png");
+    let ask =
+        |model: &str| run(["run", model, &image, "--json", "--max-tokens", "8"]).json()["tokens"].clone();
+    assert_eq!(ask(&pair), ask(&single));
+    assert_eq!(ask(two.to_str().unwrap()), ask(&single), "a folder with one model is that model");
+}
+
+#[test]
+fn a_model_is_not_written_over_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = tiny_gguf(folder.path());
+    let before = std::fs::read(&model).unwrap();
+    let path = model.to_str().unwrap();
+    run(["convert", path, "-o", path, "--type", "q8_0"]).fails(1, &["choose another output"]);
+    assert!(std::fs::read(&model).unwrap() == before);
+}
+
+#[test]
+fn inspect_tells_a_whole_model_a_half_and_an_unknown_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = tiny_gguf(folder.path());
+    let whole = run(["inspect", model.to_str().unwrap(), "--json", "--context", "100"]).json();
+    assert_eq!(whole["family"], "llava");
+    assert_eq!(whole["visual_tokens_per_picture"], 16);
+    assert_eq!(whole["files"].as_array().unwrap().len(), 2);
+    // 2 layers, 4 kv heads of 8, keys and values, two bytes each.
+    assert_eq!(whole["memory"]["cache_bytes_per_token"], 4 * 2 * 4 * 8);
+    assert_eq!(whole["memory"]["cache_bytes"], 100 * 4 * 2 * 4 * 8);
+    let stages: Vec<_> =
+        whole["weights"].as_array().unwrap().iter().map(|w| w["stage"].as_str().unwrap()).collect();
+    assert_eq!(stages, ["encode", "project", "text", "all"]);
+    assert!(whole.get("tensors").is_none());
+
+    let half = word(folder.path(), "mmproj-llava.gguf");
+    let half = run(["inspect", &half, "--json", "--tensors"]).json();
+    assert!(half["family"].is_null());
+    assert!(half["why_no_family"].as_str().unwrap().contains("vision part"), "{half}");
+    assert_eq!(half["visual_tokens_per_picture"], 16);
+    let tensors = half["tensors"].as_array().unwrap();
+    assert!(tensors.iter().any(|t| t["name"] == "v.patch_embd.weight"));
+
+    let unknown = run(["inspect", &golden("gguf/all_kv_types.gguf")]).ok();
+    assert!(unknown.contains("unknown") && unknown.contains("general.architecture"), "{unknown}");
+    assert!(unknown.lines().all(|line| line.chars().count() < 400), "long values are cut");
+
+    let alone = run(["inspect", &golden("llama/model.safetensors"), "--tensors"]).ok();
+    assert!(alone.contains("model.embed_tokens.weight") && alone.contains("unknown"), "{alone}");
+}
+
+#[test]
+fn inspect_predicts_the_memory_of_each_golden_model_and_the_cost_of_a_picture() {
+    for model in ["llama", "llama-sharded", "llava", "llava-hf", "mobilevlm-v1", "mobilevlm-v2"] {
+        let seen = run(["inspect", &golden(model), "--json"]).json();
+        let memory = &seen["memory"];
+        assert!(memory["text_arena_bytes"].as_u64().unwrap() > 0, "{model}");
+        assert_eq!(memory["encode_arena_bytes"].is_null(), model.starts_with("llama"), "{model}");
+        assert_eq!(seen["weights"].as_array().unwrap().last().unwrap()["bytes"], memory["weight_bytes"]);
+    }
+    let seen = run(["inspect", "--json", "--image", &golden("llava/image.png")]).json();
+    assert_eq!(seen["picture"]["visual_tokens"], seen["visual_tokens_per_picture"]);
+    assert!(run(["inspect"]).ok().contains("inside the program"));
+}
+
+#[test]
+fn tokens_go_there_and_back() {
+    let model = golden("llama");
+    let text = "What does the sign say?";
+    let there = run(["tokenize", &model, text, "--json"]).json();
+    let ids: Vec<String> = there["ids"].as_array().unwrap().iter().map(ToString::to_string).collect();
+    assert!(!ids.is_empty() && ids.len() == there["pieces"].as_array().unwrap().len());
+    let back = run(["tokenize", &model, "--decode", &ids.join(","), "--json"]).json();
+    assert_eq!(back["text"].as_str().unwrap().trim_start(), text);
+    let with_bos = run(["tokenize", "--model", &model, text, "--json", "--bos"]).json();
+    assert_eq!(with_bos["ids"].as_array().unwrap().len(), ids.len() + 1);
+    let piped = finish(margay().args(["tokenize", &model, "-", "--json"]), text).json();
+    assert_eq!(piped["ids"], there["ids"]);
+    let inside = run(["tokenize", text, "--json"]).json();
+    assert!(!inside["ids"].as_array().unwrap().is_empty());
+    run(["tokenize", &model, "--decode", "99999999"]).fails(1, &["99999999", "outside the vocabulary"]);
+}
+
+#[test]
+fn user_text_never_becomes_a_control_token_unless_asked_for() {
+    let ids = |more: &[&str]| {
+        let words = ["tokenize", &golden("llama"), "a</s>b", "--json"];
+        run(words.iter().chain(more)).json()["ids"].as_array().unwrap().clone()
+    };
+    assert!(!ids(&[]).contains(&2.into()));
+    assert!(ids(&["--special"]).contains(&2.into()));
+}
+
+#[test]
+fn trace_on_the_reference_backend_equals_the_original() {
+    let folder = tempfile::tempdir().unwrap();
+    for model in ["llama", "llava", "llava-hf", "mobilevlm-v1", "mobilevlm-v2"] {
+        let prompt = std::fs::read(golden(&format!("{model}/prompt.json"))).unwrap();
+        let prompt: serde_json::Value = serde_json::from_slice(&prompt).unwrap();
+        let out = word(folder.path(), "stages.safetensors");
+        let (model_path, text) = (golden(model), prompt["prompt"].as_str().unwrap());
+        let mut words = vec!["trace", &model_path, "-o", &out, "--raw-prompt", "-p", text, "--json"];
+        words.extend(["--backend", "reference", "--greedy", "8"]);
+        let image = prompt["image"].as_str().map(|image| golden(&format!("{model}/{image}")));
+        if let Some(image) = &image {
+            words.extend(["-i", image]);
+        }
+        let report = run(words).json();
+        let (ours, original) = (
+            SafeTensors::open(&out).unwrap(),
+            SafeTensors::open(golden(&format!("{model}/golden.safetensors"))).unwrap(),
+        );
+        for (name, info) in original.tensors() {
+            let mine = ours.info(name).unwrap_or_else(|| panic!("{model}: {name} is traced"));
+            assert_eq!(&mine, info, "{model}: {name}");
+        }
+        for name in ["input_ids", "greedy"] {
+            let bytes = |file: &SafeTensors| file.tensor(name).unwrap().bytes().to_vec();
+            assert_eq!(bytes(&ours), bytes(&original), "{model}: {name}");
+        }
+        let (mine, theirs) = (floats(&ours, "logits"), floats(&original, "logits"));
+        let scale = theirs.iter().fold(0.0f64, |most, v| most.max(v.abs()));
+        let worst = mine.iter().zip(&theirs).fold(0.0f64, |worst, (a, b)| worst.max((a - b).abs()));
+        assert!(worst / scale <= LOGITS_TOLERANCE, "{model}: {}", worst / scale);
+        let rows = report["tensors"].as_array().unwrap();
+        assert_eq!(rows.len(), ours.tensors().len());
+        assert!(rows.iter().all(|row| row["not_finite"] == 0));
+    }
+}
+
+#[test]
+fn doctor_tells_the_machine_and_the_kernels() {
+    let text = run(["doctor"]).ok();
+    for name in ["cpu", "cores", "memory", "backends"] {
+        assert!(text.contains(name), "{name}: {text}");
+    }
+    let json = run(["doctor", "--json"]).json();
+    assert_eq!(json["architecture"], std::env::consts::ARCH);
+    assert!(json["margay_isa"].is_null());
+    let forced = finish(margay().args(["doctor", "--json"]).env("MARGAY_ISA", "scalar"), "").json();
+    assert_eq!(forced["margay_isa"], "scalar");
+}

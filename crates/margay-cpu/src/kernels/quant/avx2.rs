@@ -1,0 +1,406 @@
+//! AVX2 integer kernels.
+//!
+//! `vpmaddubsw` multiplies unsigned codes with signed activations (-127..=127) and adds neighbours in 16 bits: a pair
+//! is at most 2 * 15 * 127 = 3810 for 4-bit codes, so 8 pairs (30480) fit; 4 of 5-bit codes (31496), 2 of 6-bit ones
+//! (32004). Signed bytes are widened to 16 bits for `vpmaddwd`, which is exact.
+
+use super::{PANELS, Product, QuantKernels, scales};
+use crate::pack::{Codes, Kind, Offset, Scaling};
+use std::arch::x86_64::*;
+
+const NR: usize = 8;
+/// Rows a tile keeps in registers.
+const TILE_ROWS: usize = 4;
+
+pub(super) static TABLE: QuantKernels = QuantKernels {
+    nr: NR,
+    wants_q16: |codes| codes == Codes::I8,
+    unpacked_bytes: |codes| match codes {
+        Codes::U4 => 1,
+        Codes::U5 | Codes::U6 => 0,
+        Codes::I8 => 2,
+    },
+    unpack,
+    scales: |kind, scaling, packed, s, m| {
+        // SAFETY: this table is used only where AVX2 was detected.
+        unsafe { unpack_scales(kind, scaling, packed, s, m) }
+    },
+    gemm: |p| {
+        // SAFETY: the caller's promise, and AVX2 was detected.
+        unsafe { gemm(p) }
+    },
+    gemv: |p| {
+        // SAFETY: the caller's promise, and AVX2 was detected.
+        unsafe { gemv(p) }
+    },
+};
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn unpack_scales(kind: Kind, scaling: Scaling, packed: &[u8], s: &mut [f32], m: &mut [f32]) {
+    scales::unpack::<NR>(kind, scaling, packed, s, m);
+}
+
+/// # Safety
+/// As [`QuantKernels::unpack`].
+unsafe fn unpack(codes: Codes, packed: *const u8, k: usize, out: *mut u8) {
+    // SAFETY: the caller's promise, and AVX2 was detected.
+    unsafe {
+        match codes {
+            Codes::U4 => unpack_nibbles(packed, k, out),
+            _ => widen_bytes(packed, k, out),
+        }
+    }
+}
+
+/// # Safety
+/// `packed` holds `k * 4` bytes, `out` room for `k * 8`.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn unpack_nibbles(packed: *const u8, k: usize, out: *mut u8) {
+    let mask = _mm256_set1_epi8(15);
+    for i in 0..k / 8 {
+        // SAFETY: 32 packed bytes become 64.
+        unsafe {
+            let both = _mm256_loadu_si256(packed.add(i * 32).cast());
+            let high = _mm256_and_si256(_mm256_srli_epi16::<4>(both), mask);
+            _mm256_storeu_si256(out.add(i * 64).cast(), _mm256_and_si256(both, mask));
+            _mm256_storeu_si256(out.add(i * 64 + 32).cast(), high);
+        }
+    }
+}
+
+/// `[k/4][8][4]` bytes to `[k/2][8][2]` 16-bit numbers.
+///
+/// # Safety
+/// `packed` holds `k * 8` bytes, `out` room for `k * 16`.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn widen_bytes(packed: *const u8, k: usize, out: *mut u8) {
+    // Within each 4 bytes of a row the first two go to the first half of the chunk, the others to the second.
+    let order = _mm256_setr_epi8(
+        0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11,
+        14, 15,
+    );
+    for i in 0..k / 4 {
+        // SAFETY: 32 packed bytes become 64.
+        unsafe {
+            let bytes = _mm256_loadu_si256(packed.add(i * 32).cast());
+            let sorted = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_shuffle_epi8(bytes, order));
+            let first = _mm256_cvtepi8_epi16(_mm256_castsi256_si128(sorted));
+            let second = _mm256_cvtepi8_epi16(_mm256_extracti128_si256::<1>(sorted));
+            _mm256_storeu_si256(out.add(i * 64).cast(), first);
+            _mm256_storeu_si256(out.add(i * 64 + 32).cast(), second);
+        }
+    }
+}
+
+macro_rules! by_kind {
+    ($kind:expr, $tile:ident, $args:tt, [$($more:tt)*]) => {{
+        let Kind { codes, halves, offset } = $kind;
+        match (codes, halves, offset) {
+            (Codes::U4, 1, Offset::Min) => $tile::<8, 1, MIN $($more)*>$args,
+            (Codes::U4, 1, _) => $tile::<8, 1, ZERO $($more)*>$args,
+            (Codes::U4, _, Offset::Min) => $tile::<8, 2, MIN $($more)*>$args,
+            (Codes::U4, _, _) => $tile::<8, 2, ZERO $($more)*>$args,
+            (Codes::U5, _, Offset::Min) => $tile::<4, 1, MIN $($more)*>$args,
+            (Codes::U5, _, _) => $tile::<4, 1, ZERO $($more)*>$args,
+            (Codes::U6, _, _) => $tile::<2, 2, ZERO $($more)*>$args,
+            (Codes::I8, _, _) => $tile::<0, 1, NONE $($more)*>$args,
+        }
+    }};
+}
+
+const NONE: u8 = 0;
+const ZERO: u8 = 1;
+const MIN: u8 = 2;
+
+/// # Safety
+/// As [`QuantKernels::gemm`].
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn gemm(p: &Product) {
+    let mut row = 0;
+    // SAFETY: the caller's promise; rows stay below `p.rows`.
+    unsafe {
+        while p.rows - row >= TILE_ROWS {
+            by_kind!(p.kind, tile, (p, row), [, TILE_ROWS]);
+            row += TILE_ROWS;
+        }
+        if p.rows - row >= 2 {
+            by_kind!(p.kind, tile, (p, row), [, 2]);
+            row += 2;
+        }
+        if p.rows > row {
+            by_kind!(p.kind, tile, (p, row), [, 1]);
+        }
+    }
+}
+
+/// # Safety
+/// As [`QuantKernels::gemv`].
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn gemv(p: &Product) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match p.kind.codes {
+            Codes::U4 => match (p.kind.halves, p.kind.offset) {
+                (1, Offset::Min) => stream_nibbles::<1, MIN>(p),
+                (1, _) => stream_nibbles::<1, ZERO>(p),
+                (_, Offset::Min) => stream_nibbles::<2, MIN>(p),
+                _ => stream_nibbles::<2, ZERO>(p),
+            },
+            Codes::I8 => stream_bytes(p),
+            _ => by_kind!(p.kind, tile, (p, 0), [, 1]),
+        }
+    }
+}
+
+/// # Safety
+/// `at` points at 4 readable bytes.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn broadcast4<T>(at: *const T) -> __m256i {
+    // SAFETY: the caller's promise.
+    _mm256_set1_epi32(unsafe { at.cast::<i32>().read_unaligned() })
+}
+
+/// `sum - zero * u`, exact: all three are integers below 2^24.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn less_zero(sum: __m256, u: f32, zero: f32) -> __m256 {
+    _mm256_fnmadd_ps(_mm256_set1_ps(zero), _mm256_set1_ps(u), sum)
+}
+
+fn zero_of(kind: Kind) -> f32 {
+    match kind.offset {
+        Offset::Zero(zero) => f32::from(zero),
+        _ => 0.0,
+    }
+}
+
+/// `ROWS` rows from `row` on, times two panels of unpacked codes. `DEPTH` is how many products of pairs fit 16 bits,
+/// 0 for codes widened to 16 bits.
+///
+/// # Safety
+/// As [`QuantKernels::gemm`], and `row + ROWS <= p.rows`.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn tile<const DEPTH: usize, const HALVES: usize, const OFFSET: u8, const ROWS: usize>(
+    p: &Product,
+    row: usize,
+) {
+    let ones = _mm256_set1_epi16(1);
+    let zero = zero_of(p.kind);
+    let mut acc = [[_mm256_setzero_ps(); PANELS]; ROWS];
+    // SAFETY: all offsets lie within what the fields of `Product` describe.
+    unsafe {
+        let c = p.c.add(row * p.ldc);
+        if !p.first {
+            for r in 0..ROWS {
+                for w in 0..PANELS {
+                    acc[r][w] = _mm256_loadu_ps(c.add(r * p.ldc + w * NR));
+                }
+            }
+        }
+        let q = p.a.q.add(row * p.a.k);
+        let q16 = p.a.q16.wrapping_add(row * p.a.k);
+        let scale = p.a.scale.add(row * p.a.k / 32);
+        let sum16 = p.a.sum16.add(row * p.a.k / 16);
+        let sum32 = p.a.sum32.add(row * p.a.k / 32);
+        let (lda, ldg) = (p.a.k, p.a.k / 32);
+        for group in 0..p.groups {
+            let mut t = [[_mm256_setzero_ps(); PANELS]; ROWS];
+            for half in 0..HALVES {
+                let mut sums = [[_mm256_setzero_si256(); PANELS]; ROWS];
+                if DEPTH > 0 {
+                    let chunks = 8 / HALVES;
+                    let depth = if DEPTH < chunks { DEPTH } else { chunks };
+                    let first = (group * HALVES + half) * chunks;
+                    for run in 0..chunks / depth {
+                        let mut pairs = [[_mm256_setzero_si256(); PANELS]; ROWS];
+                        for i in 0..depth {
+                            let chunk = first + run * depth + i;
+                            let w0 = _mm256_loadu_si256(p.codes.add(chunk * 32).cast());
+                            let w1 = _mm256_loadu_si256(p.codes.add(p.panel_codes + chunk * 32).cast());
+                            for r in 0..ROWS {
+                                let a = broadcast4(q.add(r * lda + chunk * 4));
+                                let (p0, p1) = (_mm256_maddubs_epi16(w0, a), _mm256_maddubs_epi16(w1, a));
+                                if i == 0 {
+                                    pairs[r] = [p0, p1];
+                                } else {
+                                    pairs[r][0] = _mm256_add_epi16(pairs[r][0], p0);
+                                    pairs[r][1] = _mm256_add_epi16(pairs[r][1], p1);
+                                }
+                            }
+                        }
+                        for r in 0..ROWS {
+                            for w in 0..PANELS {
+                                let wide = _mm256_madd_epi16(pairs[r][w], ones);
+                                sums[r][w] = if run == 0 { wide } else { _mm256_add_epi32(sums[r][w], wide) };
+                            }
+                        }
+                    }
+                } else {
+                    for i in 0..16 {
+                        let chunk = group * 16 + i;
+                        let w0 = _mm256_loadu_si256(p.codes.add(chunk * 32).cast());
+                        let w1 = _mm256_loadu_si256(p.codes.add(p.panel_codes + chunk * 32).cast());
+                        for r in 0..ROWS {
+                            let a = broadcast4(q16.add(r * lda + chunk * 2));
+                            sums[r][0] = _mm256_add_epi32(sums[r][0], _mm256_madd_epi16(w0, a));
+                            sums[r][1] = _mm256_add_epi32(sums[r][1], _mm256_madd_epi16(w1, a));
+                        }
+                    }
+                }
+                for w in 0..PANELS {
+                    let s = _mm256_loadu_ps(p.scales.add(w * p.panel_scales + (group * HALVES + half) * NR));
+                    for r in 0..ROWS {
+                        let mut sum = _mm256_cvtepi32_ps(sums[r][w]);
+                        if OFFSET == ZERO {
+                            let u = if HALVES == 1 {
+                                *sum32.add(r * ldg + group)
+                            } else {
+                                *sum16.add(r * ldg * 2 + group * 2 + half)
+                            };
+                            sum = less_zero(sum, u, zero);
+                        }
+                        t[r][w] =
+                            if half == 0 { _mm256_mul_ps(sum, s) } else { _mm256_fmadd_ps(sum, s, t[r][w]) };
+                    }
+                }
+            }
+            if OFFSET == MIN {
+                for half in 0..HALVES {
+                    for w in 0..PANELS {
+                        let m = p.mins.add(w * p.panel_scales + (group * HALVES + half) * NR);
+                        let m = _mm256_loadu_ps(m);
+                        for r in 0..ROWS {
+                            let u = if HALVES == 1 {
+                                *sum32.add(r * ldg + group)
+                            } else {
+                                *sum16.add(r * ldg * 2 + group * 2 + half)
+                            };
+                            t[r][w] = _mm256_fmadd_ps(m, _mm256_set1_ps(u), t[r][w]);
+                        }
+                    }
+                }
+            }
+            for r in 0..ROWS {
+                let a = _mm256_set1_ps(*scale.add(r * ldg + group));
+                for w in 0..PANELS {
+                    acc[r][w] = _mm256_fmadd_ps(t[r][w], a, acc[r][w]);
+                }
+            }
+        }
+        for r in 0..ROWS {
+            for w in 0..PANELS {
+                _mm256_storeu_ps(c.add(r * p.ldc + w * NR), acc[r][w]);
+            }
+        }
+    }
+}
+
+/// How far ahead of its loads decode asks for weights, bytes.
+const PREFETCH_BYTES: usize = 1024;
+
+/// One row times two panels of packed 4-bit codes.
+///
+/// # Safety
+/// As [`QuantKernels::gemv`].
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn stream_nibbles<const HALVES: usize, const OFFSET: u8>(p: &Product) {
+    let ones = _mm256_set1_epi16(1);
+    let mask = _mm256_set1_epi8(15);
+    let zero = zero_of(p.kind);
+    // SAFETY: all offsets lie within what the fields of `Product` describe; prefetches may point anywhere.
+    unsafe {
+        let mut acc = [_mm256_setzero_ps(); PANELS];
+        if !p.first {
+            acc = [_mm256_loadu_ps(p.c), _mm256_loadu_ps(p.c.add(NR))];
+        }
+        for group in 0..p.groups {
+            let mut t = [_mm256_setzero_ps(); PANELS];
+            for half in 0..HALVES {
+                let mut pairs = [_mm256_setzero_si256(); PANELS];
+                for i in 0..4 / HALVES {
+                    let byte = (group * 4 + half * 2 + i) * 32;
+                    let a = p.a.q.add(group * 32 + half * 16 + i * 8);
+                    let (a0, a1) = (broadcast4(a), broadcast4(a.add(4)));
+                    for w in 0..PANELS {
+                        let at = p.codes.add(w * p.panel_codes + byte);
+                        if i % 2 == 0 {
+                            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES).cast());
+                        }
+                        let both = _mm256_loadu_si256(at.cast());
+                        let low = _mm256_and_si256(both, mask);
+                        let high = _mm256_and_si256(_mm256_srli_epi16::<4>(both), mask);
+                        let sum =
+                            _mm256_add_epi16(_mm256_maddubs_epi16(low, a0), _mm256_maddubs_epi16(high, a1));
+                        pairs[w] = _mm256_add_epi16(pairs[w], sum);
+                    }
+                }
+                let u = if HALVES == 1 { *p.a.sum32.add(group) } else { *p.a.sum16.add(group * 2 + half) };
+                for w in 0..PANELS {
+                    let s = _mm256_loadu_ps(p.scales.add(w * p.panel_scales + (group * HALVES + half) * NR));
+                    let mut sum = _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs[w], ones));
+                    if OFFSET == ZERO {
+                        sum = less_zero(sum, u, zero);
+                    }
+                    t[w] = if half == 0 { _mm256_mul_ps(sum, s) } else { _mm256_fmadd_ps(sum, s, t[w]) };
+                }
+            }
+            if OFFSET == MIN {
+                for half in 0..HALVES {
+                    let u = if HALVES == 1 { *p.a.sum32.add(group) } else { *p.a.sum16.add(group * 2 + half) };
+                    for w in 0..PANELS {
+                        let m = p.mins.add(w * p.panel_scales + (group * HALVES + half) * NR);
+                        t[w] = _mm256_fmadd_ps(_mm256_loadu_ps(m), _mm256_set1_ps(u), t[w]);
+                    }
+                }
+            }
+            let a = _mm256_set1_ps(*p.a.scale.add(group));
+            for w in 0..PANELS {
+                acc[w] = _mm256_fmadd_ps(t[w], a, acc[w]);
+            }
+        }
+        _mm256_storeu_ps(p.c, acc[0]);
+        _mm256_storeu_ps(p.c.add(NR), acc[1]);
+    }
+}
+
+/// One row times two panels of signed bytes: |w| times the activation with the sign of w. Neither is -128 where it
+/// would matter: |-128| is 128 as an unsigned byte, and activations stop at -127.
+///
+/// # Safety
+/// As [`QuantKernels::gemv`].
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn stream_bytes(p: &Product) {
+    let ones = _mm256_set1_epi16(1);
+    // SAFETY: all offsets lie within what the fields of `Product` describe; prefetches may point anywhere.
+    unsafe {
+        let mut acc = [_mm256_setzero_ps(); PANELS];
+        if !p.first {
+            acc = [_mm256_loadu_ps(p.c), _mm256_loadu_ps(p.c.add(NR))];
+        }
+        for group in 0..p.groups {
+            let mut sums = [_mm256_setzero_si256(); PANELS];
+            for i in 0..8 {
+                let chunk = group * 8 + i;
+                let a = broadcast4(p.a.q.add(chunk * 4));
+                for w in 0..PANELS {
+                    let at = p.codes.add(w * p.panel_codes + chunk * 32);
+                    if i % 2 == 0 {
+                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES).cast());
+                    }
+                    let code = _mm256_loadu_si256(at.cast());
+                    let product = _mm256_maddubs_epi16(_mm256_abs_epi8(code), _mm256_sign_epi8(a, code));
+                    sums[w] = _mm256_add_epi32(sums[w], _mm256_madd_epi16(product, ones));
+                }
+            }
+            let a = _mm256_set1_ps(*p.a.scale.add(group));
+            for w in 0..PANELS {
+                let s = _mm256_loadu_ps(p.scales.add(w * p.panel_scales + group * NR));
+                let t = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[w]), s);
+                acc[w] = _mm256_fmadd_ps(t, a, acc[w]);
+            }
+        }
+        _mm256_storeu_ps(p.c, acc[0]);
+        _mm256_storeu_ps(p.c.add(NR), acc[1]);
+    }
+}

@@ -1,0 +1,98 @@
+//! Integer matrix products: int8 rows times packed codes, with scales per group.
+//!
+//! For each output, and each 32 columns in order, with i the exact integer sums of code (less the zero point) times
+//! activation code, s the scales, m the minima, a the activation scale and u the sums of activation codes:
+//!
+//! ```text
+//! t = i0 * s0            then, with two groups,     t = fma(i1, s1, t)
+//! t = fma(m0, u0, t)     where there are minima,    t = fma(m1, u1, t)
+//! y = fma(t, a, y)
+//! ```
+//!
+//! Every instruction set does exactly this, so all give the same bits, whatever the number of rows.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod scalar;
+mod scales;
+
+use crate::{
+    Isa,
+    pack::{Codes, Kind, Scaling},
+};
+
+/// Panels that one call multiplies with.
+pub(crate) const PANELS: usize = 2;
+
+/// Quantized activations, from some row and column on.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows {
+    /// Codes; rows `k` apart.
+    pub(crate) q: *const i8,
+    /// The same widened, for kernels that ask for them.
+    pub(crate) q16: *const i16,
+    /// Scales; rows `k / 32` apart.
+    pub(crate) scale: *const f32,
+    /// Sums of codes of each 16; rows `k / 16` apart.
+    pub(crate) sum16: *const f32,
+    /// Sums of codes of each 32; rows `k / 32` apart.
+    pub(crate) sum32: *const f32,
+    /// Columns of a whole row.
+    pub(crate) k: usize,
+}
+
+/// One product: `rows` rows times two panels over `groups` groups of 32 columns.
+pub(crate) struct Product {
+    pub(crate) kind: Kind,
+    pub(crate) rows: usize,
+    pub(crate) groups: usize,
+    pub(crate) a: Rows,
+    /// Codes of two panels, `panel_codes` bytes apart.
+    pub(crate) codes: *const u8,
+    pub(crate) panel_codes: usize,
+    /// `[groups * halves][nr]` of two panels, `panel_scales` floats apart.
+    pub(crate) scales: *const f32,
+    pub(crate) mins: *const f32,
+    pub(crate) panel_scales: usize,
+    /// Results, `[rows][2 * nr]`, rows `ldc` apart.
+    pub(crate) c: *mut f32,
+    pub(crate) ldc: usize,
+    /// True where c is to be set, false where it is to be added to.
+    pub(crate) first: bool,
+}
+
+/// Integer kernels of one instruction set.
+pub(crate) struct QuantKernels {
+    /// Rows of a panel.
+    pub(crate) nr: usize,
+    /// Whether products with such codes read `Rows::q16`.
+    pub(crate) wants_q16: fn(Codes) -> bool,
+    /// Bytes a code takes once unpacked for `gemm`; 0 where `gemm` reads the packed codes.
+    pub(crate) unpacked_bytes: fn(Codes) -> usize,
+    /// Unpacks `[k/4][nr][4]` codes.
+    ///
+    /// # Safety
+    /// Source and destination hold `k` columns of one panel.
+    pub(crate) unpack: unsafe fn(codes: Codes, packed: *const u8, k: usize, out: *mut u8),
+    /// Float scales and minima of whole groups of one panel, `[groups][nr]` each.
+    pub(crate) scales: fn(kind: Kind, scaling: Scaling, packed: &[u8], scales: &mut [f32], mins: &mut [f32]),
+    /// The product with unpacked codes.
+    ///
+    /// # Safety
+    /// Every pointer of the product is valid for what its field says.
+    pub(crate) gemm: unsafe fn(&Product),
+    /// The product of one row with packed codes.
+    ///
+    /// # Safety
+    /// As `gemm`.
+    pub(crate) gemv: unsafe fn(&Product),
+}
+
+/// The kernels of `isa`, which the processor must have.
+pub(crate) fn table(isa: Isa) -> &'static QuantKernels {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 | Isa::Avx512 => &avx2::TABLE,
+        _ => &scalar::TABLE,
+    }
+}

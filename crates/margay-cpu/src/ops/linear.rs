@@ -1,0 +1,441 @@
+//! `y = act(x @ weight^T + bias) + residual`.
+
+use super::{
+    Engine, carve,
+    view::{Out, View},
+};
+use crate::{
+    kernels::{
+        float::{FloatProduct, NR},
+        quant::{PANELS, Product, Rows},
+    },
+    lines::Lines,
+    pack::{Codes, FloatMatrix, FloatType, QuantMatrix},
+    threads::{Pool, TaskPanic},
+};
+use margay_graph::{Activation, BackendError};
+use margay_tensor::Tensor;
+
+/// Rows of x that a task multiplies: its int8 rows of one column chunk (128 KiB) stay in a 512 KiB L2.
+const TASK_ROWS: usize = 256;
+/// Outputs that a task computes, a multiple of every kernel's tile.
+const TASK_COLUMNS: usize = 64;
+/// Columns of k whose unpacked codes stay in L1 while all rows of a task pass by: 512 * 16 = 8 KiB.
+const K_CHUNK: usize = 512;
+/// The same for one row, where only scales are unpacked.
+const K_CHUNK_ONE_ROW: usize = 2048;
+/// Columns of k of a float panel: 256 * 16 floats = 16 KiB.
+const K_CHUNK_FLOAT: usize = 256;
+/// Rows from which on it pays to widen half precision weights to memory instead of in registers.
+const WIDEN_FROM_ROWS: usize = 12;
+/// Rows that a task quantizes.
+const QUANTIZE_ROWS: usize = 8;
+
+/// A packed weight.
+#[derive(Debug)]
+pub(crate) enum Matrix {
+    Quant(QuantMatrix),
+    Float(FloatMatrix),
+}
+
+impl Matrix {
+    /// Packs a matrix of any format.
+    pub(crate) fn pack(name: &str, tensor: &Tensor, nr: usize, pool: &Pool) -> Result<Self, BackendError> {
+        if let Some(packed) = QuantMatrix::pack(tensor, nr, pool) {
+            return packed.map(Matrix::Quant);
+        }
+        FloatMatrix::pack(name, tensor, pool).map(Matrix::Float)
+    }
+
+    pub(crate) fn size_bytes(&self) -> usize {
+        match self {
+            Matrix::Quant(m) => m.size_bytes(),
+            Matrix::Float(m) => m.size_bytes(),
+        }
+    }
+
+    pub(crate) fn outputs(&self) -> usize {
+        match self {
+            Matrix::Quant(m) => m.n,
+            Matrix::Float(m) => m.n,
+        }
+    }
+
+    pub(crate) fn columns(&self) -> usize {
+        match self {
+            Matrix::Quant(m) => m.k,
+            Matrix::Float(m) => m.k,
+        }
+    }
+}
+
+/// What is done to the products.
+#[derive(Clone, Copy)]
+pub(crate) struct Epilogue<'a> {
+    pub(crate) bias: Option<&'a [f32]>,
+    pub(crate) activation: Option<Activation>,
+    pub(crate) residual: Option<View<'a>>,
+}
+
+/// Floats of scratch that a worker needs for any linear layer.
+pub(crate) fn scratch_floats() -> usize {
+    let tile = TASK_ROWS * TASK_COLUMNS;
+    // The widest panel pair is 32 outputs; codes take up to 2 bytes, scales come one for 16 columns.
+    let codes = K_CHUNK * 32 * 2 / 4;
+    let scales = 2 * K_CHUNK_ONE_ROW / 16 * 32;
+    let widened = K_CHUNK_FLOAT * NR;
+    tile + (codes + scales).max(widened) + 4 * 16
+}
+
+/// The quantized rows of one value, shared by all layers that read it.
+pub(crate) struct QuantRows {
+    q: Lines<i8>,
+    q16: Lines<i16>,
+    scale: Lines<f32>,
+    sum16: Lines<f32>,
+    sum32: Lines<f32>,
+}
+
+impl QuantRows {
+    /// Room for `elements` numbers, `wide` of them also in 16 bits.
+    pub(crate) fn new(elements: usize, wide: usize) -> Self {
+        QuantRows {
+            q: Lines::zeroed(elements),
+            q16: Lines::zeroed(wide),
+            scale: Lines::zeroed(elements / 32),
+            sum16: Lines::zeroed(elements / 16),
+            sum32: Lines::zeroed(elements / 32),
+        }
+    }
+
+    pub(crate) fn size_bytes(&self) -> usize {
+        self.q.size_bytes()
+            + self.q16.size_bytes()
+            + self.scale.size_bytes()
+            + self.sum16.size_bytes()
+            + self.sum32.size_bytes()
+    }
+
+    /// Quantizes `x`; `wide` also fills the 16-bit copy.
+    pub(crate) fn fill(&mut self, engine: &Engine, x: View<'_>, wide: bool) -> Result<(), TaskPanic> {
+        let k = x.columns;
+        assert!(x.rows * k <= self.q.len() && (!wide || x.rows * k <= self.q16.len()));
+        let quantize = engine.kernels.rows.quantize;
+        let (q, q16) = (Shared(self.q.as_mut_ptr()), Shared(self.q16.as_mut_ptr()));
+        let (scale, sum16) = (Shared(self.scale.as_mut_ptr()), Shared(self.sum16.as_mut_ptr()));
+        let sum32 = Shared(self.sum32.as_mut_ptr());
+        engine.pool.run(x.rows.div_ceil(QUANTIZE_ROWS), &|_, task| {
+            for row in task * QUANTIZE_ROWS..x.rows.min((task + 1) * QUANTIZE_ROWS) {
+                // SAFETY: each row is one task's own, and inside the buffers as asserted above.
+                unsafe {
+                    let q = q.slice(row * k, k);
+                    quantize(
+                        x.row(row),
+                        q,
+                        scale.slice(row * k / 32, k / 32),
+                        sum16.slice(row * k / 16, k / 16),
+                        sum32.slice(row * k / 32, k / 32),
+                    );
+                    if wide {
+                        for (wide, q) in q16.slice(row * k, k).iter_mut().zip(q) {
+                            *wide = i16::from(*q);
+                        }
+                    }
+                }
+            }
+        })
+    }
+
+    /// The rows from `row` and column `k` on, of rows of `columns`.
+    fn rows(&self, row: usize, k: usize, columns: usize) -> Rows {
+        let at = row * columns + k;
+        Rows {
+            q: self.q.as_ptr().wrapping_add(at),
+            q16: self.q16.as_ptr().wrapping_add(at),
+            scale: self.scale.as_ptr().wrapping_add(at / 32),
+            sum16: self.sum16.as_ptr().wrapping_add(at / 16),
+            sum32: self.sum32.as_ptr().wrapping_add(at / 32),
+            k: columns,
+        }
+    }
+}
+
+/// A pointer that tasks share to write disjoint parts.
+#[derive(Clone, Copy)]
+struct Shared<T>(*mut T);
+// SAFETY: whoever dereferences it keeps the parts disjoint.
+unsafe impl<T> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Shared<T> {}
+impl<T> Shared<T> {
+    /// # Safety
+    /// The range lies inside the allocation and nobody else touches it.
+    unsafe fn slice<'a>(self, at: usize, len: usize) -> &'a mut [T] {
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(at), len) }
+    }
+}
+
+/// The outputs and rows of one task.
+#[derive(Clone, Copy)]
+struct Block {
+    row: usize,
+    rows: usize,
+    column: usize,
+    columns: usize,
+}
+
+/// Cuts an `[rows, columns]` result into tasks.
+struct Grid {
+    rows: usize,
+    columns: usize,
+}
+
+impl Grid {
+    fn across(&self) -> usize {
+        self.columns.div_ceil(TASK_COLUMNS)
+    }
+
+    fn tasks(&self) -> usize {
+        self.rows.div_ceil(TASK_ROWS) * self.across()
+    }
+
+    fn block(&self, task: usize) -> Block {
+        let (row, column) = (task / self.across() * TASK_ROWS, task % self.across() * TASK_COLUMNS);
+        Block {
+            row,
+            rows: TASK_ROWS.min(self.rows - row),
+            column,
+            columns: TASK_COLUMNS.min(self.columns - column),
+        }
+    }
+}
+
+/// Multiplies quantized rows with a quantized matrix.
+pub(crate) fn quantized(
+    engine: &Engine,
+    matrix: &QuantMatrix,
+    x: &QuantRows,
+    epilogue: Epilogue<'_>,
+    out: Out<'_>,
+) -> Result<(), TaskPanic> {
+    assert_eq!(out.columns, matrix.n);
+    let grid = Grid { rows: out.rows, columns: out.columns };
+    engine.pool.run(grid.tasks(), &|worker, task| {
+        let block = grid.block(task);
+        // SAFETY: a worker runs one task at a time.
+        let mut scratch = unsafe { engine.scratch.worker(worker) };
+        let tile = carve(&mut scratch, TASK_ROWS * TASK_COLUMNS);
+        if block.rows == 1 {
+            one_row(engine, matrix, x, block, tile, scratch);
+        } else {
+            many_rows(engine, matrix, x, block, tile, scratch);
+        }
+        finish(engine, block, tile, epilogue, out);
+    })
+}
+
+fn one_row(
+    engine: &Engine,
+    matrix: &QuantMatrix,
+    x: &QuantRows,
+    block: Block,
+    tile: &mut [f32],
+    mut scratch: &mut [f32],
+) {
+    let (kernels, nr) = (engine.kernels.quant, matrix.nr);
+    let groups_of = |k: usize| k / 32 * matrix.kind.halves;
+    let scales = carve(&mut scratch, PANELS * groups_of(K_CHUNK_ONE_ROW) * nr);
+    let mins = carve(&mut scratch, PANELS * groups_of(K_CHUNK_ONE_ROW) * nr);
+    for column in (0..block.columns).step_by(PANELS * nr) {
+        let panel = (block.column + column) / nr;
+        for k in (0..matrix.k).step_by(K_CHUNK_ONE_ROW) {
+            let len = K_CHUNK_ONE_ROW.min(matrix.k - k);
+            let panel_scales = groups_of(len) * nr;
+            unpack_scales(engine, matrix, panel, k, len, scales, mins);
+            // SAFETY: the pointers are those of this task's tile and scratch, of the matrix and of the row, all as
+            // large as the product says.
+            unsafe {
+                (kernels.gemv)(&Product {
+                    kind: matrix.kind,
+                    rows: 1,
+                    groups: len / 32,
+                    a: x.rows(block.row, k, matrix.k),
+                    codes: matrix.codes_at(panel, k),
+                    panel_codes: matrix.panel_code_bytes(),
+                    scales: scales.as_ptr(),
+                    mins: mins.as_ptr(),
+                    panel_scales,
+                    c: tile[column..].as_mut_ptr(),
+                    ldc: TASK_COLUMNS,
+                    first: k == 0,
+                });
+            }
+        }
+    }
+}
+
+fn many_rows(
+    engine: &Engine,
+    matrix: &QuantMatrix,
+    x: &QuantRows,
+    block: Block,
+    tile: &mut [f32],
+    mut scratch: &mut [f32],
+) {
+    let (kernels, nr) = (engine.kernels.quant, matrix.nr);
+    let unpacked = (kernels.unpacked_bytes)(matrix.kind.codes);
+    let groups_of = |k: usize| k / 32 * matrix.kind.halves;
+    let codes = carve(&mut scratch, PANELS * K_CHUNK * nr * unpacked / 4);
+    let scales = carve(&mut scratch, PANELS * groups_of(K_CHUNK) * nr);
+    let mins = carve(&mut scratch, PANELS * groups_of(K_CHUNK) * nr);
+    for k in (0..matrix.k).step_by(K_CHUNK) {
+        let len = K_CHUNK.min(matrix.k - k);
+        for column in (0..block.columns).step_by(PANELS * nr) {
+            let panel = (block.column + column) / nr;
+            unpack_scales(engine, matrix, panel, k, len, scales, mins);
+            let (codes, panel_codes) = if unpacked == 0 {
+                (matrix.codes_at(panel, k), matrix.panel_code_bytes())
+            } else {
+                let bytes = len * nr * unpacked;
+                for i in 0..PANELS {
+                    // SAFETY: `codes` has room for `PANELS` panels of `K_CHUNK >= len` columns.
+                    unsafe {
+                        let out = codes.as_mut_ptr().cast::<u8>().add(i * bytes);
+                        (kernels.unpack)(matrix.kind.codes, matrix.codes_at(panel + i, k), len, out);
+                    }
+                }
+                (codes.as_ptr().cast::<u8>(), bytes)
+            };
+            // SAFETY: as in `one_row`.
+            unsafe {
+                (kernels.gemm)(&Product {
+                    kind: matrix.kind,
+                    rows: block.rows,
+                    groups: len / 32,
+                    a: x.rows(block.row, k, matrix.k),
+                    codes,
+                    panel_codes,
+                    scales: scales.as_ptr(),
+                    mins: mins.as_ptr(),
+                    panel_scales: groups_of(len) * nr,
+                    c: tile[column..].as_mut_ptr(),
+                    ldc: TASK_COLUMNS,
+                    first: k == 0,
+                });
+            }
+        }
+    }
+}
+
+fn unpack_scales(
+    engine: &Engine,
+    matrix: &QuantMatrix,
+    panel: usize,
+    k: usize,
+    len: usize,
+    scales: &mut [f32],
+    mins: &mut [f32],
+) {
+    let each = len / 32 * matrix.kind.halves * matrix.nr;
+    for i in 0..PANELS {
+        let (s, m) = (&mut scales[i * each..][..each], &mut mins[i * each..][..each]);
+        let packed = matrix.scales_at(panel + i, k, len);
+        (engine.kernels.quant.scales)(matrix.kind, matrix.scaling, packed, s, m);
+    }
+}
+
+/// Multiplies float rows with a float matrix.
+pub(crate) fn float(
+    engine: &Engine,
+    matrix: &FloatMatrix,
+    x: View<'_>,
+    epilogue: Epilogue<'_>,
+    out: Out<'_>,
+) -> Result<(), TaskPanic> {
+    assert!(out.columns == matrix.n && x.columns == matrix.k && x.rows == out.rows);
+    let grid = Grid { rows: out.rows, columns: out.columns };
+    engine.pool.run(grid.tasks(), &|worker, task| {
+        let block = grid.block(task);
+        // SAFETY: a worker runs one task at a time.
+        let mut scratch = unsafe { engine.scratch.worker(worker) };
+        let tile = carve(&mut scratch, TASK_ROWS * TASK_COLUMNS);
+        let widened = carve(&mut scratch, K_CHUNK_FLOAT * NR);
+        let widen = matrix.kind != FloatType::F32 && block.rows >= WIDEN_FROM_ROWS;
+        let first_panel = block.column / NR;
+        let panels = block.columns.div_ceil(NR);
+        if matrix.k == 0 {
+            tile.fill(0.0);
+        }
+        for k in (0..matrix.k).step_by(K_CHUNK_FLOAT) {
+            let len = K_CHUNK_FLOAT.min(matrix.k - k);
+            // One panel at a time stays in L1 for many rows; few rows take all panels at once.
+            let together = if block.rows <= 2 { panels } else { 1 };
+            for panel in (0..panels).step_by(together) {
+                let mut b = matrix.at(first_panel + panel, k);
+                let mut kind = matrix.kind;
+                if widen {
+                    // SAFETY: `len * NR` 2-byte numbers lie at `b`, which is aligned to 2 bytes.
+                    let halves = unsafe { std::slice::from_raw_parts(b.cast::<u16>(), len * NR) };
+                    if kind == FloatType::F16 {
+                        (engine.kernels.float.widen)(halves, &mut widened[..len * NR]);
+                    } else {
+                        for (wide, half) in widened.iter_mut().zip(halves) {
+                            *wide = f32::from_bits(u32::from(*half) << 16);
+                        }
+                    }
+                    (b, kind) = (widened.as_ptr().cast(), FloatType::F32);
+                }
+                // SAFETY: the pointers are those of this task's tile, of the matrix and of x, all as large as the
+                // product says.
+                unsafe {
+                    (engine.kernels.float.gemm)(&FloatProduct {
+                        rows: block.rows,
+                        panels: together,
+                        k: len,
+                        a: x.pointer().add(block.row * matrix.k + k),
+                        lda: matrix.k,
+                        b,
+                        kind,
+                        b_panel: matrix.k * NR,
+                        ldb: NR,
+                        c: tile[panel * NR..].as_mut_ptr(),
+                        ldc: TASK_COLUMNS,
+                        c_panel: NR,
+                        first: k == 0,
+                    });
+                }
+            }
+        }
+        finish(engine, block, tile, epilogue, out);
+    })
+}
+
+/// Applies the epilogue to a tile and writes it out.
+fn finish(engine: &Engine, block: Block, tile: &mut [f32], epilogue: Epilogue<'_>, out: Out<'_>) {
+    let rows = engine.kernels.rows;
+    for (r, tile) in tile.chunks_exact_mut(TASK_COLUMNS).take(block.rows).enumerate() {
+        let tile = &mut tile[..block.columns];
+        if let Some(bias) = epilogue.bias {
+            (rows.add)(tile, &bias[block.column..][..block.columns]);
+        }
+        if let Some(act) = epilogue.activation {
+            (rows.activate)(act, tile);
+        }
+        let row = block.row + r;
+        if let Some(residual) = epilogue.residual {
+            // SAFETY: only this task touches these elements, and the reference ends with the statement. The result
+            // may lie on the residual.
+            let residual = unsafe { Out::new(residual.pointer().cast_mut(), residual.rows, residual.columns) };
+            // SAFETY: as above.
+            (rows.add)(tile, unsafe { residual.part(row, block.column, block.columns) });
+        }
+        // SAFETY: only this task touches these elements.
+        unsafe { out.part(row, block.column, block.columns) }.copy_from_slice(tile);
+    }
+}
+
+/// Whether products with this matrix read the 16-bit copy of the rows.
+pub(crate) fn wants_wide(engine: &Engine, codes: Codes) -> bool {
+    (engine.kernels.quant.wants_q16)(codes)
+}

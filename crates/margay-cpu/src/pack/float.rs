@@ -1,0 +1,113 @@
+//! Float matrices in panels of 16 rows.
+
+use crate::{lines::Lines, threads::Pool};
+use margay_graph::BackendError;
+use margay_tensor::{DType, Tensor};
+
+/// Outputs (rows of the weight) that a panel interleaves.
+pub(crate) const FLOAT_PANEL: usize = 16;
+
+/// How the numbers of a packed float matrix are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FloatType {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl FloatType {
+    pub(crate) fn bytes(self) -> usize {
+        match self {
+            FloatType::F32 => 4,
+            FloatType::F16 | FloatType::Bf16 => 2,
+        }
+    }
+}
+
+/// A `[n, k]` matrix as `[n / 16][k][16]`, the last panel filled up with zeros.
+#[derive(Debug)]
+pub(crate) struct FloatMatrix {
+    pub(crate) n: usize,
+    pub(crate) k: usize,
+    pub(crate) kind: FloatType,
+    bytes: Lines<u8>,
+}
+
+impl FloatMatrix {
+    /// Packs `tensor`, a matrix of any format: F16 and BF16 keep their type, everything else becomes F32.
+    pub(crate) fn pack(name: &str, tensor: &Tensor, pool: &Pool) -> Result<Self, BackendError> {
+        let kind = match tensor.dtype() {
+            DType::F16 => FloatType::F16,
+            DType::BF16 => FloatType::Bf16,
+            _ => FloatType::F32,
+        };
+        if kind == FloatType::F32 {
+            let values = crate::weights::decode(name, tensor)?;
+            return Ok(Self::from_f32(&values, tensor.shape().row()));
+        }
+        let bytes: &[[u8; 2]] = tensor.bytes().as_chunks().0;
+        let (n, k) = (tensor.shape().rows().unwrap_or(0), tensor.shape().row());
+        let mut packed = Self::empty(n, k, kind);
+        let panel_bytes = k * FLOAT_PANEL * 2;
+        let out = SharedBytes(packed.bytes.as_mut_ptr());
+        let body = |_: usize, panel: usize| {
+            // SAFETY: each task writes its own panel, which lies inside `bytes`.
+            let out = unsafe { std::slice::from_raw_parts_mut(out.at(panel * panel_bytes), panel_bytes) };
+            for (column, row) in (panel * FLOAT_PANEL..n.min((panel + 1) * FLOAT_PANEL)).enumerate() {
+                for (i, value) in bytes[row * k..][..k].iter().enumerate() {
+                    out[(i * FLOAT_PANEL + column) * 2..][..2].copy_from_slice(value);
+                }
+            }
+        };
+        pool.run(n.div_ceil(FLOAT_PANEL), &body).map_err(|e| BackendError::Call { what: e.to_string() })?;
+        Ok(packed)
+    }
+
+    /// Packs float32 rows of `k`.
+    pub(crate) fn from_f32(values: &[f32], k: usize) -> Self {
+        let n = values.len().checked_div(k).unwrap_or(0);
+        let mut packed = Self::empty(n, k, FloatType::F32);
+        let out = packed.bytes.as_chunks_mut::<4>().0;
+        for (row, values) in values.chunks_exact(k.max(1)).enumerate() {
+            let (panel, column) = (row / FLOAT_PANEL, row % FLOAT_PANEL);
+            for (i, value) in values.iter().enumerate() {
+                out[(panel * k + i) * FLOAT_PANEL + column] = value.to_ne_bytes();
+            }
+        }
+        packed
+    }
+
+    /// First byte of a panel's column `k`.
+    pub(crate) fn at(&self, panel: usize, k: usize) -> *const u8 {
+        self.bytes[(panel * self.k + k) * FLOAT_PANEL * self.kind.bytes()..].as_ptr()
+    }
+
+    pub(crate) fn panels(&self) -> usize {
+        self.n.div_ceil(FLOAT_PANEL)
+    }
+
+    pub(crate) fn size_bytes(&self) -> usize {
+        self.bytes.size_bytes()
+    }
+
+    fn empty(n: usize, k: usize, kind: FloatType) -> Self {
+        let bytes = Lines::zeroed(n.next_multiple_of(FLOAT_PANEL) * k * kind.bytes());
+        FloatMatrix { n, k, kind, bytes }
+    }
+}
+
+/// A pointer that tasks share to write disjoint parts.
+#[derive(Clone, Copy)]
+pub(super) struct SharedBytes(pub(super) *mut u8);
+// SAFETY: whoever dereferences it keeps the parts disjoint.
+unsafe impl Send for SharedBytes {}
+// SAFETY: as above.
+unsafe impl Sync for SharedBytes {}
+impl SharedBytes {
+    /// # Safety
+    /// `offset` lies inside the allocation.
+    pub(super) unsafe fn at(self, offset: usize) -> *mut u8 {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.add(offset) }
+    }
+}

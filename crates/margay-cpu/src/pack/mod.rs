@@ -1,0 +1,10 @@
+//! Weights in the order in which the kernels read them.
+
+mod float;
+mod quant;
+
+pub(crate) use float::{FLOAT_PANEL, FloatMatrix, FloatType};
+pub(crate) use quant::{Codes, Kind, Offset, QuantMatrix, Scaling};
+
+/// Quantized groups end at multiples of this many columns of `k`: the largest block of any format.
+pub(crate) const SUPER: usize = 256;
