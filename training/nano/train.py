@@ -44,6 +44,7 @@ def arguments():
     p.add_argument("--aux", type=float, default=0.3, help="joint: weight of the dense losses")
     p.add_argument("--flat", type=float, default=0.45, help="share of the stage before the rate falls")
     p.add_argument("--lookup", type=float, default=0.12, help="decoder: share of the stage on look-up questions only")
+    p.add_argument("--mix", help="decoder: only this mix of questions (questions.MIX)")
     p.add_argument("--noise", type=float, default=0.25)
     p.add_argument("--layers", type=int, default=Config.layers)
     p.add_argument("--v-layers", type=int, default=Config.v_layers)
@@ -83,7 +84,7 @@ def make_batch(a, tok, rng, done: float) -> dict:
         natural = 0.25 if done < 0.6 else 0.55
         return batch(rng, a.batch, None, kinds={"scene": natural, "page": (1 - natural) * 0.65, "crowd": (1 - natural) * 0.35})
     if a.stage == "decoder":
-        return batch(rng, a.batch, tok, pictures=False, mix="lookup" if done < a.lookup else "full", chat=0.0 if done < 0.3 else 0.08)
+        return batch(rng, a.batch, tok, pictures=False, mix=a.mix or ("lookup" if done < a.lookup else "full"), chat=0.0 if done < 0.3 else 0.08)
     return batch(rng, a.batch, tok)
 
 

@@ -1,4 +1,5 @@
 //! Whatever is wrong with the input, one line says so, with the documented exit code.
+#![allow(clippy::unwrap_used, reason = "a helper of a test may fail as the test does")]
 
 mod program;
 

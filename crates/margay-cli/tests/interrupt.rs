@@ -1,5 +1,6 @@
 //! Ctrl-C and closed pipes, with the signals and pipes of the real system.
 #![cfg(unix)]
+#![allow(clippy::unwrap_used, reason = "a helper of a test may fail as the test does")]
 
 mod program;
 
@@ -52,7 +53,9 @@ fn start(words: &[&str]) -> Running {
 
 fn listen(pipe: impl Read + Send + 'static) -> Receiver<u8> {
     let (send, receive) = std::sync::mpsc::channel();
-    std::thread::spawn(move || pipe.bytes().map_while(Result::ok).all(|byte| send.send(byte).is_ok()));
+    std::thread::spawn(move || {
+        std::io::BufReader::new(pipe).bytes().map_while(Result::ok).all(|byte| send.send(byte).is_ok())
+    });
     receive
 }
 

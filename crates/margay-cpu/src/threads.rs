@@ -288,7 +288,9 @@ mod tests {
         let pool = Pool::new(2);
         let sum = AtomicUsize::new(0);
         pool.run(8, &|_, _| {
-            pool.run(5, &|_, inner| drop(sum.fetch_add(inner, Ordering::Relaxed))).unwrap();
+            pool.run(5, &|_, inner| {
+                sum.fetch_add(inner, Ordering::Relaxed);
+            }).unwrap();
         })
         .unwrap();
         assert_eq!(sum.into_inner(), 8 * 10);
@@ -302,7 +304,7 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..200 {
-                        pool.run(4, &|_, task| drop(sum.fetch_add(task, Ordering::Relaxed))).unwrap();
+                        pool.run(4, &|_, task| { sum.fetch_add(task, Ordering::Relaxed); }).unwrap();
                     }
                 });
             }
@@ -317,7 +319,7 @@ mod tests {
             // Long enough for every worker to go to bed.
             std::thread::sleep(Duration::from_millis(2));
             let hits = AtomicUsize::new(0);
-            pool.run(64, &|_, _| drop(hits.fetch_add(1, Ordering::Relaxed))).unwrap();
+            pool.run(64, &|_, _| { hits.fetch_add(1, Ordering::Relaxed); }).unwrap();
             assert_eq!(hits.into_inner(), 64);
         }
     }

@@ -1,8 +1,8 @@
 //! The backends: one line each.
 
 use crate::{Error, LoadOptions};
+use margay_cpu::{CpuBackend, CpuOptions, Isa, KvType};
 use margay_graph::Backend;
-use margay_reference::ReferenceBackend;
 
 /// A backend that a model can run on.
 pub struct BackendEntry {
@@ -15,12 +15,9 @@ pub struct BackendEntry {
 
 /// All backends.
 pub const BACKENDS: &[BackendEntry] = &[
-    BackendEntry { id: "cpu", summary: "SIMD kernels chosen for this CPU", make: reference },
-    BackendEntry {
-        id: "reference",
-        summary: "candle in float32: slow, the meaning of every op",
-        make: reference,
-    },
+    BackendEntry { id: "cpu", summary: "SIMD kernels chosen for this CPU", make: cpu },
+    #[cfg(feature = "reference")]
+    BackendEntry { id: "reference", summary: "candle in float32: slow, the meaning of every op", make: reference },
 ];
 
 /// The backend that the options name.
@@ -30,14 +27,26 @@ pub const BACKENDS: &[BackendEntry] = &[
 pub fn backend(options: &LoadOptions) -> Result<Box<dyn Backend>, Error> {
     let known = || BACKENDS.iter().map(|b| b.id).collect::<Vec<_>>().join(", ");
     let entry = BACKENDS.iter().find(|b| b.id == options.backend);
-    let entry = entry.ok_or_else(|| Error::Unknown {
-        what: "the backend",
-        name: options.backend.clone(),
-        known: known(),
-    })?;
+    let entry = entry.ok_or_else(|| Error::Unknown { what: "the backend", name: options.backend.clone(), known: known() })?;
     (entry.make)(options)
 }
 
+fn cpu(options: &LoadOptions) -> Result<Box<dyn Backend>, Error> {
+    let isa = options.isa.as_deref().map(isa).transpose()?;
+    let kv = if options.exact_cache { KvType::F32 } else { KvType::F16 };
+    Ok(Box::new(CpuBackend::new(CpuOptions { threads: options.threads, isa, kv })))
+}
+
+fn isa(name: &str) -> Result<Isa, Error> {
+    let here: Vec<Isa> = Isa::supported().collect();
+    Isa::from_name(name).filter(|isa| here.contains(isa)).ok_or_else(|| Error::Unknown {
+        what: "on this machine the instruction set",
+        name: name.to_owned(),
+        known: here.iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", "),
+    })
+}
+
+#[cfg(feature = "reference")]
 fn reference(_: &LoadOptions) -> Result<Box<dyn Backend>, Error> {
-    Ok(Box::new(ReferenceBackend::new()))
+    Ok(Box::new(margay_reference::ReferenceBackend::new()))
 }

@@ -4,6 +4,7 @@
 use margay::{
     Image, LoadOptions, ModelSource, TraceOptions,
     rooms::{
+        cpu::Isa,
         file::{SafeTensors, TensorSource},
         tensor::{DType, Tensor},
     },
@@ -67,20 +68,26 @@ fn check(name: &str, load: LoadOptions) {
         }
         let error = relative_error(tensor, &expected);
         let tolerance = if stage == "logits" { LOGITS_TOLERANCE } else { STAGE_TOLERANCE };
-        println!(
-            "{name:14} {:9} {:8} {stage:13} {error:.1e}",
-            load.backend,
-            load.isa.as_deref().unwrap_or("-")
-        );
+        println!("{name:14} {:9} {:8} {stage:13} {error:.1e}", load.backend, load.isa.as_deref().unwrap_or("-"));
         assert!(error <= tolerance, "{name}: {stage} drifts first: {error:e} > {tolerance:e}");
     }
     assert_eq!(compared, expected.tensors().len(), "{name}: every golden tensor is compared");
 }
 
+#[cfg(feature = "reference")]
 #[test]
 fn end_to_end_reference_matches_the_published_implementations() {
     for name in CHECKPOINTS {
         check(name, LoadOptions { backend: "reference".into(), ..LoadOptions::default() });
+    }
+}
+
+#[test]
+fn end_to_end_cpu_matches_the_published_implementations_on_every_isa() {
+    for isa in Isa::supported() {
+        for name in CHECKPOINTS {
+            check(name, LoadOptions { isa: Some(isa.name().to_owned()), ..LoadOptions::default() });
+        }
     }
 }
 

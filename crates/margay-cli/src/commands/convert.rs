@@ -158,7 +158,7 @@ fn describe(report: &ConvertReport) -> String {
         reasons.entry(why).or_default().push(name);
     }
     let counted =
-        |(why, names): (&str, Vec<&str>)| format!("{why} ({} weights, first {})", names.len(), names[0]);
+        |(why, names): (&str, Vec<&str>)| format!("{why} (weights: {}, the first {})", names.len(), names[0]);
     let reasons: Vec<String> = reasons.into_iter().map(counted).collect();
     list(&mut text, "not stored as asked, because", &reasons);
     list(&mut text, "not used by the model, left out", &report.unused);

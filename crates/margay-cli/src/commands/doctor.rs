@@ -4,7 +4,13 @@ use crate::{Outcome, environment, output};
 use clap::Args;
 use margay::{
     BACKENDS, LoadOptions, backend,
-    rooms::observe::{Root, machine, report::bytes},
+    rooms::{
+        cpu::{CpuBackend, CpuOptions, Isa},
+        observe::{
+            Root, machine,
+            report::{bytes, table},
+        },
+    },
 };
 use serde::Serialize;
 use std::num::NonZeroUsize;
@@ -13,7 +19,7 @@ const AFTER_HELP: &str = "\
 EXAMPLES:
   margay doctor
   margay doctor --json
-  MARGAY_ISA=scalar margay doctor     what the portable kernels are";
+  MARGAY_ISA=scalar margay doctor     the portable kernels";
 
 /// Show what this machine is, and which kernels it gets
 #[derive(Debug, Args)]
@@ -38,14 +44,26 @@ struct Findings {
     memory: Option<machine::Memory>,
     /// Value of `MARGAY_ISA`, where it is set.
     margay_isa: Option<String>,
+    instruction_sets: Vec<IsaFinding>,
+    threads: usize,
+    /// One line a kind of kernel: which one runs, and why.
+    kernels: Vec<String>,
     backends: Vec<BackendFinding>,
+}
+
+#[derive(Debug, Serialize)]
+struct IsaFinding {
+    name: &'static str,
+    supported: bool,
+    chosen: bool,
+    why: &'static str,
 }
 
 #[derive(Debug, Serialize)]
 struct BackendFinding {
     id: &'static str,
     summary: &'static str,
-    /// What it runs on here, or why it cannot.
+    /// What it runs on here.
     here: String,
 }
 
@@ -73,8 +91,19 @@ impl Doctor {
             let here = backend(&options)?.describe();
             Ok(BackendFinding { id: entry.id, summary: entry.summary, here })
         });
+        // An instruction set that is not here was refused above.
+        let isa = margay_isa.as_deref().and_then(Isa::from_name);
+        let backends: Vec<_> = backends.collect::<Result<_, _>>()?;
+        let threads = self.threads.map(NonZeroUsize::get);
+        let cpu = CpuBackend::new(CpuOptions { threads, isa, ..CpuOptions::default() })?;
         Ok(Findings {
-            backends: backends.collect::<Result<_, _>>()?,
+            instruction_sets: Isa::ALL
+                .iter()
+                .map(|isa| look_at(*isa, cpu.isa(), margay_isa.is_some()))
+                .collect(),
+            threads: cpu.threads(),
+            kernels: cpu.kernels(),
+            backends,
             margay: env!("CARGO_PKG_VERSION"),
             architecture: std::env::consts::ARCH,
             system: std::env::consts::OS,
@@ -84,6 +113,18 @@ impl Doctor {
             margay_isa,
         })
     }
+}
+
+fn look_at(isa: Isa, chosen: Isa, forced: bool) -> IsaFinding {
+    let supported = isa.is_supported();
+    let why = match (isa == chosen, supported) {
+        (true, _) if forced => "MARGAY_ISA asks for it",
+        (true, _) => "the best this processor has",
+        (false, true) if forced => "MARGAY_ISA asks for another",
+        (false, true) => "a better one is here",
+        (false, false) => "this processor lacks it",
+    };
+    IsaFinding { name: isa.name(), supported, chosen: isa == chosen, why }
 }
 
 impl Findings {
@@ -99,9 +140,21 @@ impl Findings {
         let memory = self.memory.map(|m| format!("{}, {} available", bytes(m.total_bytes), available(&m)));
         fact("memory", memory.unwrap_or_else(unknown));
         fact("MARGAY_ISA", self.margay_isa.clone().unwrap_or_else(|| "not set".to_owned()));
-        for (at, backend) in self.backends.iter().enumerate() {
-            let title = if at == 0 { "backends" } else { "" };
-            fact(title, format!("{}: {} ({})", backend.id, backend.here, backend.summary));
+        let rows: Vec<_> = self.backends.iter().map(|b| vec![b.id.to_owned(), b.here.clone()]).collect();
+        let width = rows.iter().map(|row| row[1].chars().count()).max().unwrap_or(0);
+        let rows: Vec<_> =
+            rows.into_iter().map(|row| vec![row[0].clone(), format!("{:<width$}", row[1])]).collect();
+        text += &format!("\n{}", table(&["backend", &format!("{:<width$}", "here")], &rows));
+        let word = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
+        let row = |isa: &IsaFinding| {
+            vec![isa.name.to_owned(), word(isa.supported), word(isa.chosen), isa.why.to_owned()]
+        };
+        let rows: Vec<_> = self.instruction_sets.iter().map(row).collect();
+        text +=
+            &format!("\n{}", table(&["instructions", "here", "chosen", &format!("{:<28}", "why")], &rows));
+        text += &format!("\nkernels on {} threads\n", self.threads);
+        for kernel in &self.kernels {
+            text += &format!("  {kernel}\n");
         }
         text
     }

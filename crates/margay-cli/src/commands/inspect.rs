@@ -60,10 +60,10 @@ pub(crate) struct Inspect {
 struct Inspection {
     /// Name the model gives itself.
     name: Option<String>,
-    /// Id of its family; `None` where it is of none that Margay knows, or no whole model.
+    /// Id of its family; `None` where that cannot be told.
     family: Option<&'static str>,
-    /// Where there is no family: why.
-    why_no_family: Option<String>,
+    /// Why it cannot be run as it is.
+    problem: Option<String>,
     /// Against what the family was compared.
     verified: Option<&'static str>,
     files: Vec<File>,
@@ -139,7 +139,7 @@ impl Inspect {
             inspection.visual_tokens_per_picture = parts::visual_tokens(&file);
             inspection
         };
-        inspection.why_no_family = Some(match error {
+        inspection.problem = Some(match error {
             // Its advice is about running the file.
             Error::File(FileError::NotAModel { what, .. }) => format!("this is {what}"),
             error => output::one_line(&error.into()),
@@ -171,10 +171,10 @@ impl Inspection {
         }
         match (self.family, self.verified) {
             (Some(family), Some(verified)) => fact("family", &format!("{family}, compared with {verified}")),
-            _ => fact(
-                "family",
-                &format!("unknown: {}", self.why_no_family.as_deref().unwrap_or("no reason given")),
-            ),
+            _ => fact("family", "unknown"),
+        }
+        if let Some(problem) = &self.problem {
+            fact("problem", problem);
         }
         for file in &self.files {
             fact("file", &file.to_string());

@@ -43,7 +43,7 @@ pub(crate) struct Trace {
     /// The safetensors file to write
     #[arg(long, short, value_name = "FILE")]
     out: PathBuf,
-    /// Use the prompt as it stands, without the chat template; <image> marks each picture
+    /// Use the prompt as it stands, without the chat template; `<image>` marks each picture
     #[arg(long)]
     raw_prompt: bool,
     /// Also write so many tokens of a greedy answer

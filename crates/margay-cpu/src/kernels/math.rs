@@ -51,7 +51,10 @@ pub(crate) fn erf(x: f32) -> f32 {
     let q = q * x2 - 1.682_827e-3;
     let q = q * x2 - 7.373_329e-3;
     let q = q * x2 - 1.426_474e-2;
-    x * p / q
+    let y = x * p / q;
+    // Near 4 the quotient exceeds 1 by some units in the last place.
+    let y = if y > 1.0 { 1.0 } else { y };
+    if y < -1.0 { -1.0 } else { y }
 }
 
 /// 1 / (1 + e^-x)

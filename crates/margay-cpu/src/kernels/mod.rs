@@ -27,3 +27,19 @@ impl Kernels {
         })
     }
 }
+
+/// One line a kind of kernel.
+pub(crate) fn describe(isa: Isa) -> Vec<String> {
+    let quant = quant::table(isa);
+    let float = match isa {
+        Isa::Avx2 => "6 x 16 tiles of AVX2 FMA, half precision through F16C",
+        Isa::Avx512 => "12 x 16 tiles of AVX-512 FMA, half precision through F16C",
+        Isa::Neon | Isa::Dotprod | Isa::I8mm => "6 x 16 tiles of NEON FMA",
+        Isa::Scalar => "portable loops",
+    };
+    vec![
+        format!("integer products: {}, panels of {} rows", quant.name, quant.nr),
+        format!("float products: {float}"),
+        format!("row ops: one source, compiled for {isa}"),
+    ]
+}

@@ -6,6 +6,7 @@ mod error;
 mod gguf;
 mod hub;
 mod matcher;
+mod sandbox;
 mod spm;
 mod stream;
 mod template;

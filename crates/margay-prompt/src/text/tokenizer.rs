@@ -289,7 +289,7 @@ impl Tokenizer {
         let mut runs = Vec::new();
         let mut text = String::new();
         let mut swallow = false; // the last control token swallows the whitespace after it
-        let mut push = |text: &mut String, part: &str, swallow: &mut bool| {
+        let push = |text: &mut String, part: &str, swallow: &mut bool| {
             let part = if *swallow { part.trim_start() } else { part };
             *swallow &= part.is_empty();
             text.push_str(part);

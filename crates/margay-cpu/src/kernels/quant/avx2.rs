@@ -13,6 +13,7 @@ const NR: usize = 8;
 const TILE_ROWS: usize = 4;
 
 pub(super) static TABLE: QuantKernels = QuantKernels {
+    name: "vpmaddubsw and vpmaddwd of AVX2",
     nr: NR,
     wants_q16: |codes| codes == Codes::I8,
     unpacked_bytes: |codes| match codes {

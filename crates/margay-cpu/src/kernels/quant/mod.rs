@@ -63,6 +63,8 @@ pub(crate) struct Product {
 
 /// Integer kernels of one instruction set.
 pub(crate) struct QuantKernels {
+    /// For people.
+    pub(crate) name: &'static str,
     /// Rows of a panel.
     pub(crate) nr: usize,
     /// Whether products with such codes read `Rows::q16`.

@@ -6,6 +6,7 @@ use crate::pack::{Codes, Offset};
 const NR: usize = 8;
 
 pub(super) static TABLE: QuantKernels = QuantKernels {
+    name: "portable loops",
     nr: NR,
     wants_q16: |_| false,
     unpacked_bytes: |codes| usize::from(codes == Codes::U4),

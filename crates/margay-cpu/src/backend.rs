@@ -1,0 +1,93 @@
+//! The backend: options, and compilation of programs.
+
+use crate::{Isa, KvType, executable::CpuExecutable, kernels::Kernels, threads::Pool};
+use margay_graph::{Backend, BackendError, Bindings, Executable, Program, WeightSource};
+use std::sync::Arc;
+
+/// Name of the backend in errors and reports.
+pub(crate) const ID: &str = "cpu";
+
+/// How the backend shall work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CpuOptions {
+    /// Threads that compute; `None` for as many as the system has processors for us.
+    pub threads: Option<usize>,
+    /// Instruction set; `None` for the best this processor has.
+    pub isa: Option<Isa>,
+    /// How KV caches are stored.
+    pub kv: KvType,
+}
+
+/// Runs programs on the processor's cores.
+#[derive(Debug)]
+pub struct CpuBackend {
+    pool: Arc<Pool>,
+    isa: Isa,
+    kv: KvType,
+}
+
+impl CpuBackend {
+    /// Starts the threads and chooses the kernels.
+    ///
+    /// # Errors
+    /// [`BackendError::Unsupported`] where this processor lacks the instruction set asked for.
+    pub fn new(options: CpuOptions) -> Result<Self, BackendError> {
+        let isa = options.isa.unwrap_or_else(Isa::detect);
+        if !isa.is_supported() {
+            let known: Vec<_> = Isa::supported().map(Isa::name).collect();
+            let what = format!("{isa} instructions: this processor has {}", known.join(", "));
+            return Err(BackendError::Unsupported { backend: ID, what });
+        }
+        let available = || std::thread::available_parallelism().map_or(1, usize::from);
+        let pool = Arc::new(Pool::new(options.threads.unwrap_or_else(available)));
+        Ok(CpuBackend { pool, isa, kv: options.kv })
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Threads that compute.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// The threads, for measurements of what the processor can do.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// One line a kind of kernel: which one runs and why.
+    pub fn kernels(&self) -> Vec<String> {
+        let why = if self.isa == Isa::detect() {
+            "the best this processor has".to_owned()
+        } else {
+            format!("asked for; this processor also has {}", Isa::detect())
+        };
+        crate::kernels::describe(self.isa).into_iter().map(|line| format!("{line} ({why})")).collect()
+    }
+}
+
+impl Backend for CpuBackend {
+    fn id(&self) -> &'static str {
+        ID
+    }
+
+    fn describe(&self) -> String {
+        let threads = self.threads();
+        format!("cpu: {} kernels, {threads} thread{}", self.isa, if threads == 1 { "" } else { "s" })
+    }
+
+    fn compile(
+        &self,
+        program: &Program,
+        weights: &dyn WeightSource,
+        limits: &Bindings,
+    ) -> Result<Box<dyn Executable>, BackendError> {
+        let kernels = Kernels::of(self.isa).expect("invariant: checked in `new`");
+        let executable =
+            CpuExecutable::compile(program, weights, limits, self.pool.clone(), kernels, self.kv)?;
+        Ok(Box::new(executable))
+    }
+}

@@ -1,0 +1,245 @@
+//! Ops that work row by row.
+
+use super::{
+    Engine,
+    view::{Out, View},
+};
+use crate::threads::TaskPanic;
+use margay_graph::{Activation, NormKind, Pool2d, Rope, RopeStyle};
+
+/// Elements below which a task is not worth handing to another thread.
+const TASK_ELEMENTS: usize = 8192;
+
+/// Runs `each(row)` for all rows, in tasks of several.
+fn for_rows(
+    engine: &Engine,
+    rows: usize,
+    columns: usize,
+    each: impl Fn(usize) + Sync,
+) -> Result<(), TaskPanic> {
+    let rows_a_task = (TASK_ELEMENTS / columns.max(1)).max(1);
+    engine.pool.run(rows.div_ceil(rows_a_task), &|_, task| {
+        for row in task * rows_a_task..rows.min((task + 1) * rows_a_task) {
+            each(row);
+        }
+    })
+}
+
+/// A row of `out` that holds a copy of the same row of `x`, on which `out` may lie.
+///
+/// # Safety
+/// As [`Out::row`].
+unsafe fn copied<'a>(x: View<'a>, out: Out<'a>, row: usize) -> &'a mut [f32] {
+    // SAFETY: the caller's promise; the read reference ends before the written one begins.
+    unsafe {
+        if !std::ptr::eq(x.pointer(), out.pointer()) {
+            out.row(row).copy_from_slice(x.row(row));
+        }
+        out.row(row)
+    }
+}
+
+/// Normalises each row.
+pub(crate) fn norm(
+    engine: &Engine,
+    kind: NormKind,
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    eps: f32,
+    x: View<'_>,
+    out: Out<'_>,
+) -> Result<(), TaskPanic> {
+    let kernels = engine.kernels.rows;
+    for_rows(engine, out.rows, out.columns, |row| {
+        // SAFETY: each row is one task's own.
+        let y = unsafe { copied(x, out, row) };
+        match kind {
+            NormKind::Rms => (kernels.rms_norm)(y, weight, eps),
+            NormKind::Layer => (kernels.layer_norm)(y, weight, bias, eps),
+        }
+        if let (NormKind::Rms, Some(bias)) = (kind, bias) {
+            (kernels.add)(y, bias);
+        }
+    })
+}
+
+/// `act(x)`
+pub(crate) fn activation(
+    engine: &Engine,
+    act: Activation,
+    x: View<'_>,
+    out: Out<'_>,
+) -> Result<(), TaskPanic> {
+    for_rows(engine, out.rows, out.columns, |row| {
+        // SAFETY: each row is one task's own.
+        (engine.kernels.rows.activate)(act, unsafe { copied(x, out, row) });
+    })
+}
+
+/// `act(gate) * up`; `out` may lie on `gate`.
+pub(crate) fn glu(
+    engine: &Engine,
+    act: Activation,
+    gate: View<'_>,
+    up: View<'_>,
+    out: Out<'_>,
+) -> Result<(), TaskPanic> {
+    let kernels = engine.kernels.rows;
+    for_rows(engine, out.rows, out.columns, |row| {
+        // SAFETY: each row is one task's own; `up` and `out` are different values.
+        unsafe {
+            let y = copied(gate, out, row);
+            (kernels.activate)(act, y);
+            (kernels.mul)(y, up.row(row));
+        }
+    })
+}
+
+/// `a + b` or `a * b`; b may be one row.
+pub(crate) fn elementwise(
+    engine: &Engine,
+    kernel: fn(&mut [f32], &[f32]),
+    a: View<'_>,
+    b: View<'_>,
+    out: Out<'_>,
+) -> Result<(), TaskPanic> {
+    for_rows(engine, out.rows, out.columns, |row| {
+        // SAFETY: each row is one task's own; where `b` is `a`, `out` lies on neither.
+        unsafe {
+            let y = copied(a, out, row);
+            kernel(y, b.row(if b.rows == 1 { 0 } else { row }));
+        }
+    })
+}
+
+/// Cosines and sines of the angles of each position, `[rows, rotary / 2]` each. Angles are float64: at position 4000 a
+/// float32 angle is off by 1e-4.
+pub(crate) fn rope_table(frequencies: &[f64], positions: &[i32], cos: &mut [f32], sin: &mut [f32]) {
+    let n = frequencies.len();
+    for (row, position) in positions.iter().enumerate() {
+        for (i, frequency) in frequencies.iter().enumerate() {
+            let angle = f64::from(*position) * frequency;
+            let (s, c) = angle.sin_cos();
+            (sin[row * n + i], cos[row * n + i]) = (s as f32, c as f32);
+        }
+    }
+}
+
+/// What position 1 turns each pair by.
+pub(crate) fn rope_frequencies(rope: &Rope, factors: Option<&[f32]>) -> Vec<f64> {
+    (0..rope.rotary / 2)
+        .map(|i| {
+            let exponent = 2.0 * i as f64 / rope.rotary as f64;
+            let frequency = f64::from(rope.base).powf(-exponent);
+            factors.map_or(frequency, |f| frequency / f64::from(f[i]))
+        })
+        .collect()
+}
+
+/// Rotary position embedding.
+pub(crate) fn rope(
+    engine: &Engine,
+    rope: &Rope,
+    (cos, sin): (&[f32], &[f32]),
+    x: View<'_>,
+    out: Out<'_>,
+) -> Result<(), TaskPanic> {
+    let n = rope.rotary / 2;
+    let kernel = match rope.style {
+        RopeStyle::Half => engine.kernels.rows.rope_half,
+        RopeStyle::Interleaved => engine.kernels.rows.rope_interleaved,
+    };
+    for_rows(engine, out.rows, out.columns, |row| {
+        // SAFETY: each row is one task's own.
+        let y = unsafe { copied(x, out, row) };
+        for head in y.chunks_exact_mut(rope.head_dim) {
+            kernel(&mut head[..rope.rotary], &cos[row * n..][..n], &sin[row * n..][..n]);
+        }
+    })
+}
+
+/// The mean row.
+pub(crate) fn mean_rows(engine: &Engine, x: View<'_>, out: Out<'_>) -> Result<(), TaskPanic> {
+    // SAFETY: this thread alone touches `out`, which does not lie on `x`.
+    let y = unsafe { out.row(0) };
+    y.fill(0.0);
+    for row in 0..x.rows {
+        // SAFETY: nobody writes x meanwhile.
+        (engine.kernels.rows.add)(y, unsafe { x.row(row) });
+    }
+    let count = x.rows as f32;
+    y.iter_mut().for_each(|y| *y /= count);
+    Ok(())
+}
+
+/// `out[row] = x[source(row)]`, columns from `start` on.
+pub(crate) fn copy_rows(
+    engine: &Engine,
+    x: View<'_>,
+    start: usize,
+    out: Out<'_>,
+    source: impl Fn(usize) -> usize + Sync,
+) -> Result<(), TaskPanic> {
+    for_rows(engine, out.rows, out.columns, |row| {
+        // SAFETY: each row is one task's own; `out` does not lie on `x`.
+        unsafe { out.row(row).copy_from_slice(&x.row(source(row))[start..][..out.columns]) }
+    })
+}
+
+/// a's rows, then b's.
+pub(crate) fn concat_rows(
+    engine: &Engine,
+    a: View<'_>,
+    b: View<'_>,
+    out: Out<'_>,
+) -> Result<(), TaskPanic> {
+    for_rows(engine, out.rows, out.columns, |row| {
+        // SAFETY: each row is one task's own; `out` lies on neither.
+        unsafe {
+            let from = if row < a.rows { a.row(row) } else { b.row(row - a.rows) };
+            out.row(row).copy_from_slice(from);
+        }
+    })
+}
+
+/// Squares of a picture `[channels, height, width]` as rows.
+pub(crate) fn patchify(
+    engine: &Engine,
+    pixels: &[f32],
+    (height, width): (usize, usize),
+    patch: usize,
+    out: Out<'_>,
+) -> Result<(), TaskPanic> {
+    let across = width / patch;
+    for_rows(engine, out.rows, out.columns, |row| {
+        let (y0, x0) = (row / across * patch, row % across * patch);
+        // SAFETY: each row is one task's own.
+        let out = unsafe { out.row(row) };
+        for (i, line) in out.chunks_exact_mut(patch).enumerate() {
+            let (channel, y) = (i / patch, y0 + i % patch);
+            line.copy_from_slice(&pixels[(channel * height + y) * width + x0..][..patch]);
+        }
+    })
+}
+
+/// Mean of each square of a feature map.
+pub(crate) fn avg_pool2d(
+    engine: &Engine,
+    pool: &Pool2d,
+    x: View<'_>,
+    out: Out<'_>,
+) -> Result<(), TaskPanic> {
+    let (kernel, across) = (pool.kernel, pool.width / pool.kernel);
+    for_rows(engine, out.rows, out.columns * kernel * kernel, |row| {
+        let (y0, x0) = (row / across * kernel, row % across * kernel);
+        // SAFETY: each row is one task's own; `out` does not lie on `x`.
+        let out = unsafe { out.row(row) };
+        out.fill(0.0);
+        for i in 0..kernel * kernel {
+            let source = (y0 + i / kernel) * pool.width + x0 + i % kernel;
+            // SAFETY: nobody writes x meanwhile.
+            (engine.kernels.rows.add)(out, unsafe { x.row(source) });
+        }
+        (engine.kernels.rows.scale)(out, 1.0 / (kernel * kernel) as f32);
+    })
+}

@@ -1,0 +1,220 @@
+//! Ops made ready to run: weights packed, choices made.
+
+use crate::{
+    backend::ID,
+    kernels::Kernels,
+    ops::{conv::ConvWeight, linear::Matrix, rows},
+    pack::Codes,
+    threads::Pool,
+};
+use margay_graph::{BackendError, Dim, Op, Program, Rope, ValueId, WeightId, WeightSource};
+use margay_tensor::Tensor;
+
+/// One node of the program, ready to run. Numbers index the lists of [`Prepared`].
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// Inputs and params are there already.
+    Nothing,
+    Embed { table: Tensor },
+    Linear { matrix: usize, bias: Option<usize>, quantize: Option<Quantize> },
+    Norm { weight: usize, bias: Option<usize> },
+    Rope { table: usize },
+    Conv2d { weight: ConvWeight, bias: Option<usize> },
+    /// The op says it all.
+    Plain,
+}
+
+/// How a linear layer gets its quantized rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Quantize {
+    /// An earlier layer has quantized the same value.
+    Reuse,
+    /// This layer does, in 16 bits as well where asked.
+    Fill { wide: bool },
+}
+
+/// Angles that rope ops of the same positions share.
+#[derive(Debug, PartialEq)]
+pub(crate) struct RopeSpec {
+    pub(crate) positions: ValueId,
+    pub(crate) frequencies: Vec<f64>,
+}
+
+/// The steps of a program and what they share.
+pub(crate) struct Prepared {
+    pub(crate) steps: Vec<Step>,
+    pub(crate) matrices: Vec<Matrix>,
+    /// Small weights as float32, and which weight each was.
+    pub(crate) constants: Vec<Vec<f32>>,
+    constant_of: Vec<(WeightId, usize)>,
+    pub(crate) ropes: Vec<RopeSpec>,
+    /// Bytes of tables that are read where they lie.
+    pub(crate) mapped_bytes: usize,
+}
+
+impl Prepared {
+    /// Packs every weight of `program`.
+    pub(crate) fn new(
+        program: &Program,
+        weights: &dyn WeightSource,
+        pool: &Pool,
+        kernels: &Kernels,
+    ) -> Result<Self, BackendError> {
+        let mut made = Prepared {
+            steps: vec![],
+            matrices: vec![],
+            constants: vec![],
+            constant_of: vec![],
+            ropes: vec![],
+            mapped_bytes: 0,
+        };
+        let mut matrix_of: Vec<Option<usize>> = vec![None; program.weights().len()];
+        let fetch = |id: WeightId| fetch(program, weights, id);
+        for node in program.nodes() {
+            let step = match &node.op {
+                Op::Input => Step::Nothing,
+                Op::Param { weight } => {
+                    made.constant(*weight, &fetch)?;
+                    Step::Nothing
+                }
+                Op::Embed { table } => {
+                    let tensor = fetch(*table)?;
+                    readable(&program.weight(*table).name, &tensor)?;
+                    made.mapped_bytes += tensor.bytes().len();
+                    Step::Embed { table: tensor }
+                }
+                Op::Linear(linear) => {
+                    let matrix = match matrix_of[linear.weight.index()] {
+                        Some(matrix) => matrix,
+                        None => {
+                            let (name, tensor) = (&program.weight(linear.weight).name, fetch(linear.weight)?);
+                            readable(name, &tensor)?;
+                            made.matrices.push(Matrix::pack(name, &tensor, kernels.quant.nr, pool)?);
+                            made.matrices.len() - 1
+                        }
+                    };
+                    matrix_of[linear.weight.index()] = Some(matrix);
+                    let bias = linear.bias.map(|b| made.constant(b, &fetch)).transpose()?;
+                    Step::Linear { matrix, bias, quantize: None }
+                }
+                Op::Norm(norm) => Step::Norm {
+                    weight: made.constant(norm.weight, &fetch)?,
+                    bias: norm.bias.map(|b| made.constant(b, &fetch)).transpose()?,
+                },
+                Op::Rope(rope) => Step::Rope { table: made.rope(rope, node.inputs[1], &fetch)? },
+                Op::Conv2d(conv) => {
+                    let (name, tensor) = (&program.weight(conv.weight).name, fetch(conv.weight)?);
+                    let values = crate::weights::decode(name, &tensor)?;
+                    Step::Conv2d {
+                        weight: ConvWeight::new(conv, values, program.value(node.inputs[0]).columns()),
+                        bias: conv.bias.map(|b| made.constant(b, &fetch)).transpose()?,
+                    }
+                }
+                Op::Activation(_)
+                | Op::Add
+                | Op::Mul
+                | Op::Glu(_)
+                | Op::Attention(_)
+                | Op::Patchify { .. }
+                | Op::AvgPool2d(_)
+                | Op::MeanRows
+                | Op::ConcatRows
+                | Op::SliceRows { .. }
+                | Op::SliceColumns { .. }
+                | Op::GatherRows => Step::Plain,
+            };
+            made.steps.push(step);
+        }
+        made.share_quantized_rows(program, kernels);
+        Ok(made)
+    }
+
+    /// The constant that holds weight `id`.
+    pub(crate) fn constant_of(&self, id: WeightId) -> Option<usize> {
+        self.constant_of.iter().find(|(known, _)| *known == id).map(|(_, at)| *at)
+    }
+
+    /// Codes of the matrix of a linear step, where it is quantized.
+    pub(crate) fn codes(&self, step: &Step) -> Option<(usize, Codes)> {
+        let Step::Linear { matrix, .. } = step else { return None };
+        match &self.matrices[*matrix] {
+            Matrix::Quant(m) => Some((m.k, m.kind.codes)),
+            Matrix::Float(_) => None,
+        }
+    }
+
+    fn constant(
+        &mut self,
+        id: WeightId,
+        fetch: &dyn Fn(WeightId) -> Result<Tensor, BackendError>,
+    ) -> Result<usize, BackendError> {
+        if let Some(at) = self.constant_of(id) {
+            return Ok(at);
+        }
+        let tensor = fetch(id)?;
+        self.constants.push(crate::weights::decode(&format!("number {}", id.index()), &tensor)?);
+        self.constant_of.push((id, self.constants.len() - 1));
+        Ok(self.constants.len() - 1)
+    }
+
+    fn rope(
+        &mut self,
+        rope: &Rope,
+        positions: ValueId,
+        fetch: &dyn Fn(WeightId) -> Result<Tensor, BackendError>,
+    ) -> Result<usize, BackendError> {
+        let factors = rope.factors.map(|f| self.constant(f, fetch)).transpose()?;
+        let frequencies = rows::rope_frequencies(rope, factors.map(|f| &self.constants[f][..]));
+        let spec = RopeSpec { positions, frequencies };
+        if let Some(at) = self.ropes.iter().position(|known| *known == spec) {
+            return Ok(at);
+        }
+        self.ropes.push(spec);
+        Ok(self.ropes.len() - 1)
+    }
+
+    /// Layers in a row that read the same value (q, k, v; gate, up) quantize it once.
+    fn share_quantized_rows(&mut self, program: &Program, kernels: &Kernels) {
+        let mut filled: Option<(ValueId, usize)> = None;
+        for (at, node) in program.nodes().iter().enumerate() {
+            let Some((_, codes)) = self.codes(&self.steps[at]) else { continue };
+            let (x, needs_wide) = (node.inputs[0], (kernels.quant.wants_q16)(codes));
+            let (choice, filler) = match filled {
+                Some((value, filler)) if value == x => (Quantize::Reuse, filler),
+                _ => (Quantize::Fill { wide: false }, at),
+            };
+            if let Step::Linear { quantize, .. } = &mut self.steps[at] {
+                *quantize = Some(choice);
+            }
+            if let Step::Linear { quantize: Some(Quantize::Fill { wide }), .. } = &mut self.steps[filler] {
+                *wide |= needs_wide;
+            }
+            filled = Some((x, filler));
+        }
+    }
+}
+
+/// The weight `id`, of the shape the program declares.
+fn fetch(program: &Program, weights: &dyn WeightSource, id: WeightId) -> Result<Tensor, BackendError> {
+    let spec = program.weight(id);
+    let tensor = weights.weight(&spec.name)?;
+    if *tensor.shape() != spec.shape {
+        let what = format!("has shape {}, the program declares {}", tensor.shape(), spec.shape);
+        return Err(BackendError::Weight { name: spec.name.clone(), what });
+    }
+    Ok(tensor)
+}
+
+/// Refuses a format that nobody can decode.
+fn readable(name: &str, tensor: &Tensor) -> Result<(), BackendError> {
+    if margay_quant::format(tensor.dtype()).is_some() {
+        return Ok(());
+    }
+    let what = format!("the weight {name} of type {}: convert it to a type Margay reads", tensor.dtype());
+    Err(BackendError::Unsupported { backend: ID, what })
+}
+
+/// Rows a value has under the given sizes (its first dimension).
+pub(crate) fn first_dim(program: &Program, value: ValueId) -> Dim {
+    program.value(value).dims.first().copied().unwrap_or(Dim::from(1))
+}
