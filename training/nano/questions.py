@@ -319,6 +319,7 @@ def _pair(kind, scene, rng) -> QA | None:
 # kind: share of the questions, by phase. `lookup` comes first: only what needs the look-up circuits.
 MIX = {
     "spell": dict(read=1),
+    "relate": dict(where=4, where_yn=1, larger=1.5, smaller=0.8, count=1, count_all=0.3, read=1.5, colour=0.5),
     "lookup": dict(
         shape=3, colour=4, size=2, exist_yes=3, exist_adversarial=4, exist_popular=0.5, exist_random=0.5, count=1, where=1, read=2
     ),

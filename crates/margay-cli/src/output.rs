@@ -1,6 +1,7 @@
 //! Everything that is written to stdout and stderr.
 
 use crate::{environment, progress};
+use margay::rooms::observe::report::table;
 use serde::Serialize;
 use std::{
     borrow::Cow,
@@ -84,6 +85,20 @@ pub(crate) fn prompt() {
     let _ = write!(stderr(), "{mark}");
 }
 
+/// A table whose last column holds words, which read better from the left; the others hold numbers.
+pub(crate) fn table_of_words(header: &[&str], mut rows: Vec<Vec<String>>) -> String {
+    let Some((words, numbers)) = header.split_last() else { return String::new() };
+    let last = numbers.len();
+    let lengths = rows.iter().filter_map(|row| row.get(last)).map(|cell| cell.chars().count());
+    let width = lengths.chain([words.len()]).max().unwrap_or(0);
+    for cell in rows.iter_mut().filter_map(|row| row.get_mut(last)) {
+        *cell = format!("{cell:<width$}");
+    }
+    let words = format!("{words:<width$}");
+    let header: Vec<&str> = numbers.iter().copied().chain([words.as_str()]).collect();
+    table(&header, &rows)
+}
+
 /// Leaves the terminal as it was found: cursor shown, and the shell's prompt on a line of its own.
 pub(crate) fn restore_terminal() {
     if environment::stderr_is_terminal() {
@@ -110,6 +125,13 @@ mod tests {
         let repeated = anyhow::Error::new(io).context("cannot write x: no space\n  left");
         assert_eq!(one_line(&repeated), "cannot write x: no space left");
         assert_eq!(one_line(&anyhow!("inner").context("outer")), "outer: inner");
+    }
+
+    #[test]
+    fn words_stand_to_the_left_and_numbers_to_the_right() {
+        let rows = [["a", "1", "long word"], ["bc", "10", "w"]].map(|row| row.map(str::to_owned).to_vec());
+        let text = table_of_words(&["x", "n", "why"], rows.to_vec());
+        assert_eq!(text, "x    n  why\na    1  long word\nbc  10  w\n");
     }
 
     #[test]

@@ -192,7 +192,7 @@ fn trace_on_the_reference_backend_equals_the_original() {
 #[test]
 fn doctor_tells_the_machine_and_the_kernels() {
     let text = run(["doctor"]).ok();
-    for name in ["cpu", "cores", "memory", "backends"] {
+    for name in ["cpu", "cores", "memory", "reference", "scalar", "kernels"] {
         assert!(text.contains(name), "{name}: {text}");
     }
     let json = run(["doctor", "--json"]).json();

@@ -27,10 +27,16 @@ unsafe impl Plain for i32 {}
 // SAFETY: as above.
 unsafe impl Plain for f32 {}
 
+/// Bytes from which on a buffer is mapped on its own and asks for huge pages: weights are read from end to end for
+/// each token, and with 4 KiB pages the address translation costs a tenth of the bandwidth.
+const HUGE_FROM_BYTES: usize = 4 << 20;
+
 /// A fixed number of zeroed elements, aligned to 64 bytes. The system hands out pages only as they are touched.
 pub(crate) struct Lines<T: Plain> {
     at: NonNull<T>,
     len: usize,
+    /// The mapping that holds the elements, where the allocator does not.
+    mapping: Option<memmap2::MmapMut>,
 }
 
 // SAFETY: it owns its memory as a `Vec` does.
@@ -43,12 +49,18 @@ impl<T: Plain> Lines<T> {
     pub(crate) fn try_zeroed(len: usize) -> Option<Self> {
         let layout = Self::layout(len)?;
         if layout.size() == 0 {
-            return Some(Lines { at: NonNull::dangling(), len });
+            return Some(Lines { at: NonNull::dangling(), len, mapping: None });
+        }
+        if layout.size() >= HUGE_FROM_BYTES
+            && let Some(mut mapping) = map(layout.size())
+        {
+            let at = NonNull::new(mapping.as_mut_ptr().cast::<T>())?;
+            return Some(Lines { at, len, mapping: Some(mapping) });
         }
         // SAFETY: the layout's size is not zero.
         let raw = unsafe { alloc_zeroed(layout) };
         let at = NonNull::new(raw.cast::<T>()).unwrap_or_else(|| handle_alloc_error(layout));
-        Some(Lines { at, len })
+        Some(Lines { at, len, mapping: None })
     }
 
     /// `len` zeros.
@@ -70,10 +82,19 @@ impl<T: Plain> Lines<T> {
     }
 }
 
+/// Zeroed pages, huge ones where the system has them to give.
+fn map(bytes: usize) -> Option<memmap2::MmapMut> {
+    let mapping = memmap2::MmapMut::map_anon(bytes).ok()?;
+    // A refusal costs speed only.
+    #[cfg(target_os = "linux")]
+    let _ = mapping.advise(memmap2::Advice::HugePage);
+    Some(mapping)
+}
+
 impl<T: Plain> Drop for Lines<T> {
     fn drop(&mut self) {
         let layout = Self::layout(self.len).expect("invariant: the layout was valid when allocated");
-        if layout.size() > 0 {
+        if layout.size() > 0 && self.mapping.is_none() {
             // SAFETY: allocated by `try_zeroed` with this very layout.
             unsafe { dealloc(self.at.as_ptr().cast(), layout) }
         }

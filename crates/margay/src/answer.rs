@@ -40,6 +40,9 @@ pub struct Answer<'s> {
     sequence: Sequence,
     pictures: VecDeque<Image>,
     picture_count: usize,
+    /// Pictures and visual numbers the session had before this question.
+    images_then: usize,
+    visual_then: usize,
     decoder: StreamDecoder<Arc<Tokenizer>>,
     stops: StopMatcher,
     sampler: Sampler,
@@ -93,6 +96,8 @@ impl<'s> Answer<'s> {
             pending: VecDeque::new(),
             told: false,
             picture_count: pictures.len(),
+            images_then: session.images,
+            visual_then: session.visual.len(),
             pictures: pictures.into(),
             session,
             options,
@@ -116,7 +121,8 @@ impl<'s> Answer<'s> {
     }
 
     fn step(&mut self) -> Result<(), Error> {
-        if self.session.cancel.is_cancelled() {
+        let ending = matches!(self.phase, Phase::Ended(_) | Phase::Over);
+        if self.session.cancel.is_cancelled() && !ending {
             self.end(Stop::Cancelled);
             return Ok(());
         }
@@ -148,6 +154,8 @@ impl<'s> Answer<'s> {
             // Packing the tower is loading, not encoding.
             self.times.add(Stage::Load, clock.elapsed());
         }
+        // Decoding happened when the picture was opened; it counts here.
+        self.times.add(Stage::Preprocess, image.decode);
         let clock = Stopwatch::start();
         let tiles = preprocess(&image.picture, &vision.image)
             .map_err(|source| Error::Image { place: image.name.clone(), source })?;
@@ -298,9 +306,16 @@ impl<'s> Answer<'s> {
         self.pending.push_back(Event::Done(Box::new(report)));
     }
 
-    /// The session goes on from what was said.
+    /// The session goes on from what was said. A question whose pictures were never seen is taken back.
     fn remember(&mut self) {
-        if !std::mem::replace(&mut self.told, true) && !self.session.messages.is_empty() {
+        if std::mem::replace(&mut self.told, true) || self.session.messages.is_empty() {
+            return;
+        }
+        if self.session.images < self.images_then + self.picture_count {
+            self.session.messages.pop();
+            self.session.images = self.images_then;
+            self.session.visual.truncate(self.visual_then);
+        } else {
             self.session.messages.push(Message::text("assistant", self.text.clone()));
         }
     }

@@ -17,7 +17,11 @@ pub struct BackendEntry {
 pub const BACKENDS: &[BackendEntry] = &[
     BackendEntry { id: "cpu", summary: "SIMD kernels chosen for this CPU", make: cpu },
     #[cfg(feature = "reference")]
-    BackendEntry { id: "reference", summary: "candle in float32: slow, the meaning of every op", make: reference },
+    BackendEntry {
+        id: "reference",
+        summary: "candle in float32: slow, the meaning of every op",
+        make: reference,
+    },
 ];
 
 /// The backend that the options name.
@@ -27,14 +31,18 @@ pub const BACKENDS: &[BackendEntry] = &[
 pub fn backend(options: &LoadOptions) -> Result<Box<dyn Backend>, Error> {
     let known = || BACKENDS.iter().map(|b| b.id).collect::<Vec<_>>().join(", ");
     let entry = BACKENDS.iter().find(|b| b.id == options.backend);
-    let entry = entry.ok_or_else(|| Error::Unknown { what: "the backend", name: options.backend.clone(), known: known() })?;
+    let entry = entry.ok_or_else(|| Error::Unknown {
+        what: "the backend",
+        name: options.backend.clone(),
+        known: known(),
+    })?;
     (entry.make)(options)
 }
 
 fn cpu(options: &LoadOptions) -> Result<Box<dyn Backend>, Error> {
     let isa = options.isa.as_deref().map(isa).transpose()?;
     let kv = if options.exact_cache { KvType::F32 } else { KvType::F16 };
-    Ok(Box::new(CpuBackend::new(CpuOptions { threads: options.threads, isa, kv })))
+    Ok(Box::new(CpuBackend::new(CpuOptions { threads: options.threads, isa, kv })?))
 }
 
 fn isa(name: &str) -> Result<Isa, Error> {

@@ -1,14 +1,17 @@
 //! A picture to ask about.
 
 use crate::Error;
+use margay_observe::Stopwatch;
 use margay_prompt::image::{ImageLimits, Picture, decode};
-use std::{io::Read, path::Path};
+use std::{io::Read, path::Path, time::Duration};
 
 /// A decoded picture, upright, RGB.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Image {
     pub(crate) picture: Picture,
     pub(crate) name: String,
+    /// How long reading and decoding took.
+    pub(crate) decode: Duration,
 }
 
 impl Image {
@@ -17,6 +20,7 @@ impl Image {
     /// # Errors
     /// [`Error::ImageFile`] where it cannot be read, [`Error::Image`] where it is no such picture or too large.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
+        let clock = Stopwatch::start();
         let path = path.as_ref();
         let name = path.display().to_string();
         let limits = ImageLimits::default();
@@ -24,8 +28,8 @@ impl Image {
         let file = std::fs::File::open(path).map_err(fail)?;
         let mut bytes = vec![];
         // One byte more than allowed, so that the decoder sees (and says) that the file is too large.
-        file.take(limits.max_file_bytes as u64 + 1).read_to_end(&mut bytes).map_err(fail)?;
-        Self::decode(&bytes, &name, &limits)
+        file.take(limits.max_file_bytes + 1).read_to_end(&mut bytes).map_err(fail)?;
+        Self::decode(&bytes, &name, &limits, clock)
     }
 
     /// Decodes a PNG, JPEG, WebP, GIF or BMP picture; `name` stands in messages.
@@ -33,7 +37,7 @@ impl Image {
     /// # Errors
     /// [`Error::Image`] where it is no such picture or too large.
     pub fn from_bytes(bytes: &[u8], name: &str) -> Result<Self, Error> {
-        Self::decode(bytes, name, &ImageLimits::default())
+        Self::decode(bytes, name, &ImageLimits::default(), Stopwatch::start())
     }
 
     /// A picture of one colour, for tests and examples.
@@ -44,7 +48,7 @@ impl Image {
         let name = "filled".to_owned();
         let picture = Picture::filled(width, height, rgb)
             .map_err(|source| Error::Image { place: name.clone(), source })?;
-        Ok(Image { picture, name })
+        Ok(Image { picture, name, decode: Duration::ZERO })
     }
 
     /// Width, pixels.
@@ -57,9 +61,9 @@ impl Image {
         self.picture.height()
     }
 
-    fn decode(bytes: &[u8], name: &str, limits: &ImageLimits) -> Result<Self, Error> {
+    fn decode(bytes: &[u8], name: &str, limits: &ImageLimits, clock: Stopwatch) -> Result<Self, Error> {
         let picture =
             decode(bytes, limits).map_err(|source| Error::Image { place: name.to_owned(), source })?;
-        Ok(Image { picture, name: name.to_owned() })
+        Ok(Image { picture, name: name.to_owned(), decode: clock.elapsed() })
     }
 }

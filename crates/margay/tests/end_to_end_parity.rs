@@ -68,7 +68,11 @@ fn check(name: &str, load: LoadOptions) {
         }
         let error = relative_error(tensor, &expected);
         let tolerance = if stage == "logits" { LOGITS_TOLERANCE } else { STAGE_TOLERANCE };
-        println!("{name:14} {:9} {:8} {stage:13} {error:.1e}", load.backend, load.isa.as_deref().unwrap_or("-"));
+        println!(
+            "{name:14} {:9} {:8} {stage:13} {error:.1e}",
+            load.backend,
+            load.isa.as_deref().unwrap_or("-")
+        );
         assert!(error <= tolerance, "{name}: {stage} drifts first: {error:e} > {tolerance:e}");
     }
     assert_eq!(compared, expected.tensors().len(), "{name}: every golden tensor is compared");

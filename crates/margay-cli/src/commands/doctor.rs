@@ -6,10 +6,7 @@ use margay::{
     BACKENDS, LoadOptions, backend,
     rooms::{
         cpu::{CpuBackend, CpuOptions, Isa},
-        observe::{
-            Root, machine,
-            report::{bytes, table},
-        },
+        observe::{Root, machine, report::bytes},
     },
 };
 use serde::Serialize;
@@ -140,18 +137,14 @@ impl Findings {
         let memory = self.memory.map(|m| format!("{}, {} available", bytes(m.total_bytes), available(&m)));
         fact("memory", memory.unwrap_or_else(unknown));
         fact("MARGAY_ISA", self.margay_isa.clone().unwrap_or_else(|| "not set".to_owned()));
-        let rows: Vec<_> = self.backends.iter().map(|b| vec![b.id.to_owned(), b.here.clone()]).collect();
-        let width = rows.iter().map(|row| row[1].chars().count()).max().unwrap_or(0);
-        let rows: Vec<_> =
-            rows.into_iter().map(|row| vec![row[0].clone(), format!("{:<width$}", row[1])]).collect();
-        text += &format!("\n{}", table(&["backend", &format!("{:<width$}", "here")], &rows));
+        let rows = self.backends.iter().map(|b| vec![b.id.to_owned(), b.here.clone()]).collect();
+        text += &format!("\n{}", output::table_of_words(&["backend", "here"], rows));
         let word = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
         let row = |isa: &IsaFinding| {
             vec![isa.name.to_owned(), word(isa.supported), word(isa.chosen), isa.why.to_owned()]
         };
-        let rows: Vec<_> = self.instruction_sets.iter().map(row).collect();
-        text +=
-            &format!("\n{}", table(&["instructions", "here", "chosen", &format!("{:<28}", "why")], &rows));
+        let rows = self.instruction_sets.iter().map(row).collect();
+        text += &format!("\n{}", output::table_of_words(&["instructions", "here", "chosen", "why"], rows));
         text += &format!("\nkernels on {} threads\n", self.threads);
         for kernel in &self.kernels {
             text += &format!("  {kernel}\n");

@@ -192,15 +192,9 @@ impl Inspection {
             fact("", &format!("{file}: {width} x {height} pixels, {tokens} visual tokens"));
         }
         if !self.weights.is_empty() {
-            let mut rows: Vec<_> = self.weights.iter().map(Weights::row).collect();
-            // Words read better from the left.
-            let width = rows.iter().map(|row| row[5].len()).max().unwrap_or(0);
-            rows.iter_mut().for_each(|row| row[5] = format!("{:<width$}", row[5]));
-            text += "\n";
-            text += &table(
-                &["stage", "weights", "parameters", "size", "bits/weight", &format!("{:<width$}", "types")],
-                &rows,
-            );
+            let rows = self.weights.iter().map(Weights::row).collect();
+            let header = ["stage", "weights", "parameters", "size", "bits/weight", "types"];
+            text += &format!("\n{}", output::table_of_words(&header, rows));
         }
         if let Some(memory) = &self.memory {
             text += "\n";

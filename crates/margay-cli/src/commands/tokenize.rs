@@ -10,7 +10,6 @@ use margay::{
     Model,
     rooms::{
         file::open_model,
-        observe::report::table,
         prompt::text::{EncodeOptions, Tokenizer, TokenizerError},
     },
     tokenizer_of,
@@ -94,15 +93,11 @@ fn show(tokenizer: &Tokenizer, ids: &[u32], json: bool) -> anyhow::Result<()> {
         return output::json(&json!({ "ids": ids, "pieces": pieces }));
     }
     let row = |(id, piece): (&u32, &&str)| {
-        let kind = if tokenizer.is_control(*id) { "control" } else { "" };
-        vec![format!("{id:>7}"), format!("{piece:?}"), kind.to_owned()]
+        let kind = if tokenizer.is_control(*id) { "  (control)" } else { "" };
+        vec![format!("{id:>7}"), format!("{piece:?}{kind}")]
     };
-    let rows: Vec<_> = ids.iter().zip(&pieces).map(row).collect();
-    // The pieces read better aligned to the left.
-    let width = rows.iter().map(|r| r[1].chars().count()).max().unwrap_or(0);
-    let rows: Vec<_> =
-        rows.into_iter().map(|r| vec![r[0].clone(), format!("{:<width$}", r[1]), r[2].clone()]).collect();
-    output::text(&table(&["     id", "piece", ""], &rows))?;
+    let rows = ids.iter().zip(&pieces).map(row).collect();
+    output::text(&output::table_of_words(&["     id", "piece"], rows))?;
     output::aside(&format!("{} tokens", ids.len()));
     Ok(())
 }

@@ -1,9 +1,14 @@
 //! Resampling equal to Pillow's, bit for bit.
 //!
-//! Two separable passes, horizontal first, each with 22-bit fixed-point coefficients made in f64, and 8-bit
-//! pixels after each pass. An axis whose length does not change is skipped. Source: Pillow `Resample.c`
-//! (`precompute_coeffs`, `normalize_coeffs_8bpc`, `ImagingResample{Horizontal,Vertical}_8bpc`), `Geometry.c`
-//! (`ImagingScaleAffine`, for nearest).
+//! Two separable passes, each with 22-bit fixed-point coefficients made in f64, and 8-bit pixels after each pass. An
+//! axis whose length does not change is skipped. Source: Pillow 13.0 `Resample.c` (`precompute_coeffs`,
+//! `normalize_coeffs_8bpc`, `ImagingResample{Horizontal,Vertical}_8bpc`, and the order of the passes in
+//! `ImagingResampleInner`), `Geometry.c` (`ImagingScaleAffine`, for nearest).
+//!
+//! Older Pillow versions always ran the horizontal pass first. Where the order differs (height shrinks by more than
+//! twice as many pixels as width) so do a few pixels, by the rounding between the passes.
+
+use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
@@ -55,38 +60,46 @@ pub fn resize(picture: &Picture, width: u32, height: u32, filter: Filter) -> Res
         return Err(ImageError::NoPixels { width, height });
     }
     let (from_width, from_height) = (picture.width(), picture.height());
-    for (w, h) in [(width, height), (width, from_height)] {
-        if u64::from(w) * u64::from(h) > MAX_RESIZED_PIXELS {
-            return Err(ImageError::ResultTooLarge {
-                width: from_width,
-                height: from_height,
-                to_width: w.into(),
-                to_height: h.into(),
-                limit: MAX_RESIZED_PIXELS,
-            });
+    let vertical_first = vertical_first(picture, width, height);
+    let between = if vertical_first { (from_width, height) } else { (width, from_height) };
+    let too_large = |(w, h): (u32, u32)| ImageError::ResultTooLarge {
+        width: from_width,
+        height: from_height,
+        to_width: w.into(),
+        to_height: h.into(),
+        limit: MAX_RESIZED_PIXELS,
+    };
+    for size in [(width, height), between] {
+        if u64::from(size.0) * u64::from(size.1) > MAX_RESIZED_PIXELS {
+            return Err(too_large(size));
         }
     }
     let Some((support, kernel)) = filter.kernel() else {
         return Picture::new(width, height, nearest(picture, width, height));
     };
-    let too_wide = || ImageError::ResultTooLarge {
-        width: from_width,
-        height: from_height,
-        to_width: width.into(),
-        to_height: height.into(),
-        limit: MAX_RESIZED_PIXELS,
+    let taps = |from: u32, to: u32| match from == to {
+        true => Ok(None),
+        false => Taps::new(from, to, support, kernel).map(Some).ok_or_else(|| too_large((width, height))),
     };
+    let (across, down) = (taps(from_width, width)?, taps(from_height, height)?);
+    let mut pixels = Cow::Borrowed(picture.rgb()); // [from_height, from_width, 3]
+    if let Some(down) = down.as_ref().filter(|_| vertical_first) {
+        pixels = vertical(&pixels, from_width as usize * 3, down).into(); // [height, from_width, 3]
+    }
+    if let Some(across) = &across {
+        pixels = horizontal(&pixels, from_width as usize, across).into(); // [.., width, 3]
+    }
+    if let Some(down) = down.as_ref().filter(|_| !vertical_first) {
+        pixels = vertical(&pixels, width as usize * 3, down).into(); // [height, width, 3]
+    }
+    Picture::new(width, height, pixels.into_owned())
+}
 
-    let mut rows = None; // [from_height, width, 3]
-    if width != from_width {
-        let taps = Taps::new(from_width, width, support, kernel).ok_or_else(too_wide)?;
-        rows = Some(horizontal(picture.rgb(), from_width as usize, &taps));
-    }
-    if height != from_height {
-        let taps = Taps::new(from_height, height, support, kernel).ok_or_else(too_wide)?;
-        rows = Some(vertical(rows.as_deref().unwrap_or(picture.rgb()), width as usize * 3, &taps));
-    }
-    Picture::new(width, height, rows.unwrap_or_else(|| picture.rgb().to_vec())) // [height, width, 3]
+/// Pillow's choice: "if height is being scaled down more than twice the amount the width is".
+fn vertical_first(picture: &Picture, width: u32, height: u32) -> bool {
+    let lost_height = i64::from(picture.height()) - i64::from(height);
+    let lost_width = i64::from(picture.width()) - i64::from(width);
+    lost_height > 0 && lost_height > lost_width * 2
 }
 
 type Kernel = fn(f64) -> f64;
@@ -257,8 +270,8 @@ mod tests {
 
     #[test]
     fn results_beyond_the_pixel_limit_are_refused() {
-        let sliver = Picture::filled(1, 40_000, [1, 2, 3]).unwrap();
-        let error = resize(&sliver, 40_000, 40, Filter::Bicubic).unwrap_err();
+        let sliver = Picture::filled(40_000, 1, [1, 2, 3]).unwrap();
+        let error = resize(&sliver, 40_000, 40_000, Filter::Bicubic).unwrap_err();
         assert!(matches!(error, ImageError::ResultTooLarge { to_width: 40_000, to_height: 40_000, .. }), "{error}");
         assert!(matches!(resize(&sliver, 0, 4, Filter::Box), Err(ImageError::NoPixels { .. })));
     }

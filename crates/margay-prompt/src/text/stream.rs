@@ -1,5 +1,7 @@
 //! Token ids back to text, one at a time; and stop strings in the text that comes out.
 
+use std::borrow::Borrow;
+
 use super::Tokenizer;
 
 /// Turns a stream of ids into pieces of text that are valid UTF-8, whose concatenation is
@@ -8,26 +10,26 @@ use super::Tokenizer;
 /// A character spread over several tokens comes out with its last one. The leading space that SentencePiece
 /// vocabularies put before a text is dropped once, at the start.
 #[derive(Debug, Clone)]
-pub struct StreamDecoder<'t> {
-    tokenizer: &'t Tokenizer,
+pub struct StreamDecoder<T: Borrow<Tokenizer>> {
+    tokenizer: T,
     skip_special: bool,
     /// Bytes of an unfinished character, at most 3 between calls.
     held: Vec<u8>,
     at_start: bool,
 }
 
-impl<'t> StreamDecoder<'t> {
-    /// A decoder at the start of an answer. `skip_special` leaves control tokens out of the text.
-    pub fn new(tokenizer: &'t Tokenizer, skip_special: bool) -> Self {
+impl<T: Borrow<Tokenizer>> StreamDecoder<T> {
+    /// A decoder at the start of an answer, over a tokenizer borrowed or shared (`Arc`). `skip_special` leaves control tokens out of the text.
+    pub fn new(tokenizer: T, skip_special: bool) -> Self {
         Self { tokenizer, skip_special, held: Vec::new(), at_start: true }
     }
 
     /// Takes one id; returns the text that is certain now (often empty within a multi-byte character).
     pub fn push(&mut self, id: u32) -> String {
-        self.tokenizer.push_bytes(id, self.skip_special, &mut self.held);
+        self.tokenizer.borrow().push_bytes(id, self.skip_special, &mut self.held);
         if self.at_start && !self.held.is_empty() {
             self.at_start = false;
-            if self.tokenizer.strips_space() && self.held[0] == b' ' {
+            if self.tokenizer.borrow().strips_space() && self.held[0] == b' ' {
                 self.held.remove(0);
             }
         }

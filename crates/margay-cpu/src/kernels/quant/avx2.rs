@@ -4,7 +4,7 @@
 //! is at most 2 * 15 * 127 = 3810 for 4-bit codes, so 8 pairs (30480) fit; 4 of 5-bit codes (31496), 2 of 6-bit ones
 //! (32004). Signed bytes are widened to 16 bits for `vpmaddwd`, which is exact.
 
-use super::{PANELS, Product, QuantKernels, scales};
+use super::{PANELS, Product, QuantKernels};
 use crate::pack::{Codes, Kind, Offset, Scaling};
 use std::arch::x86_64::*;
 
@@ -36,9 +36,76 @@ pub(super) static TABLE: QuantKernels = QuantKernels {
     },
 };
 
+/// See [`QuantKernels::scales`].
 #[target_feature(enable = "avx2,fma,f16c")]
 fn unpack_scales(kind: Kind, scaling: Scaling, packed: &[u8], s: &mut [f32], m: &mut [f32]) {
-    scales::unpack::<NR>(kind, scaling, packed, s, m);
+    let (s, m) = (s.as_chunks_mut::<NR>().0, m.as_chunks_mut::<NR>().0);
+    match (scaling, kind.offset == Offset::Min) {
+        (Scaling::Plain, false) => {
+            for (s, bytes) in s.iter_mut().zip(packed.as_chunks::<{ 2 * NR }>().0) {
+                store(s, halves(bytes));
+            }
+        }
+        (Scaling::Plain, true) => {
+            let pairs = packed.as_chunks::<{ 2 * NR }>().0.as_chunks::<2>().0;
+            for ((s, m), [scales, mins]) in s.iter_mut().zip(m).zip(pairs) {
+                store(s, halves(scales));
+                store(m, halves(mins));
+            }
+        }
+        (Scaling::Super { signed }, false) => {
+            let groups = 8 * kind.halves;
+            for (s, bytes) in s.chunks_exact_mut(groups).zip(packed.chunks_exact((2 + groups) * NR)) {
+                let (d, codes) = bytes.split_first_chunk::<{ 2 * NR }>().expect("invariant: whole blocks");
+                let d = halves(d);
+                for (s, codes) in s.iter_mut().zip(codes.as_chunks::<NR>().0) {
+                    store(s, _mm256_mul_ps(d, if signed { signed_bytes(codes) } else { bytes_of(codes) }));
+                }
+            }
+        }
+        (Scaling::Super { .. }, true) => {
+            let groups = 8 * kind.halves;
+            let blocks = packed.chunks_exact((4 + 2 * groups) * NR);
+            for ((s, m), bytes) in s.chunks_exact_mut(groups).zip(m.chunks_exact_mut(groups)).zip(blocks) {
+                let (d, codes) = bytes.split_first_chunk::<{ 2 * NR }>().expect("invariant: whole blocks");
+                let (dmin, codes) = codes.split_first_chunk::<{ 2 * NR }>().expect("invariant: whole blocks");
+                let (d, dmin) = (halves(d), _mm256_sub_ps(_mm256_set1_ps(-0.0), halves(dmin)));
+                let pairs = codes.as_chunks::<NR>().0.as_chunks::<2>().0;
+                for ((s, m), [scales, mins]) in s.iter_mut().zip(m).zip(pairs) {
+                    store(s, _mm256_mul_ps(d, bytes_of(scales)));
+                    store(m, _mm256_mul_ps(dmin, bytes_of(mins)));
+                }
+            }
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn store(out: &mut [f32; NR], value: __m256) {
+    // SAFETY: 8 floats fit.
+    unsafe { _mm256_storeu_ps(out.as_mut_ptr(), value) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn halves(bytes: &[u8; 2 * NR]) -> __m256 {
+    // SAFETY: 16 bytes are 8 halves.
+    _mm256_cvtph_ps(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) })
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn bytes_of(bytes: &[u8; NR]) -> __m256 {
+    // SAFETY: 8 bytes are read.
+    _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(unsafe { _mm_loadl_epi64(bytes.as_ptr().cast()) }))
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn signed_bytes(bytes: &[u8; NR]) -> __m256 {
+    // SAFETY: 8 bytes are read.
+    _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(unsafe { _mm_loadl_epi64(bytes.as_ptr().cast()) }))
 }
 
 /// # Safety
@@ -188,6 +255,13 @@ unsafe fn tile<const DEPTH: usize, const HALVES: usize, const OFFSET: u8, const 
 ) {
     let ones = _mm256_set1_epi16(1);
     let zero = zero_of(p.kind);
+    // Hidden from the compiler: unrolled, it keeps all weights of a group in registers it does not have and spills
+    // them (1.6 times slower).
+    let steps = std::hint::black_box(match DEPTH {
+        0 => 16,
+        _ if DEPTH < 8 / HALVES => DEPTH,
+        _ => 8 / HALVES,
+    });
     let mut acc = [[_mm256_setzero_ps(); PANELS]; ROWS];
     // SAFETY: all offsets lie within what the fields of `Product` describe.
     unsafe {
@@ -215,19 +289,15 @@ unsafe fn tile<const DEPTH: usize, const HALVES: usize, const OFFSET: u8, const 
                     let first = (group * HALVES + half) * chunks;
                     for run in 0..chunks / depth {
                         let mut pairs = [[_mm256_setzero_si256(); PANELS]; ROWS];
-                        for i in 0..depth {
+                        for i in 0..steps {
                             let chunk = first + run * depth + i;
                             let w0 = _mm256_loadu_si256(p.codes.add(chunk * 32).cast());
                             let w1 = _mm256_loadu_si256(p.codes.add(p.panel_codes + chunk * 32).cast());
                             for r in 0..ROWS {
                                 let a = broadcast4(q.add(r * lda + chunk * 4));
                                 let (p0, p1) = (_mm256_maddubs_epi16(w0, a), _mm256_maddubs_epi16(w1, a));
-                                if i == 0 {
-                                    pairs[r] = [p0, p1];
-                                } else {
-                                    pairs[r][0] = _mm256_add_epi16(pairs[r][0], p0);
-                                    pairs[r][1] = _mm256_add_epi16(pairs[r][1], p1);
-                                }
+                                pairs[r][0] = _mm256_add_epi16(pairs[r][0], p0);
+                                pairs[r][1] = _mm256_add_epi16(pairs[r][1], p1);
                             }
                         }
                         for r in 0..ROWS {
@@ -238,7 +308,7 @@ unsafe fn tile<const DEPTH: usize, const HALVES: usize, const OFFSET: u8, const 
                         }
                     }
                 } else {
-                    for i in 0..16 {
+                    for i in 0..steps {
                         let chunk = group * 16 + i;
                         let w0 = _mm256_loadu_si256(p.codes.add(chunk * 32).cast());
                         let w1 = _mm256_loadu_si256(p.codes.add(p.panel_codes + chunk * 32).cast());
