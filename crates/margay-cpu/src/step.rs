@@ -89,7 +89,7 @@ impl Prepared {
                         None => {
                             let (name, tensor) = (&program.weight(linear.weight).name, fetch(linear.weight)?);
                             readable(name, &tensor)?;
-                            made.matrices.push(Matrix::pack(name, &tensor, kernels.quant.nr, pool)?);
+                            made.matrices.push(Matrix::pack(name, &tensor, pool)?);
                             made.matrices.len() - 1
                         }
                     };

@@ -52,11 +52,17 @@ impl Layout {
     /// Tokenises the parts and places the visual tokens of `images` images.
     ///
     /// The text on each side of an image is tokenised on its own, so that a SentencePiece vocabulary puts its dummy
-    /// space at the start of both; one BOS stands in front. Source: LLaVA `mm_utils.py`, `tokenizer_image_token`.
+    /// space at the start of both (unless its rule is to put it at the start of the prompt alone); one BOS stands in
+    /// front. Source: LLaVA `mm_utils.py`, `tokenizer_image_token`; transformers' `Metaspace` with `first`.
     ///
     /// # Errors
     /// [`LayoutError::ImageCount`] if the parts mark another number of images, [`LayoutError::TooLong`].
-    pub fn place(&self, tokenizer: &Tokenizer, parts: &[RenderedPart], images: usize) -> Result<Sequence, LayoutError> {
+    pub fn place(
+        &self,
+        tokenizer: &Tokenizer,
+        parts: &[RenderedPart],
+        images: usize,
+    ) -> Result<Sequence, LayoutError> {
         let marks = parts.iter().filter(|p| matches!(p, RenderedPart::Image)).count();
         if marks != images {
             return Err(LayoutError::ImageCount { marks, images });
@@ -79,7 +85,10 @@ impl Layout {
                 RenderedPart::Image => None,
             };
             let segments: Vec<Segment<'_>> = chunk.iter().filter_map(segment).collect();
-            let ids = tokenizer.encode_segments(&segments)?;
+            let ids = match i {
+                0 => tokenizer.encode_segments(&segments)?,
+                _ => tokenizer.encode_segments_behind(&segments)?,
+            };
             // Vocabularies are capped far below the sign bit. A template that wrote its own BOS gets no second one.
             let mut ids = ids.iter().map(|id| *id as i32).peekable();
             if i == 0 && has_bos.first().is_some_and(|bos| ids.peek() == Some(bos)) {
@@ -147,7 +156,8 @@ mod tests {
         assert_eq!(ids(Some(false), &tokenizer(true)), [1, 3, 5]); // the template's own
         assert_eq!(ids(None, &tokenizer(false)), [1, 3, 5]);
         let untrusted = [text("<s>a", false)];
-        let sequence = Layout { visual_tokens_per_image: 1, bos: Some(true) }.place(&tokenizer(false), &untrusted, 0);
+        let sequence =
+            Layout { visual_tokens_per_image: 1, bos: Some(true) }.place(&tokenizer(false), &untrusted, 0);
         assert_eq!(sequence.unwrap().ids, [1, 3, 7, 10, 8, 5]);
     }
 

@@ -78,7 +78,12 @@ fn preprocessing_equals_numpy_at_every_aspect_ratio() {
         let Some(size) = name.strip_prefix("src.") else { continue };
         let source = picture(&tensors, name);
         for (recipe, spec) in &recipes {
-            assert_pixels(&source, spec, &floats(&tensors, &format!("{size}.{recipe}")), &format!("{size} {recipe}"));
+            assert_pixels(
+                &source,
+                spec,
+                &floats(&tensors, &format!("{size}.{recipe}")),
+                &format!("{size} {recipe}"),
+            );
             compared += 1;
         }
     }
@@ -98,7 +103,10 @@ fn assert_pixels(source: &Picture, spec: &ImageSpec, expected: &[f32], what: &st
     let tiles = preprocess(source, spec).unwrap().tiles;
     assert_eq!(tiles.len(), 1, "{what}");
     let pixels = &tiles[0];
-    assert_eq!((pixels.channels, pixels.width, pixels.height), (3, spec.size.0 as usize, spec.size.1 as usize));
+    assert_eq!(
+        (pixels.channels, pixels.width, pixels.height),
+        (3, spec.size.0 as usize, spec.size.1 as usize)
+    );
     assert_eq!(pixels.data.len(), expected.len(), "{what}");
     let worst = pixels.data.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(worst <= PIXEL_TOLERANCE, "{what}: {worst}");
@@ -133,7 +141,15 @@ fn decoded_colours_equal_pillows() {
 /// A spec under which the floats are the pixels themselves.
 fn identity(picture: &Picture, alpha: Alpha) -> ImageSpec {
     let size = (picture.width(), picture.height());
-    ImageSpec { fit: Fit::Squash, size, alpha, mean: [0.0; 3], std: [1.0; 3], rescale: 1.0, ..ImageSpec::siglip_squash(1) }
+    ImageSpec {
+        fit: Fit::Squash,
+        size,
+        alpha,
+        mean: [0.0; 3],
+        std: [1.0; 3],
+        rescale: 1.0,
+        ..ImageSpec::siglip_squash(1)
+    }
 }
 
 fn on_white(picture: &Picture) -> Vec<f32> {
@@ -183,7 +199,8 @@ fn damaged_pictures_never_panic() {
                 let at = seed as usize % damaged.len();
                 damaged[at] = (seed >> 24) as u8;
             }
-            let limits = ImageLimits { max_pixels: 1 << 20, max_alloc_bytes: 32 << 20, ..ImageLimits::default() };
+            let limits =
+                ImageLimits { max_pixels: 1 << 20, max_alloc_bytes: 32 << 20, ..ImageLimits::default() };
             let _ = decode(&damaged, &limits);
         }
     }

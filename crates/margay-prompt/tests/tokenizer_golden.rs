@@ -15,7 +15,8 @@ use proptest::prelude::*;
 use serde_json::Value;
 
 /// Folders of the shared corpora, and whether control tokens written out in their texts count.
-const FOLDERS: [(&str, bool); 4] = [("spm", false), ("bbpe", true), ("bbpe-qwen2", true), ("bbpe-llama3", true)];
+const FOLDERS: [(&str, bool); 4] =
+    [("spm", false), ("bbpe", true), ("bbpe-qwen2", true), ("bbpe-llama3", true)];
 
 fn read(folder: &str, file: &str) -> Vec<u8> {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/tokenizers");
@@ -151,7 +152,12 @@ fn rules_user_defined_and_unused_pieces_equal_sentencepiece() {
         for case in cases(&described["cases"]) {
             let plain = EncodeOptions::default();
             assert_eq!(tokenizer.encode(&case.text, plain).unwrap(), case.ids, "{name}: {:?}", case.text);
-            assert_eq!(back.encode(&case.text, plain).unwrap(), case.ids, "{name} through gguf: {:?}", case.text);
+            assert_eq!(
+                back.encode(&case.text, plain).unwrap(),
+                case.ids,
+                "{name} through gguf: {:?}",
+                case.text
+            );
             // The library writes unknown tokens as " ⁇ ", here they keep their name.
             if !case.decoded.contains('⁇') {
                 assert_eq!(tokenizer.decode(&case.ids, false), case.decoded, "{name}: {:?}", case.text);
@@ -179,7 +185,8 @@ fn nothing_a_user_types_becomes_a_control_token() {
                 }
                 // Split over a template's and a user's words it is no control token either.
                 let (head, tail) = mark.split_at(1);
-                let ids = tokenizer.encode_segments(&[Segment::trusted(head), Segment::untrusted(tail)]).unwrap();
+                let ids =
+                    tokenizer.encode_segments(&[Segment::trusted(head), Segment::untrusted(tail)]).unwrap();
                 assert!(ids.iter().all(|id| !tokenizer.is_control(*id)), "{folder} from {form}: {mark:?}");
             }
         }
@@ -195,7 +202,12 @@ fn segments_encode_as_their_joined_text() {
                 let (head, tail) = case.text.split_at(middle);
                 let whole = tokenizer.encode(&case.text, EncodeOptions::default()).unwrap();
                 let parts = [Segment::untrusted(head), Segment::untrusted(tail)];
-                assert_eq!(tokenizer.encode_segments(&parts).unwrap(), whole, "{folder} from {form}: {:?}", case.text);
+                assert_eq!(
+                    tokenizer.encode_segments(&parts).unwrap(),
+                    whole,
+                    "{folder} from {form}: {:?}",
+                    case.text
+                );
             }
         }
     }
@@ -291,12 +303,22 @@ fn damaged_files_are_errors_and_never_panics() {
     for (broken, expected) in [
         (String::new(), "not usable"),
         ("[]".to_owned(), "not a JSON object"),
-        (whole.replacen("\"type\":\"BPE\"", "\"type\":\"WordPiece\"", 1).replacen("\"type\": \"BPE\"", "\"type\": \"WordPiece\"", 1), "WordPiece"),
+        (
+            whole.replacen("\"type\":\"BPE\"", "\"type\":\"WordPiece\"", 1).replacen(
+                "\"type\": \"BPE\"",
+                "\"type\": \"WordPiece\"",
+                1,
+            ),
+            "WordPiece",
+        ),
         (r#"{"model":{"type":"BPE","vocab":{"a":4294967295},"merges":[]}}"#.to_owned(), "limit"),
         (r#"{"model":{"type":"BPE","vocab":{"a":0},"merges":["a b"]}}"#.to_owned(), "\"b\""),
         (r#"{"model":{"type":"BPE","vocab":{"a":0},"merges":["ab"]}}"#.to_owned(), "not a pair"),
         (r#"{"model":{"type":"BPE","vocab":{},"merges":[]}}"#.to_owned(), "largest id"),
-        (r#"{"added_tokens":[{"id":0}],"model":{"type":"BPE","vocab":{"a":0},"merges":[]}}"#.to_owned(), "no content"),
+        (
+            r#"{"added_tokens":[{"id":0}],"model":{"type":"BPE","vocab":{"a":0},"merges":[]}}"#.to_owned(),
+            "no content",
+        ),
     ] {
         let error = Tokenizer::from_tokenizer_json(broken.as_bytes(), None).unwrap_err().to_string();
         assert!(error.contains(expected), "{error} should mention {expected}");

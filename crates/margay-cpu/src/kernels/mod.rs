@@ -38,7 +38,7 @@ pub(crate) fn describe(isa: Isa) -> Vec<String> {
         Isa::Scalar => "portable loops",
     };
     vec![
-        format!("integer products: {}, panels of {} rows", quant.name, quant.nr),
+        format!("integer products: {}", quant.name),
         format!("float products: {float}"),
         format!("row ops: one source, compiled for {isa}"),
     ]

@@ -7,10 +7,10 @@ use super::{
 use crate::{
     kernels::{
         float::{FloatProduct, NR},
-        quant::{PANELS, Product, Rows},
+        quant::{Product, Rows},
     },
     lines::Lines,
-    pack::{Codes, FloatMatrix, FloatType, QuantMatrix},
+    pack::{FloatMatrix, FloatType, PANEL, QuantMatrix},
     threads::{Pool, TaskPanic},
 };
 use margay_graph::{Activation, BackendError};
@@ -40,8 +40,8 @@ pub(crate) enum Matrix {
 
 impl Matrix {
     /// Packs a matrix of any format.
-    pub(crate) fn pack(name: &str, tensor: &Tensor, nr: usize, pool: &Pool) -> Result<Self, BackendError> {
-        if let Some(packed) = QuantMatrix::pack(tensor, nr, pool) {
+    pub(crate) fn pack(name: &str, tensor: &Tensor, pool: &Pool) -> Result<Self, BackendError> {
+        if let Some(packed) = QuantMatrix::pack(tensor, pool) {
             return packed.map(Matrix::Quant);
         }
         FloatMatrix::pack(name, tensor, pool).map(Matrix::Float)
@@ -51,20 +51,6 @@ impl Matrix {
         match self {
             Matrix::Quant(m) => m.size_bytes(),
             Matrix::Float(m) => m.size_bytes(),
-        }
-    }
-
-    pub(crate) fn outputs(&self) -> usize {
-        match self {
-            Matrix::Quant(m) => m.n,
-            Matrix::Float(m) => m.n,
-        }
-    }
-
-    pub(crate) fn columns(&self) -> usize {
-        match self {
-            Matrix::Quant(m) => m.k,
-            Matrix::Float(m) => m.k,
         }
     }
 }
@@ -80,9 +66,9 @@ pub(crate) struct Epilogue<'a> {
 /// Floats of scratch that a worker needs for any linear layer.
 pub(crate) fn scratch_floats() -> usize {
     let tile = TASK_ROWS * TASK_COLUMNS;
-    // The widest panel pair is 32 outputs; codes take up to 2 bytes, scales come one for 16 columns.
-    let codes = K_CHUNK * 32 * 2 / 4;
-    let scales = 2 * K_CHUNK_ONE_ROW / 16 * 32;
+    // Codes take up to 2 bytes; scales and minima come one for 16 columns.
+    let codes = K_CHUNK * PANEL * 2 / 4;
+    let scales = 2 * K_CHUNK_ONE_ROW / 16 * PANEL;
     let widened = K_CHUNK_FLOAT * NR;
     tile + (codes + scales).max(widened) + 4 * 16
 }
@@ -243,16 +229,16 @@ fn one_row(
     tile: &mut [f32],
     mut scratch: &mut [f32],
 ) {
-    let (kernels, nr) = (engine.kernels.quant, matrix.nr);
+    let kernels = engine.kernels.quant;
     let groups_of = |k: usize| k / 32 * matrix.kind.halves;
-    let scales = carve(&mut scratch, PANELS * groups_of(K_CHUNK_ONE_ROW) * nr);
-    let mins = carve(&mut scratch, PANELS * groups_of(K_CHUNK_ONE_ROW) * nr);
-    for column in (0..block.columns).step_by(PANELS * nr) {
-        let panel = (block.column + column) / nr;
+    let scales = carve(&mut scratch, groups_of(K_CHUNK_ONE_ROW) * PANEL);
+    let mins = carve(&mut scratch, groups_of(K_CHUNK_ONE_ROW) * PANEL);
+    for column in (0..block.columns).step_by(PANEL) {
+        let panel = (block.column + column) / PANEL;
         for k in (0..matrix.k).step_by(K_CHUNK_ONE_ROW) {
             let len = K_CHUNK_ONE_ROW.min(matrix.k - k);
-            let panel_scales = groups_of(len) * nr;
-            unpack_scales(engine, matrix, panel, k, len, scales, mins);
+            let packed = matrix.scales_at(panel, k, len);
+            (kernels.scales)(matrix.kind, matrix.scaling, packed, scales, mins);
             // SAFETY: the pointers are those of this task's tile and scratch, of the matrix and of the row, all as
             // large as the product says.
             unsafe {
@@ -262,13 +248,14 @@ fn one_row(
                     groups: len / 32,
                     a: x.rows(block.row, k, matrix.k),
                     codes: matrix.codes_at(panel, k),
-                    panel_codes: matrix.panel_code_bytes(),
                     scales: scales.as_ptr(),
                     mins: mins.as_ptr(),
-                    panel_scales,
                     c: tile[column..].as_mut_ptr(),
                     ldc: TASK_COLUMNS,
                     first: k == 0,
+                    // The scales of the next chunk lie behind those of this one.
+                    ahead: packed.as_ptr().wrapping_add(packed.len()),
+                    ahead_step: packed.len() / (len / 32),
                 });
             }
         }
@@ -283,30 +270,26 @@ fn many_rows(
     tile: &mut [f32],
     mut scratch: &mut [f32],
 ) {
-    let (kernels, nr) = (engine.kernels.quant, matrix.nr);
+    let kernels = engine.kernels.quant;
     let unpacked = (kernels.unpacked_bytes)(matrix.kind.codes);
     let groups_of = |k: usize| k / 32 * matrix.kind.halves;
-    let codes = carve(&mut scratch, PANELS * K_CHUNK * nr * unpacked / 4);
-    let scales = carve(&mut scratch, PANELS * groups_of(K_CHUNK) * nr);
-    let mins = carve(&mut scratch, PANELS * groups_of(K_CHUNK) * nr);
+    let codes = carve(&mut scratch, K_CHUNK * PANEL * unpacked / 4);
+    let scales = carve(&mut scratch, groups_of(K_CHUNK) * PANEL);
+    let mins = carve(&mut scratch, groups_of(K_CHUNK) * PANEL);
     for k in (0..matrix.k).step_by(K_CHUNK) {
         let len = K_CHUNK.min(matrix.k - k);
-        for column in (0..block.columns).step_by(PANELS * nr) {
-            let panel = (block.column + column) / nr;
-            unpack_scales(engine, matrix, panel, k, len, scales, mins);
-            let (codes, panel_codes) = if unpacked == 0 {
-                (matrix.codes_at(panel, k), matrix.panel_code_bytes())
-            } else {
-                let bytes = len * nr * unpacked;
-                for i in 0..PANELS {
-                    // SAFETY: `codes` has room for `PANELS` panels of `K_CHUNK >= len` columns.
-                    unsafe {
-                        let out = codes.as_mut_ptr().cast::<u8>().add(i * bytes);
-                        (kernels.unpack)(matrix.kind.codes, matrix.codes_at(panel + i, k), len, out);
-                    }
+        for column in (0..block.columns).step_by(PANEL) {
+            let panel = (block.column + column) / PANEL;
+            let packed = matrix.scales_at(panel, k, len);
+            (kernels.scales)(matrix.kind, matrix.scaling, packed, scales, mins);
+            let mut panel_codes = matrix.codes_at(panel, k);
+            if unpacked > 0 {
+                // SAFETY: `codes` has room for `K_CHUNK >= len` columns.
+                unsafe {
+                    (kernels.unpack)(matrix.kind.codes, panel_codes, len, codes.as_mut_ptr().cast());
                 }
-                (codes.as_ptr().cast::<u8>(), bytes)
-            };
+                panel_codes = codes.as_ptr().cast();
+            }
             // SAFETY: as in `one_row`.
             unsafe {
                 (kernels.gemm)(&Product {
@@ -314,34 +297,17 @@ fn many_rows(
                     rows: block.rows,
                     groups: len / 32,
                     a: x.rows(block.row, k, matrix.k),
-                    codes,
-                    panel_codes,
+                    codes: panel_codes,
                     scales: scales.as_ptr(),
                     mins: mins.as_ptr(),
-                    panel_scales: groups_of(len) * nr,
                     c: tile[column..].as_mut_ptr(),
                     ldc: TASK_COLUMNS,
                     first: k == 0,
+                    ahead: std::ptr::null(),
+                    ahead_step: 0,
                 });
             }
         }
-    }
-}
-
-fn unpack_scales(
-    engine: &Engine,
-    matrix: &QuantMatrix,
-    panel: usize,
-    k: usize,
-    len: usize,
-    scales: &mut [f32],
-    mins: &mut [f32],
-) {
-    let each = len / 32 * matrix.kind.halves * matrix.nr;
-    for i in 0..PANELS {
-        let (s, m) = (&mut scales[i * each..][..each], &mut mins[i * each..][..each]);
-        let packed = matrix.scales_at(panel + i, k, len);
-        (engine.kernels.quant.scales)(matrix.kind, matrix.scaling, packed, s, m);
     }
 }
 
@@ -433,9 +399,4 @@ fn finish(engine: &Engine, block: Block, tile: &mut [f32], epilogue: Epilogue<'_
         // SAFETY: only this task touches these elements.
         unsafe { out.part(row, block.column, block.columns) }.copy_from_slice(tile);
     }
-}
-
-/// Whether products with this matrix read the 16-bit copy of the rows.
-pub(crate) fn wants_wide(engine: &Engine, codes: Codes) -> bool {
-    (engine.kernels.quant.wants_q16)(codes)
 }

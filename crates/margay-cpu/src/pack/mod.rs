@@ -4,7 +4,7 @@ mod float;
 mod quant;
 
 pub(crate) use float::{FLOAT_PANEL, FloatMatrix, FloatType};
-pub(crate) use quant::{Codes, Kind, Offset, QuantMatrix, Scaling};
+pub(crate) use quant::{Codes, Kind, Offset, PANEL, QuantMatrix, Scaling};
 
 /// Quantized groups end at multiples of this many columns of `k`: the largest block of any format.
 pub(crate) const SUPER: usize = 256;

@@ -1,8 +1,8 @@
-//! Quantized matrices in panels of `nr` rows.
+//! Quantized matrices in panels of 16 rows.
 //!
-//! Every format becomes codes and per-group scales. Codes lie in chunks of 4 neighbours along k for each of the `nr`
-//! rows of a panel, `[k/4][nr][4]` bytes, so that a vector load holds the same 4 columns of all rows. 4-bit codes
-//! share bytes: chunk 2i is the low nibbles, chunk 2i + 1 the high ones, `[k/8][nr][4]`. Scales lie beside, in the
+//! Every format becomes codes and per-group scales. Codes lie in chunks of 4 neighbours along k for each of the 16
+//! rows of a panel, `[k/4][16][4]` bytes, so that a 64-byte line holds the same 4 columns of all rows. 4-bit codes
+//! share bytes: chunk 2i is the low nibbles, chunk 2i + 1 the high ones, `[k/8][16][4]`. Scales lie beside, in the
 //! precision of the file, so that decode reads about as many bytes as the file has.
 
 use super::float::SharedBytes;
@@ -10,6 +10,9 @@ use crate::{lines::Lines, threads::Pool};
 use margay_graph::BackendError;
 use margay_quant::{field, formats::*, k_scales};
 use margay_tensor::{DType, Tensor};
+
+/// Outputs (rows of the weight) that a panel interleaves.
+pub(crate) const PANEL: usize = 16;
 
 /// What the codes are, which decides how many products fit 16 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -47,10 +50,10 @@ pub(crate) struct Kind {
 /// How the scales of a panel are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Scaling {
-    /// Per 32 columns: `[nr]` f16 scales, with [`Offset::Min`] then `[nr]` f16 minima.
+    /// Per 32 columns: `[16]` f16 scales, with [`Offset::Min`] then `[16]` f16 minima.
     Plain,
-    /// Per 256 columns: `[nr]` f16 scales of scales, with [`Offset::Min`] then `[nr]` f16 scales of minima (to be
-    /// subtracted); then per group `[nr]` bytes of scales and, with a minimum, `[nr]` of minima.
+    /// Per 256 columns: `[16]` f16 scales of scales, with [`Offset::Min`] then `[16]` f16 scales of minima (to be
+    /// subtracted); then per group `[16]` bytes of scales and, with a minimum, `[16]` of minima.
     Super {
         /// Whether the scales are signed bytes.
         signed: bool,
@@ -218,8 +221,6 @@ fn take_q6_k(b: &[u8], out: &mut Block) {
 pub(crate) struct QuantMatrix {
     pub(crate) n: usize,
     pub(crate) k: usize,
-    /// Rows a panel.
-    pub(crate) nr: usize,
     pub(crate) kind: Kind,
     pub(crate) scaling: Scaling,
     codes: Lines<u8>,
@@ -227,21 +228,13 @@ pub(crate) struct QuantMatrix {
 }
 
 impl QuantMatrix {
-    /// Packs `tensor` with panels of `nr` rows, an even number of panels; `None` where its format has no packed form.
-    pub(crate) fn pack(tensor: &Tensor, nr: usize, pool: &Pool) -> Option<Result<Self, BackendError>> {
+    /// Packs `tensor`, the last panel filled up with zeros; `None` where its format has no packed form.
+    pub(crate) fn pack(tensor: &Tensor, pool: &Pool) -> Option<Result<Self, BackendError>> {
         let (kind, scaling, take) = recipe(tensor.dtype())?;
         let (n, k) = (tensor.shape().rows()?, tensor.shape().row());
-        let padded = n.next_multiple_of(2 * nr);
-        let mut packed = QuantMatrix {
-            n,
-            k,
-            nr,
-            kind,
-            scaling,
-            codes: Lines::zeroed(0),
-            scales: Lines::zeroed(0),
-        };
-        let panels = padded / nr;
+        let mut packed =
+            QuantMatrix { n, k, kind, scaling, codes: Lines::zeroed(0), scales: Lines::zeroed(0) };
+        let panels = n.div_ceil(PANEL);
         packed.codes = Lines::zeroed(panels * packed.panel_code_bytes());
         packed.scales = Lines::zeroed(panels * packed.panel_scale_bytes());
         let codes = SharedBytes(packed.codes.as_mut_ptr());
@@ -260,7 +253,7 @@ impl QuantMatrix {
             };
             let mut block =
                 Block { codes: [0; 256], d: [0; 2], m: [0; 2], scales: [0; 16], mins: [0; 16] };
-            for (column, row) in (panel * nr..n.min((panel + 1) * nr)).enumerate() {
+            for (column, row) in (panel * PANEL..n.min((panel + 1) * PANEL)).enumerate() {
                 let row = &tensor.bytes()[row * row_bytes..][..row_bytes];
                 for (i, bytes) in row.chunks_exact(block_bytes).enumerate() {
                     take(bytes, &mut block);
@@ -275,16 +268,11 @@ impl QuantMatrix {
         Some(Ok(packed))
     }
 
-    /// Panels, the padding included.
-    pub(crate) fn panels(&self) -> usize {
-        self.n.next_multiple_of(2 * self.nr) / self.nr
-    }
-
     /// Bytes of codes that `k` columns of a panel take.
     pub(crate) fn code_bytes(&self, k: usize) -> usize {
         match self.kind.codes {
-            Codes::U4 => k * self.nr / 2,
-            _ => k * self.nr,
+            Codes::U4 => k * PANEL / 2,
+            _ => k * PANEL,
         }
     }
 
@@ -296,9 +284,9 @@ impl QuantMatrix {
     pub(crate) fn scale_bytes(&self, k: usize) -> usize {
         let min = usize::from(self.kind.offset == Offset::Min);
         match self.scaling {
-            Scaling::Plain => k / 32 * self.nr * 2 * (1 + min),
+            Scaling::Plain => k / 32 * PANEL * 2 * (1 + min),
             Scaling::Super { .. } => {
-                k / super::SUPER * self.nr * (2 * (1 + min) + 8 * self.kind.halves * (1 + min))
+                k / super::SUPER * PANEL * (2 * (1 + min) + 8 * self.kind.halves * (1 + min))
             }
         }
     }
@@ -325,40 +313,40 @@ impl QuantMatrix {
         for (i, four) in codes.as_chunks::<4>().0.iter().enumerate() {
             let chunk = k / 4 + i;
             if self.kind.codes == Codes::U4 {
-                let at = (chunk / 2 * self.nr + column) * 4;
+                let at = (chunk / 2 * PANEL + column) * 4;
                 for (byte, code) in panel[at..at + 4].iter_mut().zip(four) {
                     *byte |= code << (4 * (chunk % 2));
                 }
             } else {
-                panel[(chunk * self.nr + column) * 4..][..4].copy_from_slice(four);
+                panel[(chunk * PANEL + column) * 4..][..4].copy_from_slice(four);
             }
         }
     }
 
     fn put_scales(&self, panel: &mut [u8], column: usize, index: usize, block: &Block) {
-        let (nr, min) = (self.nr, self.kind.offset == Offset::Min);
+        let min = self.kind.offset == Offset::Min;
         match self.scaling {
             Scaling::Plain => {
-                let at = index * nr * if min { 4 } else { 2 };
+                let at = index * PANEL * if min { 4 } else { 2 };
                 panel[at + 2 * column..][..2].copy_from_slice(&block.d);
                 if min {
-                    panel[at + 2 * (nr + column)..][..2].copy_from_slice(&block.m);
+                    panel[at + 2 * (PANEL + column)..][..2].copy_from_slice(&block.m);
                 }
             }
             Scaling::Super { .. } => {
                 let mut at = index * self.scale_bytes(super::SUPER);
                 panel[at + 2 * column..][..2].copy_from_slice(&block.d);
-                at += 2 * nr;
+                at += 2 * PANEL;
                 if min {
                     panel[at + 2 * column..][..2].copy_from_slice(&block.m);
-                    at += 2 * nr;
+                    at += 2 * PANEL;
                 }
                 for group in 0..8 * self.kind.halves {
                     panel[at + column] = block.scales[group];
-                    at += nr;
+                    at += PANEL;
                     if min {
                         panel[at + column] = block.mins[group];
-                        at += nr;
+                        at += PANEL;
                     }
                 }
             }

@@ -83,10 +83,10 @@ fn readable_format(bytes: &[u8]) -> Result<(ImageFormat, &'static str), ImageErr
         (ImageFormat::Bmp, "BMP"),
     ];
     let guessed = ::image::guess_format(bytes).ok();
-    known.into_iter().find(|(format, _)| Some(*format) == guessed).ok_or_else(|| ImageError::UnknownFormat {
-        looks_like: looks_like(bytes),
-        formats: READABLE_FORMATS,
-    })
+    known
+        .into_iter()
+        .find(|(format, _)| Some(*format) == guessed)
+        .ok_or_else(|| ImageError::UnknownFormat { looks_like: looks_like(bytes), formats: READABLE_FORMATS })
 }
 
 /// Refuses what the header announces if it is too much.
@@ -275,6 +275,9 @@ mod tests {
         assert!(check_header(10, 10, 300, &limits).is_ok());
         assert!(matches!(check_header(10, 11, 330, &limits), Err(ImageError::TooManyPixels { .. })));
         assert!(matches!(check_header(10, 10, 800, &limits), Err(ImageError::TooMuchMemory { .. })));
-        assert!(matches!(check_header(u32::MAX, u32::MAX, u64::MAX, &limits), Err(ImageError::TooManyPixels { .. })));
+        assert!(matches!(
+            check_header(u32::MAX, u32::MAX, u64::MAX, &limits),
+            Err(ImageError::TooManyPixels { .. })
+        ));
     }
 }

@@ -19,7 +19,9 @@ pub enum ImageError {
         formats: &'static str,
     },
     /// The file is larger than the limit.
-    #[error("the picture file has {bytes} bytes, more than the limit of {limit}; make it smaller or raise max_file_bytes")]
+    #[error(
+        "the picture file has {bytes} bytes, more than the limit of {limit}; make it smaller or raise max_file_bytes"
+    )]
     FileTooLarge {
         /// Size of the file in bytes.
         bytes: u64,
@@ -27,7 +29,9 @@ pub enum ImageError {
         limit: u64,
     },
     /// The header announces more pixels than the limit. Nothing was decoded.
-    #[error("the picture is {width}x{height} = {pixels} pixels, more than the limit of {limit}; scale it down or raise max_pixels")]
+    #[error(
+        "the picture is {width}x{height} = {pixels} pixels, more than the limit of {limit}; scale it down or raise max_pixels"
+    )]
     TooManyPixels {
         /// Width the header announces.
         width: u32,
@@ -39,7 +43,9 @@ pub enum ImageError {
         limit: u64,
     },
     /// Decoding would need more memory than the limit. Nothing was decoded.
-    #[error("decoding this {width}x{height} picture needs {bytes} bytes, more than the limit of {limit}; scale it down or raise max_alloc_bytes")]
+    #[error(
+        "decoding this {width}x{height} picture needs {bytes} bytes, more than the limit of {limit}; scale it down or raise max_alloc_bytes"
+    )]
     TooMuchMemory {
         /// Width the header announces.
         width: u32,
@@ -67,7 +73,9 @@ pub enum ImageError {
         detail: String,
     },
     /// The format is known, this flavour of it is not read.
-    #[error("this {format} picture uses a feature Margay does not read: {detail}; save it as an ordinary PNG or JPEG")]
+    #[error(
+        "this {format} picture uses a feature Margay does not read: {detail}; save it as an ordinary PNG or JPEG"
+    )]
     Unsupported {
         /// Name of the format.
         format: &'static str,
@@ -93,7 +101,9 @@ pub enum ImageError {
         detail: String,
     },
     /// Fitting the picture would produce too many pixels.
-    #[error("fitting a {width}x{height} picture would make an intermediate picture of {to_width}x{to_height} pixels, more than the limit of {limit}; crop it to a less extreme shape first")]
+    #[error(
+        "fitting a {width}x{height} picture would make an intermediate picture of {to_width}x{to_height} pixels, more than the limit of {limit}; crop it to a less extreme shape first"
+    )]
     ResultTooLarge {
         /// Width of the source.
         width: u32,

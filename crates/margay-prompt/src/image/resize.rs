@@ -272,7 +272,10 @@ mod tests {
     fn results_beyond_the_pixel_limit_are_refused() {
         let sliver = Picture::filled(40_000, 1, [1, 2, 3]).unwrap();
         let error = resize(&sliver, 40_000, 40_000, Filter::Bicubic).unwrap_err();
-        assert!(matches!(error, ImageError::ResultTooLarge { to_width: 40_000, to_height: 40_000, .. }), "{error}");
+        assert!(
+            matches!(error, ImageError::ResultTooLarge { to_width: 40_000, to_height: 40_000, .. }),
+            "{error}"
+        );
         assert!(matches!(resize(&sliver, 0, 4, Filter::Box), Err(ImageError::NoPixels { .. })));
     }
 }

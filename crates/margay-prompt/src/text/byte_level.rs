@@ -120,7 +120,9 @@ pub(super) fn build(
     for (left, right) in &merges {
         let merged = format!("{left}{right}");
         if let Some(missing) = [left, right, &merged].into_iter().find(|t| !vocab.contains_key(t.as_str())) {
-            let detail = format!("merge {left:?} + {right:?} needs the token {missing:?}, which is not in the vocabulary");
+            let detail = format!(
+                "merge {left:?} + {right:?} needs the token {missing:?}, which is not in the vocabulary"
+            );
             return Err(TokenizerError::BadVocab { field: "merges", detail });
         }
     }
@@ -138,8 +140,9 @@ pub(super) fn build(
         Cut::Gpt2 => gpt2(true),
         Cut::DigitsThenGpt2 => Sequence::new(vec![Digits::new(true).into(), gpt2(true)]).into(),
         Cut::Regex(regex) => {
-            let split = Split::new(SplitPattern::Regex(regex.to_owned()), SplitDelimiterBehavior::Isolated, false)
-                .map_err(failed("pre"))?;
+            let split =
+                Split::new(SplitPattern::Regex(regex.to_owned()), SplitDelimiterBehavior::Isolated, false)
+                    .map_err(failed("pre"))?;
             Sequence::new(vec![split.into(), gpt2(false)]).into()
         }
     };
@@ -160,20 +163,30 @@ pub(super) fn name_of(json: &serde_json::Value) -> Result<&'static str, Tokenize
     let kinds: Vec<String> = steps.iter().map(|s| kind(s)).collect();
     let kinds: Vec<&str> = kinds.iter().map(String::as_str).collect();
     let uses_regex = steps.last().is_some_and(|s| s["use_regex"].as_bool().unwrap_or(true));
-    let not_expressible = || TokenizerError::NotExpressible { detail: format!("its pre_tokenizer has no name: {pre}") };
+    let not_expressible =
+        || TokenizerError::NotExpressible { detail: format!("its pre_tokenizer has no name: {pre}") };
     let cut = match (kinds.as_slice(), uses_regex) {
         (["ByteLevel"], true) => Cut::Gpt2,
         (["Digits", "ByteLevel"], true) if steps[0]["individual_digits"] == true => Cut::DigitsThenGpt2,
-        (["Split", "ByteLevel"], false) if steps[0]["behavior"] == "Isolated" && steps[0]["invert"] != true => {
+        (["Split", "ByteLevel"], false)
+            if steps[0]["behavior"] == "Isolated" && steps[0]["invert"] != true =>
+        {
             let regex = steps[0]["pattern"]["Regex"].as_str();
-            Cut::Regex([LLAMA3, QWEN2].into_iter().find(|known| Some(*known) == regex).ok_or_else(not_expressible)?)
+            Cut::Regex(
+                [LLAMA3, QWEN2]
+                    .into_iter()
+                    .find(|known| Some(*known) == regex)
+                    .ok_or_else(not_expressible)?,
+            )
         }
         _ => return Err(not_expressible()),
     };
     let normalizer = &json["normalizer"];
     let nfc = kind(normalizer) == "NFC";
     if !nfc && !normalizer.is_null() {
-        return Err(TokenizerError::NotExpressible { detail: format!("its normalizer has no name: {normalizer}") });
+        return Err(TokenizerError::NotExpressible {
+            detail: format!("its normalizer has no name: {normalizer}"),
+        });
     }
     let ignore_merges = json["model"]["ignore_merges"].as_bool().unwrap_or(false);
     PRE_TOKENIZERS
@@ -213,7 +226,10 @@ mod tests {
     #[test]
     fn an_unknown_pre_tokenizer_is_named_with_the_supported_ones() {
         let error = build(Some("klingon"), Vec::new(), Vec::new(), Vec::new()).unwrap_err().to_string();
-        assert!(error.contains("\"klingon\"") && error.contains("llama-bpe, ") && error.contains("qwen2"), "{error}");
+        assert!(
+            error.contains("\"klingon\"") && error.contains("llama-bpe, ") && error.contains("qwen2"),
+            "{error}"
+        );
     }
 
     #[test]

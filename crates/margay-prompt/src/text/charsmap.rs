@@ -20,12 +20,14 @@ impl Charsmap {
         let head = bytes.first_chunk::<4>().ok_or_else(|| bad(format!("has only {} bytes", bytes.len())))?;
         let length = u32::from_le_bytes(*head) as usize;
         let rest = &bytes[4..];
-        if length == 0 || length % 4 != 0 || length > rest.len() {
+        if length == 0 || !length.is_multiple_of(4) || length > rest.len() {
             return Err(bad(format!("its table claims {length} of the {} bytes there are", rest.len())));
         }
-        let trie = rest[..length].chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-        let replacements =
-            std::str::from_utf8(&rest[length..]).map_err(|e| bad(format!("its replacements: {e}")))?.to_owned();
+        let trie =
+            rest[..length].chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        let replacements = std::str::from_utf8(&rest[length..])
+            .map_err(|e| bad(format!("its replacements: {e}")))?
+            .to_owned();
         Ok(Self { bytes: bytes.to_vec(), trie, replacements })
     }
 

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::hub::{MAX_VOCAB, steers};
 use super::spm::{self, SpmBpe};
-use super::tokenizer::{Engine, Parts, Prefix, Token};
+use super::tokenizer::{Engine, Lead, Parts, Prefix, Token};
 use super::{GgufVocab, PieceKind, SentencePieceModel, Tokenizer, TokenizerError, byte_level};
 
 /// Score of a piece that merging never makes; below every rank.
@@ -110,14 +110,20 @@ pub(super) fn from_sentencepiece(model: &SentencePieceModel) -> Result<Parts, To
         }
     }
     let engine = SpmBpe::new(model)?;
-    let tokens = model.pieces.iter().map(|(text, _, kind)| Token { text: text.clone(), kind: *kind }).collect();
+    let drops = match (model.remove_extra_whitespaces, model.add_dummy_prefix) {
+        (true, _) => Lead::AllSpaces,
+        (false, true) => Lead::OneSpace,
+        (false, false) => Lead::Nothing,
+    };
+    let tokens =
+        model.pieces.iter().map(|(text, _, kind)| Token { text: text.clone(), kind: *kind }).collect();
     Ok(Parts {
         engine: Engine::Spm(Box::new(engine)),
         byte_level: false,
         tokens,
         prefix: if model.add_dummy_prefix { Prefix::Always(spm::SPACE) } else { Prefix::Never },
         prefix_after_special: true,
-        strips_space: model.add_dummy_prefix,
+        drops,
         strip: HashMap::new(),
         bos: model.bos_id,
         eos: model.eos_id,
@@ -145,7 +151,8 @@ fn read_byte_level(vocab: &GgufVocab) -> Result<Parts, TokenizerError> {
             }
         }
     }
-    let steering: HashSet<&str> = vocab.tokens.iter().zip(&kinds).filter(|(_, k)| !mergeable(**k)).map(|(t, _)| t.as_str()).collect();
+    let steering: HashSet<&str> =
+        vocab.tokens.iter().zip(&kinds).filter(|(_, k)| !mergeable(**k)).map(|(t, _)| t.as_str()).collect();
     let mut merges = Vec::with_capacity(vocab.merges.len());
     for merge in &vocab.merges {
         // The first character may itself be a space in old files.
@@ -162,10 +169,15 @@ fn read_byte_level(vocab: &GgufVocab) -> Result<Parts, TokenizerError> {
     Ok(Parts {
         engine: Engine::Hub(Box::new(engine)),
         byte_level: true,
-        tokens: vocab.tokens.iter().zip(kinds).map(|(text, kind)| Token { text: text.clone(), kind }).collect(),
+        tokens: vocab
+            .tokens
+            .iter()
+            .zip(kinds)
+            .map(|(text, kind)| Token { text: text.clone(), kind })
+            .collect(),
         prefix: if prefixed { Prefix::IfMissing(' ') } else { Prefix::Never },
         prefix_after_special: true,
-        strips_space: false,
+        drops: Lead::Nothing,
         strip: HashMap::new(),
         bos: vocab.bos,
         eos: vocab.eos,
@@ -216,7 +228,10 @@ pub(super) fn write(tokenizer: &Tokenizer) -> Result<GgufVocab, TokenizerError> 
             }
             let merges = merges_of(&description);
             if tokenizer.is_byte_level() {
-                let named = tokenizer.pre.clone().map_or_else(|| byte_level::name_of(&description).map(str::to_owned), Ok);
+                let named = tokenizer
+                    .pre
+                    .clone()
+                    .map_or_else(|| byte_level::name_of(&description).map(str::to_owned), Ok);
                 vocab.model = "gpt2".to_owned();
                 vocab.pre = Some(named?);
                 vocab.merges = merges.into_iter().map(|(left, right)| format!("{left} {right}")).collect();
@@ -249,7 +264,8 @@ fn check_spm_like(tokenizer: &Tokenizer, description: &serde_json::Value) -> Res
     };
     let normalizer = &description["normalizer"];
     let steps = normalizer["normalizers"].as_array();
-    let plain = normalizer.is_null() || escapes(normalizer) || steps.is_some_and(|list| list.iter().all(escapes));
+    let plain =
+        normalizer.is_null() || escapes(normalizer) || steps.is_some_and(|list| list.iter().all(escapes));
     if !plain {
         return not(format!("its normalizer {normalizer} does more than write spaces as ▁"));
     }
@@ -257,7 +273,8 @@ fn check_spm_like(tokenizer: &Tokenizer, description: &serde_json::Value) -> Res
     // Split at spaces, no piece with a space inside could ever be made; SentencePiece would make it.
     let inner_space = |text: &str| text.char_indices().skip(1).any(|(_, c)| c == spm::SPACE);
     let splits = pre["split"].as_bool().unwrap_or(true);
-    let metaspace = pre["type"] == "Metaspace" && (!splits || !tokenizer.tokens.iter().any(|t| inner_space(&t.text)));
+    let metaspace =
+        pre["type"] == "Metaspace" && (!splits || !tokenizer.tokens.iter().any(|t| inner_space(&t.text)));
     if !pre.is_null() && !metaspace {
         return not(format!("its pre_tokenizer {pre} is not SentencePiece's"));
     }

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 
-use super::tokenizer::{Engine, Parts, Prefix, Token};
+use super::tokenizer::{Engine, Lead, Parts, Prefix, Token};
 use super::{PieceKind, TokenizerError};
 
 /// Ids above this are a damaged or hostile file; the largest published vocabularies have 256 thousand.
@@ -14,7 +14,8 @@ const JSON: &str = "tokenizer.json";
 const CONFIG: &str = "tokenizer_config.json";
 
 /// Tokens that some vocabularies list as ordinary words although they steer the model.
-const STEERING: &[&str] = &["<start_of_turn>", "<end_of_turn>", "<end_of_utterance>", "<image>", "<s>", "</s>"];
+const STEERING: &[&str] =
+    &["<start_of_turn>", "<end_of_turn>", "<end_of_utterance>", "<image>", "<s>", "</s>"];
 
 /// Whether a text is the name of a token that steers a model.
 pub(super) fn steers(text: &str) -> bool {
@@ -32,7 +33,7 @@ pub(super) fn read(json: &[u8], config: Option<&[u8]>) -> Result<Parts, Tokenize
     let special: HashSet<String> = added.iter().filter(|t| t.special).map(|t| t.text.clone()).collect();
     forbid_merging_into(&mut json, &special)?;
     let byte_level = is_byte_level(&json);
-    let strips_space = strips_leading_space(&json["decoder"]);
+    let drops = if strips_leading_space(&json["decoder"]) { Lead::OneSpace } else { Lead::Nothing };
     let (prefix, prefix_after_special) = take_prefix(&mut json);
     json["truncation"] = Value::Null;
     json["padding"] = Value::Null;
@@ -44,11 +45,18 @@ pub(super) fn read(json: &[u8], config: Option<&[u8]>) -> Result<Parts, Tokenize
     let vocab = engine.get_vocab(true);
     let size = vocab.values().copied().max().map_or(0, |id| id as usize + 1);
     if vocab.is_empty() || size > MAX_VOCAB {
-        return Err(bad(format!("its largest id is {}, the limit {MAX_VOCAB} tokens", size.saturating_sub(1))));
+        return Err(bad(format!(
+            "its largest id is {}, the limit {MAX_VOCAB} tokens",
+            size.saturating_sub(1)
+        )));
     }
     let mut tokens = vec![Token { text: String::new(), kind: PieceKind::Unused }; size];
     for (text, id) in vocab {
-        let kind = if !byte_level && super::spm::parse_byte(&text).is_some() { PieceKind::Byte } else { PieceKind::Normal };
+        let kind = if !byte_level && super::spm::parse_byte(&text).is_some() {
+            PieceKind::Byte
+        } else {
+            PieceKind::Normal
+        };
         tokens[id as usize] = Token { text, kind };
     }
     let ids: HashMap<&str, u32> = tokens.iter().zip(0u32..).map(|(t, id)| (t.text.as_str(), id)).collect();
@@ -57,9 +65,8 @@ pub(super) fn read(json: &[u8], config: Option<&[u8]>) -> Result<Parts, Tokenize
     let first_of = |names: &[&str]| names.iter().find_map(|name| ids.get(name).copied());
     let leads = template.first().copied();
     let bos = named("bos_token").or(leads).or_else(|| first_of(&["<s>", "<|begin_of_text|>", "<bos>"]));
-    let eos = named("eos_token").or_else(|| {
-        first_of(&["</s>", "<|im_end|>", "<|end_of_text|>", "<|endoftext|>", "<eos>"])
-    });
+    let eos = named("eos_token")
+        .or_else(|| first_of(&["</s>", "<|im_end|>", "<|end_of_text|>", "<|endoftext|>", "<eos>"]));
     let pad = named("pad_token");
     let unk = named("unk_token").or_else(|| first_of(&["<unk>"]).filter(|_| !byte_level));
 
@@ -84,7 +91,7 @@ pub(super) fn read(json: &[u8], config: Option<&[u8]>) -> Result<Parts, Tokenize
         tokens,
         prefix,
         prefix_after_special,
-        strips_space,
+        drops,
         strip,
         bos,
         eos,
@@ -92,7 +99,9 @@ pub(super) fn read(json: &[u8], config: Option<&[u8]>) -> Result<Parts, Tokenize
         unk,
         pad,
         add_bos: config["add_bos_token"].as_bool().unwrap_or(bos.is_some() && leads == bos),
-        add_eos: config["add_eos_token"].as_bool().unwrap_or(eos.is_some() && template.last() == eos.as_ref() && template.len() > 1),
+        add_eos: config["add_eos_token"]
+            .as_bool()
+            .unwrap_or(eos.is_some() && template.last() == eos.as_ref() && template.len() > 1),
         pre: None,
         chat_template: chat_template(&config),
     })
@@ -141,7 +150,8 @@ struct Added {
 
 /// Reads the added tokens, and marks the steering ones as special in the JSON too.
 fn added_tokens(json: &mut Value) -> Result<Vec<Added>, TokenizerError> {
-    let bad = |detail: &str| TokenizerError::BadFile { file: JSON, detail: format!("added_tokens: {detail}") };
+    let bad =
+        |detail: &str| TokenizerError::BadFile { file: JSON, detail: format!("added_tokens: {detail}") };
     let Some(list) = json.get_mut("added_tokens").filter(|v| !v.is_null()) else { return Ok(Vec::new()) };
     let list = list.as_array_mut().ok_or_else(|| bad("not a list"))?;
     let mut added = Vec::with_capacity(list.len());
@@ -150,7 +160,7 @@ fn added_tokens(json: &mut Value) -> Result<Vec<Added>, TokenizerError> {
         if text.is_empty() {
             return Err(bad("an entry is empty"));
         }
-        if steers(&text) {
+        if steers(&text) && entry.is_object() {
             entry["special"] = Value::Bool(true);
         }
         let flag = |name: &str| entry[name].as_bool().unwrap_or(false);
@@ -163,7 +173,7 @@ fn added_tokens(json: &mut Value) -> Result<Vec<Added>, TokenizerError> {
 ///
 /// Published files have such merges: `</` + `s>` makes the end-of-sequence token of LLaMA's converted vocabulary.
 fn forbid_merging_into(json: &mut Value, special: &HashSet<String>) -> Result<(), TokenizerError> {
-    let model = &mut json["model"];
+    let Some(model) = json.get_mut("model") else { return Ok(()) };
     let Some(Value::Array(merges)) = model.get_mut("merges").map(Value::take) else { return Ok(()) };
     let vocab = model["vocab"].as_object();
     let bad = |detail: String| TokenizerError::BadFile { file: JSON, detail };
@@ -178,7 +188,9 @@ fn forbid_merging_into(json: &mut Value, special: &HashSet<String>) -> Result<()
         let (left, right) = pair.ok_or_else(|| bad(format!("merge {merge} is not a pair")))?;
         let merged = format!("{left}{right}");
         if let Some(missing) = [left, right, &merged].into_iter().find(|t| !vocab.contains_key(*t)) {
-            return Err(bad(format!("merge {merge} needs the token {missing:?}, which is not in the vocabulary")));
+            return Err(bad(format!(
+                "merge {merge} needs the token {missing:?}, which is not in the vocabulary"
+            )));
         }
         if !special.contains(&merged) {
             kept.push(merge);
@@ -206,33 +218,36 @@ fn strips_leading_space(decoder: &Value) -> bool {
 /// Takes the dummy prefix out of the file's pipeline, so that each run of text can choose: the rule, and whether it
 /// also holds after a control token.
 fn take_prefix(json: &mut Value) -> (Prefix, bool) {
+    // `get_mut` and `pointer_mut` throughout: indexing a JSON value to write to it would create what is missing.
     let is_prepend = |v: &Value| v["type"] == "Prepend" && v["prepend"] == "▁";
-    let normalizer = &mut json["normalizer"];
-    if is_prepend(normalizer) {
-        *normalizer = Value::Null;
+    if is_prepend(&json["normalizer"]) {
+        json["normalizer"] = Value::Null;
         return (Prefix::Always('▁'), true);
     }
-    if let Some(list) = normalizer["normalizers"].as_array_mut()
+    if let Some(list) = json.pointer_mut("/normalizer/normalizers").and_then(Value::as_array_mut)
         && list.first().is_some_and(is_prepend)
     {
         list.remove(0);
         return (Prefix::Always('▁'), true);
     }
-    let pre = &mut json["pre_tokenizer"];
-    if pre["type"] == "Metaspace" {
-        let scheme = pre["prepend_scheme"].as_str().unwrap_or("always").to_owned();
-        let never = scheme == "never" || pre["add_prefix_space"] == false;
-        pre["prepend_scheme"] = Value::from("never");
-        if let Some(fields) = pre.as_object_mut() {
-            fields.remove("add_prefix_space");
+    let Some(pre) = json.get_mut("pre_tokenizer").and_then(Value::as_object_mut) else {
+        return (Prefix::Never, false);
+    };
+    let says_no = pre.get("add_prefix_space") == Some(&Value::Bool(false));
+    match pre.get("type").and_then(Value::as_str) {
+        Some("Metaspace") => {
+            let scheme = pre.get("prepend_scheme").and_then(Value::as_str).unwrap_or("always").to_owned();
+            pre.insert("prepend_scheme".to_owned(), Value::from("never"));
+            pre.remove("add_prefix_space");
+            let never = scheme == "never" || says_no;
+            if never { (Prefix::Never, false) } else { (Prefix::IfMissing('▁'), scheme != "first") }
         }
-        return if never { (Prefix::Never, false) } else { (Prefix::IfMissing('▁'), scheme != "first") };
+        Some("ByteLevel") if !says_no => {
+            pre.insert("add_prefix_space".to_owned(), Value::Bool(false));
+            (Prefix::IfMissing(' '), true)
+        }
+        _ => (Prefix::Never, false),
     }
-    if pre["type"] == "ByteLevel" && pre["add_prefix_space"] != false {
-        pre["add_prefix_space"] = Value::Bool(false);
-        return (Prefix::IfMissing(' '), true);
-    }
-    (Prefix::Never, false)
 }
 
 /// Ids the file's post-processor puts around a text.

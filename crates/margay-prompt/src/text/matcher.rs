@@ -29,7 +29,9 @@ impl Matcher {
     pub(super) fn longest_at(&self, text: &str, at: usize) -> Option<(usize, u32)> {
         let rest = &text.as_bytes()[at..];
         let list = self.by_first.get(rest.first()?)?;
-        list.iter().find(|(entry, _)| rest.starts_with(entry.as_bytes())).map(|(entry, id)| (at + entry.len(), *id))
+        list.iter()
+            .find(|(entry, _)| rest.starts_with(entry.as_bytes()))
+            .map(|(entry, id)| (at + entry.len(), *id))
     }
 
     /// All matches without overlap: start, end, id.
@@ -55,7 +57,12 @@ mod tests {
 
     #[test]
     fn matches_are_leftmost_then_longest() {
-        let m = Matcher::new([("<a>".to_owned(), 1), ("<a><b>".to_owned(), 2), ("é".to_owned(), 3), (String::new(), 4)]);
+        let m = Matcher::new([
+            ("<a>".to_owned(), 1),
+            ("<a><b>".to_owned(), 2),
+            ("é".to_owned(), 3),
+            (String::new(), 4),
+        ]);
         assert_eq!(m.find_all("x<a><a><b>é<a"), [(1, 4, 1), (4, 10, 2), (10, 12, 3)]);
         assert!(Matcher::default().find_all("<a>").is_empty());
     }

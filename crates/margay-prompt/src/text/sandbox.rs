@@ -59,7 +59,11 @@ pub(super) fn check(source: &str) -> Result<(), TemplateError> {
 }
 
 /// Renders a template with these variables.
-pub(super) fn render(source: &str, variables: &serde_json::Value, messages: usize) -> Result<String, TemplateError> {
+pub(super) fn render(
+    source: &str,
+    variables: &serde_json::Value,
+    messages: usize,
+) -> Result<String, TemplateError> {
     let fuel = FUEL + FUEL_PER_MESSAGE * messages as u64;
     with_stack(|| {
         let (code, blocks) = compile(source)?;
@@ -67,7 +71,8 @@ pub(super) fn render(source: &str, variables: &serde_json::Value, messages: usiz
         let root = to_value(variables);
         let mut text = String::new();
         let result =
-            eval(&environment, &code, root, &blocks, &mut make_string_output(&mut text), AutoEscape::None).map(|_| ());
+            eval(&environment, &code, root, &blocks, &mut make_string_output(&mut text), AutoEscape::None)
+                .map(|_| ());
         result.map(|()| text).map_err(|e| translate(&e, fuel))
     })
 }
@@ -76,10 +81,14 @@ fn to_value(json: &serde_json::Value) -> Value {
     match json {
         serde_json::Value::Null => Value::from(()),
         serde_json::Value::Bool(yes) => Value::from(*yes),
-        serde_json::Value::Number(n) => n.as_i64().map_or_else(|| Value::from(n.as_f64().unwrap_or(f64::NAN)), Value::from),
+        serde_json::Value::Number(n) => {
+            n.as_i64().map_or_else(|| Value::from(n.as_f64().unwrap_or(f64::NAN)), Value::from)
+        }
         serde_json::Value::String(text) => Value::from(text.as_str()),
         serde_json::Value::Array(items) => Value::from(items.iter().map(to_value).collect::<Vec<_>>()),
-        serde_json::Value::Object(map) => Value::from_pairs(map.iter().map(|(k, v)| (k.as_str(), to_value(v)))),
+        serde_json::Value::Object(map) => {
+            Value::from_pairs(map.iter().map(|(k, v)| (k.as_str(), to_value(v))))
+        }
     }
 }
 
@@ -208,7 +217,9 @@ fn environment(fuel: u64) -> Environment<'static> {
         replace(&b, &display(text), &display(from), &display(to))
     });
     let b = budget.clone();
-    env.add_filter("join", move |list: &Value, glue: Option<String>| join(&b, list, &glue.unwrap_or_default()));
+    env.add_filter("join", move |list: &Value, glue: Option<String>| {
+        join(&b, list, &glue.unwrap_or_default())
+    });
     let b = budget.clone();
     env.add_filter("indent", move |text: String, width: Option<usize>, kwargs: Kwargs| {
         let width = kwargs.get::<Option<usize>>("width")?.or(width).unwrap_or(4).min(MAX_STRING_BYTES);
@@ -231,7 +242,9 @@ fn environment(fuel: u64) -> Environment<'static> {
         filters::list(state, value)
     });
     let b = budget.clone();
-    env.add_function("range", move |low: i64, high: Option<i64>, step: Option<i64>| range(&b, low, high, step));
+    env.add_function("range", move |low: i64, high: Option<i64>, step: Option<i64>| {
+        range(&b, low, high, step)
+    });
     let b = budget;
     env.set_unknown_method_callback(move |state, value, method, args| match (value.kind(), method) {
         (ValueKind::String, "replace") => {
@@ -304,9 +317,10 @@ fn multiply(budget: &Budget, left: &Value, right: &Value) -> Result<Value, Error
 fn remainder(left: &Value, right: &Value) -> Result<Value, Error> {
     match (left.as_i64(), right.as_i64()) {
         // Python's %: the sign of the divisor.
-        (Some(left), Some(right)) if right != 0 => {
-            Ok(Value::from(left.checked_rem(right).map_or(0, |r| if r != 0 && (r < 0) != (right < 0) { r + right } else { r })))
-        }
+        (Some(left), Some(right)) if right != 0 => Ok(Value::from(
+            left.checked_rem(right)
+                .map_or(0, |r| if r != 0 && (r < 0) != (right < 0) { r + right } else { r }),
+        )),
         _ => Err(invalid("% works on whole numbers and not by 0")),
     }
 }
@@ -366,7 +380,11 @@ fn to_json(budget: &Budget, value: &Value, indent: Option<usize>) -> Result<Valu
     /// Python's separators: `", "` and `": "`.
     struct Python;
     impl serde_json::ser::Formatter for Python {
-        fn begin_array_value<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+        fn begin_array_value<W: ?Sized + io::Write>(
+            &mut self,
+            writer: &mut W,
+            first: bool,
+        ) -> io::Result<()> {
             if first { Ok(()) } else { writer.write_all(b", ") }
         }
         fn begin_object_key<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
@@ -430,13 +448,18 @@ mod tests {
 
     #[test]
     fn endless_loops_are_stopped() {
-        let nested = "{% for a in range(9999) %}{% for b in range(9999) %}{% set x = 1 %}{% endfor %}{% endfor %}";
+        let nested =
+            "{% for a in range(9999) %}{% for b in range(9999) %}{% set x = 1 %}{% endfor %}{% endfor %}";
         assert!(matches!(run(nested), Err(TemplateError::TooSlow { .. })), "{:?}", run(nested));
     }
 
     #[test]
     fn strings_cannot_grow_without_paying() {
-        let grow = |step: &str| format!("{{% set ns = namespace(x='aaaa', l=[1]) %}}{{% for i in range(60) %}}{step}{{% endfor %}}{{{{ ns.x|length }}}}");
+        let grow = |step: &str| {
+            format!(
+                "{{% set ns = namespace(x='aaaa', l=[1]) %}}{{% for i in range(60) %}}{step}{{% endfor %}}{{{{ ns.x|length }}}}"
+            )
+        };
         for step in [
             "{% set ns.x = ns.x ~ ns.x %}",
             "{% set ns.x = ns.x + ns.x %}",
@@ -475,10 +498,14 @@ mod tests {
     #[test]
     fn deep_recursion_and_deep_values_are_errors_and_not_crashes() {
         assert!(run("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}").is_err());
-        let deep = "{% set ns = namespace(x=1) %}{% for i in range(9000) %}{% set ns.x = [ns.x] %}{% endfor %}ok";
+        let deep =
+            "{% set ns = namespace(x=1) %}{% for i in range(9000) %}{% set ns.x = [ns.x] %}{% endfor %}ok";
         assert!(run(deep).is_ok() || matches!(run(deep), Err(TemplateError::TooSlow { .. })));
         assert!(run(&"(".repeat(2_000)).is_ok()); // text, not code
-        assert!(matches!(run(&format!("{{{{ {} }}}}", "(".repeat(20_000))), Err(TemplateError::Syntax { .. })));
+        assert!(matches!(
+            run(&format!("{{{{ {} }}}}", "(".repeat(20_000))),
+            Err(TemplateError::Syntax { .. })
+        ));
     }
 
     #[test]
@@ -491,9 +518,15 @@ mod tests {
     #[test]
     fn words_of_python_come_out_as_python_writes_them() {
         assert_eq!(run("{{ none }} {{ true }} {{ 'x' ~ none ~ 1 }}").unwrap(), "None True xNone1");
-        assert_eq!(run("{{ {'a': [1, 'é'], 'b': none}|tojson }}").unwrap(), "{\"a\": [1, \"é\"], \"b\": null}");
+        assert_eq!(
+            run("{{ {'a': [1, 'é'], 'b': none}|tojson }}").unwrap(),
+            "{\"a\": [1, \"é\"], \"b\": null}"
+        );
         assert_eq!(run("{{ '<>&'|tojson }}").unwrap(), "\"<>&\"");
-        assert_eq!(run("{{ [1] + [2] }} {{ 1 + 2.5 }} {{ 7 % 4 }} {{ -1 % 4 }} {{ 2 * 3 }}").unwrap(), "[1, 2] 3.5 3 3 6");
+        assert_eq!(
+            run("{{ [1] + [2] }} {{ 1 + 2.5 }} {{ 7 % 4 }} {{ -1 % 4 }} {{ 2 * 3 }}").unwrap(),
+            "[1, 2] 3.5 3 3 6"
+        );
         assert_eq!(run("{{ 'a-b'.split('-')[1].upper() }}{{ ' x '.strip() }}").unwrap(), "Bx");
         assert_eq!(run("{%- for i in range(1, 7, 2) %}{{ i }}{% endfor %}").unwrap(), "135");
         assert_eq!(run("a\n  {% if true %}\nb\n{% endif %}\nc\n").unwrap(), "a\nb\nc");

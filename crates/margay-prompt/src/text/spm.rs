@@ -64,7 +64,12 @@ impl SpmBpe {
             match kind {
                 PieceKind::Byte => match parse_byte(text) {
                     Some(byte) => bytes[usize::from(byte)] = Some(id),
-                    None => return bad("token_type", format!("piece {id} {text:?} is a byte, but not written <0xNN>")),
+                    None => {
+                        return bad(
+                            "token_type",
+                            format!("piece {id} {text:?} is a byte, but not written <0xNN>"),
+                        );
+                    }
                 },
                 PieceKind::Normal | PieceKind::UserDefined | PieceKind::Unused if !text.is_empty() => {
                     if *kind == PieceKind::UserDefined {
@@ -257,7 +262,13 @@ impl<'m, 't> Merger<'m, 't> {
                 None => (at + text[at..].chars().next().map_or(1, char::len_utf8), false),
             };
             let index = symbols.len();
-            symbols.push(Symbol { start: at, end, prev: index.checked_sub(1), next: Some(index + 1), frozen });
+            symbols.push(Symbol {
+                start: at,
+                end,
+                prev: index.checked_sub(1),
+                next: Some(index + 1),
+                frozen,
+            });
             at = end;
         }
         if let Some(last) = symbols.last_mut() {
@@ -317,7 +328,9 @@ impl<'m, 't> Merger<'m, 't> {
         while let Some((start, end)) = stack.pop() {
             let piece = &self.text[start..end];
             let id = self.model.pieces.get(piece).copied();
-            let split = id.filter(|id| self.model.kind(*id) == PieceKind::Unused).and_then(|_| self.unused.get(piece));
+            let split = id
+                .filter(|id| self.model.kind(*id) == PieceKind::Unused)
+                .and_then(|_| self.unused.get(piece));
             match split {
                 Some(&left) => stack.extend([(start + left, end), (start, start + left)]),
                 None => emit(piece, id),
@@ -361,7 +374,8 @@ mod tests {
 
     #[test]
     fn user_defined_symbols_are_matched_first_and_never_merged() {
-        let m = model(&[("a", -9.0, N), ("b", -9.0, N), ("ab", -1.0, PieceKind::UserDefined), ("aab", -2.0, N)]);
+        let m =
+            model(&[("a", -9.0, N), ("b", -9.0, N), ("ab", -1.0, PieceKind::UserDefined), ("aab", -2.0, N)]);
         assert_eq!(encode(&m, "aab"), [1, 3]);
     }
 
@@ -391,8 +405,12 @@ mod tests {
     #[test]
     fn vocabularies_that_contradict_themselves_are_refused() {
         let refused = |m: &SentencePieceModel| SpmBpe::new(m).unwrap_err();
-        assert!(matches!(refused(&model(&[("a", f32::NAN, N)])), TokenizerError::BadVocab { field: "scores", .. }));
-        let half_bytes = SentencePieceModel { byte_fallback: true, ..model(&[("<0x00>", 0.0, PieceKind::Byte)]) };
+        assert!(matches!(
+            refused(&model(&[("a", f32::NAN, N)])),
+            TokenizerError::BadVocab { field: "scores", .. }
+        ));
+        let half_bytes =
+            SentencePieceModel { byte_fallback: true, ..model(&[("<0x00>", 0.0, PieceKind::Byte)]) };
         assert!(refused(&half_bytes).to_string().contains("<0x01>"));
         assert!(matches!(
             refused(&SentencePieceModel { unk_id: Some(9), ..model(&[]) }),

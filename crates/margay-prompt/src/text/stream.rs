@@ -3,6 +3,7 @@
 use std::borrow::Borrow;
 
 use super::Tokenizer;
+use super::tokenizer::Lead;
 
 /// Turns a stream of ids into pieces of text that are valid UTF-8, whose concatenation is
 /// [`Tokenizer::decode`] of all of them.
@@ -19,7 +20,8 @@ pub struct StreamDecoder<T: Borrow<Tokenizer>> {
 }
 
 impl<T: Borrow<Tokenizer>> StreamDecoder<T> {
-    /// A decoder at the start of an answer, over a tokenizer borrowed or shared (`Arc`). `skip_special` leaves control tokens out of the text.
+    /// A decoder at the start of an answer, over a tokenizer borrowed or shared (`Arc`). `skip_special` leaves control
+    /// tokens out of the text.
     pub fn new(tokenizer: T, skip_special: bool) -> Self {
         Self { tokenizer, skip_special, held: Vec::new(), at_start: true }
     }
@@ -28,10 +30,15 @@ impl<T: Borrow<Tokenizer>> StreamDecoder<T> {
     pub fn push(&mut self, id: u32) -> String {
         self.tokenizer.borrow().push_bytes(id, self.skip_special, &mut self.held);
         if self.at_start && !self.held.is_empty() {
-            self.at_start = false;
-            if self.tokenizer.borrow().strips_space() && self.held[0] == b' ' {
-                self.held.remove(0);
-            }
+            let drops = self.tokenizer.borrow().drops();
+            let spaces = self.held.iter().take_while(|byte| **byte == b' ').count();
+            let dropped = match drops {
+                Lead::Nothing => 0,
+                Lead::OneSpace => spaces.min(1),
+                Lead::AllSpaces => spaces,
+            };
+            self.held.drain(..dropped);
+            self.at_start = drops == Lead::AllSpaces && self.held.is_empty();
         }
         self.take_certain()
     }
@@ -132,7 +139,9 @@ impl StopMatcher {
     fn longest_start(&self) -> usize {
         let starts = |length: &usize| {
             let tail = self.held.get(self.held.len() - length..);
-            tail.is_some_and(|tail| self.stops.iter().any(|stop| stop.len() > tail.len() && stop.starts_with(tail)))
+            tail.is_some_and(|tail| {
+                self.stops.iter().any(|stop| stop.len() > tail.len() && stop.starts_with(tail))
+            })
         };
         let longest = self.stops.iter().map(String::len).max().unwrap_or(0).saturating_sub(1);
         (1..=longest.min(self.held.len())).rev().find(starts).unwrap_or(0)
@@ -150,7 +159,11 @@ mod tests {
             let mut stops = StopMatcher::new(["<stop> th", "<stop>", "stop>"]);
             let (first, met) = stops.push(&text[..cut]);
             let (second, met_later) = stops.push(&text[cut..]);
-            assert_eq!((format!("{first}{second}").as_str(), met || met_later), ("one two ", true), "cut {cut}");
+            assert_eq!(
+                (format!("{first}{second}").as_str(), met || met_later),
+                ("one two ", true),
+                "cut {cut}"
+            );
             assert_eq!(stops.finish(), "");
             assert_eq!(stops.push("more"), (String::new(), true));
         }

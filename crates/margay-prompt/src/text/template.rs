@@ -193,11 +193,13 @@ impl ChatTemplate {
             return Err(TemplateError::TooLong { bytes: source.len(), limit: Self::MAX_SOURCE_BYTES });
         }
         if source.contains([OPEN, CLOSE]) {
-            let detail = "it contains the private-use characters U+F8F0 or U+F8F1, which are reserved".to_owned();
+            let detail =
+                "it contains the private-use characters U+F8F0 or U+F8F1, which are reserved".to_owned();
             return Err(TemplateError::Syntax { detail });
         }
-        sandbox::check(source)?;
-        Ok(Self { source: source.to_owned() })
+        let source = without_generation_marks(source);
+        sandbox::check(&source)?;
+        Ok(Self { source })
     }
 
     /// A built-in template by name: "vicuna_v1" (LLaVA, MobileVLM), "chatml" (Qwen2) or "plain".
@@ -225,7 +227,8 @@ impl ChatTemplate {
         }
         let has_images = messages.iter().any(|m| m.content.contains(&Part::Image));
         let mentions = |words: &[&str]| words.iter().any(|word| self.source.contains(word));
-        let knows_lists = mentions(&["'type'", "\"type\"", ".type", "is iterable", "is sequence", "is not string"]);
+        let knows_lists =
+            mentions(&["'type'", "\"type\"", ".type", "is iterable", "is sequence", "is not string"]);
         let knows_strings = mentions(&["is string", "is not string"]) || !knows_lists;
         let forms: &[Form] = match (knows_lists, knows_strings && !has_images) {
             (false, _) => &[Form::Flat],
@@ -363,12 +366,33 @@ impl<'m> Placeholders<'m> {
     }
 }
 
+/// Turns `{% generation %}` blocks, with which transformers marks the assistant's words for training, into blocks that
+/// always render: Jinja itself does not know them. Whitespace control stays.
+fn without_generation_marks(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(open) = rest.find("{%") {
+        let Some(length) = rest[open..].find("%}") else { break };
+        let tag = &rest[open..open + length];
+        let word = tag.trim_start_matches(['{', '%', '-', '+']).trim_end_matches(['-', '+']).trim();
+        out += &rest[..open];
+        match word {
+            "generation" => out += &tag.replacen("generation", "if true", 1),
+            "endgeneration" => out += &tag.replacen("endgeneration", "endif", 1),
+            _ => out += tag,
+        }
+        rest = &rest[open + length..];
+    }
+    out + rest
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn shown(template: &ChatTemplate, messages: &[Message]) -> String {
-        let options = RenderOptions { bos_token: "<s>".into(), eos_token: "</s>".into(), ..RenderOptions::default() };
+        let options =
+            RenderOptions { bos_token: "<s>".into(), eos_token: "</s>".into(), ..RenderOptions::default() };
         template.render(messages, &options).unwrap().display("<image>")
     }
 
@@ -395,7 +419,10 @@ mod tests {
             shown(&ChatTemplate::builtin("chatml").unwrap(), &[Message::user(1, "q")]),
             "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<image>\nq<|im_end|>\n<|im_start|>assistant\n"
         );
-        assert_eq!(shown(&ChatTemplate::builtin("plain").unwrap(), &[Message::user(2, "q")]), "<image>\n<image>\nq");
+        assert_eq!(
+            shown(&ChatTemplate::builtin("plain").unwrap(), &[Message::user(2, "q")]),
+            "<image>\n<image>\nq"
+        );
         assert!(ChatTemplate::builtin("nonesuch").is_none());
     }
 
@@ -427,8 +454,12 @@ mod tests {
 
     #[test]
     fn templates_that_expect_strings_get_strings() {
-        let zephyr = "{% for m in messages %}{{ '<|' + m.role + '|>\\n' + m.content + eos_token }}{% endfor %}";
-        assert_eq!(shown(&ChatTemplate::new(zephyr).unwrap(), &[Message::user(1, "q")]), "<|user|>\n<image>\nq</s>");
+        let zephyr =
+            "{% for m in messages %}{{ '<|' + m.role + '|>\\n' + m.content + eos_token }}{% endfor %}";
+        assert_eq!(
+            shown(&ChatTemplate::new(zephyr).unwrap(), &[Message::user(1, "q")]),
+            "<|user|>\n<image>\nq</s>"
+        );
         // Mentions a type, of tools, and still wants strings.
         let tools = "{% if tools %}{\"type\": \"function\"}{% endif %}{{ messages[0].content | trim }}!";
         assert_eq!(shown(&ChatTemplate::new(tools).unwrap(), &[Message::user(1, " q ")]), "<image>\n q!");
@@ -452,7 +483,9 @@ mod tests {
             let template = ChatTemplate::new(source).unwrap();
             template.render(&[Message::user(images, "hello")], &RenderOptions::default())
         };
-        for (source, images) in [("constant", 0), ("{{ messages[0].content[2:] }}", 0), ("{{ messages[0].content }}<image>", 0)] {
+        for (source, images) in
+            [("constant", 0), ("{{ messages[0].content[2:] }}", 0), ("{{ messages[0].content }}<image>", 0)]
+        {
             let result = render(source, images);
             assert!(matches!(result, Err(TemplateError::BadMessages { .. })), "{source}: {result:?}");
         }
@@ -466,5 +499,14 @@ mod tests {
         assert!(matches!(ChatTemplate::new("{% if %}"), Err(TemplateError::Syntax { .. })));
         assert!(matches!(ChatTemplate::new("\u{F8F0}"), Err(TemplateError::Syntax { .. })));
         assert!(matches!(ChatTemplate::new(&" ".repeat(300_000)), Err(TemplateError::TooLong { .. })));
+    }
+
+    #[test]
+    fn generation_marks_render_as_their_content_and_keep_whitespace_control() {
+        let source =
+            "{% for m in messages %}{%- generation -%} {{ m.content }} {%- endgeneration %}|{% endfor %}";
+        let expected = "{% for m in messages %}{%- if true -%} {{ m.content }} {%- endif %}|{% endfor %}";
+        assert_eq!(without_generation_marks(source), expected);
+        assert_eq!(without_generation_marks("{% open"), "{% open");
     }
 }

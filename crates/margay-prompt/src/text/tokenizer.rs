@@ -58,6 +58,16 @@ pub(super) enum Prefix {
     IfMissing(char),
 }
 
+/// What decoding drops at the start of a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lead {
+    Nothing,
+    /// One space: the dummy prefix.
+    OneSpace,
+    /// All spaces: the vocabulary removes extra whitespace.
+    AllSpaces,
+}
+
 /// A token of the vocabulary.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Token {
@@ -74,8 +84,7 @@ pub(super) struct Parts {
     pub(super) prefix: Prefix,
     /// The prefix rule also holds for text after a control token.
     pub(super) prefix_after_special: bool,
-    /// Decoding drops one leading space.
-    pub(super) strips_space: bool,
+    pub(super) drops: Lead,
     /// Control tokens that swallow whitespace: (before, after).
     pub(super) strip: HashMap<u32, (bool, bool)>,
     pub(super) bos: Option<u32>,
@@ -122,7 +131,7 @@ pub struct Tokenizer {
     controls: Matcher,
     pub(super) prefix: Prefix,
     prefix_after_special: bool,
-    strips_space: bool,
+    drops: Lead,
     strip: HashMap<u32, (bool, bool)>,
     bos: Option<u32>,
     eos: Option<u32>,
@@ -208,7 +217,8 @@ impl Tokenizer {
                 ids.entry(token.text.clone()).or_insert(id);
             }
         }
-        let is_control = |id: &u32| parts.tokens.get(*id as usize).is_some_and(|t| t.kind == PieceKind::Control);
+        let is_control =
+            |id: &u32| parts.tokens.get(*id as usize).is_some_and(|t| t.kind == PieceKind::Control);
         let mut stop_ids: Vec<u32> = parts.eos.into_iter().chain(parts.eot).collect();
         let named = STOP_TEXTS.iter().filter_map(|text| ids.get(*text).copied()).filter(is_control);
         stop_ids.extend(named);
@@ -226,7 +236,7 @@ impl Tokenizer {
             controls,
             prefix: parts.prefix,
             prefix_after_special: parts.prefix_after_special,
-            strips_space: parts.strips_space,
+            drops: parts.drops,
             strip: parts.strip,
             bos: parts.bos,
             eos: parts.eos,
@@ -258,6 +268,17 @@ impl Tokenizer {
     pub fn encode_segments(&self, segments: &[Segment<'_>]) -> Result<Vec<u32>, TokenizerError> {
         let mut ids = Vec::new();
         self.encode_into(segments, None, &mut ids)?;
+        Ok(ids)
+    }
+
+    /// As [`Tokenizer::encode_segments`] for text that stands behind something that is no text, such as an image: the
+    /// dummy space follows the rule for text behind a control token.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_segments_behind(&self, segments: &[Segment<'_>]) -> Result<Vec<u32>, TokenizerError> {
+        let mut ids = Vec::new();
+        self.encode_into(segments, Some(self.prefix_after_special), &mut ids)?;
         Ok(ids)
     }
 
@@ -374,8 +395,8 @@ impl Tokenizer {
         }
     }
 
-    pub(super) fn strips_space(&self) -> bool {
-        self.strips_space
+    pub(super) fn drops(&self) -> Lead {
+        self.drops
     }
 
     pub(super) fn is_byte_level(&self) -> bool {

@@ -4,17 +4,21 @@
 //! is at most 2 * 15 * 127 = 3810 for 4-bit codes, so 8 pairs (30480) fit; 4 of 5-bit codes (31496), 2 of 6-bit ones
 //! (32004). Signed bytes are widened to 16 bits for `vpmaddwd`, which is exact.
 
-use super::{PANELS, Product, QuantKernels};
-use crate::pack::{Codes, Kind, Offset, Scaling};
+use super::{Product, QuantKernels};
+use crate::pack::{Codes, Kind, Offset, PANEL, Scaling};
 use std::arch::x86_64::*;
 
+/// Outputs a register holds.
 const NR: usize = 8;
+/// Registers a panel takes.
+const PANELS: usize = PANEL / NR;
+/// Bytes of 4 columns of a panel.
+const CHUNK: usize = 4 * PANEL;
 /// Rows a tile keeps in registers.
 const TILE_ROWS: usize = 4;
 
 pub(super) static TABLE: QuantKernels = QuantKernels {
     name: "vpmaddubsw and vpmaddwd of AVX2",
-    nr: NR,
     wants_q16: |codes| codes == Codes::I8,
     unpacked_bytes: |codes| match codes {
         Codes::U4 => 1,
@@ -39,73 +43,88 @@ pub(super) static TABLE: QuantKernels = QuantKernels {
 /// See [`QuantKernels::scales`].
 #[target_feature(enable = "avx2,fma,f16c")]
 fn unpack_scales(kind: Kind, scaling: Scaling, packed: &[u8], s: &mut [f32], m: &mut [f32]) {
-    let (s, m) = (s.as_chunks_mut::<NR>().0, m.as_chunks_mut::<NR>().0);
+    let (s, m) = (s.as_chunks_mut::<PANEL>().0, m.as_chunks_mut::<PANEL>().0);
+    let lines = packed.as_chunks::<{ 2 * PANEL }>().0;
     match (scaling, kind.offset == Offset::Min) {
         (Scaling::Plain, false) => {
-            for (s, bytes) in s.iter_mut().zip(packed.as_chunks::<{ 2 * NR }>().0) {
-                store(s, halves(bytes));
+            for (s, line) in s.iter_mut().zip(lines) {
+                store(s, halves(line));
             }
         }
         (Scaling::Plain, true) => {
-            let pairs = packed.as_chunks::<{ 2 * NR }>().0.as_chunks::<2>().0;
-            for ((s, m), [scales, mins]) in s.iter_mut().zip(m).zip(pairs) {
+            for ((s, m), [scales, mins]) in s.iter_mut().zip(m).zip(lines.as_chunks::<2>().0) {
                 store(s, halves(scales));
                 store(m, halves(mins));
             }
         }
         (Scaling::Super { signed }, false) => {
+            // A line of 32 bytes holds the 16-bit scales of scales, or two groups of scales.
             let groups = 8 * kind.halves;
-            for (s, bytes) in s.chunks_exact_mut(groups).zip(packed.chunks_exact((2 + groups) * NR)) {
-                let (d, codes) = bytes.split_first_chunk::<{ 2 * NR }>().expect("invariant: whole blocks");
+            for (s, lines) in s.chunks_exact_mut(groups).zip(lines.chunks_exact(1 + groups / 2)) {
+                let (d, codes) = lines.split_first().expect("invariant: whole blocks");
                 let d = halves(d);
-                for (s, codes) in s.iter_mut().zip(codes.as_chunks::<NR>().0) {
-                    store(s, _mm256_mul_ps(d, if signed { signed_bytes(codes) } else { bytes_of(codes) }));
+                for (s, code) in s.iter_mut().zip(codes.as_flattened().as_chunks::<PANEL>().0) {
+                    store(s, product(d, if signed { signed_bytes(code) } else { bytes(code) }));
                 }
             }
         }
         (Scaling::Super { .. }, true) => {
             let groups = 8 * kind.halves;
-            let blocks = packed.chunks_exact((4 + 2 * groups) * NR);
-            for ((s, m), bytes) in s.chunks_exact_mut(groups).zip(m.chunks_exact_mut(groups)).zip(blocks) {
-                let (d, codes) = bytes.split_first_chunk::<{ 2 * NR }>().expect("invariant: whole blocks");
-                let (dmin, codes) = codes.split_first_chunk::<{ 2 * NR }>().expect("invariant: whole blocks");
-                let (d, dmin) = (halves(d), _mm256_sub_ps(_mm256_set1_ps(-0.0), halves(dmin)));
-                let pairs = codes.as_chunks::<NR>().0.as_chunks::<2>().0;
-                for ((s, m), [scales, mins]) in s.iter_mut().zip(m).zip(pairs) {
-                    store(s, _mm256_mul_ps(d, bytes_of(scales)));
-                    store(m, _mm256_mul_ps(dmin, bytes_of(mins)));
+            let blocks = lines.chunks_exact(2 + groups);
+            for ((s, m), lines) in s.chunks_exact_mut(groups).zip(m.chunks_exact_mut(groups)).zip(blocks) {
+                let minus = _mm256_set1_ps(-0.0);
+                let d = halves(&lines[0]);
+                let dmin = halves(&lines[1]).map(|d| _mm256_xor_ps(minus, d));
+                for ((s, m), line) in s.iter_mut().zip(m).zip(&lines[2..]) {
+                    let (scales, mins) = line.split_first_chunk::<PANEL>().expect("invariant: 32 bytes");
+                    let mins = mins.first_chunk().expect("invariant: 32 bytes");
+                    store(s, product(d, bytes(scales)));
+                    store(m, product(dmin, bytes(mins)));
                 }
             }
         }
     }
 }
 
+type Pair = [__m256; PANELS];
+
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn store(out: &mut [f32; NR], value: __m256) {
-    // SAFETY: 8 floats fit.
-    unsafe { _mm256_storeu_ps(out.as_mut_ptr(), value) }
+fn store(out: &mut [f32; PANEL], pair: Pair) {
+    for (out, part) in out.as_chunks_mut::<NR>().0.iter_mut().zip(pair) {
+        // SAFETY: 8 floats fit.
+        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), part) }
+    }
 }
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn halves(bytes: &[u8; 2 * NR]) -> __m256 {
+fn product(a: Pair, b: Pair) -> Pair {
+    [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])]
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn halves(bytes: &[u8; 2 * PANEL]) -> Pair {
     // SAFETY: 16 bytes are 8 halves.
-    _mm256_cvtph_ps(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) })
+    let half = |at: usize| _mm256_cvtph_ps(unsafe { _mm_loadu_si128(bytes[at..at + 16].as_ptr().cast()) });
+    [half(0), half(16)]
 }
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn bytes_of(bytes: &[u8; NR]) -> __m256 {
+fn bytes(bytes: &[u8; PANEL]) -> Pair {
     // SAFETY: 8 bytes are read.
-    _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(unsafe { _mm_loadl_epi64(bytes.as_ptr().cast()) }))
+    let part = |at: usize| unsafe { _mm_loadl_epi64(bytes[at..at + 8].as_ptr().cast()) };
+    [0, 8].map(|at| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(part(at))))
 }
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn signed_bytes(bytes: &[u8; NR]) -> __m256 {
+fn signed_bytes(bytes: &[u8; PANEL]) -> Pair {
     // SAFETY: 8 bytes are read.
-    _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(unsafe { _mm_loadl_epi64(bytes.as_ptr().cast()) }))
+    let part = |at: usize| unsafe { _mm_loadl_epi64(bytes[at..at + 8].as_ptr().cast()) };
+    [0, 8].map(|at| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(part(at))))
 }
 
 /// # Safety
@@ -121,41 +140,47 @@ unsafe fn unpack(codes: Codes, packed: *const u8, k: usize, out: *mut u8) {
 }
 
 /// # Safety
-/// `packed` holds `k * 4` bytes, `out` room for `k * 8`.
+/// `packed` holds `k * 8` bytes, `out` room for `k * 16`.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn unpack_nibbles(packed: *const u8, k: usize, out: *mut u8) {
     let mask = _mm256_set1_epi8(15);
     for i in 0..k / 8 {
-        // SAFETY: 32 packed bytes become 64.
-        unsafe {
-            let both = _mm256_loadu_si256(packed.add(i * 32).cast());
-            let high = _mm256_and_si256(_mm256_srli_epi16::<4>(both), mask);
-            _mm256_storeu_si256(out.add(i * 64).cast(), _mm256_and_si256(both, mask));
-            _mm256_storeu_si256(out.add(i * 64 + 32).cast(), high);
+        for half in [0, 32] {
+            // SAFETY: 64 packed bytes become 128.
+            unsafe {
+                let both = _mm256_loadu_si256(packed.add(i * CHUNK + half).cast());
+                let high = _mm256_and_si256(_mm256_srli_epi16::<4>(both), mask);
+                let out = out.add(i * 2 * CHUNK + half);
+                _mm256_storeu_si256(out.cast(), _mm256_and_si256(both, mask));
+                _mm256_storeu_si256(out.add(CHUNK).cast(), high);
+            }
         }
     }
 }
 
-/// `[k/4][8][4]` bytes to `[k/2][8][2]` 16-bit numbers.
+/// `[k/4][16][4]` bytes to `[k/2][16][2]` 16-bit numbers.
 ///
 /// # Safety
-/// `packed` holds `k * 8` bytes, `out` room for `k * 16`.
+/// `packed` holds `k * 16` bytes, `out` room for `k * 32`.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn widen_bytes(packed: *const u8, k: usize, out: *mut u8) {
-    // Within each 4 bytes of a row the first two go to the first half of the chunk, the others to the second.
+    // Within each 4 bytes of a row the first two go to the first chunk, the others to the second.
     let order = _mm256_setr_epi8(
         0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11,
         14, 15,
     );
     for i in 0..k / 4 {
-        // SAFETY: 32 packed bytes become 64.
-        unsafe {
-            let bytes = _mm256_loadu_si256(packed.add(i * 32).cast());
-            let sorted = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_shuffle_epi8(bytes, order));
-            let first = _mm256_cvtepi8_epi16(_mm256_castsi256_si128(sorted));
-            let second = _mm256_cvtepi8_epi16(_mm256_extracti128_si256::<1>(sorted));
-            _mm256_storeu_si256(out.add(i * 64).cast(), first);
-            _mm256_storeu_si256(out.add(i * 64 + 32).cast(), second);
+        for half in [0, 32] {
+            // SAFETY: 64 packed bytes become 128.
+            unsafe {
+                let bytes = _mm256_loadu_si256(packed.add(i * CHUNK + half).cast());
+                let sorted = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_shuffle_epi8(bytes, order));
+                let first = _mm256_cvtepi8_epi16(_mm256_castsi256_si128(sorted));
+                let second = _mm256_cvtepi8_epi16(_mm256_extracti128_si256::<1>(sorted));
+                let out = out.add(i * 2 * CHUNK + half);
+                _mm256_storeu_si256(out.cast(), first);
+                _mm256_storeu_si256(out.add(CHUNK).cast(), second);
+            }
         }
     }
 }
@@ -243,7 +268,7 @@ fn zero_of(kind: Kind) -> f32 {
     }
 }
 
-/// `ROWS` rows from `row` on, times two panels of unpacked codes. `DEPTH` is how many products of pairs fit 16 bits,
+/// `ROWS` rows from `row` on, times a panel of unpacked codes. `DEPTH` is how many products of pairs fit 16 bits,
 /// 0 for codes widened to 16 bits.
 ///
 /// # Safety
@@ -291,8 +316,8 @@ unsafe fn tile<const DEPTH: usize, const HALVES: usize, const OFFSET: u8, const 
                         let mut pairs = [[_mm256_setzero_si256(); PANELS]; ROWS];
                         for i in 0..steps {
                             let chunk = first + run * depth + i;
-                            let w0 = _mm256_loadu_si256(p.codes.add(chunk * 32).cast());
-                            let w1 = _mm256_loadu_si256(p.codes.add(p.panel_codes + chunk * 32).cast());
+                            let w0 = _mm256_loadu_si256(p.codes.add(chunk * CHUNK).cast());
+                            let w1 = _mm256_loadu_si256(p.codes.add(chunk * CHUNK + 32).cast());
                             for r in 0..ROWS {
                                 let a = broadcast4(q.add(r * lda + chunk * 4));
                                 let (p0, p1) = (_mm256_maddubs_epi16(w0, a), _mm256_maddubs_epi16(w1, a));
@@ -310,8 +335,8 @@ unsafe fn tile<const DEPTH: usize, const HALVES: usize, const OFFSET: u8, const 
                 } else {
                     for i in 0..steps {
                         let chunk = group * 16 + i;
-                        let w0 = _mm256_loadu_si256(p.codes.add(chunk * 32).cast());
-                        let w1 = _mm256_loadu_si256(p.codes.add(p.panel_codes + chunk * 32).cast());
+                        let w0 = _mm256_loadu_si256(p.codes.add(chunk * CHUNK).cast());
+                        let w1 = _mm256_loadu_si256(p.codes.add(chunk * CHUNK + 32).cast());
                         for r in 0..ROWS {
                             let a = broadcast4(q16.add(r * lda + chunk * 2));
                             sums[r][0] = _mm256_add_epi32(sums[r][0], _mm256_madd_epi16(w0, a));
@@ -320,7 +345,7 @@ unsafe fn tile<const DEPTH: usize, const HALVES: usize, const OFFSET: u8, const 
                     }
                 }
                 for w in 0..PANELS {
-                    let s = _mm256_loadu_ps(p.scales.add(w * p.panel_scales + (group * HALVES + half) * NR));
+                    let s = _mm256_loadu_ps(p.scales.add((group * HALVES + half) * PANEL + w * NR));
                     for r in 0..ROWS {
                         let mut sum = _mm256_cvtepi32_ps(sums[r][w]);
                         if OFFSET == ZERO {
@@ -339,7 +364,7 @@ unsafe fn tile<const DEPTH: usize, const HALVES: usize, const OFFSET: u8, const 
             if OFFSET == MIN {
                 for half in 0..HALVES {
                     for w in 0..PANELS {
-                        let m = p.mins.add(w * p.panel_scales + (group * HALVES + half) * NR);
+                        let m = p.mins.add((group * HALVES + half) * PANEL + w * NR);
                         let m = _mm256_loadu_ps(m);
                         for r in 0..ROWS {
                             let u = if HALVES == 1 {
@@ -368,9 +393,9 @@ unsafe fn tile<const DEPTH: usize, const HALVES: usize, const OFFSET: u8, const 
 }
 
 /// How far ahead of its loads decode asks for weights, bytes.
-const PREFETCH_BYTES: usize = 1024;
+const PREFETCH_BYTES: usize = 2048;
 
-/// One row times two panels of packed 4-bit codes.
+/// One row times a panel of packed 4-bit codes.
 ///
 /// # Safety
 /// As [`QuantKernels::gemv`].
@@ -386,19 +411,17 @@ unsafe fn stream_nibbles<const HALVES: usize, const OFFSET: u8>(p: &Product) {
             acc = [_mm256_loadu_ps(p.c), _mm256_loadu_ps(p.c.add(NR))];
         }
         for group in 0..p.groups {
+            _mm_prefetch::<_MM_HINT_T0>(p.ahead.wrapping_add(group * p.ahead_step).cast());
             let mut t = [_mm256_setzero_ps(); PANELS];
             for half in 0..HALVES {
                 let mut pairs = [_mm256_setzero_si256(); PANELS];
                 for i in 0..4 / HALVES {
-                    let byte = (group * 4 + half * 2 + i) * 32;
+                    let at = p.codes.add((group * 4 + half * 2 + i) * CHUNK);
+                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES).cast());
                     let a = p.a.q.add(group * 32 + half * 16 + i * 8);
                     let (a0, a1) = (broadcast4(a), broadcast4(a.add(4)));
                     for w in 0..PANELS {
-                        let at = p.codes.add(w * p.panel_codes + byte);
-                        if i % 2 == 0 {
-                            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES).cast());
-                        }
-                        let both = _mm256_loadu_si256(at.cast());
+                        let both = _mm256_loadu_si256(at.add(w * 32).cast());
                         let low = _mm256_and_si256(both, mask);
                         let high = _mm256_and_si256(_mm256_srli_epi16::<4>(both), mask);
                         let sum =
@@ -408,7 +431,7 @@ unsafe fn stream_nibbles<const HALVES: usize, const OFFSET: u8>(p: &Product) {
                 }
                 let u = if HALVES == 1 { *p.a.sum32.add(group) } else { *p.a.sum16.add(group * 2 + half) };
                 for w in 0..PANELS {
-                    let s = _mm256_loadu_ps(p.scales.add(w * p.panel_scales + (group * HALVES + half) * NR));
+                    let s = _mm256_loadu_ps(p.scales.add((group * HALVES + half) * PANEL + w * NR));
                     let mut sum = _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs[w], ones));
                     if OFFSET == ZERO {
                         sum = less_zero(sum, u, zero);
@@ -420,7 +443,7 @@ unsafe fn stream_nibbles<const HALVES: usize, const OFFSET: u8>(p: &Product) {
                 for half in 0..HALVES {
                     let u = if HALVES == 1 { *p.a.sum32.add(group) } else { *p.a.sum16.add(group * 2 + half) };
                     for w in 0..PANELS {
-                        let m = p.mins.add(w * p.panel_scales + (group * HALVES + half) * NR);
+                        let m = p.mins.add((group * HALVES + half) * PANEL + w * NR);
                         t[w] = _mm256_fmadd_ps(_mm256_loadu_ps(m), _mm256_set1_ps(u), t[w]);
                     }
                 }
@@ -435,7 +458,7 @@ unsafe fn stream_nibbles<const HALVES: usize, const OFFSET: u8>(p: &Product) {
     }
 }
 
-/// One row times two panels of signed bytes: |w| times the activation with the sign of w. Neither is -128 where it
+/// One row times a panel of signed bytes: |w| times the activation with the sign of w. Neither is -128 where it
 /// would matter: |-128| is 128 as an unsigned byte, and activations stop at -127.
 ///
 /// # Safety
@@ -450,23 +473,22 @@ unsafe fn stream_bytes(p: &Product) {
             acc = [_mm256_loadu_ps(p.c), _mm256_loadu_ps(p.c.add(NR))];
         }
         for group in 0..p.groups {
+            _mm_prefetch::<_MM_HINT_T0>(p.ahead.wrapping_add(group * p.ahead_step).cast());
             let mut sums = [_mm256_setzero_si256(); PANELS];
             for i in 0..8 {
                 let chunk = group * 8 + i;
                 let a = broadcast4(p.a.q.add(chunk * 4));
+                let at = p.codes.add(chunk * CHUNK);
+                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES).cast());
                 for w in 0..PANELS {
-                    let at = p.codes.add(w * p.panel_codes + chunk * 32);
-                    if i % 2 == 0 {
-                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES).cast());
-                    }
-                    let code = _mm256_loadu_si256(at.cast());
+                    let code = _mm256_loadu_si256(at.add(w * 32).cast());
                     let product = _mm256_maddubs_epi16(_mm256_abs_epi8(code), _mm256_sign_epi8(a, code));
                     sums[w] = _mm256_add_epi32(sums[w], _mm256_madd_epi16(product, ones));
                 }
             }
             let a = _mm256_set1_ps(*p.a.scale.add(group));
             for w in 0..PANELS {
-                let s = _mm256_loadu_ps(p.scales.add(w * p.panel_scales + group * NR));
+                let s = _mm256_loadu_ps(p.scales.add(group * PANEL + w * NR));
                 let t = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[w]), s);
                 acc[w] = _mm256_fmadd_ps(t, a, acc[w]);
             }

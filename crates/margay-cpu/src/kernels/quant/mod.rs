@@ -21,9 +21,6 @@ use crate::{
     pack::{Codes, Kind, Scaling},
 };
 
-/// Panels that one call multiplies with.
-pub(crate) const PANELS: usize = 2;
-
 /// Quantized activations, from some row and column on.
 #[derive(Clone, Copy)]
 pub(crate) struct Rows {
@@ -41,42 +38,42 @@ pub(crate) struct Rows {
     pub(crate) k: usize,
 }
 
-/// One product: `rows` rows times two panels over `groups` groups of 32 columns.
+/// One product: `rows` rows times a panel over `groups` groups of 32 columns.
 pub(crate) struct Product {
     pub(crate) kind: Kind,
     pub(crate) rows: usize,
     pub(crate) groups: usize,
     pub(crate) a: Rows,
-    /// Codes of two panels, `panel_codes` bytes apart.
+    /// Codes of the panel.
     pub(crate) codes: *const u8,
-    pub(crate) panel_codes: usize,
-    /// `[groups * halves][nr]` of two panels, `panel_scales` floats apart.
+    /// `[groups * halves][16]` of the panel.
     pub(crate) scales: *const f32,
+    /// As `scales`, read where there are minima.
     pub(crate) mins: *const f32,
-    pub(crate) panel_scales: usize,
-    /// Results, `[rows][2 * nr]`, rows `ldc` apart.
+    /// Results, `[rows][16]`, rows `ldc` apart.
     pub(crate) c: *mut f32,
     pub(crate) ldc: usize,
     /// True where c is to be set, false where it is to be added to.
     pub(crate) first: bool,
+    /// Memory that will be read next, for `gemv` to ask for: `ahead_step` bytes with each group.
+    pub(crate) ahead: *const u8,
+    pub(crate) ahead_step: usize,
 }
 
 /// Integer kernels of one instruction set.
 pub(crate) struct QuantKernels {
     /// For people.
     pub(crate) name: &'static str,
-    /// Rows of a panel.
-    pub(crate) nr: usize,
     /// Whether products with such codes read `Rows::q16`.
     pub(crate) wants_q16: fn(Codes) -> bool,
     /// Bytes a code takes once unpacked for `gemm`; 0 where `gemm` reads the packed codes.
     pub(crate) unpacked_bytes: fn(Codes) -> usize,
-    /// Unpacks `[k/4][nr][4]` codes.
+    /// Unpacks `[k/4][16][4]` codes.
     ///
     /// # Safety
     /// Source and destination hold `k` columns of one panel.
     pub(crate) unpack: unsafe fn(codes: Codes, packed: *const u8, k: usize, out: *mut u8),
-    /// Float scales and minima of whole groups of one panel, `[groups][nr]` each.
+    /// Float scales and minima of whole groups of one panel, `[groups][16]` each.
     pub(crate) scales: fn(kind: Kind, scaling: Scaling, packed: &[u8], scales: &mut [f32], mins: &mut [f32]),
     /// The product with unpacked codes.
     ///

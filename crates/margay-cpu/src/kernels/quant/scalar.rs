@@ -1,13 +1,10 @@
 //! Portable integer kernels: the meaning of all others.
 
-use super::{PANELS, Product, QuantKernels, scales};
-use crate::pack::{Codes, Offset};
-
-const NR: usize = 8;
+use super::{Product, QuantKernels, scales};
+use crate::pack::{Codes, Offset, PANEL as NR};
 
 pub(super) static TABLE: QuantKernels = QuantKernels {
     name: "portable loops",
-    nr: NR,
     wants_q16: |_| false,
     unpacked_bytes: |codes| usize::from(codes == Codes::U4),
     unpack,
@@ -46,13 +43,10 @@ unsafe fn multiply(p: &Product, nibbles: bool) {
     let halves = p.kind.halves;
     let chunks = 8 / halves;
     for row in 0..p.rows {
-        for column in 0..PANELS * NR {
-            let (panel, column_in) = (column / NR, column % NR);
+        for column in 0..NR {
             // SAFETY: all offsets lie within what the fields of `Product` describe.
             unsafe {
-                let codes = p.codes.add(panel * p.panel_codes);
-                let at = panel * p.panel_scales + column_in;
-                let (s, m) = (p.scales.add(at), p.mins.wrapping_add(at));
+                let (s, m) = (p.scales.add(column), p.mins.wrapping_add(column));
                 let c = p.c.add(row * p.ldc + column);
                 let mut y = if p.first { 0.0 } else { *c };
                 for group in 0..p.groups {
@@ -64,10 +58,10 @@ unsafe fn multiply(p: &Product, nibbles: bool) {
                             for i in 0..4 {
                                 let a = i32::from(*p.a.q.add(row * p.a.k + chunk * 4 + i));
                                 let w = if nibbles {
-                                    let byte = *codes.add((chunk / 2 * NR + column_in) * 4 + i);
+                                    let byte = *p.codes.add((chunk / 2 * NR + column) * 4 + i);
                                     i32::from(byte >> (4 * (chunk % 2)) & 15)
                                 } else {
-                                    let byte = *codes.add((chunk * NR + column_in) * 4 + i);
+                                    let byte = *p.codes.add((chunk * NR + column) * 4 + i);
                                     if p.kind.codes == Codes::I8 { i32::from(byte as i8) } else { i32::from(byte) }
                                 };
                                 sum += a * (w - zero);
