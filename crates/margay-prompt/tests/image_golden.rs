@@ -1,4 +1,5 @@
 //! Pictures against Pillow, numpy and transformers: see `golden/make_images.py`.
+#![allow(clippy::unwrap_used, reason = "a test stops where its data is not as expected")]
 
 use std::path::PathBuf;
 
@@ -9,10 +10,10 @@ use safetensors::SafeTensors;
 
 /// The normalised value differs from numpy's only in the last place of f32; values are below 3.
 const PIXEL_TOLERANCE: f32 = 1e-6;
-/// Lossy decoders differ in the rounding of their inverse DCT and colour conversion.
-const LOSSY_LEVELS: u8 = 3;
+/// JPEG decoders differ in the rounding of their inverse DCT and colour conversion.
+const LOSSY_LEVELS: u8 = 2;
 /// Chroma upsampling of subsampled pictures is smoothed differently; edges of saturated colour show it.
-const SUBSAMPLED_LEVELS: u8 = 12;
+const SUBSAMPLED_LEVELS: u8 = 9;
 
 fn golden(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
@@ -126,7 +127,7 @@ fn decoded_colours_equal_pillows() {
             continue;
         }
         let levels = match name {
-            "subsampled.jpg" | "lossy.webp" => SUBSAMPLED_LEVELS,
+            "subsampled.jpg" => SUBSAMPLED_LEVELS,
             jpeg if jpeg.ends_with(".jpg") => LOSSY_LEVELS,
             _ => 0,
         };

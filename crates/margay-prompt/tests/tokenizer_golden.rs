@@ -2,6 +2,7 @@
 //!
 //! The corpora and vocabularies of `tests/golden/tokenizers/` at the root were made by
 //! `tests/golden/make_tokenizer*.py`, those of this crate by `golden/make_tokenizers.py`.
+#![allow(clippy::unwrap_used, reason = "a test stops where its data is not as expected")]
 
 use std::path::PathBuf;
 
@@ -122,6 +123,35 @@ fn ids_and_texts_equal_the_published_libraries_from_every_file_form() {
             assert_equal(&format!("{folder} from {form}"), &tokenizer, &cases, special);
         }
     }
+}
+
+#[test]
+fn the_form_transformers_5_writes_equals_its_own_library() {
+    let mut json: Value = serde_json::from_slice(&read("spm", "tokenizer.json")).unwrap();
+    json["normalizer"] = Value::Null;
+    json["pre_tokenizer"] = serde_json::json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": false});
+    let tokenizer = Tokenizer::from_tokenizer_json(json.to_string().as_bytes(), None).unwrap();
+    let listed: Value = serde_json::from_slice(&read("spm", "disagreements.json")).unwrap();
+    let listed = listed.as_array().unwrap();
+    let mut differing = 0;
+    for case in corpus("spm") {
+        let its_own = |d: &&Value| {
+            d["text"] == case.text.as_str() && d["form"].as_str().unwrap().starts_with("Metaspace")
+        };
+        let ids = match listed.iter().find(its_own).and_then(|d| d["ids"].as_array()) {
+            None => case.ids,
+            Some(ids) => {
+                differing += 1;
+                ids.iter().map(|id| id.as_u64().unwrap() as u32).collect()
+            }
+        };
+        let options = EncodeOptions { special: true, ..EncodeOptions::default() };
+        assert_eq!(tokenizer.encode(&case.text, options).unwrap(), ids, "{:?}", case.text);
+    }
+    assert!(differing > 10, "{differing}");
+    // To GGUF it goes as the SentencePiece vocabulary it stands for.
+    let gguf = Tokenizer::from_gguf(&tokenizer.to_gguf_vocab().unwrap()).unwrap();
+    assert_equal("transformers 5 to gguf", &gguf, &corpus("spm"), false);
 }
 
 #[test]
@@ -338,5 +368,32 @@ fn damaged_files_are_errors_and_never_panics() {
     ] {
         let error = Tokenizer::from_gguf(&broken).unwrap_err().to_string();
         assert!(error.contains(expected), "{error} should mention {expected}");
+    }
+}
+
+#[test]
+fn files_with_a_few_wrong_bytes_never_panic() {
+    let mut seed = 1u32;
+    let mut random = || {
+        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        seed >> 8
+    };
+    for (folder, _) in FOLDERS {
+        let whole = read(folder, "tokenizer.json");
+        // Half of the damage goes to the pipeline in front of the vocabulary, where the structure is.
+        let pipeline = whole.windows(7).position(|w| w == b"\"vocab\"").unwrap();
+        for i in 0..150 {
+            let mut damaged = whole.clone();
+            let span = if i % 2 == 0 { pipeline } else { whole.len() };
+            for _ in 0..2 {
+                let at = random() as usize % span;
+                damaged[at] = b"0129-\",:{}[]atfn\\ xX|"[random() as usize % 21];
+            }
+            if let Ok(tokenizer) = Tokenizer::from_tokenizer_json(&damaged, None) {
+                let ids = tokenizer.encode("The sign says <s> 12 🙂", EncodeOptions::default());
+                let _ = ids.map(|ids| tokenizer.decode(&ids, false));
+                let _ = tokenizer.to_gguf_vocab().map(|vocab| Tokenizer::from_gguf(&vocab).is_ok());
+            }
+        }
     }
 }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use minijinja::machinery::{CodeGenerator, Instruction, Instructions, eval, make_string_output, parse};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Value, ValueKind, from_args};
+use minijinja::value::{Kwargs, Rest, Tuple, Value, ValueKind, from_args};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, filters};
 use serde::Serialize;
 
@@ -119,24 +119,29 @@ fn compile(source: &str) -> Result<Compiled<'_>, TemplateError> {
     Ok((code, blocks))
 }
 
-/// Replaces the operators that build something by filters that pay for it: both take two values and leave one.
+/// Replaces the instructions that build something by filters that pay for it: both take the same values from the stack
+/// and leave one.
 fn bound(code: &mut Instructions<'_>) -> Result<(), TemplateError> {
     const UNCACHED: u8 = !0;
+    let count = |n: usize| u16::try_from(n).ok().filter(|n| *n > 0);
     let mut at = 0;
     while let Some(instruction) = code.get_mut(at) {
         let filter = match instruction {
-            Instruction::Add => Some("margay-add"),
-            Instruction::Mul => Some("margay-mul"),
-            Instruction::Rem => Some("margay-rem"),
-            Instruction::StringConcat => Some("margay-concat"),
+            Instruction::Add => Some(("margay-add", 2)),
+            Instruction::Mul => Some(("margay-mul", 2)),
+            Instruction::Rem => Some(("margay-rem", 2)),
+            Instruction::StringConcat => Some(("margay-concat", 2)),
+            Instruction::BuildList(Some(n)) => count(*n).map(|n| ("margay-list", n)),
+            Instruction::BuildTuple(Some(n)) => count(*n).map(|n| ("margay-tuple", n)),
+            Instruction::BuildMap(n) => count(*n * 2).map(|n| ("margay-map", n)),
             Instruction::EmitRaw(raw) if raw.len() > MAX_RAW_BYTES => {
                 let detail = format!("{} bytes of text between two tags, at most {MAX_RAW_BYTES}", raw.len());
                 return Err(TemplateError::Syntax { detail });
             }
             _ => None,
         };
-        if let Some(name) = filter {
-            *instruction = Instruction::ApplyFilter(name, Some(2), UNCACHED);
+        if let Some((name, arguments)) = filter {
+            *instruction = Instruction::ApplyFilter(name, Some(arguments), UNCACHED);
         }
         at += 1;
     }
@@ -200,11 +205,35 @@ fn environment(fuel: u64) -> Environment<'static> {
     });
     let b = budget.clone();
     env.set_formatter(move |out, _, value| {
-        let text = display(value);
+        let text = display(value)?;
         b.pay(text.len())?;
         out.write_str(&text).map_err(Error::from)
     });
 
+    env.remove_global("debug");
+
+    let b = budget.clone();
+    env.add_filter("margay-list", move |items: Rest<Value>| {
+        pay_for_values(&b, &items)?;
+        Ok::<_, Error>(Value::from(items.0))
+    });
+    let b = budget.clone();
+    env.add_filter("margay-tuple", move |items: Rest<Value>| {
+        pay_for_values(&b, &items)?;
+        Ok::<_, Error>(Value::from(Tuple::from(items.0)))
+    });
+    let b = budget.clone();
+    env.add_filter("margay-map", move |items: Rest<Value>| {
+        pay_for_values(&b, &items)?;
+        let pairs = items.0.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone()));
+        Ok::<_, Error>(pairs.collect::<Value>())
+    });
+    let b = budget.clone();
+    env.add_filter("string", move |value: &Value| {
+        let text = display(value)?;
+        b.pay(text.len())?;
+        Ok::<_, Error>(text)
+    });
     let b = budget.clone();
     env.add_filter("margay-concat", move |left: &Value, right: &Value| concat(&b, left, right));
     let b = budget.clone();
@@ -214,7 +243,7 @@ fn environment(fuel: u64) -> Environment<'static> {
     env.add_filter("margay-rem", |left: &Value, right: &Value| remainder(left, right));
     let b = budget.clone();
     env.add_filter("replace", move |text: &Value, from: &Value, to: &Value| {
-        replace(&b, &display(text), &display(from), &display(to))
+        replace(&b, &display(text)?, &display(from)?, &display(to)?)
     });
     let b = budget.clone();
     env.add_filter("join", move |list: &Value, glue: Option<String>| {
@@ -249,11 +278,11 @@ fn environment(fuel: u64) -> Environment<'static> {
     env.set_unknown_method_callback(move |state, value, method, args| match (value.kind(), method) {
         (ValueKind::String, "replace") => {
             let (from, to): (String, String) = from_args(args)?;
-            replace(&b, &display(value), &from, &to)
+            replace(&b, &display(value)?, &from, &to)
         }
         (ValueKind::String, "join") => {
             let (list,): (Value,) = from_args(args)?;
-            join(&b, &list, &display(value))
+            join(&b, &list, &display(value)?)
         }
         (ValueKind::String, "format") => Err(invalid("str.format is not available to chat templates")),
         _ => minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args),
@@ -262,16 +291,51 @@ fn environment(fuel: u64) -> Environment<'static> {
 }
 
 /// A value as Python's `str` would write it, where the engine's own words differ.
-fn display(value: &Value) -> String {
+fn display(value: &Value) -> Result<String, Error> {
+    /// Stops a value that holds itself, or the same thing many times over.
+    struct Limited(String);
+    impl fmt::Write for Limited {
+        fn write_str(&mut self, part: &str) -> fmt::Result {
+            if self.0.len() + part.len() > MAX_STRING_BYTES {
+                return Err(fmt::Error);
+            }
+            self.0.push_str(part);
+            Ok(())
+        }
+    }
     match value.kind() {
-        ValueKind::None => "None".to_owned(),
-        ValueKind::Bool => if value.is_true() { "True" } else { "False" }.to_owned(),
-        _ => value.to_string(),
+        ValueKind::None => Ok("None".to_owned()),
+        ValueKind::Bool => Ok(if value.is_true() { "True" } else { "False" }.to_owned()),
+        _ => {
+            let mut text = Limited(String::new());
+            fmt::write(&mut text, format_args!("{value}")).map_err(|_| over_budget())?;
+            Ok(text.0)
+        }
     }
 }
 
+/// Pays for a list or map by the number of values in it, those within values counted too.
+fn pay_for_values(budget: &Budget, values: &[Value]) -> Result<(), Error> {
+    /// What a value costs: about the bytes of one.
+    const VALUE_BYTES: usize = 16;
+    let mut open: Vec<Value> = values.to_vec();
+    while let Some(value) = open.pop() {
+        budget.pay(VALUE_BYTES)?;
+        match value.kind() {
+            ValueKind::Seq | ValueKind::Iterable => open.extend(value.try_iter()?),
+            ValueKind::Map => {
+                for key in value.try_iter()? {
+                    open.push(value.get_item(&key)?);
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 fn concat(budget: &Budget, left: &Value, right: &Value) -> Result<Value, Error> {
-    let (left, right) = (display(left), display(right));
+    let (left, right) = (display(left)?, display(right)?);
     budget.pay(left.len() + right.len())?;
     Ok(Value::from(format!("{left}{right}")))
 }
@@ -334,7 +398,7 @@ fn replace(budget: &Budget, text: &str, from: &str, to: &str) -> Result<Value, E
 fn join(budget: &Budget, list: &Value, glue: &str) -> Result<Value, Error> {
     let mut joined = String::new();
     for (i, item) in list.try_iter()?.enumerate() {
-        let item = display(&item);
+        let item = display(&item)?;
         budget.pay(item.len() + glue.len())?;
         if i > 0 {
             joined.push_str(glue);
@@ -375,7 +439,7 @@ fn range(budget: &Budget, low: i64, high: Option<i64>, step: Option<i64>) -> Res
     Ok(Value::from((0..count).map(|i| (i128::from(low) + i * step) as i64).collect::<Vec<_>>()))
 }
 
-/// `json.dumps(value, ensure_ascii=False, indent=indent)`, except that keys come sorted.
+/// `json.dumps(value, ensure_ascii=False, indent=indent)`.
 fn to_json(budget: &Budget, value: &Value, indent: Option<usize>) -> Result<Value, Error> {
     /// Python's separators: `", "` and `": "`.
     struct Python;
@@ -474,6 +538,9 @@ mod tests {
             "{% macro m() %}{{ ns.x }}{{ ns.x }}{% endmacro %}{% set ns.x = m() %}",
             "{% set ns.x = ('\\n' ~ ns.x)|indent(1000) %}{% set ns.x = ns.x ~ ns.x %}",
             "{% set ns.l = ns.l + ns.l %}",
+            "{% set ns.l = [ns.l, ns.l] %}",
+            "{% set ns.l = (ns.l, ns.l) %}",
+            "{% set ns.l = {'a': ns.l, 'b': ns.l} %}",
         ] {
             let result = run(&grow(step));
             assert!(matches!(result, Err(TemplateError::OutputTooLong { .. })), "{step}: {result:?}");
@@ -509,6 +576,32 @@ mod tests {
     }
 
     #[test]
+    fn values_that_hold_themselves_are_errors_and_not_crashes() {
+        for step in [
+            "{{ ns }}",
+            "{{ ns|tojson }}",
+            "{{ ns|string|length }}",
+            "{{ 'a' ~ ns }}",
+            "{{ [ns]|join }}",
+            "{{ [ns, 1] }}",
+            "{{ ns|upper }}",
+            "{{ ns == other }}",
+            "{{ ns in [other] }}",
+            "{{ [ns, other]|sort }}",
+            "{{ [ns, other]|unique|list|length }}",
+            "{{ [ns, other]|max }}",
+            "{{ {ns: 1}|length }}",
+            "{{ ns|items|list|length }}",
+            "{{ ns|dictsort|length }}",
+        ] {
+            let source = format!(
+                "{{% set ns = namespace(a=1) %}}{{% set other = namespace(a=1) %}}{{% set ns.a = ns %}}{{% set other.a = other %}}{step}"
+            );
+            let _ = run(&source);
+        }
+    }
+
+    #[test]
     fn templates_cannot_reach_other_files() {
         assert!(run("{% include '/etc/passwd' %}").is_err());
         assert!(run("{% import 'x' as y %}").is_err());
@@ -519,8 +612,8 @@ mod tests {
     fn words_of_python_come_out_as_python_writes_them() {
         assert_eq!(run("{{ none }} {{ true }} {{ 'x' ~ none ~ 1 }}").unwrap(), "None True xNone1");
         assert_eq!(
-            run("{{ {'a': [1, 'é'], 'b': none}|tojson }}").unwrap(),
-            "{\"a\": [1, \"é\"], \"b\": null}"
+            run("{{ {'b': [1, 'é'], 'a': none}|tojson }}").unwrap(),
+            "{\"b\": [1, \"é\"], \"a\": null}"
         );
         assert_eq!(run("{{ '<>&'|tojson }}").unwrap(), "\"<>&\"");
         assert_eq!(

@@ -20,7 +20,7 @@ pub(super) static TABLE: FloatKernels = FloatKernels {
 };
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn widen(from: &[u16], to: &mut [f32]) {
+pub(super) fn widen(from: &[u16], to: &mut [f32]) {
     let (from, from_rest) = from.as_chunks::<8>();
     let (to, to_rest) = to.as_chunks_mut::<8>();
     for (from, to) in from.iter().zip(to) {
@@ -35,7 +35,7 @@ fn widen(from: &[u16], to: &mut [f32]) {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn narrow(from: &[f32], to: &mut [u16]) {
+pub(super) fn narrow(from: &[f32], to: &mut [u16]) {
     let (from, from_rest) = from.as_chunks::<8>();
     let (to, to_rest) = to.as_chunks_mut::<8>();
     for (from, to) in from.iter().zip(to) {

@@ -6,6 +6,10 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
 
 use crate::{Isa, pack::FloatType};
@@ -55,7 +59,11 @@ pub(crate) struct FloatKernels {
 pub(crate) fn table(isa: Isa) -> &'static FloatKernels {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::Avx512 => &avx2::TABLE,
+        Isa::Avx2 => &avx2::TABLE,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => &avx512::TABLE,
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon | Isa::Dotprod | Isa::I8mm => &neon::TABLE,
         _ => &scalar::TABLE,
     }
 }

@@ -13,8 +13,15 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
 mod scales;
+
+#[cfg(target_arch = "aarch64")]
+pub(crate) use scales::widen as widen_half;
 
 use crate::{
     Isa,
@@ -91,7 +98,15 @@ pub(crate) struct QuantKernels {
 pub(crate) fn table(isa: Isa) -> &'static QuantKernels {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::Avx512 => &avx2::TABLE,
+        Isa::Avx2 => &avx2::TABLE,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => &avx512::TABLE,
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => &neon::NEON,
+        #[cfg(target_arch = "aarch64")]
+        Isa::Dotprod => &neon::DOTPROD,
+        #[cfg(target_arch = "aarch64")]
+        Isa::I8mm => &neon::I8MM,
         _ => &scalar::TABLE,
     }
 }
