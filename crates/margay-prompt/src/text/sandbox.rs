@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use minijinja::machinery::{CodeGenerator, Instruction, Instructions, eval, make_string_output, parse};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Rest, Tuple, Value, ValueKind, from_args};
+use minijinja::value::{Kwargs, Rest, Tuple, Value, ValueKind, ValueOrKwargs, from_args};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, filters};
 use serde::Serialize;
 
@@ -28,8 +28,6 @@ const BUDGET_BYTES: usize = 4 << 20;
 const MAX_STRING_BYTES: usize = 128 << 10;
 /// Longest list a template may build.
 const MAX_LIST: usize = 10_000;
-/// Longest stretch of literal text between two tags, in bytes: it is written without paying.
-const MAX_RAW_BYTES: usize = 16 << 10;
 /// Nesting of macro calls and loops.
 const RECURSION_LIMIT: usize = 64;
 /// Stack of the rendering thread: values nested as deep as the fuel allows are dropped recursively.
@@ -113,39 +111,58 @@ fn compile(source: &str) -> Result<Compiled<'_>, TemplateError> {
     let tree = parse(source, "chat template", config).map_err(syntax)?;
     let mut generator = CodeGenerator::new("chat template", source);
     generator.compile_stmt(&tree);
-    let (mut code, mut blocks) = generator.finish();
-    bound(&mut code)?;
-    blocks.values_mut().try_for_each(bound)?;
-    Ok((code, blocks))
+    let (code, blocks) = generator.finish();
+    let blocks = blocks.iter().map(|(name, code)| (*name, bounded(code, source))).collect();
+    Ok((bounded(&code, source), blocks))
 }
 
-/// Replaces the instructions that build something by filters that pay for it: both take the same values from the stack
-/// and leave one.
-fn bound(code: &mut Instructions<'_>) -> Result<(), TemplateError> {
-    const UNCACHED: u8 = !0;
+/// Replaces the instructions that build something by filters that pay for it: they take the same values from the stack
+/// and leave one. Literal text becomes a constant that is emitted, so that the formatter counts it, and what is stored
+/// in a namespace is a copy, so that no value can hold itself.
+fn bounded<'s>(code: &Instructions<'s>, source: &'s str) -> Instructions<'s> {
+    let apply = |name, arguments| Instruction::ApplyFilter(name, Some(arguments), !0); // !0: not cached
     let count = |n: usize| u16::try_from(n).ok().filter(|n| *n > 0);
-    let mut at = 0;
-    while let Some(instruction) = code.get_mut(at) {
-        let filter = match instruction {
-            Instruction::Add => Some(("margay-add", 2)),
-            Instruction::Mul => Some(("margay-mul", 2)),
-            Instruction::Rem => Some(("margay-rem", 2)),
-            Instruction::StringConcat => Some(("margay-concat", 2)),
-            Instruction::BuildList(Some(n)) => count(*n).map(|n| ("margay-list", n)),
-            Instruction::BuildTuple(Some(n)) => count(*n).map(|n| ("margay-tuple", n)),
-            Instruction::BuildMap(n) => count(*n * 2).map(|n| ("margay-map", n)),
-            Instruction::EmitRaw(raw) if raw.len() > MAX_RAW_BYTES => {
-                let detail = format!("{} bytes of text between two tags, at most {MAX_RAW_BYTES}", raw.len());
-                return Err(TemplateError::Syntax { detail });
+    let mut steps: Vec<Vec<Instruction<'s>>> = Vec::new();
+    while let Some(instruction) = code.get(steps.len() as u32) {
+        let kept = || vec![instruction.clone()];
+        steps.push(match instruction {
+            Instruction::Add => vec![apply("margay-add", 2)],
+            Instruction::Mul => vec![apply("margay-mul", 2)],
+            Instruction::Rem => vec![apply("margay-rem", 2)],
+            Instruction::StringConcat => vec![apply("margay-concat", 2)],
+            Instruction::BuildList(Some(n)) => count(*n).map_or_else(kept, |n| vec![apply("margay-list", n)]),
+            Instruction::BuildTuple(Some(n)) => count(*n).map_or_else(kept, |n| vec![apply("margay-tuple", n)]),
+            Instruction::BuildMap(n) => count(*n * 2).map_or_else(kept, |n| vec![apply("margay-map", n)]),
+            Instruction::EmitRaw(raw) => vec![Instruction::LoadConst(Value::from(*raw)), Instruction::Emit],
+            Instruction::SetAttr(_) => {
+                vec![Instruction::Swap, apply("margay-copy", 1), Instruction::Swap, instruction.clone()]
             }
-            _ => None,
-        };
-        if let Some((name, arguments)) = filter {
-            *instruction = Instruction::ApplyFilter(name, Some(arguments), UNCACHED);
-        }
-        at += 1;
+            _ => kept(),
+        });
     }
-    Ok(())
+    // Where each instruction went; a jump may also lead behind the last one.
+    let mut moved = vec![0u32];
+    for step in &steps {
+        moved.push(moved[moved.len() - 1] + step.len() as u32);
+    }
+    let target = |at: &mut u32| *at = moved.get(*at as usize).copied().unwrap_or(*at);
+    let mut out = Instructions::new(code.name(), source);
+    for (at, step) in (0u32..).zip(steps) {
+        let line = code.get_line(at).and_then(|line| u16::try_from(line).ok()).unwrap_or_default();
+        for mut instruction in step {
+            match &mut instruction {
+                Instruction::Iterate(at)
+                | Instruction::Jump(at)
+                | Instruction::JumpIfFalse(at)
+                | Instruction::JumpIfFalseOrPop(at)
+                | Instruction::JumpIfTrueOrPop(at)
+                | Instruction::BuildMacro(_, at, _) => target(at),
+                _ => {}
+            }
+            out.add_with_line(instruction, line);
+        }
+    }
+    out
 }
 
 fn translate(error: &Error, fuel: u64) -> TemplateError {
@@ -226,7 +243,24 @@ fn environment(fuel: u64) -> Environment<'static> {
     env.add_filter("margay-map", move |items: Rest<Value>| {
         pay_for_values(&b, &items)?;
         let pairs = items.0.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone()));
-        Ok::<_, Error>(pairs.collect::<Value>())
+        Ok::<_, Error>(Value::from_pairs(pairs))
+    });
+    let b = budget.clone();
+    env.add_filter("margay-copy", move |value: Value| {
+        pay_for_values(&b, std::slice::from_ref(&value))?;
+        copy(value)
+    });
+    let b = budget.clone();
+    env.add_function("namespace", move |values: Option<ValueOrKwargs>| {
+        let values = values.map(ValueOrKwargs::into_value).unwrap_or_else(|| Value::from_pairs([("", 0); 0]));
+        pay_for_values(&b, std::slice::from_ref(&values))?;
+        let (values,) = from_args(&[values])?;
+        minijinja::functions::namespace(Some(values))
+    });
+    let b = budget.clone();
+    env.add_function("dict", move |value: Option<Value>, more: Kwargs| {
+        pay_for_values(&b, &[value.clone().unwrap_or_default(), more.clone().into()])?;
+        minijinja::functions::dict(value, more)
     });
     let b = budget.clone();
     env.add_filter("string", move |value: &Value| {
@@ -316,8 +350,8 @@ fn display(value: &Value) -> Result<String, Error> {
 
 /// Pays for a list or map by the number of values in it, those within values counted too.
 fn pay_for_values(budget: &Budget, values: &[Value]) -> Result<(), Error> {
-    /// What a value costs: about the bytes of one.
-    const VALUE_BYTES: usize = 16;
+    /// What a value costs: about the bytes of one with its place in a list.
+    const VALUE_BYTES: usize = 64;
     let mut open: Vec<Value> = values.to_vec();
     while let Some(value) = open.pop() {
         budget.pay(VALUE_BYTES)?;
@@ -332,6 +366,27 @@ fn pay_for_values(budget: &Budget, values: &[Value]) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// A value whose maps (namespaces among them) are copies.
+fn copy(value: Value) -> Result<Value, Error> {
+    match value.kind() {
+        ValueKind::Map => {
+            let pair = |key: Value| Ok((key.clone(), copy(value.get_item(&key)?)?));
+            let pairs: Result<Vec<(Value, Value)>, Error> = value.try_iter()?.map(pair).collect();
+            pairs.map(Value::from_pairs)
+        }
+        ValueKind::Seq if has_map(&value)? => value.try_iter()?.map(copy).collect::<Result<Vec<Value>, Error>>().map(Value::from),
+        _ => Ok(value),
+    }
+}
+
+fn has_map(value: &Value) -> Result<bool, Error> {
+    match value.kind() {
+        ValueKind::Map => Ok(true),
+        ValueKind::Seq => value.try_iter()?.try_fold(false, |found, item| Ok(found || has_map(&item)?)),
+        _ => Ok(false),
+    }
 }
 
 fn concat(budget: &Budget, left: &Value, right: &Value) -> Result<Value, Error> {
