@@ -36,8 +36,9 @@ fn decoder(layers: usize) -> Result<Program, Box<dyn Error>> {
     let table = b.weight("embedding", [VOCABULARY, WIDTH], Role::TokenEmbedding);
     let mut x = b.embed(table, ids, None)?;
     for layer in 0..layers {
-        let mut matrix =
-            |b: &mut Builder, name: &str, out, width| b.weight(&format!("{layer}.{name}"), [out, width], Role::FfnUp);
+        let matrix = |b: &mut Builder, name: &str, out, width| {
+            b.weight(&format!("{layer}.{name}"), [out, width], Role::FfnUp)
+        };
         let [q, k, v, o] = ["q", "k", "v", "o"].map(|name| matrix(&mut b, name, WIDTH, WIDTH));
         let [gate, up] = ["gate", "up"].map(|name| matrix(&mut b, name, FFN, WIDTH));
         let down = matrix(&mut b, "down", WIDTH, FFN);
@@ -139,7 +140,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             state.truncate(from);
             let start = clock.now();
             for at in from..from + DECODED {
-                let inputs = [InputData::I32(&[1]), InputData::I32(&positions[at..at + 1]), InputData::I32(&[0])];
+                let inputs =
+                    [InputData::I32(&[1]), InputData::I32(&positions[at..at + 1]), InputData::I32(&[0])];
                 let one = Bindings::new().with(Sym::Tokens, 1).with(Sym::Outputs, 1);
                 decoder.run(&one, &inputs, Some(&mut *state), &cancel)?;
             }

@@ -15,8 +15,8 @@ use crate::{
     threads::{Pool, TaskPanic},
 };
 use margay_graph::{
-    BackendError, Bindings, Cancel, Element, Executable, InputData, MemoryUse, Node, Op, Program, State, StateOptions, Sym,
-    ValueId, WeightSource, memory, passes,
+    BackendError, Bindings, Cancel, Element, Executable, InputData, MemoryUse, Node, Op, Program, State,
+    StateOptions, Sym, ValueId, WeightSource, memory, passes,
 };
 use std::sync::Arc;
 
@@ -263,9 +263,11 @@ impl Executable for CpuExecutable {
         }
         if let Some(state) = &state {
             let same = state.slots.len() == self.program.caches().len()
-                && state.slots.iter().zip(self.program.caches()).all(|(slot, spec)| {
-                    slot.kv_heads == spec.kv_heads && slot.head_dim == spec.head_dim
-                });
+                && state
+                    .slots
+                    .iter()
+                    .zip(self.program.caches())
+                    .all(|(slot, spec)| slot.kv_heads == spec.kv_heads && slot.head_dim == spec.head_dim);
             if !same {
                 return Err(call("the state was made for another program"));
             }
@@ -415,12 +417,7 @@ impl<'a> Run<'a> {
         &self.prepared.constants[at]
     }
 
-    fn step(
-        &mut self,
-        node: &Node,
-        step: &Step,
-        state: Option<&mut KvState>,
-    ) -> Result<(), BackendError> {
+    fn step(&mut self, node: &Node, step: &Step, state: Option<&mut KvState>) -> Result<(), BackendError> {
         if matches!(step, Step::Nothing) {
             return Ok(());
         }
@@ -492,15 +489,12 @@ impl<'a> Run<'a> {
                 let size = (side(1)?, side(2)?);
                 let view = self.view(input(0))?;
                 // SAFETY: the view covers the picture, which nobody writes meanwhile.
-                let pixels =
-                    unsafe { std::slice::from_raw_parts(view.pointer(), view.rows * view.columns) };
+                let pixels = unsafe { std::slice::from_raw_parts(view.pointer(), view.rows * view.columns) };
                 rows::patchify(engine, pixels, size, *patch, out)
             }
             (Op::AvgPool2d(op), _) => rows::avg_pool2d(engine, op, self.view(input(0))?, out),
             (Op::MeanRows, _) => rows::mean_rows(engine, self.view(input(0))?, out),
-            (Op::ConcatRows, _) => {
-                rows::concat_rows(engine, self.view(input(0))?, self.view(input(1))?, out)
-            }
+            (Op::ConcatRows, _) => rows::concat_rows(engine, self.view(input(0))?, self.view(input(1))?, out),
             (Op::SliceRows { start, .. }, _) => {
                 let x = self.view(input(0))?;
                 if start + out.rows > x.rows {

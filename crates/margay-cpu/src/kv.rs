@@ -49,9 +49,8 @@ impl KvSlot {
     /// Room for `tokens`, or `None` where the size overflows.
     pub(crate) fn new(kind: KvType, kv_heads: usize, head_dim: usize, tokens: usize) -> Option<Self> {
         let capacity = tokens.checked_next_multiple_of(NR)?;
-        let numbers = |width: usize| {
-            kv_heads.checked_mul(width)?.checked_mul(capacity)?.checked_mul(kind.bytes())
-        };
+        let numbers =
+            |width: usize| kv_heads.checked_mul(width)?.checked_mul(capacity)?.checked_mul(kind.bytes());
         let keys = Lines::try_zeroed(numbers(head_dim)?)?;
         let values = Lines::try_zeroed(numbers(head_dim.checked_next_multiple_of(NR)?)?)?;
         Some(KvSlot { kind, kv_heads, head_dim, capacity, keys, values })

@@ -15,11 +15,25 @@ use margay_tensor::Tensor;
 pub(crate) enum Step {
     /// Inputs and params are there already.
     Nothing,
-    Embed { table: Tensor },
-    Linear { matrix: usize, bias: Option<usize>, quantize: Option<Quantize> },
-    Norm { weight: usize, bias: Option<usize> },
-    Rope { table: usize },
-    Conv2d { weight: ConvWeight, bias: Option<usize> },
+    Embed {
+        table: Tensor,
+    },
+    Linear {
+        matrix: usize,
+        bias: Option<usize>,
+        quantize: Option<Quantize>,
+    },
+    Norm {
+        weight: usize,
+        bias: Option<usize>,
+    },
+    Rope {
+        table: usize,
+    },
+    Conv2d {
+        weight: ConvWeight,
+        bias: Option<usize>,
+    },
     /// The op says it all.
     Plain,
 }

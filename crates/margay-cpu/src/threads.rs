@@ -290,7 +290,8 @@ mod tests {
         pool.run(8, &|_, _| {
             pool.run(5, &|_, inner| {
                 sum.fetch_add(inner, Ordering::Relaxed);
-            }).unwrap();
+            })
+            .unwrap();
         })
         .unwrap();
         assert_eq!(sum.into_inner(), 8 * 10);
@@ -304,7 +305,10 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..200 {
-                        pool.run(4, &|_, task| { sum.fetch_add(task, Ordering::Relaxed); }).unwrap();
+                        pool.run(4, &|_, task| {
+                            sum.fetch_add(task, Ordering::Relaxed);
+                        })
+                        .unwrap();
                     }
                 });
             }
@@ -319,7 +323,10 @@ mod tests {
             // Long enough for every worker to go to bed.
             std::thread::sleep(Duration::from_millis(2));
             let hits = AtomicUsize::new(0);
-            pool.run(64, &|_, _| { hits.fetch_add(1, Ordering::Relaxed); }).unwrap();
+            pool.run(64, &|_, _| {
+                hits.fetch_add(1, Ordering::Relaxed);
+            })
+            .unwrap();
             assert_eq!(hits.into_inner(), 64);
         }
     }

@@ -44,7 +44,7 @@ pub(crate) fn erf(x: f32) -> f32 {
     let p = p * x2 - 2.101_024e-6;
     let p = p * x2 - 5.692_506_4e-5;
     let p = p * x2 - 7.349_906_3e-4;
-    let p = p * x2 - 2.954_599_8e-3;
+    let p = p * x2 - 2.954_6e-3;
     let p = p * x2 - 1.609_603_4e-2;
     let q = -1.456_607_2e-5;
     let q = q * x2 - 2.133_740_6e-4;
@@ -77,16 +77,16 @@ fn each(x: &mut [f32], f: impl Fn(f32) -> f32) {
     }
 }
 
-/// Sets `out[i]` to `f(gate[i]) * out[i]`.
+/// Sets `gate[i]` to `f(gate[i]) * up[i]`.
 #[inline(always)]
-fn gated(out: &mut [f32], gate: &[f32], f: impl Fn(f32) -> f32) {
-    for (out, gate) in out.iter_mut().zip(gate) {
-        *out *= f(*gate);
+fn gated(gate: &mut [f32], up: &[f32], f: impl Fn(f32) -> f32) {
+    for (gate, up) in gate.iter_mut().zip(up) {
+        *gate = f(*gate) * up;
     }
 }
 
 /// sqrt(2 / pi), doubled, and the cubic coefficient: tanh-GELU is x * sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3)).
-const TWICE_SQRT_2_PI: f32 = 1.595_769_1;
+const TWICE_SQRT_2_PI: f32 = 1.595_769;
 const CUBIC: f32 = 0.044_715;
 
 macro_rules! by_activation {
@@ -113,10 +113,10 @@ pub(crate) fn activate(act: Activation, x: &mut [f32]) {
     by_activation!(act, each, x);
 }
 
-/// `out = act(gate) * out`
+/// `gate = act(gate) * up`
 #[inline(always)]
-pub(crate) fn glu(act: Activation, gate: &[f32], out: &mut [f32]) {
-    by_activation!(act, gated, out, gate);
+pub(crate) fn glu(act: Activation, gate: &mut [f32], up: &[f32]) {
+    by_activation!(act, gated, gate, up);
 }
 
 #[cfg(test)]
@@ -178,9 +178,9 @@ mod tests {
                 // gelu's tail beyond |x| = 5 is x * 4e-7 at most.
                 let bound = 4e-7 * want.abs().max(1.0) + if act == Activation::GeluErf { 5e-6 } else { 0.0 };
                 assert!((f64::from(got[0]) - want).abs() <= bound, "{act:?}({x}) = {}, not {want}", got[0]);
-                let mut out = [3.0];
-                glu(act, &[x], &mut out);
-                assert_eq!(out[0], 3.0 * got[0], "{act:?}");
+                let mut gate = [x];
+                glu(act, &mut gate, &[3.0]);
+                assert_eq!(gate[0], 3.0 * got[0], "{act:?}");
             }
         }
     }

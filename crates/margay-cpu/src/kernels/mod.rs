@@ -1,7 +1,9 @@
 //! The kernels, and the table of those that one instruction set uses.
 
+#[allow(clippy::needless_range_loop, reason = "rows and registers of a tile index several arrays at once")]
 pub(crate) mod float;
 pub(crate) mod math;
+#[allow(clippy::needless_range_loop, reason = "as above")]
 pub(crate) mod quant;
 pub(crate) mod rows;
 
@@ -10,7 +12,6 @@ use crate::Isa;
 /// The kernels of one instruction set.
 #[derive(Clone, Copy)]
 pub(crate) struct Kernels {
-    pub(crate) isa: Isa,
     pub(crate) rows: &'static rows::RowKernels,
     pub(crate) float: &'static float::FloatKernels,
     pub(crate) quant: &'static quant::QuantKernels,
@@ -20,7 +21,6 @@ impl Kernels {
     /// The kernels of `isa`, or `None` where this processor lacks it.
     pub(crate) fn of(isa: Isa) -> Option<Kernels> {
         isa.is_supported().then(|| Kernels {
-            isa,
             rows: rows::table(isa),
             float: float::table(isa),
             quant: quant::table(isa),

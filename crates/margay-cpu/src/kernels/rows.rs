@@ -9,11 +9,15 @@ use margay_graph::Activation;
 const LANES: usize = 16;
 
 /// One function a kernel, for one instruction set.
+#[allow(
+    clippy::type_complexity,
+    reason = "plain slices; aliases would hide what is read and what is written"
+)]
 pub(crate) struct RowKernels {
     /// `x = act(x)`
     pub(crate) activate: fn(Activation, &mut [f32]),
-    /// `out = act(gate) * out`
-    pub(crate) glu: fn(Activation, &[f32], &mut [f32]),
+    /// `gate = act(gate) * up`
+    pub(crate) glu: fn(Activation, &mut [f32], &[f32]),
     /// `x += y`
     pub(crate) add: fn(&mut [f32], &[f32]),
     /// `x *= y`
@@ -46,8 +50,8 @@ mod body {
     }
 
     #[inline(always)]
-    pub(super) fn glu(act: Activation, gate: &[f32], out: &mut [f32]) {
-        math::glu(act, gate, out);
+    pub(super) fn glu(act: Activation, gate: &mut [f32], up: &[f32]) {
+        math::glu(act, gate, up);
     }
 
     #[inline(always)]
@@ -183,7 +187,8 @@ mod body {
             for (code, x) in codes.iter_mut().zip(x) {
                 // |x * inverse| is at most 127 but for rounding; ties go to even.
                 let shifted = x * inverse + math::ROUND;
-                *code = (shifted.to_bits() as i32).wrapping_sub(math::ROUND.to_bits() as i32).clamp(-127, 127);
+                *code =
+                    (shifted.to_bits() as i32).wrapping_sub(math::ROUND.to_bits() as i32).clamp(-127, 127);
             }
             for (q, code) in q.iter_mut().zip(&codes) {
                 *q = *code as i8;
@@ -230,7 +235,7 @@ macro_rules! kernels {
 
 kernels! {
     activate: (act: Activation, x: &mut [f32]);
-    glu: (act: Activation, gate: &[f32], out: &mut [f32]);
+    glu: (act: Activation, gate: &mut [f32], up: &[f32]);
     add: (x: &mut [f32], y: &[f32]);
     mul: (x: &mut [f32], y: &[f32]);
     scale: (x: &mut [f32], factor: f32);

@@ -392,7 +392,8 @@ fn finish(engine: &Engine, block: Block, tile: &mut [f32], epilogue: Epilogue<'_
         if let Some(residual) = epilogue.residual {
             // SAFETY: only this task touches these elements, and the reference ends with the statement. The result
             // may lie on the residual.
-            let residual = unsafe { Out::new(residual.pointer().cast_mut(), residual.rows, residual.columns) };
+            let residual =
+                unsafe { Out::new(residual.pointer().cast_mut(), residual.rows, residual.columns) };
             // SAFETY: as above.
             (rows.add)(tile, unsafe { residual.part(row, block.column, block.columns) });
         }

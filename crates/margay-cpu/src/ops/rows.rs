@@ -88,9 +88,7 @@ pub(crate) fn glu(
     for_rows(engine, out.rows, out.columns, |row| {
         // SAFETY: each row is one task's own; `up` and `out` are different values.
         unsafe {
-            let y = copied(gate, out, row);
-            (kernels.activate)(act, y);
-            (kernels.mul)(y, up.row(row));
+            (kernels.glu)(act, copied(gate, out, row), up.row(row));
         }
     })
 }
@@ -187,12 +185,7 @@ pub(crate) fn copy_rows(
 }
 
 /// a's rows, then b's.
-pub(crate) fn concat_rows(
-    engine: &Engine,
-    a: View<'_>,
-    b: View<'_>,
-    out: Out<'_>,
-) -> Result<(), TaskPanic> {
+pub(crate) fn concat_rows(engine: &Engine, a: View<'_>, b: View<'_>, out: Out<'_>) -> Result<(), TaskPanic> {
     for_rows(engine, out.rows, out.columns, |row| {
         // SAFETY: each row is one task's own; `out` lies on neither.
         unsafe {
@@ -223,12 +216,7 @@ pub(crate) fn patchify(
 }
 
 /// Mean of each square of a feature map.
-pub(crate) fn avg_pool2d(
-    engine: &Engine,
-    pool: &Pool2d,
-    x: View<'_>,
-    out: Out<'_>,
-) -> Result<(), TaskPanic> {
+pub(crate) fn avg_pool2d(engine: &Engine, pool: &Pool2d, x: View<'_>, out: Out<'_>) -> Result<(), TaskPanic> {
     let (kernel, across) = (pool.kernel, pool.width / pool.kernel);
     for_rows(engine, out.rows, out.columns * kernel * kernel, |row| {
         let (y0, x0) = (row / across * kernel, row % across * kernel);

@@ -82,10 +82,6 @@ impl FloatMatrix {
         self.bytes[(panel * self.k + k) * FLOAT_PANEL * self.kind.bytes()..].as_ptr()
     }
 
-    pub(crate) fn panels(&self) -> usize {
-        self.n.div_ceil(FLOAT_PANEL)
-    }
-
     pub(crate) fn size_bytes(&self) -> usize {
         self.bytes.size_bytes()
     }

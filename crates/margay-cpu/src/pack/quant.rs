@@ -251,8 +251,7 @@ impl QuantMatrix {
                     std::slice::from_raw_parts_mut(scales.at(panel * scale_bytes), scale_bytes),
                 )
             };
-            let mut block =
-                Block { codes: [0; 256], d: [0; 2], m: [0; 2], scales: [0; 16], mins: [0; 16] };
+            let mut block = Block { codes: [0; 256], d: [0; 2], m: [0; 2], scales: [0; 16], mins: [0; 16] };
             for (column, row) in (panel * PANEL..n.min((panel + 1) * PANEL)).enumerate() {
                 let row = &tensor.bytes()[row * row_bytes..][..row_bytes];
                 for (i, bytes) in row.chunks_exact(block_bytes).enumerate() {

@@ -1,5 +1,6 @@
 //! Text: tokenizers, chat templates, and tokens back to text.
 
+mod builtins;
 mod byte_level;
 mod charsmap;
 mod error;

@@ -58,9 +58,7 @@ unsafe fn load(kind: FloatType, b: *const u8, at: usize) -> __m512 {
     unsafe {
         match kind {
             FloatType::F32 => _mm512_loadu_ps(b.cast::<f32>().add(at)),
-            FloatType::F16 => {
-                _mm512_cvtph_ps(_mm256_loadu_si256(b.cast::<u16>().add(at).cast()))
-            }
+            FloatType::F16 => _mm512_cvtph_ps(_mm256_loadu_si256(b.cast::<u16>().add(at).cast())),
             FloatType::Bf16 => {
                 let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(b.cast::<u16>().add(at).cast()));
                 _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))

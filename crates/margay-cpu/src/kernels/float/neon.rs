@@ -64,8 +64,7 @@ unsafe fn load(kind: FloatType, b: *const u8, at: usize) -> [float32x4_t; REGIST
             }
             FloatType::Bf16 => {
                 let b = b.cast::<u16>().add(at);
-                return [0, 4, 8, 12]
-                    .map(|i| vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(b.add(i)))));
+                return [0, 4, 8, 12].map(|i| vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(b.add(i)))));
             }
         }
         [0, 4, 8, 12].map(|i| vld1q_f32(out.as_ptr().add(i)))

@@ -441,7 +441,8 @@ unsafe fn stream_nibbles<const HALVES: usize, const OFFSET: u8>(p: &Product) {
             }
             if OFFSET == MIN {
                 for half in 0..HALVES {
-                    let u = if HALVES == 1 { *p.a.sum32.add(group) } else { *p.a.sum16.add(group * 2 + half) };
+                    let u =
+                        if HALVES == 1 { *p.a.sum32.add(group) } else { *p.a.sum16.add(group * 2 + half) };
                     for w in 0..PANELS {
                         let m = p.mins.add((group * HALVES + half) * PANEL + w * NR);
                         t[w] = _mm256_fmadd_ps(_mm256_loadu_ps(m), _mm256_set1_ps(u), t[w]);

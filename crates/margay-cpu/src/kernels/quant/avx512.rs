@@ -30,9 +30,7 @@ pub(super) static TABLE: QuantKernels = QuantKernels {
     },
     gemv: |p| {
         // SAFETY: the caller's promise, and AVX-512 was detected.
-        unsafe {
-            if p.kind.codes == Codes::U4 { tile::<true, 1>(p, 0) } else { tile::<false, 1>(p, 0) }
-        }
+        unsafe { if p.kind.codes == Codes::U4 { tile::<true, 1>(p, 0) } else { tile::<false, 1>(p, 0) } }
     },
 };
 

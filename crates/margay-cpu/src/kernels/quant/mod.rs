@@ -19,6 +19,8 @@ mod avx512;
 mod neon;
 mod scalar;
 mod scales;
+#[cfg(test)]
+mod tests;
 
 #[cfg(target_arch = "aarch64")]
 pub(crate) use scales::widen as widen_half;

@@ -82,7 +82,7 @@ unsafe fn broadcast4(at: *const i8) -> int8x16_t {
 }
 
 macro_rules! tiles {
-    ($module:ident, $features:literal, $rows:literal, $two:literal, $sums:ident) => {
+    ($module:ident, $features:literal, $rows:literal, $least:literal, $sums:ident $(, $gemv:ident)?) => {
         mod $module {
             use super::*;
 
@@ -96,9 +96,9 @@ macro_rules! tiles {
                         tile::<false, $rows>(p, row);
                         row += $rows;
                     }
-                    while p.rows - row >= $two {
-                        tile::<false, $two>(p, row);
-                        row += $two;
+                    while p.rows - row >= $least {
+                        tile::<false, $least>(p, row);
+                        row += $least;
                     }
                     if p.rows > row {
                         // An odd last row: matrix instructions take two.
@@ -107,19 +107,20 @@ macro_rules! tiles {
                 }
             }
 
-            /// # Safety
-            /// As [`QuantKernels::gemv`].
-            #[allow(dead_code, reason = "matrix instructions have nothing to offer one row")]
-            pub(super) unsafe fn gemv(p: &Product) {
-                // SAFETY: the caller's promise, and the processor was found to have the features.
-                unsafe {
-                    if p.kind.codes == Codes::U4 {
-                        tile::<true, $two>(p, 0);
-                    } else {
-                        tile::<false, $two>(p, 0);
+            $(
+                /// # Safety
+                /// As [`QuantKernels::gemv`].
+                pub(super) unsafe fn $gemv(p: &Product) {
+                    // SAFETY: the caller's promise, and the processor was found to have the features.
+                    unsafe {
+                        if p.kind.codes == Codes::U4 {
+                            tile::<true, 1>(p, 0);
+                        } else {
+                            tile::<false, 1>(p, 0);
+                        }
                     }
                 }
-            }
+            )?
 
             /// # Safety
             /// As [`QuantKernels::gemm`], and `row + ROWS <= p.rows`.
@@ -149,8 +150,8 @@ macro_rules! tiles {
     };
 }
 
-tiles!(base, "neon", 2, 1, sums_base);
-tiles!(dotprod, "neon,dotprod", 4, 1, sums_dotprod);
+tiles!(base, "neon", 2, 1, sums_base, gemv);
+tiles!(dotprod, "neon,dotprod", 4, 1, sums_dotprod, gemv);
 tiles!(i8mm, "neon,dotprod,i8mm", 4, 2, sums_i8mm);
 
 /// The last row of an odd number; the processor has `sdot` where tiles take two rows.

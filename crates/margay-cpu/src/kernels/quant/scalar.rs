@@ -23,8 +23,9 @@ pub(super) static TABLE: QuantKernels = QuantKernels {
 /// As [`QuantKernels::unpack`].
 unsafe fn unpack(_: Codes, packed: *const u8, k: usize, out: *mut u8) {
     // SAFETY: the caller's promise: k * NR / 2 packed bytes, k * NR unpacked ones.
-    let (packed, out) =
-        unsafe { (std::slice::from_raw_parts(packed, k * NR / 2), std::slice::from_raw_parts_mut(out, k * NR)) };
+    let (packed, out) = unsafe {
+        (std::slice::from_raw_parts(packed, k * NR / 2), std::slice::from_raw_parts_mut(out, k * NR))
+    };
     for (packed, out) in packed.chunks_exact(4 * NR).zip(out.chunks_exact_mut(8 * NR)) {
         let (low, high) = out.split_at_mut(4 * NR);
         for ((byte, low), high) in packed.iter().zip(low).zip(high) {
@@ -62,7 +63,11 @@ unsafe fn multiply(p: &Product, nibbles: bool) {
                                     i32::from(byte >> (4 * (chunk % 2)) & 15)
                                 } else {
                                     let byte = *p.codes.add((chunk * NR + column) * 4 + i);
-                                    if p.kind.codes == Codes::I8 { i32::from(byte as i8) } else { i32::from(byte) }
+                                    if p.kind.codes == Codes::I8 {
+                                        i32::from(byte as i8)
+                                    } else {
+                                        i32::from(byte)
+                                    }
                                 };
                                 sum += a * (w - zero);
                             }

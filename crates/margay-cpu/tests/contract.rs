@@ -1,0 +1,275 @@
+//! What the traits promise: no allocation after warm-up, results independent of threads and of how a prompt is cut,
+//! states that survive errors, and errors that say what does not fit.
+#![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
+
+use margay_cpu::{CpuBackend, CpuOptions, Isa};
+use margay_graph::{
+    Activation, Attention, Backend, BackendError, Bindings, Builder, Cancel, Executable, InputData, Mask,
+    NormKind, Program, Role, Rope, RopeStyle, Stage, State, StateOptions, Sym, WeightSource,
+};
+use margay_tensor::{DType, Shape, Tensor};
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    cell::Cell,
+    collections::HashMap,
+};
+
+/// Counts the allocations of each thread.
+struct Counting;
+
+thread_local! {
+    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+}
+
+// SAFETY: forwards to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // A thread that is being torn down counts nothing.
+        let _ = ALLOCATIONS.try_with(|n| n.set(n.get() + 1));
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const WIDTH: usize = 256;
+const FFN: usize = 512;
+const HEADS: usize = 4;
+const KV_HEADS: usize = 2;
+const HEAD_DIM: usize = 64;
+const VOCABULARY: usize = 300;
+const LAYERS: usize = 2;
+const PROMPT: usize = 70;
+
+struct Weights(HashMap<String, Tensor>);
+
+impl WeightSource for Weights {
+    fn weight(&self, name: &str) -> Result<Tensor, BackendError> {
+        let missing = || BackendError::Weight { name: name.to_owned(), what: "is missing".to_owned() };
+        self.0.get(name).cloned().ok_or_else(missing)
+    }
+}
+
+/// A small decoder with grouped heads, a gated block and two kinds of quantized matrices.
+fn decoder() -> (Program, Weights) {
+    let mut b = Builder::new(Stage::Text);
+    let ids = b.input_i32("ids", Sym::Tokens);
+    let positions = b.input_i32("positions", Sym::Tokens);
+    let rows = b.input_i32("rows", Sym::Outputs);
+    let table = b.weight("table", [VOCABULARY, WIDTH], Role::TokenEmbedding);
+    let norm = b.weight("norm", [WIDTH], Role::Norm);
+    let mut x = b.embed(table, ids, None).unwrap();
+    for layer in 0..LAYERS {
+        let weight =
+            |b: &mut Builder, name: &str, n, k| b.weight(&format!("{layer}.{name}"), [n, k], Role::FfnUp);
+        let q = weight(&mut b, "q", HEADS * HEAD_DIM, WIDTH);
+        let [k, v] = ["k", "v"].map(|n| weight(&mut b, n, KV_HEADS * HEAD_DIM, WIDTH));
+        let o = weight(&mut b, "o", WIDTH, HEADS * HEAD_DIM);
+        let [gate, up] = ["gate", "up"].map(|n| weight(&mut b, n, FFN, WIDTH));
+        let down = weight(&mut b, "down", WIDTH, FFN);
+        let h = b.norm(x, NormKind::Rms, norm, None, 1e-5).unwrap();
+        let rope = Rope {
+            head_dim: HEAD_DIM,
+            rotary: HEAD_DIM,
+            base: 10000.0,
+            style: RopeStyle::Half,
+            factors: None,
+        };
+        let [q, k, v] = [q, k, v].map(|w| b.linear(h, w, None).unwrap());
+        let [q, k] = [q, k].map(|x| b.rope(x, positions, rope.clone()).unwrap());
+        let attention = Attention {
+            heads: HEADS,
+            kv_heads: KV_HEADS,
+            head_dim: HEAD_DIM,
+            scale: 0.125,
+            mask: Mask::Causal,
+            cache: None,
+        };
+        let h = b.attention([q, k, v], attention, true).unwrap();
+        let h = b.linear(h, o, None).unwrap();
+        x = b.add(x, h).unwrap();
+        let h = b.norm(x, NormKind::Rms, norm, None, 1e-5).unwrap();
+        let g = b.linear(h, gate, None).unwrap();
+        let g = b.activation(g, Activation::Silu).unwrap();
+        let u = b.linear(h, up, None).unwrap();
+        let h = b.mul(g, u).unwrap();
+        let h = b.linear(h, down, None).unwrap();
+        x = b.add(x, h).unwrap();
+    }
+    let x = b.gather_rows(x, rows).unwrap();
+    let logits = b.linear(x, table, None).unwrap();
+    b.output("logits", logits);
+    let program = b.finish().unwrap();
+    let mut seed = 7u32;
+    let mut tensors = HashMap::new();
+    for spec in program.weights() {
+        let values: Vec<f32> = (0..spec.shape.elements().unwrap())
+            .map(|_| {
+                seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                ((seed >> 8) as f32 / (1 << 24) as f32 - 0.5) * 0.2
+            })
+            .collect();
+        let dtype = match spec.name.as_str() {
+            "norm" => DType::F32,
+            name if name.ends_with("down") => DType::Q6_K,
+            name if name.ends_with('o') => DType::F16,
+            _ => DType::Q4_0,
+        };
+        let shape = Shape::from(spec.shape.dims());
+        tensors.insert(spec.name.clone(), margay_quant::encode_tensor(&values, shape, dtype).unwrap());
+    }
+    (program, Weights(tensors))
+}
+
+struct Session {
+    decoder: Box<dyn Executable>,
+    state: Box<dyn State>,
+}
+
+impl Session {
+    fn new(threads: usize, capacity: usize) -> Session {
+        let cpu = CpuBackend::new(CpuOptions { threads: Some(threads), ..Default::default() }).unwrap();
+        let (program, weights) = decoder();
+        let limits = Bindings::new().with(Sym::Tokens, PROMPT).with(Sym::Outputs, 1);
+        let decoder = cpu.compile(&program, &weights, &limits).unwrap();
+        let state = decoder.new_state(StateOptions { capacity }).unwrap();
+        Session { decoder, state }
+    }
+
+    fn feed(&mut self, ids: &[i32], cancel: &Cancel) -> Result<(), BackendError> {
+        let past = self.state.len() as i32;
+        let mut positions = [0; PROMPT];
+        positions.iter_mut().zip(past..).for_each(|(p, at)| *p = at);
+        let inputs = [
+            InputData::I32(ids),
+            InputData::I32(&positions[..ids.len()]),
+            InputData::I32(&[ids.len() as i32 - 1]),
+        ];
+        let bindings = Bindings::new().with(Sym::Tokens, ids.len()).with(Sym::Outputs, 1);
+        self.decoder.run(&bindings, &inputs, Some(&mut *self.state), cancel)
+    }
+
+    fn logits(&self) -> Vec<u32> {
+        self.decoder.output("logits").unwrap().iter().map(|x| x.to_bits()).collect()
+    }
+}
+
+fn prompt() -> Vec<i32> {
+    (0..PROMPT as i32).map(|i| i * 17 % VOCABULARY as i32).collect()
+}
+
+#[test]
+fn logits_depend_neither_on_threads_nor_on_how_the_prompt_is_cut() {
+    let (ids, cancel) = (prompt(), Cancel::new());
+    let mut whole = Session::new(1, PROMPT);
+    whole.feed(&ids, &cancel).unwrap();
+    let expected = whole.logits();
+    assert!(expected.iter().any(|x| *x != 0));
+    for (threads, cut) in [(2, PROMPT), (3, PROMPT), (2, 1), (1, 7), (3, 33)] {
+        let mut session = Session::new(threads, PROMPT);
+        for part in ids.chunks(cut) {
+            session.feed(part, &cancel).unwrap();
+        }
+        assert_eq!(session.logits(), expected, "{threads} threads, {cut} tokens a call");
+    }
+}
+
+#[test]
+fn a_truncated_state_continues_as_if_the_rest_had_never_been() {
+    let (ids, cancel) = (prompt(), Cancel::new());
+    let mut straight = Session::new(2, PROMPT);
+    straight.feed(&ids[..40], &cancel).unwrap();
+    let mut detour = Session::new(2, PROMPT);
+    detour.feed(&ids[..20], &cancel).unwrap();
+    detour.feed(&ids[45..70], &cancel).unwrap();
+    detour.state.truncate(20);
+    detour.feed(&ids[20..40], &cancel).unwrap();
+    assert_eq!(detour.logits(), straight.logits());
+    assert_eq!(detour.state.len(), 40);
+}
+
+#[test]
+fn runs_allocate_nothing_after_the_first() {
+    let (ids, cancel) = (prompt(), Cancel::new());
+    // One thread, so that every allocation is this thread's.
+    let mut session = Session::new(1, 2 * PROMPT);
+    session.feed(&ids, &cancel).unwrap();
+    session.feed(&ids[..1], &cancel).unwrap();
+    let before = ALLOCATIONS.get();
+    session.state.truncate(0);
+    session.feed(&ids, &cancel).unwrap();
+    for _ in 0..10 {
+        session.feed(&ids[..1], &cancel).unwrap();
+    }
+    assert_eq!(ALLOCATIONS.get() - before, 0);
+    drop(vec![1]);
+    assert!(ALLOCATIONS.get() > before, "the counter counts");
+}
+
+#[test]
+fn errors_leave_the_state_as_it_was() {
+    let (ids, cancel) = (prompt(), Cancel::new());
+    let mut session = Session::new(2, 80);
+    session.feed(&ids, &cancel).unwrap();
+    let full = session.feed(&ids[..11], &cancel).unwrap_err();
+    assert!(matches!(full, BackendError::ContextFull { capacity: 80, used: PROMPT, wanted: 11 }), "{full}");
+    let unknown = session.feed(&[VOCABULARY as i32], &cancel).unwrap_err().to_string();
+    assert!(unknown.contains("token 300"), "{unknown}");
+    let no_picture = session.feed(&[-1], &cancel).unwrap_err().to_string();
+    assert!(no_picture.contains("token -1"), "{no_picture}");
+    cancel.cancel();
+    assert!(matches!(session.feed(&ids[..1], &cancel), Err(BackendError::Cancelled)));
+    cancel.reset();
+    assert_eq!(session.state.len(), PROMPT);
+    session.feed(&ids[..10], &cancel).unwrap();
+    assert_eq!(session.state.len(), 80);
+}
+
+#[test]
+fn calls_beyond_the_limits_and_wrong_inputs_are_refused() {
+    let cancel = Cancel::new();
+    let mut session = Session::new(1, 200);
+    let (one, ids) = (Bindings::new().with(Sym::Tokens, 1).with(Sym::Outputs, 1), [1; PROMPT + 1]);
+    let long = Bindings::new().with(Sym::Tokens, PROMPT + 1).with(Sym::Outputs, 1);
+    let inputs = [InputData::I32(&ids), InputData::I32(&ids), InputData::I32(&[0])];
+    let mut refusal = |bindings: &Bindings, inputs: &[InputData<'_>], with_state: bool| {
+        let Session { decoder, state } = &mut session;
+        let outcome = match with_state {
+            true => decoder.run(bindings, inputs, Some(&mut **state), &cancel),
+            false => decoder.run(bindings, inputs, None, &cancel),
+        };
+        outcome.unwrap_err().to_string()
+    };
+    assert!(refusal(&long, &inputs, true).contains("compiled for 70"));
+    assert!(refusal(&one, &inputs, true).contains("input ids is 71 elements"));
+    assert!(refusal(&one, &inputs[..2], true).contains("2 inputs"));
+    assert!(refusal(&one, &inputs, false).contains("KV cache"));
+    let floats = [InputData::F32(&[1.0]), InputData::I32(&[0]), InputData::I32(&[0])];
+    assert!(refusal(&one, &floats, true).contains("input ids"));
+    let beyond = [InputData::I32(&[1]), InputData::I32(&[0]), InputData::I32(&[1])];
+    assert!(refusal(&one, &beyond, true).contains("row 1 of a value of 1 rows"));
+}
+
+#[test]
+fn an_instruction_set_the_processor_lacks_is_refused_by_name() {
+    let lacking = Isa::ALL.into_iter().find(|isa| !isa.is_supported()).unwrap();
+    let err = CpuBackend::new(CpuOptions { isa: Some(lacking), ..Default::default() }).unwrap_err();
+    assert!(err.to_string().contains(lacking.name()) && err.to_string().contains("scalar"), "{err}");
+}
+
+#[test]
+fn weights_of_another_shape_are_refused_by_name() {
+    let (program, mut weights) = decoder();
+    weights.0.insert("norm".to_owned(), Tensor::from_f32(Shape::from([3]), &[1.0; 3]).unwrap());
+    let cpu = CpuBackend::new(CpuOptions { threads: Some(1), ..Default::default() }).unwrap();
+    let limits = Bindings::new().with(Sym::Tokens, 1).with(Sym::Outputs, 1);
+    let err = cpu.compile(&program, &weights, &limits).map(|_| ()).unwrap_err().to_string();
+    assert!(err.contains("norm") && err.contains("[3]") && err.contains("[256]"), "{err}");
+}
