@@ -1,6 +1,7 @@
 //! Prefill and decode speed of a decoder of the shape of MobileLLaMA-1.4B with random weights.
 //!
 //! Usage: `decoder_speed [TYPE=q4_0] [THREADS=2] [PROMPT=512] [LAYERS=24] [ISA]`
+#![allow(clippy::print_stdout, reason = "an example reports to its reader")]
 
 use margay_cpu::{CpuBackend, CpuOptions, Isa};
 use margay_graph::{
@@ -125,6 +126,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut decoder = cpu.compile(&program, &Random(weights), &limits)?;
     println!("{}; {dtype}, {layers} layers", cpu.describe());
     println!("compile {:.2} s, {:?}", (clock.now() - start).as_secs_f64(), decoder.memory());
+    let seconds = || clock.now().as_secs_f64();
+    println!(
+        "machine: {:.1} GB/s read, {:.0} Gop/s of 4-bit products, {:.0} GFLOP/s",
+        margay_cpu::measure::read_bandwidth(cpu.pool(), &seconds)? / 1e9,
+        margay_cpu::measure::int8_peak(&cpu, &seconds)? / 1e9,
+        margay_cpu::measure::f32_peak(&cpu, &seconds)? / 1e9,
+    );
     let cancel = Cancel::new();
     let ids: Vec<i32> = (0..prompt as i32).map(|i| i * 37 % VOCABULARY as i32).collect();
     let positions: Vec<i32> = (0..(prompt + DECODED) as i32).collect();

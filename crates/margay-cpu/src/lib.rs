@@ -17,6 +17,7 @@ mod isa;
 mod kernels;
 mod kv;
 mod lines;
+pub mod measure;
 mod ops;
 mod pack;
 mod step;
