@@ -79,6 +79,7 @@ pub fn int8_peak(cpu: &CpuBackend, clock: &dyn Fn() -> f64) -> Result<f64, TaskP
                 },
                 codes: codes.as_ptr(),
                 scales: floats.as_ptr(),
+                packed_scales: std::ptr::null(),
                 mins: floats.as_ptr(),
                 c: c.as_mut_ptr(),
                 ldc: PANEL,

@@ -1,6 +1,8 @@
 //! Each family, stage by stage, against tensors that the published implementations computed.
 //! How they were made: `tests/golden/README.md`.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
+
 use margay::{
     Image, LoadOptions, ModelSource, TraceOptions,
     rooms::{

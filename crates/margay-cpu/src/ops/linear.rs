@@ -238,7 +238,10 @@ fn one_row(
         for k in (0..matrix.k).step_by(K_CHUNK_ONE_ROW) {
             let len = K_CHUNK_ONE_ROW.min(matrix.k - k);
             let packed = matrix.scales_at(panel, k, len);
-            (kernels.scales)(matrix.kind, matrix.scaling, packed, scales, mins);
+            let as_packed = (kernels.gemv_reads_packed)(matrix.kind, matrix.scaling);
+            if !as_packed {
+                (kernels.scales)(matrix.kind, matrix.scaling, packed, scales, mins);
+            }
             // SAFETY: the pointers are those of this task's tile and scratch, of the matrix and of the row, all as
             // large as the product says.
             unsafe {
@@ -249,6 +252,7 @@ fn one_row(
                     a: x.rows(block.row, k, matrix.k),
                     codes: matrix.codes_at(panel, k),
                     scales: scales.as_ptr(),
+                    packed_scales: if as_packed { packed.as_ptr() } else { std::ptr::null() },
                     mins: mins.as_ptr(),
                     c: tile[column..].as_mut_ptr(),
                     ldc: TASK_COLUMNS,
@@ -299,6 +303,7 @@ fn many_rows(
                     a: x.rows(block.row, k, matrix.k),
                     codes: panel_codes,
                     scales: scales.as_ptr(),
+                    packed_scales: std::ptr::null(),
                     mins: mins.as_ptr(),
                     c: tile[column..].as_mut_ptr(),
                     ldc: TASK_COLUMNS,

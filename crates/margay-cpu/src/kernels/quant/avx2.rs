@@ -25,6 +25,9 @@ pub(super) static TABLE: QuantKernels = QuantKernels {
         Codes::U5 | Codes::U6 => 0,
         Codes::I8 => 2,
     },
+    gemv_reads_packed: |kind, scaling| {
+        kind.offset != Offset::Min && scaling == Scaling::Plain && streams(kind)
+    },
     unpack,
     scales: |kind, scaling, packed, s, m| {
         // SAFETY: this table is used only where AVX2 was detected.
@@ -261,6 +264,29 @@ fn less_zero(sum: __m256, u: f32, zero: f32) -> __m256 {
     _mm256_fnmadd_ps(_mm256_set1_ps(zero), _mm256_set1_ps(u), sum)
 }
 
+/// Whether decode has a kernel of its own for these codes.
+fn streams(kind: Kind) -> bool {
+    matches!(kind.codes, Codes::U4 | Codes::I8)
+}
+
+/// The scales of 8 outputs of one group: packed halves where there are no others.
+///
+/// # Safety
+/// As [`QuantKernels::gemv`].
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn scales_of(p: &Product, index: usize, w: usize) -> __m256 {
+    let at = index * PANEL + w * NR;
+    // SAFETY: the caller's promise.
+    unsafe {
+        if p.packed_scales.is_null() {
+            _mm256_loadu_ps(p.scales.add(at))
+        } else {
+            _mm256_cvtph_ps(_mm_loadu_si128(p.packed_scales.add(2 * at).cast()))
+        }
+    }
+}
+
 fn zero_of(kind: Kind) -> f32 {
     match kind.offset {
         Offset::Zero(zero) => f32::from(zero),
@@ -431,7 +457,7 @@ unsafe fn stream_nibbles<const HALVES: usize, const OFFSET: u8>(p: &Product) {
                 }
                 let u = if HALVES == 1 { *p.a.sum32.add(group) } else { *p.a.sum16.add(group * 2 + half) };
                 for w in 0..PANELS {
-                    let s = _mm256_loadu_ps(p.scales.add((group * HALVES + half) * PANEL + w * NR));
+                    let s = scales_of(p, group * HALVES + half, w);
                     let mut sum = _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs[w], ones));
                     if OFFSET == ZERO {
                         sum = less_zero(sum, u, zero);
@@ -489,7 +515,7 @@ unsafe fn stream_bytes(p: &Product) {
             }
             let a = _mm256_set1_ps(*p.a.scale.add(group));
             for w in 0..PANELS {
-                let s = _mm256_loadu_ps(p.scales.add(group * PANEL + w * NR));
+                let s = scales_of(p, group, w);
                 let t = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[w]), s);
                 acc[w] = _mm256_fmadd_ps(t, a, acc[w]);
             }

@@ -16,6 +16,7 @@ pub(super) static TABLE: QuantKernels = QuantKernels {
     name: "vpdpbusd of AVX-512 VNNI",
     wants_q16: |_| false,
     unpacked_bytes: |codes| usize::from(codes == Codes::U4),
+    gemv_reads_packed: |_, _| false,
     unpack: |_, packed, k, out| {
         // SAFETY: the caller's promise, and AVX-512 was detected.
         unsafe { unpack_nibbles(packed, k, out) }

@@ -57,6 +57,8 @@ pub(crate) struct Product {
     pub(crate) codes: *const u8,
     /// `[groups * halves][16]` of the panel.
     pub(crate) scales: *const f32,
+    /// The scales as packed, for a `gemv` that reads them so.
+    pub(crate) packed_scales: *const u8,
     /// As `scales`, read where there are minima.
     pub(crate) mins: *const f32,
     /// Results, `[rows][16]`, rows `ldc` apart.
@@ -89,6 +91,8 @@ pub(crate) struct QuantKernels {
     /// # Safety
     /// Every pointer of the product is valid for what its field says.
     pub(crate) gemm: unsafe fn(&Product),
+    /// Whether `gemv` reads `Product::packed_scales` of such a matrix, so that nobody has to unpack them.
+    pub(crate) gemv_reads_packed: fn(Kind, Scaling) -> bool,
     /// The product of one row with packed codes.
     ///
     /// # Safety

@@ -30,6 +30,7 @@ const fn table(name: &'static str, gemm: unsafe fn(&Product), gemv: unsafe fn(&P
             Codes::U4 => 1,
             _ => 0,
         },
+        gemv_reads_packed: |_, _| false,
         unpack,
         scales: |kind, scaling, packed, s, m| scales::unpack::<PANEL>(kind, scaling, packed, s, m),
         gemm,

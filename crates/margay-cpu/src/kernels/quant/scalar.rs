@@ -7,6 +7,7 @@ pub(super) static TABLE: QuantKernels = QuantKernels {
     name: "portable loops",
     wants_q16: |_| false,
     unpacked_bytes: |codes| usize::from(codes == Codes::U4),
+    gemv_reads_packed: |_, _| false,
     unpack,
     scales: |kind, scaling, packed, s, m| scales::unpack::<NR>(kind, scaling, packed, s, m),
     gemm: |product| {

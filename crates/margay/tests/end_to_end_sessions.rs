@@ -1,0 +1,134 @@
+//! Conversations: what is kept, what is computed again, how they end. The models are tiny and random, so that nothing
+//! here depends on what an answer says.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use margay::{AskOptions, Error, Event, Image, LoadOptions, Model, Report, Sampling, Stop};
+use std::path::{Path, PathBuf};
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name)
+}
+
+fn model(name: &str, options: LoadOptions) -> Model {
+    Model::load_with(golden(name), &options).unwrap()
+}
+
+fn picture(name: &str) -> Image {
+    Image::open(golden(name).join("image.png")).unwrap()
+}
+
+fn short() -> AskOptions {
+    AskOptions { max_tokens: 12, ..AskOptions::default() }
+}
+
+fn ask(model: &Model, images: &[Image], text: &str, options: &AskOptions) -> Report {
+    model.session().unwrap().ask_with(images, text, options).unwrap().report().unwrap()
+}
+
+#[test]
+fn the_answer_does_not_depend_on_the_batch_or_the_threads() {
+    let image = [picture("mobilevlm-v2")];
+    let base = ask(&model("mobilevlm-v2", LoadOptions::default()), &image, "a red square", &short());
+    assert_eq!(base.stages.visual_tokens, 9);
+    for (batch, threads) in [(1, 1), (7, 2), (512, 3)] {
+        let options = LoadOptions { batch, threads: Some(threads), ..LoadOptions::default() };
+        let other = ask(&model("mobilevlm-v2", options), &image, "a red square", &short());
+        assert_eq!(other.tokens, base.tokens, "batch {batch}, {threads} threads");
+    }
+}
+
+#[test]
+fn a_second_question_computes_only_what_is_new() {
+    let model = model("mobilevlm-v2", LoadOptions { exact_cache: true, ..LoadOptions::default() });
+    let mut session = model.session().unwrap();
+    let first = session.ask_with(&[picture("mobilevlm-v2")], "one", &short()).unwrap().report().unwrap();
+    assert_eq!(first.stages.reused_tokens, 0);
+    let second = session.ask_with(&[], "two", &short()).unwrap().report().unwrap();
+    assert!(second.stages.reused_tokens >= first.stages.prefill_tokens - 1, "{:?}", second.stages);
+    assert!(second.stages.encode_ms.is_none(), "the picture is not encoded again");
+    assert_eq!(second.stages.visual_tokens, 9);
+
+    session.clear();
+    let again = session.ask_with(&[picture("mobilevlm-v2")], "one", &short()).unwrap().report().unwrap();
+    assert_eq!(again.tokens, first.tokens, "a cleared session is a new one");
+}
+
+#[test]
+fn pictures_keep_their_order_and_each_counts() {
+    let model = model("llava", LoadOptions::default());
+    let (a, b) = (picture("llava"), Image::filled(40, 90, [10, 200, 30]).unwrap());
+    let both = ask(&model, &[a.clone(), b.clone()], "compare", &short());
+    assert_eq!(both.stages.visual_tokens, 2 * model.config().vision.as_ref().unwrap().tokens());
+    // A picture that comes with a later question stands behind the first one.
+    let mut session = model.session().unwrap();
+    session.ask_with(&[a], "one", &short()).unwrap().report().unwrap();
+    let later = session.ask_with(&[b], "two", &short()).unwrap().report().unwrap();
+    assert_eq!(later.stages.visual_tokens, both.stages.visual_tokens);
+    assert!(later.stages.reused_tokens > 0);
+}
+
+#[test]
+fn a_cancelled_answer_ends_and_the_session_goes_on() {
+    let model = model("llava", LoadOptions::default());
+    let mut session = model.session().unwrap();
+    let cancel = session.cancel();
+    let mut stop = None;
+    for event in session.ask_with(&[picture("llava")], "one", &AskOptions::default()).unwrap() {
+        match event.unwrap() {
+            Event::Text(_) => cancel.cancel(),
+            Event::Done(report) => stop = Some(report.stop),
+            _ => {}
+        }
+    }
+    assert_eq!(stop, Some(Stop::Cancelled));
+
+    // Cancelled before the picture was seen: the question is taken back, and nothing is out of step afterwards.
+    let mut session = model.session().unwrap();
+    let cancel = session.cancel();
+    let mut answer = session.ask_with(&[picture("llava")], "one", &short()).unwrap();
+    cancel.cancel();
+    let Some(Ok(Event::Done(report))) = answer.next() else { panic!("a cancelled answer still reports") };
+    assert_eq!((report.stop, report.tokens.len()), (Stop::Cancelled, 0));
+    drop(answer);
+    let fresh = ask(&model, &[picture("llava")], "one", &short());
+    let after = session.ask_with(&[picture("llava")], "one", &short()).unwrap().report().unwrap();
+    assert_eq!(after.tokens, fresh.tokens);
+}
+
+#[test]
+fn what_cannot_be_asked_is_said_before_anything_is_computed() {
+    let text = model("llama", LoadOptions::default());
+    let mut session = text.session().unwrap();
+    assert!(matches!(session.ask(&[], "  \n"), Err(Error::EmptyPrompt)));
+    assert!(matches!(session.ask(&[picture("llava")], "what"), Err(Error::NoVision { .. })));
+    let long = "word ".repeat(5000);
+    let Err(Error::PromptTooLong { prompt, context, .. }) = session.ask(&[], &long) else { panic!("fits") };
+    assert!(prompt > context);
+    let report = session.ask_with(&[], "hello", &short()).unwrap().report().unwrap();
+    assert!(!report.tokens.is_empty(), "refused questions leave no trace");
+    let hot = AskOptions { sampling: Sampling { temperature: f32::NAN, ..Sampling::default() }, ..short() };
+    assert!(matches!(session.ask_with(&[], "hello", &hot), Err(Error::Option { option: "temperature", .. })));
+}
+
+#[test]
+fn answers_end_where_they_must() {
+    let options = LoadOptions { context: Some(24), ..LoadOptions::default() };
+    let small = model("llama", options);
+    let free = AskOptions { max_tokens: 1000, ..AskOptions::default() };
+    let report = ask(&small, &[], "hello there", &free);
+    let used = report.stages.prefill_tokens + report.tokens.len();
+    assert!(report.stop == Stop::End || (report.stop == Stop::Context && used == 25), "{report:?}");
+    let one = AskOptions { max_tokens: 1, ..AskOptions::default() };
+    let report = ask(&small, &[], "hello there", &one);
+    assert_eq!((report.tokens.len(), report.stages.decode_tokens), (1, 0));
+    assert_eq!(report.stages.decode_ms, None, "no decode ran, so its time is unknown");
+}
+
+#[test]
+fn the_model_inside_the_program_answers() {
+    let model = Model::nano().unwrap();
+    let report = ask(&model, &[Image::filled(50, 80, [200, 0, 0]).unwrap()], "What is this?", &short());
+    assert_eq!(report.stages.visual_tokens, model.config().vision.as_ref().unwrap().tokens());
+    assert!(report.stages.load_ms.is_some() && report.stages.encode_ms.is_some());
+}
