@@ -46,9 +46,9 @@ def street() -> Scene:
         640,
         480,
         [
-            thing("large", "yellow", "circle", 118, 44),
-            thing("small", "red", "heart", 24, 56, -8),
-            thing("large", "green", "triangle", 116, 92),
+            thing("large", "yellow", "circle", 118, 42),
+            thing("small", "red", "heart", 30, 44, -8),
+            thing("large", "green", "triangle", 118, 92),
         ],
         [plate("GATE", "white", 58, 82, 24, post=True)],
     )

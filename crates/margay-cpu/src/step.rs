@@ -93,7 +93,6 @@ impl Prepared {
                 }
                 Op::Embed { table } => {
                     let tensor = fetch(*table)?;
-                    readable(&program.weight(*table).name, &tensor)?;
                     made.mapped_bytes += tensor.bytes().len();
                     Step::Embed { table: tensor }
                 }
@@ -102,7 +101,6 @@ impl Prepared {
                         Some(matrix) => matrix,
                         None => {
                             let (name, tensor) = (&program.weight(linear.weight).name, fetch(linear.weight)?);
-                            readable(name, &tensor)?;
                             made.matrices.push(Matrix::pack(name, &tensor, pool)?);
                             made.matrices.len() - 1
                         }
@@ -208,7 +206,7 @@ impl Prepared {
     }
 }
 
-/// The weight `id`, of the shape the program declares.
+/// The weight `id`, of the shape the program declares and of a format that can be decoded.
 fn fetch(program: &Program, weights: &dyn WeightSource, id: WeightId) -> Result<Tensor, BackendError> {
     let spec = program.weight(id);
     let tensor = weights.weight(&spec.name)?;
@@ -216,6 +214,7 @@ fn fetch(program: &Program, weights: &dyn WeightSource, id: WeightId) -> Result<
         let what = format!("has shape {}, the program declares {}", tensor.shape(), spec.shape);
         return Err(BackendError::Weight { name: spec.name.clone(), what });
     }
+    readable(&spec.name, &tensor)?;
     Ok(tensor)
 }
 

@@ -81,7 +81,7 @@ pub enum RopeStyle {
     Interleaved,
 }
 
-/// Rotary position embedding of each head of `x`: [T, H*D] at `positions`: [T].
+/// Rotary position embedding of each head of `x`: [T, H*D] at `positions`: `[T]`.
 /// Pair `i` turns by `position * base^(-2i / rotary) / factors[i]`; columns past `rotary` of a head stay.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
@@ -176,7 +176,7 @@ pub enum Op {
         /// The weight.
         weight: WeightId,
     },
-    /// Rows of a table. Inputs: ids [T] (int32), optionally visual [V, E]. An id `>= 0` is a row of the table, a
+    /// Rows of a table. Inputs: ids `[T]` (int32), optionally visual [V, E]. An id `>= 0` is a row of the table, a
     /// negative one is row `-1 - id` of `visual`. Result [T, E].
     Embed {
         /// `[vocabulary, E]`, of any format.
@@ -194,7 +194,7 @@ pub enum Op {
     Mul,
     /// Inputs gate and up, [R, C] each: `act(gate) * up`.
     Glu(Activation),
-    /// Inputs x [T, H*D], positions [T] (int32).
+    /// Inputs x [T, H*D], positions `[T]` (int32).
     Rope(Rope),
     /// Inputs q, k, v.
     Attention(Attention),
@@ -226,7 +226,7 @@ pub enum Op {
         /// Number of columns.
         len: usize,
     },
-    /// Inputs x [R, C], rows [N] (int32, each in 0..R): those rows [N, C].
+    /// Inputs x [R, C], rows `[N]` (int32, each in 0..R): those rows [N, C].
     GatherRows,
 }
 

@@ -24,7 +24,7 @@ pub struct TraceOptions {
 
 impl ModelSource {
     /// Runs the stages and gives each one's result as float32: `pixel_values` [N, 3, H, W], `encode` [N, P, C],
-    /// `project` [N, V, E], `hidden.<layer>` [T, E] (0 is the embedding), `logits` [T, vocabulary]; and `input_ids` [T]
+    /// `project` [N, V, E], `hidden.<layer>` [T, E] (0 is the embedding), `logits` [T, vocabulary]; and `input_ids` `[T]`
     /// (int32, -1 where a visual token stands).
     ///
     /// # Errors

@@ -5,8 +5,8 @@ use clap::Args;
 use margay::{
     BACKENDS, LoadOptions, backend,
     rooms::{
-        cpu::{CpuBackend, CpuOptions, Isa},
-        observe::{Root, machine, report::bytes},
+        cpu::{CpuBackend, CpuOptions, Isa, measure},
+        observe::{Clock, Root, machine, report::bytes},
     },
 };
 use serde::Serialize;
@@ -45,7 +45,16 @@ struct Findings {
     threads: usize,
     /// One line a kind of kernel: which one runs, and why.
     kernels: Vec<String>,
+    measured: Measured,
     backends: Vec<BackendFinding>,
+}
+
+/// What the machine reaches now, with all threads; other work on it lowers these.
+#[derive(Debug, Serialize)]
+struct Measured {
+    read_bytes_per_second: f64,
+    int8_operations_per_second: f64,
+    float32_operations_per_second: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -93,6 +102,13 @@ impl Doctor {
         let backends: Vec<_> = backends.collect::<Result<_, _>>()?;
         let threads = self.threads.map(NonZeroUsize::get);
         let cpu = CpuBackend::new(CpuOptions { threads, isa, ..CpuOptions::default() })?;
+        let clock = Clock::start();
+        let seconds = || clock.now().as_secs_f64();
+        let measured = Measured {
+            read_bytes_per_second: measure::read_bandwidth(cpu.pool(), &seconds)?,
+            int8_operations_per_second: measure::int8_peak(&cpu, &seconds)?,
+            float32_operations_per_second: measure::f32_peak(&cpu, &seconds)?,
+        };
         Ok(Findings {
             instruction_sets: Isa::ALL
                 .iter()
@@ -100,6 +116,7 @@ impl Doctor {
                 .collect(),
             threads: cpu.threads(),
             kernels: cpu.kernels(),
+            measured,
             backends,
             margay: env!("CARGO_PKG_VERSION"),
             architecture: std::env::consts::ARCH,
@@ -149,6 +166,12 @@ impl Findings {
         for kernel in &self.kernels {
             text += &format!("  {kernel}\n");
         }
+        let Measured { read_bytes_per_second, int8_operations_per_second, float32_operations_per_second } =
+            self.measured;
+        text += "\nmeasured now, with those threads and kernels\n";
+        text += &format!("  memory read  {:.1} GB/s\n", read_bytes_per_second / 1e9);
+        text += &format!("  int8         {:.0} Gop/s\n", int8_operations_per_second / 1e9);
+        text += &format!("  float32      {:.0} Gop/s\n", float32_operations_per_second / 1e9);
         text
     }
 }

@@ -10,7 +10,7 @@ use margay_graph::{
     Activation, Attention, Builder, Dim, Mask, NormKind, Program, Role, Rope, RopeStyle, Stage, Sym, ValueId,
 };
 
-/// The text program. Inputs: `ids` [T], `positions` [T], `rows` [R] (whose logits are wanted), and with `visual` also
+/// The text program. Inputs: `ids` `[T]`, `positions` `[T]`, `rows` `[R]` (whose logits are wanted), and with `visual` also
 /// `visual` [V, E]. Outputs: `logits` [R, vocabulary] and the taps `hidden.0` (embeddings) to `hidden.L`, [T, E] each.
 pub(crate) fn text(config: &TextConfig, visual: bool) -> Result<Program, ModelError> {
     let mut b = Builder::new(Stage::Text);

@@ -57,6 +57,7 @@ pub(crate) struct Product {
     pub(crate) codes: *const u8,
     /// `[groups * halves][16]` of the panel.
     pub(crate) scales: *const f32,
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only x86 kernels read it"))]
     /// The scales as packed, for a `gemv` that reads them so.
     pub(crate) packed_scales: *const u8,
     /// As `scales`, read where there are minima.
