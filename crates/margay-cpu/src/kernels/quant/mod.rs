@@ -48,6 +48,7 @@ pub(crate) struct Rows {
 }
 
 /// One product: `rows` rows times a panel over `groups` groups of 32 columns.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "some fields serve x86 kernels only"))]
 pub(crate) struct Product {
     pub(crate) kind: Kind,
     pub(crate) rows: usize,
@@ -57,7 +58,6 @@ pub(crate) struct Product {
     pub(crate) codes: *const u8,
     /// `[groups * halves][16]` of the panel.
     pub(crate) scales: *const f32,
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only x86 kernels read it"))]
     /// The scales as packed, for a `gemv` that reads them so.
     pub(crate) packed_scales: *const u8,
     /// As `scales`, read where there are minima.
