@@ -53,6 +53,7 @@ def street() -> Scene:
         [plate("GATE", "white", 58, 82, 24, post=True)],
     )
 
+
 def balloons() -> Scene:
     """480 x 640: model space columns 18 to 126."""
     return Scene(
@@ -73,7 +74,11 @@ def poster() -> Scene:
     return Scene(
         600,
         400,
-        [thing("large", "purple", "star", 30, 54), thing("large", "purple", "cross", 112, 56, 8), thing("small", "white", "circle", 72, 48)],
+        [
+            thing("large", "purple", "star", 30, 54),
+            thing("large", "purple", "cross", 112, 56, 8),
+            thing("small", "white", "circle", 72, 48),
+        ],
         [plate("TOWER", "blue", 72, 100, 25, "DejaVuSansCondensed-Bold.ttf")],
     )
 

@@ -19,7 +19,15 @@ from questions import NO_PICTURE, QA, ask_many
 from scene import codes, make_scene, patch_labels, preprocess
 from tokenizer import BOS, Tokenizer
 
-WEIGHT = {"describe": 2.0, "read": 4.0, "count": 1.5, "where": 2.0, "where_yn": 1.5, "larger": 1.5, "smaller": 1.5}  # of a question in the loss
+WEIGHT = {
+    "describe": 2.0,
+    "read": 4.0,
+    "count": 1.5,
+    "where": 2.0,
+    "where_yn": 1.5,
+    "larger": 1.5,
+    "smaller": 1.5,
+}  # of a question in the loss
 
 
 class Row:

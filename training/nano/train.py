@@ -84,7 +84,9 @@ def make_batch(a, tok, rng, done: float) -> dict:
         natural = 0.25 if done < 0.6 else 0.55
         return batch(rng, a.batch, None, kinds={"scene": natural, "page": (1 - natural) * 0.65, "crowd": (1 - natural) * 0.35})
     if a.stage == "decoder":
-        return batch(rng, a.batch, tok, pictures=False, mix=a.mix or ("lookup" if done < a.lookup else "full"), chat=0.0 if done < 0.3 else 0.08)
+        return batch(
+            rng, a.batch, tok, pictures=False, mix=a.mix or ("lookup" if done < a.lookup else "full"), chat=0.0 if done < 0.3 else 0.08
+        )
     return batch(rng, a.batch, tok)
 
 
@@ -227,7 +229,18 @@ def main():
         if seconds - last_eval > a.eval_every:
             last_eval = seconds
             if a.rank == 0:
-                note(**score(model, aux, tok, a.eval_pictures, device=a.device, symbolic=a.stage == "decoder", text=a.stage != "vision", brief=True))
+                note(
+                    **score(
+                        model,
+                        aux,
+                        tok,
+                        a.eval_pictures,
+                        device=a.device,
+                        symbolic=a.stage == "decoder",
+                        text=a.stage != "vision",
+                        brief=True,
+                    )
+                )
         if seconds - last_save > a.save_every:
             last_save = seconds
             save()
@@ -237,7 +250,9 @@ def main():
     note(
         final=1,
         **(
-            score(model, aux, tok, a.eval_pictures * 2, device=a.device, symbolic=a.stage == "decoder", text=a.stage != "vision", brief=True)
+            score(
+                model, aux, tok, a.eval_pictures * 2, device=a.device, symbolic=a.stage == "decoder", text=a.stage != "vision", brief=True
+            )
             if a.rank == 0
             else {}
         ),

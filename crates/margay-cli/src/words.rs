@@ -69,6 +69,8 @@ fn kind(word: &str) -> anyhow::Result<Kind> {
     if !path.exists() {
         anyhow::ensure!(!(one_word && ends(PICTURE_ENDINGS)), "no such picture: {word}");
         anyhow::ensure!(!(one_word && ends(&["gguf", "safetensors"])), "no such model: {word}");
+        let is_path = ["./", "../", "/", "~"].iter().any(|start| word.starts_with(start));
+        anyhow::ensure!(!(one_word && is_path), "no such file or folder: {word}");
         return Ok(Kind::Text);
     }
     match first_bytes(path) {
@@ -131,6 +133,7 @@ mod tests {
     fn a_missing_picture_is_no_question_but_a_sentence_about_one_is() {
         assert_eq!(sort(&["gone.PNG"]).unwrap_err().to_string(), "no such picture: gone.PNG");
         assert_eq!(sort(&["gone.gguf"]).unwrap_err().to_string(), "no such model: gone.gguf");
+        assert!(sort(&["./no-such-model"]).unwrap_err().to_string().starts_with("no such file or folder"));
         assert_eq!(sort(&["What is in cat.png"]).unwrap().question.as_deref(), Some("What is in cat.png"));
         assert_eq!(sort(&[]).unwrap(), Words::default());
     }

@@ -1,7 +1,7 @@
 //! Zeroed memory aligned to a cache line.
 
 use std::{
-    alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error},
+    alloc::{Layout, alloc_zeroed, dealloc},
     ops::{Deref, DerefMut},
     ptr::NonNull,
 };
@@ -59,14 +59,14 @@ impl<T: Plain> Lines<T> {
         }
         // SAFETY: the layout's size is not zero.
         let raw = unsafe { alloc_zeroed(layout) };
-        let at = NonNull::new(raw.cast::<T>()).unwrap_or_else(|| handle_alloc_error(layout));
+        let at = NonNull::new(raw.cast::<T>())?;
         Some(Lines { at, len, mapping: None })
     }
 
     /// `len` zeros.
     ///
     /// # Panics
-    /// Where the size overflows; callers derive `len` from checked shapes.
+    /// Where the size overflows or memory is at its end; callers derive `len` from checked shapes.
     pub(crate) fn zeroed(len: usize) -> Self {
         Self::try_zeroed(len).expect("invariant: buffer sizes come from checked shapes")
     }

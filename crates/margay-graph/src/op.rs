@@ -35,6 +35,19 @@ impl Activation {
         Activation::Hardswish,
         Activation::Hardsigmoid,
     ];
+
+    /// Lower-case name, as it stands in files: `silu`, `gelu_erf`, `gelu_tanh`, `quick_gelu`, ...
+    pub fn name(self) -> &'static str {
+        match self {
+            Activation::Silu => "silu",
+            Activation::GeluErf => "gelu_erf",
+            Activation::GeluTanh => "gelu_tanh",
+            Activation::QuickGelu => "quick_gelu",
+            Activation::Relu => "relu",
+            Activation::Hardswish => "hardswish",
+            Activation::Hardsigmoid => "hardsigmoid",
+        }
+    }
 }
 
 /// `y = act(x @ weight^T + bias) (+ residual)`; `x`: [R, in], weight: [out, in], y: [R, out].

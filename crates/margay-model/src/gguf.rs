@@ -9,6 +9,8 @@ use margay_prompt::image::ImageSpec;
 
 /// Our own key: how a picture becomes pixels, as JSON of an [`ImageSpec`]. Other runtimes ignore it.
 const IMAGE_SPEC_KEY: &str = "margay.image_spec";
+/// Our own key: the tower's activation by name. The common flags tell only three apart.
+const ACTIVATION_KEY: &str = "margay.vision.activation";
 
 /// `clip.projector_type`, or its place in files of several modalities.
 pub(crate) fn projector_type(vision: &Metadata) -> Result<&str, ModelError> {
@@ -63,8 +65,12 @@ fn read_text(arch: &str, parts: &GgufParts<'_>) -> Result<TextConfig, ModelError
         return Err(field("tokenizer.ggml.tokens", format!("{tokens} tokens for {vocabulary} embeddings")));
     }
     let rope_scaling = match meta.opt_str(&key("rope.scaling.type"))? {
-        _ if parts.tensors.info("rope_freqs.weight").is_some() => RopeScaling::Factors,
+        None | Some("none") if parts.tensors.info("rope_freqs.weight").is_some() => RopeScaling::Factors,
         None | Some("none") => RopeScaling::None,
+        Some(kind) if parts.tensors.info("rope_freqs.weight").is_some() => {
+            let what = format!("{kind:?} beside rope_freqs.weight is not supported");
+            return Err(field(&key("rope.scaling.type"), what));
+        }
         Some("linear") => RopeScaling::Linear(meta.f32(&key("rope.scaling.factor"))?),
         Some(other) => return Err(field(&key("rope.scaling.type"), format!("{other:?} is not supported"))),
     };
@@ -138,8 +144,12 @@ fn layers_that_run(meta: &Metadata, stored: usize) -> Result<usize, ModelError> 
     Ok(if today { stored.saturating_sub(1) } else { stored })
 }
 
-/// `use_gelu` is ggml's, the tanh form; neither flag means CLIP's quick GELU.
+/// Our own key says it exactly; else `use_gelu` is ggml's, the tanh form, and neither flag means CLIP's quick GELU.
 fn activation(meta: &Metadata) -> Result<Activation, ModelError> {
+    if let Some(name) = meta.opt_str(ACTIVATION_KEY)? {
+        let known = Activation::ALL.into_iter().find(|act| act.name() == name);
+        return known.ok_or_else(|| field(ACTIVATION_KEY, format!("{name:?} is not known")));
+    }
     let flag = |key: &str| meta.opt_bool(key).map(|f| f.unwrap_or(false));
     Ok(match (flag("clip.use_gelu")?, flag("clip.use_silu")?) {
         (true, _) => Activation::GeluTanh,
@@ -215,7 +225,9 @@ pub fn vision_metadata(config: &ModelConfig) -> Option<Metadata> {
     put("clip.has_text_encoder", false.into());
     put("clip.has_llava_projector", true.into());
     put("clip.projector_type", projector.id.into());
-    put("clip.use_gelu", (vit.activation == Activation::GeluTanh).into());
+    // The exact GELU has no flag; the tanh form is what comes nearest elsewhere.
+    put("clip.use_gelu", matches!(vit.activation, Activation::GeluTanh | Activation::GeluErf).into());
+    put(ACTIVATION_KEY, vit.activation.name().into());
     put("clip.use_silu", (vit.activation == Activation::Silu).into());
     let mut size = |name: &str, value: usize| put(&format!("clip.vision.{name}"), (value as u32).into());
     size("image_size", vit.image);

@@ -4,7 +4,10 @@ use crate::{Family, ModelConfig, ModelError, RopeScaling, TextConfig};
 use margay_file::{TensorInfo, TensorSource};
 use margay_graph::{BackendError, Program, WeightSource, WeightSpec};
 use margay_tensor::{Shape, Storage, Tensor};
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
 
 /// What becomes of a checkpoint's weight on its way into a GGUF file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,13 +99,15 @@ impl Canonical {
         }
         let mut weights = Canonical { sources: vec![source.clone()], entries, unused };
         weights.complete(config);
+        weights.note_undeclared(config)?;
         Ok(weights)
     }
 
     /// The weights of a GGUF file, or of a text file and its mmproj.
     ///
     /// # Errors
-    /// None today; a later trap may have no way around it.
+    /// [`ModelError::Weight`] where the decoder has weights that the family does not know: leaving one out would give
+    /// wrong answers.
     pub fn from_gguf(
         config: &ModelConfig,
         files: Vec<Arc<dyn TensorSource + Send + Sync>>,
@@ -117,6 +122,13 @@ impl Canonical {
         let mut weights = Canonical { sources: files, entries, unused: vec![] };
         weights.untangle_ffn(config);
         weights.complete(config);
+        weights.note_undeclared(config)?;
+        let unknown = weights.unused.iter().find(|name| name.starts_with("blk."));
+        if let Some(name) = unknown {
+            let what =
+                format!("the {} family does not know it, and leaving it out would be wrong", config.family);
+            return Err(ModelError::weight(name, what));
+        }
         Ok(weights)
     }
 
@@ -150,6 +162,21 @@ impl Canonical {
     /// Weights of the checkpoint that the model does not use.
     pub fn unused(&self) -> &[String] {
         &self.unused
+    }
+
+    /// Adds the weights that no program declares to those unused.
+    fn note_undeclared(&mut self, config: &ModelConfig) -> Result<(), ModelError> {
+        let programs = config.programs()?;
+        let all = programs.encode.iter().chain(&programs.project).chain(std::iter::once(&programs.text));
+        let declared: HashSet<&str> = all.flat_map(|p| p.weights()).map(|spec| spec.name.as_str()).collect();
+        for (name, entry) in &self.entries {
+            if let Entry::Stored { name: stored, .. } = entry
+                && !declared.contains(name.as_str())
+            {
+                self.unused.push(stored.clone());
+            }
+        }
+        Ok(())
     }
 
     /// Weights that follow from the configuration alone.

@@ -7,6 +7,7 @@ use margay_file::{
     gguf::{GgufWriter, Metadata},
 };
 use margay_graph::{Program, Role, WeightSpec};
+use margay_model::RopeScaling;
 use margay_quant::{decode_tensor, encode_tensor, storable};
 use margay_tensor::{DType, Tensor};
 use std::{
@@ -131,7 +132,7 @@ pub fn convert(
 }
 
 /// `mmproj-NAME` in the same folder, where public runtimes and Margay look for it.
-fn mmproj_path(out: &Path) -> PathBuf {
+pub fn mmproj_path(out: &Path) -> PathBuf {
     let name = out.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     out.with_file_name(format!("mmproj-{name}"))
 }
@@ -149,7 +150,10 @@ fn plan(
     report: &mut ConvertReport,
 ) -> Result<Vec<Planned>, PackError> {
     let mut planned: Vec<Planned> = vec![];
-    for spec in programs.iter().flat_map(|p| p.weights()) {
+    // Linear scaling is a key of its own; readers that know both would apply it twice.
+    let linear = matches!(source.config.text.rope_scaling, RopeScaling::Linear(_));
+    let is_stored = |spec: &&WeightSpec| !(linear && spec.role == Role::RopeFactors);
+    for spec in programs.iter().flat_map(|p| p.weights()).filter(is_stored) {
         source.weights.check(spec)?;
         let shape = source.weights.info(&spec.name).expect("invariant: just checked").shape;
         let wanted = wanted(spec.role, dtype, shape.rank());

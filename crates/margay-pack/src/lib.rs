@@ -8,5 +8,5 @@ mod convert;
 mod error;
 mod vocabulary;
 
-pub use convert::{ConvertOptions, ConvertReport, Progress, convert};
+pub use convert::{ConvertOptions, ConvertReport, Progress, convert, mmproj_path};
 pub use error::PackError;

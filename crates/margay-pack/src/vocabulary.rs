@@ -3,10 +3,24 @@
 use crate::PackError;
 use margay::ModelSource;
 use margay_file::gguf::Metadata;
+use margay_prompt::text::PieceKind;
+
+/// Score of a piece that is never produced. Source: what public converters write for padding.
+const UNUSED_SCORE: f32 = -1000.0;
 
 /// Adds the `tokenizer.*` keys of the model's vocabulary.
 pub(crate) fn write(source: &ModelSource, meta: &mut Metadata) -> Result<(), PackError> {
-    let vocab = source.tokenizer.to_gguf_vocab()?;
+    let mut vocab = source.tokenizer.to_gguf_vocab()?;
+    // Checkpoints pad their embedding tables; readers count the rows by the tokens.
+    for id in vocab.tokens.len()..source.config.text.vocabulary {
+        vocab.tokens.push(format!("[PAD{id}]"));
+        if !vocab.scores.is_empty() {
+            vocab.scores.push(UNUSED_SCORE);
+        }
+        if !vocab.token_types.is_empty() {
+            vocab.token_types.push(PieceKind::Unused as i32);
+        }
+    }
     let mut put = |name: &str, value: margay_file::gguf::Value| {
         meta.insert(&format!("tokenizer.ggml.{name}"), value);
     };

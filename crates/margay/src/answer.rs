@@ -48,6 +48,10 @@ pub struct Answer<'s> {
     sampler: Sampler,
     phase: Phase,
     clock: Stopwatch,
+    /// Time since the question that went into loading.
+    outside: Duration,
+    /// Time before the question that went into decoding its pictures.
+    decoding: Duration,
     times: StageTimes,
     stages: StageReport,
     prefill_steps: usize,
@@ -73,16 +77,16 @@ impl<'s> Answer<'s> {
         sequence: Sequence,
         pictures: Vec<Image>,
         options: AskOptions,
-    ) -> Result<Self, Error> {
+        sampler: Sampler,
+    ) -> Self {
         let model = session.model.clone();
-        let sampler = Sampler::new(options.sampling)?;
         let texts =
             model.config().prompt.stops.iter().map(|s| (*s).to_owned()).chain(options.stops.iter().cloned());
         let mut times = StageTimes::default();
         times.add(Stage::Load, model.load_time());
         let visual_tokens = sequence.images.iter().map(|span| span.len()).sum();
         session.cancel.reset();
-        Ok(Answer {
+        Answer {
             decoder: StreamDecoder::new(model.source().tokenizer.clone(), true),
             stops: StopMatcher::new(texts),
             sampler,
@@ -102,7 +106,9 @@ impl<'s> Answer<'s> {
             session,
             options,
             sequence,
-        })
+            outside: Duration::ZERO,
+            decoding: Duration::ZERO,
+        }
     }
 
     /// Reads to the end and gives the report.
@@ -152,10 +158,12 @@ impl<'s> Answer<'s> {
         let clock = Stopwatch::start();
         if model.engine()?.prepare_vision(source, model.backend())? {
             // Packing the tower is loading, not encoding.
+            self.outside += clock.elapsed();
             self.times.add(Stage::Load, clock.elapsed());
         }
         // Decoding happened when the picture was opened; it counts here.
         self.times.add(Stage::Preprocess, image.decode);
+        self.decoding += image.decode;
         let clock = Stopwatch::start();
         let tiles = preprocess(&image.picture, &vision.image)
             .map_err(|source| Error::Image { place: image.name.clone(), source })?;
@@ -225,7 +233,8 @@ impl<'s> Answer<'s> {
         self.pending.push_back(Event::Stage { stage: Stage::Prefill, took, done: self.prefill_steps, of });
         match token {
             Some(token) => {
-                self.stages.ttft_ms = Some(self.clock.elapsed().as_secs_f64() * 1000.0);
+                let waited = (self.clock.elapsed() + self.decoding).saturating_sub(self.outside);
+                self.stages.ttft_ms = Some(waited.as_secs_f64() * 1000.0);
                 self.take(token);
             }
             None => self.phase = Phase::Prefill,

@@ -15,6 +15,11 @@ use std::{
 /// The model that ships inside the program.
 static NANO: &[u8] = include_bytes!("../assets/margay-nano.gguf");
 
+/// Tokens of context at most: positions stay exact far beyond, and a size typed wrong is caught.
+const MOST_CONTEXT: usize = 1 << 24;
+/// Threads at most: more than any machine Margay is meant for has cores.
+const MOST_THREADS: usize = 1024;
+
 /// A loaded model. Cloning shares it; sessions on one model take turns, token by token.
 #[derive(Clone)]
 pub struct Model {
@@ -79,8 +84,14 @@ impl Model {
         if context == 0 {
             return Err(Error::Option { option: "context", what: "0 tokens hold no question".to_owned() });
         }
-        if options.threads == Some(0) {
-            return Err(Error::Option { option: "threads", what: "0 threads do no work".to_owned() });
+        if context > MOST_CONTEXT {
+            let what =
+                format!("{context} tokens are more than any model was trained for; at most {MOST_CONTEXT}");
+            return Err(Error::Option { option: "context", what });
+        }
+        if let Some(threads) = options.threads.filter(|n| !(1..=MOST_THREADS).contains(n)) {
+            let what = format!("{threads} is not within 1 to {MOST_THREADS}");
+            return Err(Error::Option { option: "threads", what });
         }
         let backend = backends::backend(options)?;
         let engine = Engine::new(&source, backend.as_ref(), options, context)?;

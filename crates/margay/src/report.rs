@@ -57,7 +57,7 @@ pub struct StageReport {
     pub decode_ms: Option<f64>,
     /// Tokens decoded in that time: all but the first, which prefill gives.
     pub decode_tokens: usize,
-    /// From the question to the first token, loading not counted.
+    /// From the question to the first token: decoding the pictures counts, loading does not.
     pub ttft_ms: Option<f64>,
 }
 

@@ -1,6 +1,6 @@
 //! A conversation with a model.
 
-use crate::{Answer, AskOptions, Error, Image, Model};
+use crate::{Answer, AskOptions, Error, Image, Model, sample::Sampler};
 use margay_graph::{Cancel, State};
 use margay_prompt::{
     layout::{Layout, Sequence},
@@ -60,10 +60,15 @@ impl Session {
         if !images.is_empty() && self.model.config().vision.is_none() {
             return Err(Error::NoVision { model: self.model.config().name.clone() });
         }
+        let sampler = Sampler::new(options.sampling)?;
+        if !self.messages.iter().any(|m| m.role == "user") {
+            // Pictures of a raw prompt are no part of the conversation that begins here.
+            self.forget_computed();
+        }
         self.messages.push(Message::user(images.len(), text));
         let sequence = self.render().and_then(|parts| self.place(&parts, self.images + images.len()));
         match sequence {
-            Ok(sequence) => Answer::new(self, sequence, images.to_vec(), options.clone()),
+            Ok(sequence) => Ok(Answer::new(self, sequence, images.to_vec(), options.clone(), sampler)),
             Err(e) => {
                 self.messages.pop();
                 Err(e)
@@ -91,7 +96,8 @@ impl Session {
         if sequence.ids.is_empty() {
             return Err(Error::EmptyPrompt);
         }
-        Answer::new(self, sequence, images.to_vec(), options.clone())
+        let sampler = Sampler::new(options.sampling)?;
+        Ok(Answer::new(self, sequence, images.to_vec(), options.clone(), sampler))
     }
 
     /// Says how the model should behave; stands before the first question.
@@ -106,6 +112,10 @@ impl Session {
     /// Forgets the conversation.
     pub fn clear(&mut self) {
         self.messages.clear();
+        self.forget_computed();
+    }
+
+    fn forget_computed(&mut self) {
         self.visual.clear();
         self.images = 0;
         self.held.clear();
@@ -168,4 +178,39 @@ pub(crate) fn raw_parts(prompt: &str, mark: &str) -> Vec<RenderedPart> {
         }
     }
     parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::LoadOptions;
+    use std::path::Path;
+
+    #[test]
+    fn what_is_reused_gives_the_answer_that_computing_it_again_gives() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/mobilevlm-v2");
+        let options = LoadOptions { exact_cache: true, ..LoadOptions::default() };
+        let model = Model::load_with(&folder, &options).unwrap();
+        let pictures =
+            [Image::open(folder.join("image.png")).unwrap(), Image::filled(30, 60, [0, 90, 200]).unwrap()];
+        let ask = AskOptions { max_tokens: 10, ..AskOptions::default() };
+        let second = |reuse: bool, order: [usize; 2]| {
+            let mut session = model.session().unwrap();
+            session.ask_with(&[pictures[order[0]].clone()], "one", &ask).unwrap().report().unwrap();
+            if !reuse {
+                session.held.clear();
+                session.state.truncate(0);
+            }
+            let report =
+                session.ask_with(&[pictures[order[1]].clone()], "two", &ask).unwrap().report().unwrap();
+            assert_eq!(report.stages.reused_tokens > 0, reuse);
+            (report.tokens, session.visual)
+        };
+        let (tokens, visual) = second(true, [0, 1]);
+        assert_eq!(tokens, second(false, [0, 1]).0);
+        let (_, swapped) = second(true, [1, 0]);
+        let half = visual.len() / 2;
+        assert_eq!(visual[..half], swapped[half..], "each picture keeps its own rows");
+        assert_ne!(visual[..half], visual[half..]);
+    }
 }

@@ -92,7 +92,7 @@ impl ModelSource {
         if count == 0 {
             return Err(Error::EmptyPrompt);
         }
-        if count + options.greedy > context {
+        if count.saturating_add(options.greedy) > context {
             let visual = images.len() * per_image;
             return Err(Error::PromptTooLong {
                 prompt: count,

@@ -184,10 +184,9 @@ impl Talk<'_> {
                 return Err(e);
             }
         };
-        // A picture that was looked at only in part leaves a conversation that cannot go on.
-        if report.stop == Stop::Cancelled && report.stages.ttft_ms.is_none() && !images.is_empty() {
-            self.forget();
-            output::aside("the conversation begins anew");
+        // A question whose pictures were not all seen is taken back; they wait for the next one.
+        if report.stop == Stop::Cancelled && report.stages.ttft_ms.is_none() {
+            self.images = images;
         }
         self.last = Some(report);
         Ok(())

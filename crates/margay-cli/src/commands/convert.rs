@@ -111,15 +111,28 @@ impl Convert {
 
     /// What a conversion drops is gone for good: the model it came from must stay.
     fn keep_the_source(&self) -> anyhow::Result<()> {
-        let out = self.out.canonicalize().ok();
-        let inputs = [Some(&self.source), self.mmproj.as_ref()].into_iter().flatten();
-        let overwritten =
-            inputs.map(|path| path.canonicalize().ok()).any(|path| path.is_some() && path == out);
-        anyhow::ensure!(
-            !overwritten,
-            "{} is the model being read; choose another output",
-            self.out.display()
-        );
+        // What a folder holds, and vision files beside a model, may be read as well.
+        let folder = if self.source.is_dir() { Some(self.source.as_path()) } else { self.source.parent() };
+        let beside = folder.and_then(|folder| std::fs::read_dir(folder).ok()).into_iter().flatten().flatten();
+        let may_be_read = |path: &PathBuf| {
+            let name = path.file_name().map(|n| n.to_string_lossy().to_lowercase()).unwrap_or_default();
+            name.ends_with(".gguf") && (self.source.is_dir() || name.contains("mmproj"))
+        };
+        let inputs: Vec<PathBuf> = [Some(&self.source), self.mmproj.as_ref()]
+            .into_iter()
+            .flatten()
+            .cloned()
+            .chain(beside.map(|entry| entry.path()).filter(may_be_read))
+            .filter_map(|path| path.canonicalize().ok())
+            .collect();
+        for out in [&self.out, &margay_pack::mmproj_path(&self.out)] {
+            let overwrites = out.canonicalize().is_ok_and(|out| inputs.contains(&out));
+            anyhow::ensure!(
+                !overwrites,
+                "{} may be part of the model being read; choose another output",
+                out.display()
+            );
+        }
         Ok(())
     }
 }

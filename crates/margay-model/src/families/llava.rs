@@ -54,6 +54,9 @@ fn read_hf(config: &HfConfig<'_>, parts: &super::HfParts<'_>) -> Result<ModelCon
     })
 }
 
+/// The tower that checkpoints mean when they only name it, by the end of its name.
+const KNOWN_TOWER: &str = "clip-vit-large-patch14-336";
+
 /// The layout of the original LLaVA repository, which MobileVLM shares: the decoder's fields at the top, the vision
 /// side in `mm_*` fields.
 pub(super) fn original(
@@ -69,6 +72,14 @@ pub(super) fn original(
     match config.str("mm_vision_select_feature").unwrap_or("patch") {
         "patch" => {}
         other => return Err(config.bad("mm_vision_select_feature", &format!("{other:?} is not supported"))),
+    }
+    if config.bool("mm_use_im_start_end", false)? {
+        return Err(config.bad("mm_use_im_start_end", "marks around the picture are not supported"));
+    }
+    let named_tower = config.str("mm_vision_tower").unwrap_or(KNOWN_TOWER);
+    if config.object("vision_config").is_none() && !named_tower.contains(KNOWN_TOWER) {
+        let what = format!("{named_tower:?} is not known; put its own config.json here as vision_config");
+        return Err(config.bad("mm_vision_tower", &what));
     }
     let select = config.get("mm_vision_select_layer").map_or(Some(-2), |v| v.as_i64());
     let select = select.ok_or_else(|| config.bad("mm_vision_select_layer", "is no whole number"))?;

@@ -59,7 +59,7 @@ impl Memory {
         let buffers =
             [Some(text_arena_bytes), encode_arena_bytes, project_arena_bytes, visual_bytes_per_picture];
         let buffers: usize = buffers.into_iter().flatten().sum();
-        let total_bytes = weight_bytes + buffers as u64 + cache_bytes as u64;
+        let total_bytes = weight_bytes.saturating_add(buffers as u64).saturating_add(cache_bytes as u64);
         Ok(Memory {
             context_tokens: context,
             weight_bytes,
