@@ -79,9 +79,7 @@ def _clutter(rng, d, w, h, f, base):
         x, y = rng.uniform(0, w), rng.uniform(0, h)
         tone = _shade(base, rng.choice([-1, 1]) * rng.uniform(14, 40))
         if rng.random() < 0.5:
-            d.line(
-                [x, y, x + rng.uniform(-60, 60) * f, y + rng.uniform(-60, 60) * f], fill=tone, width=max(1, int(f * rng.uniform(0.5, 1.5)))
-            )
+            d.line([x, y, x + rng.uniform(-60, 60) * f, y + rng.uniform(-60, 60) * f], fill=tone, width=max(1, int(f * rng.uniform(0.5, 1.5))))
         else:
             r = f * rng.uniform(0.6, 2.0)
             d.ellipse([x - r, y - r, x + r, y + r], fill=tone)

@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from draw import draw
-from scene import RADIUS, SIDE, Scene, Sign, Thing, advances, held_out
+from scene import RADIUS, Scene, Sign, Thing, advances, held_out
 
 RADII = {size: sum(r) / 2 for size, r in RADIUS.items()}
 

@@ -91,9 +91,7 @@ def write(model: Nano, tokenizer: Path, folder: Path, dtype="float16") -> None:
     temp = folder.with_name(folder.name + ".new")
     shutil.rmtree(temp, ignore_errors=True)
     temp.mkdir(parents=True)
-    save_file(
-        {k: v.to(getattr(torch, dtype)).contiguous().cpu() for k, v in tensors(model).items()}, temp / "model.safetensors", {"format": "pt"}
-    )
+    save_file({k: v.to(getattr(torch, dtype)).contiguous().cpu() for k, v in tensors(model).items()}, temp / "model.safetensors", {"format": "pt"})
     put = lambda name, what: (temp / name).write_text(json.dumps(what, indent=2) + "\n")  # noqa: E731
     shutil.copy(tokenizer, temp / "tokenizer.model")
     settings = dict(unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<unk>", add_bos_token=True, add_eos_token=False)

@@ -238,9 +238,7 @@ def one(kind: str, scene: Scene, rng: random.Random, split: str = "train") -> QA
         c = pick.colour if present else rng.choice(NAMES)
         z = rng.choice(SIZES)
         n = sum(
-            (how not in ("shape", "pair") or t.shape == s)
-            and (how not in ("colour", "pair") or t.colour == c)
-            and (how != "size" or t.size == z)
+            (how not in ("shape", "pair") or t.shape == s) and (how not in ("colour", "pair") or t.colour == c) and (how != "size" or t.size == z)
             for t in things
         )
         noun = {"shape": PLURAL[s], "colour": f"{c} {rng.choice(ANY)}s", "pair": f"{c} {PLURAL[s]}", "size": f"{z} {rng.choice(ANY)}s"}[how]
@@ -320,9 +318,7 @@ def _pair(kind, scene, rng) -> QA | None:
 MIX = {
     "spell": dict(read=1),
     "relate": dict(where=4, where_yn=1, larger=1.5, smaller=0.8, count=1, count_all=0.3, read=1.5, colour=0.5),
-    "lookup": dict(
-        shape=3, colour=4, size=2, exist_yes=3, exist_adversarial=4, exist_popular=0.5, exist_random=0.5, count=1, where=1, read=2
-    ),
+    "lookup": dict(shape=3, colour=4, size=2, exist_yes=3, exist_adversarial=4, exist_popular=0.5, exist_random=0.5, count=1, where=1, read=2),
     "full": dict(
         shape=2,
         colour=2.5,

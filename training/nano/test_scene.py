@@ -104,9 +104,7 @@ def test_answers_follow_from_the_facts():
                 assert qa.answer == str(len(scene.things))
             elif qa.kind == "exist_adversarial":
                 words = qa.question.lower().rstrip("?").split()
-                named = [
-                    (c, s) for c in COLOURS for s in ("circle", "square", "triangle", "star", "cross", "heart") if c in words and s in words
-                ]
+                named = [(c, s) for c in COLOURS for s in ("circle", "square", "triangle", "star", "cross", "heart") if c in words and s in words]
                 assert qa.answer == "No" and len(named) == 1 and named[0] not in pairs
                 assert named[0][0] in {c for c, _ in pairs} and named[0][1] in {s for _, s in pairs}
             elif qa.kind == "describe" and scene.things:

@@ -84,9 +84,7 @@ def make_batch(a, tok, rng, done: float) -> dict:
         natural = 0.25 if done < 0.6 else 0.55
         return batch(rng, a.batch, None, kinds={"scene": natural, "page": (1 - natural) * 0.65, "crowd": (1 - natural) * 0.35})
     if a.stage == "decoder":
-        return batch(
-            rng, a.batch, tok, pictures=False, mix=a.mix or ("lookup" if done < a.lookup else "full"), chat=0.0 if done < 0.3 else 0.08
-        )
+        return batch(rng, a.batch, tok, pictures=False, mix=a.mix or ("lookup" if done < a.lookup else "full"), chat=0.0 if done < 0.3 else 0.08)
     return batch(rng, a.batch, tok)
 
 
@@ -202,9 +200,7 @@ def main():
             total, parts = losses(a, model, aux, b)
         total.backward()
         if a.world > 1:  # one all-reduce; its last number is the clock of rank 0
-            flat = torch.cat(
-                [p.grad.flatten() for p in params] + [torch.tensor([(before + time.monotonic() - start) * a.world * (a.rank == 0)])]
-            )
+            flat = torch.cat([p.grad.flatten() for p in params] + [torch.tensor([(before + time.monotonic() - start) * a.world * (a.rank == 0)])])
             torch.distributed.all_reduce(flat)
             flat /= a.world
             for p, g in zip(params, flat[:-1].split([p.numel() for p in params])):
@@ -250,9 +246,7 @@ def main():
     note(
         final=1,
         **(
-            score(
-                model, aux, tok, a.eval_pictures * 2, device=a.device, symbolic=a.stage == "decoder", text=a.stage != "vision", brief=True
-            )
+            score(model, aux, tok, a.eval_pictures * 2, device=a.device, symbolic=a.stage == "decoder", text=a.stage != "vision", brief=True)
             if a.rank == 0
             else {}
         ),

@@ -98,6 +98,28 @@ fn end_to_end_cpu_matches_the_published_implementations_on_every_isa() {
 }
 
 #[test]
+fn every_isa_gives_the_same_bits() {
+    for name in ["llama-odd", "llava", "mobilevlm-v1"] {
+        let folder = golden(name);
+        let source = ModelSource::open(&folder, None).unwrap();
+        let Prompt { text, images } = prompt(&folder);
+        let mut first: Option<Vec<(String, Tensor)>> = None;
+        for isa in Isa::supported() {
+            let load = LoadOptions { isa: Some(isa.name().to_owned()), ..LoadOptions::default() };
+            let options = TraceOptions { load, raw_prompt: true, greedy: 8 };
+            let stages = source.trace(&images, &text, &options).unwrap();
+            let Some(first) = &first else {
+                first = Some(stages);
+                continue;
+            };
+            for ((stage, expected), (_, got)) in first.iter().zip(&stages) {
+                assert_eq!(got.bytes(), expected.bytes(), "{name}: {stage} on {isa}");
+            }
+        }
+    }
+}
+
+#[test]
 fn every_golden_folder_is_checked() {
     let folders = std::fs::read_dir(golden("")).unwrap().map(|e| e.unwrap().path());
     let mut with_weights: Vec<_> = folders

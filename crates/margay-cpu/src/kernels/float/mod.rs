@@ -1,8 +1,7 @@
 //! Float32 matrix products over panels of 16 columns, and conversions of half precision.
 //!
 //! For each output the products are added in the order of k, one after the other, so the result depends neither on the
-//! number of rows nor on how the work is cut. SIMD versions use fused multiply-adds and agree with each other bit for
-//! bit; the portable one rounds twice.
+//! number of rows nor on how the work is cut. All versions use fused multiply-adds and agree bit for bit.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;

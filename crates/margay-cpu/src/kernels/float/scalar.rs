@@ -1,4 +1,5 @@
-//! Portable float kernels.
+//! Portable float kernels. They round once a product, as the fused instructions of the others do, so that every
+//! instruction set gives the same bits; a processor without such instructions pays for it with a library call.
 
 use super::{FloatKernels, FloatProduct, NR};
 use crate::pack::FloatType;
@@ -31,7 +32,7 @@ unsafe fn gemm(p: &FloatProduct) {
                     let at = panel * p.b_panel + k * p.ldb;
                     let b = load(p.kind, p.b, at);
                     for (sum, b) in sum.iter_mut().zip(&b) {
-                        *sum += a * b;
+                        *sum = a.mul_add(*b, *sum);
                     }
                 }
                 c.write_unaligned(sum);
