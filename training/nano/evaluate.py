@@ -75,11 +75,11 @@ class Tally:
 
 
 @torch.no_grad()
-def score(model, aux, tok, pictures: int, *, device="cpu", symbolic=False, text=True, brief=False, size=32, wrong=None):
+def score(model, aux, tok, pictures: int, *, device="cpu", symbolic=False, text=True, brief=False, size=32, wrong=None, seed=EVAL_SEED):
     """Tally over `pictures` scenes, or, if `brief`, a dict of accuracies with those of the visual codes (V...)."""
     model.eval()
     tally, seen, chars = Tally(), defaultdict(lambda: [0, 0]), [0, 0]
-    todo = list(examples(pictures)) if pictures else []
+    todo = list(examples(pictures, seed=seed)) if pictures else []
     for at in range(0, len(todo), size):
         part = todo[at : at + size]
         truth = torch.tensor(np.stack([codes(s) for s, _, _ in part]), device=device)
@@ -127,11 +127,11 @@ def restore(folder: Path, tokenizer: Path, device="cpu"):
     return model.eval(), aux, Tokenizer(tokenizer), state
 
 
-def through_margay(binary: str, gguf: str | None, pictures: int, jobs: int) -> Tally:
+def through_margay(binary: str, gguf: str | None, pictures: int, jobs: int, seed: str = EVAL_SEED) -> Tally:
     """Every question is one `margay run`; the tally compares its text with the answer."""
     tally, work = Tally(), []
     with tempfile.TemporaryDirectory() as folder:
-        for i, (scene, rng, asked) in enumerate(examples(pictures)):
+        for i, (scene, rng, asked) in enumerate(examples(pictures, seed=seed)):
             path = Path(folder) / f"{i}.png"
             draw(scene, rng).save(path)
             work += [(path, qa) for qa in asked]
@@ -166,18 +166,19 @@ def main():
     p.add_argument("--pictures", type=int, default=1000)
     p.add_argument("--margay")
     p.add_argument("--model")
+    p.add_argument("--seed", default=EVAL_SEED, help="another text gives other pictures")
     p.add_argument("--jobs", type=int, default=2)
     p.add_argument("--device", default="cpu")
     p.add_argument("--symbolic", action="store_true", help="decoder alone, on exact codes")
     p.add_argument("--wrong", type=int, default=0, help="show this many wrong answers")
     a = p.parse_args()
     if a.margay:
-        print(through_margay(a.margay, a.model, a.pictures, a.jobs).table())
+        print(through_margay(a.margay, a.model, a.pictures, a.jobs, a.seed).table())
         return
     model, aux, tok, state = restore(a.run, a.tokenizer, a.device)
     wrong = []
     print(f"step {state['step']}, {state['seen']} pictures, {state['seconds']:.0f} s")
-    print(score(model, aux, tok, a.pictures, device=a.device, symbolic=a.symbolic, wrong=wrong).table())
+    print(score(model, aux, tok, a.pictures, device=a.device, symbolic=a.symbolic, wrong=wrong, seed=a.seed).table())
     for i, qa, said in wrong[: a.wrong]:
         print(f"picture {i}: {qa.question!r} -> {said!r}, is {qa.answer!r} ({qa.kind})")
 

@@ -50,7 +50,7 @@ def street() -> Scene:
             thing("small", "red", "heart", 30, 44, -8),
             thing("large", "green", "triangle", 118, 92),
         ],
-        [plate("GATE", "white", 58, 82, 24, post=True)],
+        [plate("BAR", "white", 58, 86, 24, post=True)],
     )
 
 
@@ -65,7 +65,6 @@ def balloons() -> Scene:
             thing("large", "blue", "heart", 94, 64, 5),
             thing("small", "red", "square", 38, 82, -9),
         ],
-        [plate("BAR", "yellow", 72, 116, 26, "DejaVuSerif-Bold.ttf")],
     )
 
 
@@ -79,7 +78,6 @@ def poster() -> Scene:
             thing("large", "purple", "cross", 112, 56, 8),
             thing("small", "white", "circle", 72, 48),
         ],
-        [plate("TOWER", "blue", 72, 100, 25, "DejaVuSansCondensed-Bold.ttf")],
     )
 
 

@@ -2,7 +2,7 @@
 
 One row is one picture with all its questions: [BOS USER : _] [V visual places] [question answer] [question answer]...
 The block mask lets a question see the picture and itself only, and positions restart after the picture, so a row is
-exactly equal to separate conversations (test_rows.py) at a fraction of the cost. Some blocks are conversations of
+exactly equal to separate conversations (test_model.py) at a fraction of the cost. Some blocks are conversations of
 two or three turns, and some rows carry a question that was asked without a picture (it sees BOS only).
 """
 
