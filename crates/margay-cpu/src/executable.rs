@@ -239,7 +239,7 @@ impl Executable for CpuExecutable {
     fn new_state(&self, options: StateOptions) -> Result<Box<dyn State>, BackendError> {
         let state = KvState::new(self.program.caches(), self.kv, options.capacity);
         let too_large = || {
-            call(&format!("a KV cache of {} tokens does not fit memory; lower the context", options.capacity))
+            call(format!("a KV cache of {} tokens does not fit memory; lower the context", options.capacity))
         };
         let state = state.ok_or_else(too_large)?;
         Ok(Box::new(state))

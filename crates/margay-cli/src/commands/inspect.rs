@@ -2,6 +2,7 @@
 
 mod memory;
 mod parts;
+mod work;
 
 use crate::{Outcome, model, output};
 use clap::Args;
@@ -19,6 +20,7 @@ use std::{
     num::NonZeroUsize,
     path::{Path, PathBuf},
 };
+use work::Work;
 
 const AFTER_HELP: &str = "\
 EXAMPLES:
@@ -72,6 +74,7 @@ struct Inspection {
     visual_tokens_per_picture: Option<usize>,
     picture: Option<Picture>,
     weights: Vec<Weights>,
+    work: Option<Work>,
     memory: Option<Memory>,
     metadata: Vec<Entry>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -120,6 +123,7 @@ impl Inspect {
         inspection.visual_tokens_per_picture = source.config.vision.as_ref().map(|v| v.tokens());
         let programs = source.config.programs()?;
         inspection.weights = parts::weights(source, &programs);
+        inspection.work = Some(Work::count(source, &programs)?);
         inspection.memory = Some(Memory::predict(source, &programs, self.context)?);
         Ok(inspection)
     }
@@ -195,6 +199,10 @@ impl Inspection {
             let rows = self.weights.iter().map(Weights::row).collect();
             let header = ["stage", "weights", "parameters", "size", "bits/weight", "types"];
             text += &format!("\n{}", output::table_of_words(&header, rows));
+        }
+        if let Some(work) = &self.work {
+            text += "\n";
+            text += &work.describe();
         }
         if let Some(memory) = &self.memory {
             text += "\n";
