@@ -73,6 +73,7 @@ def train(folder: Path) -> None:
     )
     model = pb.ModelProto()
     model.ParseFromString((folder / "tokenizer.model").read_bytes())
+    model.trainer_spec.model_prefix = "tokenizer"  # not the path of the machine that trained it
     # Order: control and bytes, then merges by rank, then single characters. New pieces rank after the last merge.
     pieces = list(model.pieces)
     have = {p.piece for p in pieces}
