@@ -54,6 +54,7 @@ def config_json(c: Config, dtype: str) -> dict:
         projection_dim=c.v_width,
     )
     return dict(
+        _name_or_path="margay-nano",
         model_type="mobilevlm",
         architectures=["MobileLlamaForCausalLM"],
         mm_projector_type="ldpnetv2",
