@@ -3,7 +3,7 @@
 use crate::{Error, tokenizer_of};
 use margay_file::{Gguf, ModelFiles, TensorSource, open_model};
 use margay_model::{Canonical, Family, GgufParts, HfParts, ModelConfig};
-use margay_prompt::text::{ChatTemplate, Tokenizer};
+use margay_prompt::text::{ChatTemplate, Message, RenderOptions, RenderedPart, Tokenizer};
 use margay_tensor::Storage;
 use std::{path::Path, sync::Arc};
 
@@ -49,6 +49,19 @@ impl ModelSource {
     /// As [`ModelSource::open`].
     pub fn from_bytes(bytes: Storage) -> Result<Self, Error> {
         Self::new(ModelFiles::from_bytes(bytes)?)
+    }
+
+    /// A conversation as the model's prompt, up to where its answer begins.
+    pub(crate) fn render(&self, messages: &[Message]) -> Result<Vec<RenderedPart>, Error> {
+        let token =
+            |id: Option<u32>| id.and_then(|id| self.tokenizer.token_text(id)).unwrap_or_default().to_owned();
+        let options = RenderOptions {
+            add_generation_prompt: true,
+            bos_token: token(self.tokenizer.bos()),
+            eos_token: token(self.tokenizer.eos()),
+            image_mark: self.config.prompt.image_mark.to_owned(),
+        };
+        Ok(self.template.render(messages, &options)?.parts)
     }
 
     fn new(files: ModelFiles) -> Result<Self, Error> {

@@ -4,7 +4,7 @@ use crate::{Answer, AskOptions, Error, Image, Model, sample::Sampler};
 use margay_graph::{Cancel, State};
 use margay_prompt::{
     layout::{Layout, Sequence},
-    text::{Message, Part, RenderOptions, RenderedPart},
+    text::{Message, Part, RenderedPart},
 };
 
 /// A conversation: its messages, its pictures as visual tokens, and the KV cache of what was computed.
@@ -66,7 +66,11 @@ impl Session {
             self.forget_computed();
         }
         self.messages.push(Message::user(images.len(), text));
-        let sequence = self.render().and_then(|parts| self.place(&parts, self.images + images.len()));
+        let sequence = self
+            .model
+            .source()
+            .render(&self.messages)
+            .and_then(|parts| self.place(&parts, self.images + images.len()));
         match sequence {
             Ok(sequence) => Ok(Answer::new(self, sequence, images.to_vec(), options.clone(), sampler)),
             Err(e) => {
@@ -135,20 +139,6 @@ impl Session {
     /// Bytes of the KV cache.
     pub fn cache_bytes(&self) -> usize {
         self.state.size_bytes()
-    }
-
-    fn render(&self) -> Result<Vec<RenderedPart>, Error> {
-        let source = self.model.source();
-        let token = |id: Option<u32>| {
-            id.and_then(|id| source.tokenizer.token_text(id)).unwrap_or_default().to_owned()
-        };
-        let options = RenderOptions {
-            add_generation_prompt: true,
-            bos_token: token(source.tokenizer.bos()),
-            eos_token: token(source.tokenizer.eos()),
-            image_mark: source.config.prompt.image_mark.to_owned(),
-        };
-        Ok(source.template.render(&self.messages, &options)?.parts)
     }
 
     fn place(&self, parts: &[RenderedPart], images: usize) -> Result<Sequence, Error> {

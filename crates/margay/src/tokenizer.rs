@@ -6,7 +6,9 @@ use margay_file::{
     gguf::Metadata,
     tokenizer_model::{Algorithm, PieceType, TokenizerModel},
 };
-use margay_prompt::text::{GgufVocab, PieceKind, SentencePieceModel, SentencePieceType, Tokenizer};
+use margay_prompt::text::{
+    GgufVocab, PieceKind, SentencePieceModel, SentencePieceType, Tokenizer, TokenizerError,
+};
 
 /// The tokenizer that model files bring.
 ///
@@ -14,7 +16,14 @@ use margay_prompt::text::{GgufVocab, PieceKind, SentencePieceModel, SentencePiec
 /// [`Error::File`] where there is none, [`Error::Tokenizer`] where it is unusable.
 pub fn tokenizer_of(files: &ModelFiles) -> Result<Tokenizer, Error> {
     match files {
-        ModelFiles::Gguf { text, .. } => Ok(Tokenizer::from_gguf(&gguf_vocab(text.metadata())?)?),
+        ModelFiles::Gguf { text, .. } => {
+            let field = "tokenizer.ggml.precompiled_charsmap";
+            if text.metadata().contains(field) {
+                let detail = "normalisation rules are not supported".to_owned();
+                return Err(TokenizerError::BadVocab { field, detail }.into());
+            }
+            Ok(Tokenizer::from_gguf(&gguf_vocab(text.metadata())?)?)
+        }
         ModelFiles::Hf(folder) => of_folder(folder),
     }
 }
@@ -27,6 +36,14 @@ fn of_folder(folder: &HfFolder) -> Result<Tokenizer, Error> {
     }
     if let Some(bytes) = folder.tokenizer_model()? {
         let model = TokenizerModel::from_bytes(&bytes)?;
+        // Its rules are not read; leaving them out would give other ids without a word.
+        if !["", "identity"].contains(&model.normalizer_name.as_str()) {
+            let detail = format!(
+                "{:?} rules are not supported; use the checkpoint's tokenizer.json",
+                model.normalizer_name
+            );
+            return Err(TokenizerError::BadVocab { field: "normalizer", detail }.into());
+        }
         return Ok(Tokenizer::from_sentencepiece(&sentencepiece(&model))?);
     }
     let why =

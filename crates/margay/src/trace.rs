@@ -4,11 +4,7 @@ use crate::{
     Error, Image, LoadOptions, ModelSource, backends, default_context, engine::compile, session::raw_parts,
 };
 use margay_graph::{Bindings, Cancel, InputData, StateOptions, Sym};
-use margay_prompt::{
-    image::preprocess,
-    layout::Layout,
-    text::{Message, RenderOptions},
-};
+use margay_prompt::{image::preprocess, layout::Layout, text::Message};
 use margay_tensor::{DType, Shape, Storage, Tensor};
 
 /// How to trace.
@@ -74,16 +70,7 @@ impl ModelSource {
         let parts = if options.raw_prompt {
             raw_parts(prompt, self.config.prompt.image_mark)
         } else {
-            let text = |id: Option<u32>| {
-                id.and_then(|id| self.tokenizer.token_text(id)).unwrap_or_default().to_owned()
-            };
-            let render = RenderOptions {
-                add_generation_prompt: true,
-                bos_token: text(self.tokenizer.bos()),
-                eos_token: text(self.tokenizer.eos()),
-                image_mark: self.config.prompt.image_mark.to_owned(),
-            };
-            self.template.render(&[Message::user(images.len(), prompt)], &render)?.parts
+            self.render(&[Message::user(images.len(), prompt)])?
         };
         let per_image = self.config.vision.as_ref().map_or(0, |v| v.tokens());
         let layout = Layout { visual_tokens_per_image: per_image, bos: None };
