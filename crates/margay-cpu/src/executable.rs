@@ -141,7 +141,8 @@ impl CpuExecutable {
                 passed.push((*value, Lines::zeroed(floats)));
             }
         }
-        let engine = Engine { scratch: Scratch::new(pool.threads(), scratch), pool, kernels };
+        let scratch = Scratch::new(pool.threads(), scratch);
+        let engine = Engine { pool, kernels, scratch, cancel: Cancel::new() };
         let buffers = Buffers {
             arena: Lines::zeroed(plan.arena_bytes.div_ceil(4)),
             quantized: QuantRows::new(q_elements, q_wide),
@@ -290,6 +291,7 @@ impl Executable for CpuExecutable {
                 }
             }
         }
+        self.engine.cancel = cancel.clone();
         let buffers = &mut self.buffers;
         for (rope, table) in self.prepared.ropes.iter().zip(&mut buffers.ropes) {
             let positions = ints(&self.places, rope.positions, inputs)?;
@@ -311,11 +313,12 @@ impl Executable for CpuExecutable {
             inputs,
             past,
         };
-        for (at, node) in self.program.nodes().iter().enumerate() {
+        for (node, step) in self.program.nodes().iter().zip(&self.prepared.steps) {
+            run.step(node, step, state.as_deref_mut())?;
+            // After it: a step that was cancelled half way has not written all of its result.
             if cancel.is_cancelled() {
                 return Err(BackendError::Cancelled);
             }
-            run.step(node, &self.prepared.steps[at], state.as_deref_mut())?;
         }
         for (len, (_, value)) in self.output_len.iter_mut().zip(self.program.outputs()) {
             *len = elements(&self.program.value(*value).dims, &bindings)?;
@@ -564,7 +567,7 @@ impl<'a> Run<'a> {
                 }
             }
         };
-        self.engine.pool.run(ids.len(), &|_, row| each(row)).map_err(panicked)
+        self.engine.run(ids.len(), &|_, row| each(row)).map_err(panicked)
     }
 }
 

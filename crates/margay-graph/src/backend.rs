@@ -58,7 +58,8 @@ pub trait WeightSource {
     /// The weight of that name, in its stored format.
     ///
     /// # Errors
-    /// [`BackendError::Weight`] where it is missing or unreadable.
+    /// [`BackendError::Weight`] where it is missing or unreadable, [`BackendError::Cancelled`] where the caller of
+    /// [`Backend::compile`] no longer wants the program.
     fn weight(&self, name: &str) -> Result<Tensor, BackendError>;
 }
 
@@ -72,7 +73,7 @@ impl Cancel {
         Self::default()
     }
 
-    /// Asks running work to stop at its next check (at least once an op).
+    /// Asks running work to stop at its next check (at least once an op; the CPU backend, within one).
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
     }

@@ -53,6 +53,8 @@ pub struct ConvertReport {
     pub fallbacks: Vec<(String, DType, String)>,
     /// Weights of the checkpoint that the model does not use.
     pub unused: Vec<String>,
+    /// What Margay reads back from the file, but other GGUF runtimes will do differently.
+    pub notes: Vec<String>,
 }
 
 struct Planned {
@@ -80,7 +82,7 @@ pub fn convert(
 
     let mut text_meta = margay_model::gguf::text_metadata(&source.config);
     text_meta.insert("general.file_type", file_type(options.dtype));
-    vocabulary::write(source, &mut text_meta)?;
+    report.notes.extend(vocabulary::write(source, &mut text_meta)?);
     let vision_meta = margay_model::gguf::vision_metadata(&source.config).map(|mut meta| {
         meta.insert("general.file_type", file_type(vision_dtype(options)));
         meta

@@ -8,8 +8,8 @@ use margay_prompt::text::PieceKind;
 /// Score of a piece that is never produced. Source: what public converters write for padding.
 const UNUSED_SCORE: f32 = -1000.0;
 
-/// Adds the `tokenizer.*` keys of the model's vocabulary.
-pub(crate) fn write(source: &ModelSource, meta: &mut Metadata) -> Result<(), PackError> {
+/// Adds the `tokenizer.*` keys of the model's vocabulary; says what they cannot express for other readers.
+pub(crate) fn write(source: &ModelSource, meta: &mut Metadata) -> Result<Option<String>, PackError> {
     let mut vocab = source.tokenizer.to_gguf_vocab()?;
     // Checkpoints pad their embedding tables; readers count the rows by the tokens.
     for id in vocab.tokens.len()..source.config.text.vocabulary {
@@ -59,8 +59,15 @@ pub(crate) fn write(source: &ModelSource, meta: &mut Metadata) -> Result<(), Pac
             put(name, flag.into());
         }
     }
+    let note = vocab.space_prefix.as_ref().map(|rule| {
+        meta.insert("margay.tokenizer.space_prefix", rule.as_str());
+        format!(
+            "the vocabulary's rule for leading spaces ({rule}) has no key in GGUF that other runtimes read: they put \
+             one more space behind a picture or control token than the original does"
+        )
+    });
     if let Some(template) = &source.template_source {
         meta.insert("tokenizer.chat_template", template.as_str());
     }
-    Ok(())
+    Ok(note)
 }

@@ -149,9 +149,18 @@ fn the_form_transformers_5_writes_equals_its_own_library() {
         assert_eq!(tokenizer.encode(&case.text, options).unwrap(), ids, "{:?}", case.text);
     }
     assert!(differing > 10, "{differing}");
-    // To GGUF it goes as the SentencePiece vocabulary it stands for.
-    let gguf = Tokenizer::from_gguf(&tokenizer.to_gguf_vocab().unwrap()).unwrap();
-    assert_equal("transformers 5 to gguf", &gguf, &corpus("spm"), false);
+    // Through GGUF it stays what it is; a reader that passes our key over has the SentencePiece vocabulary.
+    let vocab = tokenizer.to_gguf_vocab().unwrap();
+    let gguf = Tokenizer::from_gguf(&vocab).unwrap();
+    for case in corpus("spm") {
+        let options = EncodeOptions { special: true, ..EncodeOptions::default() };
+        let expected = tokenizer.encode(&case.text, options).unwrap();
+        assert_eq!(gguf.encode(&case.text, options).unwrap(), expected, "{:?}", case.text);
+    }
+    let elsewhere = Tokenizer::from_gguf(&GgufVocab { space_prefix: None, ..vocab.clone() }).unwrap();
+    assert_equal("transformers 5 to gguf, read elsewhere", &elsewhere, &corpus("spm"), false);
+    let unknown = GgufVocab { space_prefix: Some("backwards".into()), ..vocab };
+    assert!(Tokenizer::from_gguf(&unknown).unwrap_err().to_string().contains("backwards"));
 }
 
 #[test]

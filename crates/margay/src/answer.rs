@@ -156,7 +156,7 @@ impl<'s> Answer<'s> {
         let name = &source.config.name;
         let vision = source.config.vision.as_ref().ok_or_else(|| Error::NoVision { model: name.clone() })?;
         let clock = Stopwatch::start();
-        if model.engine()?.prepare_vision(source, model.backend())? {
+        if model.engine()?.prepare_vision(source, model.backend(), &self.session.cancel)? {
             // Packing the tower is loading, not encoding.
             self.outside += clock.elapsed();
             self.times.add(Stage::Load, clock.elapsed());

@@ -2,9 +2,11 @@
 
 use crate::{Error, LoadOptions, ModelSource};
 use margay_graph::{
-    Backend, Bindings, Cancel, Executable, InputData, MemoryUse, Program, State, StateOptions, Sym, passes,
+    Backend, BackendError, Bindings, Cancel, Executable, InputData, MemoryUse, Program, State, StateOptions,
+    Sym, WeightSource, passes,
 };
 use margay_model::ModelPrograms;
+use margay_tensor::Tensor;
 
 /// Compiled programs; the vision side only once a picture asks for it.
 pub(crate) struct Engine {
@@ -44,7 +46,7 @@ impl Engine {
         let batch = options.batch.clamp(1, context);
         let limits =
             Bindings::new().with(Sym::Tokens, batch).with(Sym::Outputs, 1).with(Sym::Visual, context);
-        let text = compile(source, backend, &programs.text, &limits)?;
+        let text = compile(source, backend, &programs.text, &limits, &Cancel::new())?;
         Ok(Engine { text, vision: None, programs, batch, rows: vec![], positions: vec![] })
     }
 
@@ -68,6 +70,7 @@ impl Engine {
         &mut self,
         source: &ModelSource,
         backend: &dyn Backend,
+        cancel: &Cancel,
     ) -> Result<bool, Error> {
         if self.vision.is_some() {
             return Ok(false);
@@ -76,8 +79,8 @@ impl Engine {
             return Err(Error::NoVision { model: source.config.name.clone() });
         };
         let none = Bindings::new();
-        let encode = compile(source, backend, encode, &none)?;
-        let project = compile(source, backend, project, &none)?;
+        let encode = compile(source, backend, encode, &none, cancel)?;
+        let project = compile(source, backend, project, &none, cancel)?;
         self.vision = Some(Vision { encode, project });
         Ok(true)
     }
@@ -135,9 +138,26 @@ pub(crate) fn compile(
     backend: &dyn Backend,
     program: &Program,
     limits: &Bindings,
+    cancel: &Cancel,
 ) -> Result<Box<dyn Executable>, Error> {
     source.weights.check_program(program)?;
-    Ok(backend.compile(program, &source.weights.for_program(program), limits)?)
+    let weights = Stoppable { weights: &source.weights.for_program(program), cancel };
+    Ok(backend.compile(program, &weights, limits)?)
+}
+
+/// Weights until the caller cancels: packing a large tower takes longer than a person wants to wait.
+struct Stoppable<'a> {
+    weights: &'a dyn WeightSource,
+    cancel: &'a Cancel,
+}
+
+impl WeightSource for Stoppable<'_> {
+    fn weight(&self, name: &str) -> Result<Tensor, BackendError> {
+        if self.cancel.is_cancelled() {
+            return Err(BackendError::Cancelled);
+        }
+        self.weights.weight(name)
+    }
 }
 
 fn run_stage<'e>(
@@ -148,4 +168,28 @@ fn run_stage<'e>(
 ) -> Result<&'e [f32], Error> {
     executable.run(&Bindings::new(), &[InputData::F32(input)], None, cancel)?;
     Ok(executable.output(output).expect("invariant: a stage's output bears its name"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use margay_tensor::{DType, Shape, Storage};
+
+    struct One;
+
+    impl WeightSource for One {
+        fn weight(&self, _: &str) -> Result<Tensor, BackendError> {
+            let storage = Storage::from_f32(&[0.0]);
+            Ok(Tensor::new(DType::F32, Shape::from([1, 1]), storage).expect("one float"))
+        }
+    }
+
+    #[test]
+    fn a_cancelled_caller_is_given_no_more_weights_to_pack() {
+        let cancel = Cancel::new();
+        let weights = Stoppable { weights: &One, cancel: &cancel };
+        assert!(weights.weight("a").is_ok());
+        cancel.cancel();
+        assert!(matches!(weights.weight("a"), Err(BackendError::Cancelled)));
+    }
 }

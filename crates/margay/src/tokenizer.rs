@@ -100,6 +100,7 @@ fn gguf_vocab(meta: &Metadata) -> Result<GgufVocab, FileError> {
         add_bos: meta.opt_bool(&key("add_bos_token"))?,
         add_eos: meta.opt_bool(&key("add_eos_token"))?,
         add_space_prefix: meta.opt_bool(&key("add_space_prefix"))?,
+        space_prefix: meta.opt_str("margay.tokenizer.space_prefix")?.map(str::to_owned),
         remove_extra_whitespaces: meta.opt_bool(&key("remove_extra_whitespaces"))?,
         precompiled_charsmap: None,
         chat_template: meta.opt_str("tokenizer.chat_template")?.map(str::to_owned),

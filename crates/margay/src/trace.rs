@@ -43,8 +43,8 @@ impl ModelSource {
             let (Some(encode), Some(project)) = (&programs.encode, &programs.project) else {
                 return Err(Error::NoVision { model: name() });
             };
-            let mut encode = compile(self, backend.as_ref(), encode, &Bindings::new())?;
-            let mut project = compile(self, backend.as_ref(), project, &Bindings::new())?;
+            let mut encode = compile(self, backend.as_ref(), encode, &Bindings::new(), &cancel)?;
+            let mut project = compile(self, backend.as_ref(), project, &Bindings::new(), &cancel)?;
             let (mut pixels, mut features) = (vec![], vec![]);
             for image in images {
                 let tiles = preprocess(&image.picture, &vision.image)
@@ -97,7 +97,7 @@ impl ModelSource {
                 .with(Sym::Outputs, tokens)
                 .with(Sym::Visual, visual_rows)
         };
-        let mut text = compile(self, backend.as_ref(), &programs.text, &sizes(rows))?;
+        let mut text = compile(self, backend.as_ref(), &programs.text, &sizes(rows), &cancel)?;
         let mut state = text.new_state(StateOptions { capacity: count + options.greedy })?;
         let positions: Vec<i32> = (0..count as i32).collect();
         let inputs = [

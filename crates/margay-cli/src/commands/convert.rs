@@ -152,6 +152,7 @@ fn as_json(report: &ConvertReport) -> serde_json::Value {
         "formats": formats.collect::<BTreeMap<_, _>>(),
         "fallbacks": fallbacks.collect::<Vec<_>>(),
         "unused": report.unused,
+        "notes": report.notes,
     })
 }
 
@@ -175,6 +176,7 @@ fn describe(report: &ConvertReport) -> String {
     let reasons: Vec<String> = reasons.into_iter().map(counted).collect();
     list(&mut text, "not stored as asked, because", &reasons);
     list(&mut text, "not used by the model, left out", &report.unused);
+    list(&mut text, "different elsewhere", &report.notes);
     text
 }
 

@@ -65,7 +65,7 @@ pub(crate) fn append(
         (0..heads).for_each(|head| body(0, head));
         return Ok(());
     }
-    engine.pool.run(heads, &body)
+    engine.run(heads, &body)
 }
 
 /// Attends to the first `keys` tokens of `slot`; under a causal mask query `i` is token `past + i`.
@@ -79,7 +79,7 @@ pub(crate) fn attend(
 ) -> Result<(), TaskPanic> {
     let each = queries_a_tile(a);
     let tiles = q.rows.div_ceil(each);
-    engine.pool.run(tiles * a.kv_heads, &|worker, task| {
+    engine.run(tiles * a.kv_heads, &|worker, task| {
         // Later tiles see more keys: the longest tasks come first.
         let (tile, kv_head) = (tiles - 1 - task / a.kv_heads, task % a.kv_heads);
         // SAFETY: a worker runs one task at a time.

@@ -87,7 +87,7 @@ pub(crate) fn conv2d(
         None => out.fill(0.0),
     };
     match weight {
-        ConvWeight::Depthwise(weight) => engine.pool.run(out.rows, &|_, row| {
+        ConvWeight::Depthwise(weight) => engine.run(out.rows, &|_, row| {
             // SAFETY: each row is one task's own; `out` does not lie on `x`.
             let y = unsafe { out.row(row) };
             start(y);
@@ -100,7 +100,7 @@ pub(crate) fn conv2d(
             assert!(out.rows * matrix.k <= unrolled.len());
             // SAFETY: the buffer is that large and borrowed for this call.
             let windows = unsafe { Out::new(unrolled.as_mut_ptr(), out.rows, matrix.k) };
-            engine.pool.run(out.rows, &|_, row| {
+            engine.run(out.rows, &|_, row| {
                 // SAFETY: each row is one task's own.
                 let window = unsafe { windows.row(row) };
                 window.fill(0.0);
@@ -114,7 +114,7 @@ pub(crate) fn conv2d(
             let epilogue = Epilogue { bias, activation: None, residual: None };
             linear::float(engine, matrix, windows, epilogue, out)
         }
-        ConvWeight::Grouped(weight) => engine.pool.run(out.rows, &|_, row| {
+        ConvWeight::Grouped(weight) => engine.run(out.rows, &|_, row| {
             // SAFETY: each row is one task's own; `out` does not lie on `x`.
             let y = unsafe { out.row(row) };
             start(y);

@@ -110,7 +110,7 @@ impl QuantRows {
         let (q, q16) = (Shared(self.q.as_mut_ptr()), Shared(self.q16.as_mut_ptr()));
         let (scale, sum16) = (Shared(self.scale.as_mut_ptr()), Shared(self.sum16.as_mut_ptr()));
         let sum32 = Shared(self.sum32.as_mut_ptr());
-        engine.pool.run(x.rows.div_ceil(QUANTIZE_ROWS), &|_, task| {
+        engine.run(x.rows.div_ceil(QUANTIZE_ROWS), &|_, task| {
             for row in task * QUANTIZE_ROWS..x.rows.min((task + 1) * QUANTIZE_ROWS) {
                 // SAFETY: each row is one task's own, and inside the buffers as asserted above.
                 unsafe {
@@ -207,7 +207,7 @@ pub(crate) fn quantized(
 ) -> Result<(), TaskPanic> {
     assert_eq!(out.columns, matrix.n);
     let grid = Grid { rows: out.rows, columns: out.columns };
-    engine.pool.run(grid.tasks(), &|worker, task| {
+    engine.run(grid.tasks(), &|worker, task| {
         let block = grid.block(task);
         // SAFETY: a worker runs one task at a time.
         let mut scratch = unsafe { engine.scratch.worker(worker) };
@@ -326,7 +326,7 @@ pub(crate) fn float(
 ) -> Result<(), TaskPanic> {
     assert!(out.columns == matrix.n && x.columns == matrix.k && x.rows == out.rows);
     let grid = Grid { rows: out.rows, columns: out.columns };
-    engine.pool.run(grid.tasks(), &|worker, task| {
+    engine.run(grid.tasks(), &|worker, task| {
         let block = grid.block(task);
         // SAFETY: a worker runs one task at a time.
         let mut scratch = unsafe { engine.scratch.worker(worker) };

@@ -6,7 +6,12 @@ pub(crate) mod linear;
 pub(crate) mod rows;
 pub(crate) mod view;
 
-use crate::{kernels::Kernels, lines::Lines, threads::Pool};
+use crate::{
+    kernels::Kernels,
+    lines::Lines,
+    threads::{Pool, TaskPanic},
+};
+use margay_graph::Cancel;
 use std::{cell::UnsafeCell, sync::Arc};
 
 /// What every op needs: threads, kernels, and scratch memory for each thread.
@@ -14,6 +19,21 @@ pub(crate) struct Engine {
     pub(crate) pool: Arc<Pool>,
     pub(crate) kernels: Kernels,
     pub(crate) scratch: Scratch,
+    /// That of the call under way.
+    pub(crate) cancel: Cancel,
+}
+
+impl Engine {
+    /// [`Pool::run`], but once the call is cancelled the tasks not yet begun are skipped, so that a person who stops an
+    /// answer waits for one task and not for an op over a long prompt. What a skipped task would have written is
+    /// undefined: whoever runs ops checks the flag after each.
+    pub(crate) fn run(&self, tasks: usize, body: &(dyn Fn(usize, usize) + Sync)) -> Result<(), TaskPanic> {
+        self.pool.run(tasks, &|worker, task| {
+            if !self.cancel.is_cancelled() {
+                body(worker, task);
+            }
+        })
+    }
 }
 
 /// A piece of memory for each worker.
@@ -57,4 +77,30 @@ pub(crate) fn carve<'a>(memory: &mut &'a mut [f32], floats: usize) -> &'a mut [f
     let (piece, rest) = std::mem::take(memory).split_at_mut(floats.next_multiple_of(16));
     *memory = rest;
     &mut piece[..floats]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Isa;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[test]
+    fn a_cancelled_op_begins_no_further_task() {
+        let engine = Engine {
+            pool: Arc::new(Pool::new(1)),
+            kernels: Kernels::of(Isa::Scalar).unwrap(),
+            scratch: Scratch::new(1, 0),
+            cancel: Cancel::new(),
+        };
+        let begun = AtomicUsize::new(0);
+        let body = |_: usize, task: usize| {
+            begun.fetch_add(1, Ordering::Relaxed);
+            if task == 3 {
+                engine.cancel.cancel();
+            }
+        };
+        engine.run(100, &body).unwrap();
+        assert_eq!(begun.into_inner(), 4);
+    }
 }

@@ -18,7 +18,7 @@ fn for_rows(
     each: impl Fn(usize) + Sync,
 ) -> Result<(), TaskPanic> {
     let rows_a_task = (TASK_ELEMENTS / columns.max(1)).max(1);
-    engine.pool.run(rows.div_ceil(rows_a_task), &|_, task| {
+    engine.run(rows.div_ceil(rows_a_task), &|_, task| {
         for row in task * rows_a_task..rows.min((task + 1) * rows_a_task) {
             each(row);
         }

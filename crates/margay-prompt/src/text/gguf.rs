@@ -91,6 +91,15 @@ fn read_spm(vocab: &GgufVocab) -> Result<Parts, TokenizerError> {
         precompiled_charsmap: vocab.precompiled_charsmap.clone().unwrap_or_default(),
         ..SentencePieceModel::default()
     })?;
+    match vocab.space_prefix.as_deref() {
+        None => {}
+        Some(METASPACE) => parts.prefix = Prefix::IfMissing(spm::SPACE),
+        Some(METASPACE_FIRST) => {
+            parts.prefix = Prefix::IfMissing(spm::SPACE);
+            parts.prefix_after_special = false;
+        }
+        Some(other) => return Err(bad("space_prefix", format!("the rule {other:?} is not known"))),
+    }
     parts.eot = vocab.eot;
     parts.add_bos = vocab.add_bos.unwrap_or(true);
     parts.add_eos = vocab.add_eos.unwrap_or(false);
@@ -191,6 +200,11 @@ fn read_byte_level(vocab: &GgufVocab) -> Result<Parts, TokenizerError> {
     })
 }
 
+/// The dummy space goes before every run of text that does not begin with a space.
+const METASPACE: &str = "metaspace";
+/// The same, but only at the start of the whole text, not after control tokens.
+const METASPACE_FIRST: &str = "metaspace-first";
+
 /// Writes GGUF metadata.
 pub(super) fn write(tokenizer: &Tokenizer) -> Result<GgufVocab, TokenizerError> {
     let mut vocab = GgufVocab {
@@ -215,6 +229,7 @@ pub(super) fn write(tokenizer: &Tokenizer) -> Result<GgufVocab, TokenizerError> 
     match &tokenizer.engine {
         Engine::Spm(model) => {
             vocab.model = "llama".to_owned();
+            vocab.space_prefix = tokenizer.space_prefix_rule();
             vocab.scores = (0..vocab.tokens.len()).map(|id| model.score(id as u32)).collect();
             vocab.remove_extra_whitespaces = Some(model.remove_extra_whitespaces());
             vocab.precompiled_charsmap = model.charsmap_bytes().map(<[u8]>::to_vec);
@@ -240,10 +255,19 @@ pub(super) fn write(tokenizer: &Tokenizer) -> Result<GgufVocab, TokenizerError> 
                 vocab.model = "llama".to_owned();
                 vocab.remove_extra_whitespaces = Some(false);
                 scores_from_ranks(&mut vocab, &merges);
+                vocab.space_prefix = tokenizer.space_prefix_rule();
             }
         }
     }
     Ok(vocab)
+}
+
+impl Tokenizer {
+    /// Where the dummy space goes, if not before every run of text as SentencePiece has it.
+    fn space_prefix_rule(&self) -> Option<String> {
+        let rule = if self.prefix_after_special { METASPACE } else { METASPACE_FIRST };
+        matches!(self.prefix, Prefix::IfMissing(_)).then(|| rule.to_owned())
+    }
 }
 
 /// The merges of a described BPE model, in order of rank.

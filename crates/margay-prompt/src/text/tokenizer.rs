@@ -130,7 +130,7 @@ pub struct Tokenizer {
     ids: HashMap<String, u32>,
     controls: Matcher,
     pub(super) prefix: Prefix,
-    prefix_after_special: bool,
+    pub(super) prefix_after_special: bool,
     drops: Lead,
     strip: HashMap<u32, (bool, bool)>,
     bos: Option<u32>,
@@ -340,18 +340,19 @@ impl Tokenizer {
 
     /// Appends the ids of a text in which nothing is a control token.
     fn encode_plain(&self, text: &str, prefix: bool, ids: &mut Vec<u32>) -> Result<(), TokenizerError> {
+        let lead = match self.prefix {
+            Prefix::Always(c) => Some(c),
+            Prefix::IfMissing(c) => Some(c).filter(|c| !text.starts_with([*c, ' '])),
+            Prefix::Never => None,
+        };
+        let lead = lead.filter(|_| prefix);
         match &self.engine {
             Engine::Spm(model) => {
-                model.encode(text, prefix && self.prefix != Prefix::Never, ids);
+                model.encode(text, lead.is_some(), ids);
                 Ok(())
             }
             Engine::Hub(model) => {
-                let lead = match self.prefix {
-                    Prefix::Always(c) => Some(c),
-                    Prefix::IfMissing(c) => Some(c).filter(|c| !text.starts_with([*c, ' '])),
-                    Prefix::Never => None,
-                };
-                let prefixed = lead.filter(|_| prefix).map(|c| format!("{c}{text}"));
+                let prefixed = lead.map(|c| format!("{c}{text}"));
                 let failed = |e: tokenizers::Error| TokenizerError::Encode { detail: e.to_string() };
                 let encode = |text: &str| model.encode_fast(text, false).map_err(failed);
                 for &id in encode(prefixed.as_deref().unwrap_or(text))?.get_ids() {

@@ -125,6 +125,8 @@ pub struct GgufVocab {
     pub add_eos: Option<bool>,
     /// `tokenizer.ggml.add_space_prefix`.
     pub add_space_prefix: Option<bool>,
+    /// `margay.tokenizer.space_prefix`, where the rule is not SentencePiece's: which texts get the dummy space.
+    pub space_prefix: Option<String>,
     /// `tokenizer.ggml.remove_extra_whitespaces`.
     pub remove_extra_whitespaces: Option<bool>,
     /// `tokenizer.ggml.precompiled_charsmap`.

@@ -11,6 +11,7 @@ use crate::{
     pack::QuantMatrix,
     threads::Pool,
 };
+use margay_graph::Cancel;
 use margay_tensor::{DType, Shape, Storage, Tensor};
 use std::sync::Arc;
 
@@ -66,7 +67,8 @@ fn rows(m: usize, k: usize) -> Vec<f32> {
 fn multiply(isa: Isa, threads: usize, tensor: &Tensor, x: &[f32]) -> Vec<f32> {
     let pool = Arc::new(Pool::new(threads));
     let scratch = Scratch::new(threads, linear::scratch_floats());
-    let engine = Engine { pool: pool.clone(), kernels: Kernels::of(isa).unwrap(), scratch };
+    let engine =
+        Engine { pool: pool.clone(), kernels: Kernels::of(isa).unwrap(), scratch, cancel: Cancel::new() };
     let matrix = QuantMatrix::pack(tensor, &pool).unwrap().unwrap();
     let m = x.len() / matrix.k;
     let mut quantized = QuantRows::new(x.len(), x.len());
