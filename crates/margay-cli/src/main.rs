@@ -62,7 +62,7 @@ MODELS:
 EXIT CODES:
   0    done
   1    the model, a file or an input was at fault; one line on stderr says what and why
-  2    the command line was at fault
+  2    the command line, or a variable below, was at fault
   130  interrupted with Ctrl-C
 
 ENVIRONMENT:
@@ -87,9 +87,15 @@ fn main() -> ExitCode {
         Err(e) if e.is::<Closed>() => ExitCode::SUCCESS,
         Err(e) => {
             output::error(&e);
-            ExitCode::from(if e.is::<Usage>() { code::USAGE } else { code::FAILURE })
+            ExitCode::from(if is_usage(&e) { code::USAGE } else { code::FAILURE })
         }
     }
+}
+
+/// True where what was typed was at fault, not a model or a file.
+fn is_usage(error: &anyhow::Error) -> bool {
+    let asked = error.downcast_ref::<margay::Error>();
+    error.is::<Usage>() || matches!(asked, Some(margay::Error::Option { .. } | margay::Error::Unknown { .. }))
 }
 
 #[cfg(test)]

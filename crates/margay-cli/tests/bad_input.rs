@@ -97,6 +97,45 @@ fn what_is_not_there_is_named() {
     ask(&golden("llama"), &["--mmproj", "gone.gguf", "hi"]).fails(1, &["--mmproj"]);
 }
 
+/// A copy of a golden folder with other values in its config.json.
+fn changed(folder: &Path, name: &str, fields: &[(&str, serde_json::Value)]) -> String {
+    for entry in std::fs::read_dir(golden(name)).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.join(path.file_name().unwrap())).unwrap();
+    }
+    let path = folder.join("config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    for (field, value) in fields {
+        config[field] = value.clone();
+    }
+    std::fs::write(&path, config.to_string()).unwrap();
+    folder.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_model_that_only_looks_like_a_known_one_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let tiles = changed(folder.path(), "llava", &[("image_aspect_ratio", "anyres".into())]);
+    ask(&tiles, &["hello"]).fails(1, &["image_aspect_ratio", "anyres", "not supported"]);
+    let merged = changed(folder.path(), "llava", &[("mm_patch_merge_type", "spatial_unpad".into())]);
+    ask(&merged, &["hello"]).fails(1, &["mm_patch_merge_type", "spatial_unpad"]);
+    // A layer less than the file holds: the others would be left out.
+    let shorter = changed(folder.path(), "llama", &[("num_hidden_layers", 2.into())]);
+    ask(&shorter, &["hello"]).fails(1, &["model.layers.2.", "does not know it"]);
+}
+
+#[test]
+fn a_folder_as_output_is_refused_before_the_work() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = word(folder.path(), "taken");
+    std::fs::create_dir(&out).unwrap();
+    run(["convert", &golden("llava"), "-o", &out]).fails(1, &["taken", "directory"]);
+    let nowhere = word(folder.path(), "missing/x.gguf");
+    let ran = run(["convert", &golden("llava"), "-o", &nowhere]);
+    assert!(!ran.stderr.contains(".part"), "{}", ran.stderr);
+    ran.fails(1, &["missing/x.gguf", "No such file"]);
+}
+
 #[test]
 fn an_unknown_family_is_named_beside_the_known_ones() {
     ask(&golden("gguf/tensors.gguf"), &["hi"]).fails(1, &["golden", "no model family", "llama", "mobilevlm"]);
@@ -136,13 +175,13 @@ fn words_that_do_not_fit_together_are_a_usage_error() {
 fn an_instruction_set_that_is_not_here_is_refused() {
     let mut command = margay();
     command.args(["run", &golden("llama"), "hi"]).env("MARGAY_ISA", "abacus");
-    finish(&mut command, "").fails(1, &["instruction set", "abacus", "scalar"]);
+    finish(&mut command, "").fails(2, &["instruction set", "abacus", "scalar"]);
 }
 
 #[test]
 fn settings_out_of_range_are_named() {
-    ask(&golden("llama"), &["hi", "--temperature", "nan"]).fails(1, &["temperature"]);
-    ask(&golden("llama"), &["hi", "--temperature", "1", "--top-p", "2"]).fails(1, &["top_p"]);
+    ask(&golden("llama"), &["hi", "--temperature", "nan"]).fails(2, &["temperature"]);
+    ask(&golden("llama"), &["hi", "--temperature", "1", "--top-p", "2"]).fails(2, &["top_p"]);
 }
 
 #[test]

@@ -85,7 +85,9 @@ fn inspect_tells_a_whole_model_a_half_and_an_unknown_one() {
     let whole = run(["inspect", model.to_str().unwrap(), "--json", "--context", "100"]).json();
     assert_eq!(whole["family"], "llava");
     assert_eq!(whole["visual_tokens_per_picture"], 16);
-    assert_eq!(whole["files"].as_array().unwrap().len(), 2);
+    let files = whole["files"].as_array().unwrap();
+    assert_eq!(files.len(), 2);
+    assert!(files.iter().all(|file| file["path"].as_str().unwrap().ends_with(".gguf")), "{files:?}");
     // 2 layers, 4 kv heads of 8, keys and values, two bytes each.
     assert_eq!(whole["memory"]["cache_bytes_per_token"], 4 * 2 * 4 * 8);
     assert_eq!(whole["memory"]["cache_bytes"], 100 * 4 * 2 * 4 * 8);

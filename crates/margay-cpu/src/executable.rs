@@ -18,7 +18,7 @@ use margay_graph::{
     BackendError, Bindings, Cancel, Element, Executable, InputData, MemoryUse, Node, Op, Program, State,
     StateOptions, Sym, ValueId, WeightSource, memory, passes,
 };
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicBool};
 
 /// Where a value lies.
 #[derive(Clone, Copy, Debug)]
@@ -142,7 +142,8 @@ impl CpuExecutable {
             }
         }
         let scratch = Scratch::new(pool.threads(), scratch);
-        let engine = Engine { pool, kernels, scratch, cancel: Cancel::new() };
+        let engine =
+            Engine { pool, kernels, scratch, cancel: Cancel::new(), skipped: AtomicBool::new(false) };
         let buffers = Buffers {
             arena: Lines::zeroed(plan.arena_bytes.div_ceil(4)),
             quantized: QuantRows::new(q_elements, q_wide),
@@ -291,7 +292,7 @@ impl Executable for CpuExecutable {
                 }
             }
         }
-        self.engine.cancel = cancel.clone();
+        self.engine.begin(cancel);
         let buffers = &mut self.buffers;
         for (rope, table) in self.prepared.ropes.iter().zip(&mut buffers.ropes) {
             let positions = ints(&self.places, rope.positions, inputs)?;
@@ -316,7 +317,7 @@ impl Executable for CpuExecutable {
         for (node, step) in self.program.nodes().iter().zip(&self.prepared.steps) {
             run.step(node, step, state.as_deref_mut())?;
             // After it: a step that was cancelled half way has not written all of its result.
-            if cancel.is_cancelled() {
+            if self.engine.was_cancelled() {
                 return Err(BackendError::Cancelled);
             }
         }

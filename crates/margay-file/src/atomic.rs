@@ -32,7 +32,13 @@ impl AtomicFile {
             use std::os::unix::fs::PermissionsExt;
             builder.permissions(std::fs::Permissions::from_mode(0o666));
         }
-        let file = builder.tempfile_in(folder_of(target)).map_err(|e| FileError::io("create", target, e))?;
+        if target.is_dir() {
+            // Found now rather than after the work, when the file is to take this name.
+            return Err(FileError::io("create", target, io::ErrorKind::IsADirectory.into()));
+        }
+        let folder = folder_of(target);
+        let file =
+            builder.tempfile_in(folder).map_err(|e| FileError::io("create", target, reason(folder, e)))?;
         let (file, temporary) = NamedTempFile::into_parts(file);
         Ok(AtomicFile {
             out: BufWriter::with_capacity(BUFFER_BYTES, file),
@@ -70,6 +76,11 @@ impl AtomicFile {
         }
         Ok(())
     }
+}
+
+/// Why no file could be made in `folder`, without the temporary name, which nobody asked for.
+fn reason(folder: &Path, error: io::Error) -> io::Error {
+    std::fs::metadata(folder).err().unwrap_or_else(|| error.kind().into())
 }
 
 fn folder_of(target: &Path) -> &Path {

@@ -97,6 +97,13 @@ fn read_vision(family: &Family, meta: &Metadata) -> Result<VisionConfig, ModelEr
     let projector = projector::by_id(kind)
         .ok_or_else(|| field("clip.projector_type", format!("the projector {kind:?} is not supported")))?;
     let key = |name: &str| format!("clip.vision.{name}");
+    let merge = key("mm_patch_merge_type");
+    if let Some(other) = meta.opt_str(&merge)?.filter(|merge| *merge != "flat") {
+        return Err(field(
+            &merge,
+            format!("{other:?} is not supported (LLaVA-1.6 cuts pictures into tiles)"),
+        ));
+    }
     let stored = meta.usize(&key("block_count"))?;
     let vit = VitConfig {
         image: meta.usize(&key("image_size"))?,

@@ -76,7 +76,7 @@ impl Canonical {
     /// The weights of a Hugging Face checkpoint.
     ///
     /// # Errors
-    /// [`ModelError::Weight`] where two weights end under one name.
+    /// [`ModelError::Weight`] where two weights end under one name, or one is not known that would change the answers.
     pub fn from_hf(
         family: &Family,
         config: &ModelConfig,
@@ -100,14 +100,14 @@ impl Canonical {
         let mut weights = Canonical { sources: vec![source.clone()], entries, unused };
         weights.complete(config);
         weights.note_undeclared(config)?;
+        weights.refuse_unknown(config)?;
         Ok(weights)
     }
 
     /// The weights of a GGUF file, or of a text file and its mmproj.
     ///
     /// # Errors
-    /// [`ModelError::Weight`] where the decoder has weights that the family does not know: leaving one out would give
-    /// wrong answers.
+    /// [`ModelError::Weight`] where there are weights that the family does not know and that would change the answers.
     pub fn from_gguf(
         config: &ModelConfig,
         files: Vec<Arc<dyn TensorSource + Send + Sync>>,
@@ -123,12 +123,7 @@ impl Canonical {
         weights.untangle_ffn(config);
         weights.complete(config);
         weights.note_undeclared(config)?;
-        let unknown = weights.unused.iter().find(|name| name.starts_with("blk."));
-        if let Some(name) = unknown {
-            let what =
-                format!("the {} family does not know it, and leaving it out would be wrong", config.family);
-            return Err(ModelError::weight(name, what));
-        }
+        weights.refuse_unknown(config)?;
         Ok(weights)
     }
 
@@ -177,6 +172,20 @@ impl Canonical {
             }
         }
         Ok(())
+    }
+
+    /// A weight that nobody reads belongs to another model than this is taken for, unless it is one of those that are
+    /// known to do nothing.
+    fn refuse_unknown(&self, config: &ModelConfig) -> Result<(), ModelError> {
+        let layers = config.vision.as_ref().map_or(0, |v| v.vit.layers);
+        match self.unused.iter().find(|name| would_matter(name, layers)) {
+            None => Ok(()),
+            Some(name) => {
+                let family = config.family;
+                let what = format!("the {family} family does not know it, and leaving it out would be wrong");
+                Err(ModelError::weight(name, what))
+            }
+        }
     }
 
     /// Weights that follow from the configuration alone.
@@ -252,6 +261,28 @@ impl Canonical {
     }
 }
 
+/// Whether leaving this weight out may change the answers of a model whose tower runs `layers` blocks.
+fn would_matter(name: &str, layers: usize) -> bool {
+    // Blocks behind the features, the norm behind them, and tables that follow from the sizes.
+    let block = ["v.blk.", "encoder.layers."].iter().find_map(|mark| name.split_once(mark));
+    let block: Option<usize> = block.and_then(|(_, rest)| rest.split('.').next()?.parse().ok());
+    let inert = ["post_ln", "post_layernorm", "position_ids", "rotary_emb.inv_freq"];
+    if block.is_some_and(|block| block >= layers) || inert.iter().any(|part| name.contains(part)) {
+        return false;
+    }
+    let places = [
+        "blk.",
+        "v.",
+        "mm.",
+        "model.layers.",
+        "mm_projector",
+        "multi_modal_projector",
+        "vision_tower",
+        "newline",
+    ];
+    places.iter().any(|place| name.starts_with(place) || (place.len() > 4 && name.contains(place)))
+}
+
 fn missing(name: &str) -> ModelError {
     ModelError::weight(name, "the file does not hold it; is it complete, and of the family it says?")
 }
@@ -303,6 +334,36 @@ pub fn rope_factors(text: &TextConfig) -> Option<Vec<f32>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_would_change_answers_is_told_from_what_would_not() {
+        for name in [
+            "blk.0.attn_q.bias",
+            "v.patch_embd.bias",
+            "v.blk.1.attn_norm.weight",
+            "mm.2.weight",
+            "model.image_newline",
+            "model.layers.0.self_attn.q_proj.bias",
+            "language_model.model.layers.3.self_attn.q_norm.weight",
+            "model.mm_projector.4.weight",
+            "model.vision_tower.vision_tower.vision_model.embeddings.patch_embedding.bias",
+            "vision_tower.encoder.layers.1.mlp.gate.weight",
+        ] {
+            assert!(would_matter(name, 2), "{name}");
+        }
+        for name in [
+            "v.blk.2.attn_q.weight",
+            "v.post_ln.bias",
+            "vision_tower.vision_model.encoder.layers.2.mlp.fc1.weight",
+            "model.vision_tower.vision_tower.vision_model.post_layernorm.weight",
+            "model.vision_tower.vision_tower.vision_model.embeddings.position_ids",
+            "model.layers.0.self_attn.rotary_emb.inv_freq",
+            "output.weight",
+            "lm_head.weight",
+        ] {
+            assert!(!would_matter(name, 2), "{name}");
+        }
+    }
 
     #[test]
     fn interleaving_puts_rotary_pairs_side_by_side() {

@@ -8,8 +8,8 @@ use margay_file::{
 };
 use margay_graph::{Program, Role, WeightSpec};
 use margay_model::RopeScaling;
-use margay_quant::{decode_tensor, encode_tensor, storable};
-use margay_tensor::{DType, Tensor};
+use margay_quant::{decode_into, encode_into, storable};
+use margay_tensor::{DType, Storage, Tensor};
 use std::{
     collections::BTreeMap,
     ops::ControlFlow,
@@ -30,7 +30,7 @@ pub struct ConvertOptions {
 /// How far a conversion is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Progress<'a> {
-    /// The tensor just written.
+    /// The tensor being written.
     pub tensor: &'a str,
     /// Tensors written.
     pub done: usize,
@@ -63,7 +63,7 @@ struct Planned {
 }
 
 /// Converts a model to GGUF at `out` (and, unless single, its vision side beside it as `mmproj-` and that name).
-/// `progress` is called once a tensor and may stop the work. The output may replace the model being read: files are
+/// `progress` is called every few milliseconds of work and may stop it. The output may replace the model being read: files are
 /// renamed into place when they are whole, and the old bytes stay mapped until then.
 ///
 /// # Errors
@@ -112,14 +112,17 @@ pub fn convert(
         let infos: Vec<_> = tensors.iter().map(|t| (t.spec.name.clone(), t.info.clone())).collect();
         let mut writer = GgufWriter::create(path, meta, &infos)?;
         for planned in tensors {
-            let tensor = stored(source, planned)?;
-            writer.write_tensor(&planned.spec.name, &tensor)?;
+            let name = &planned.spec.name;
+            let tensor = stored(source, planned, &mut |bytes| {
+                let done_bytes = done_bytes + bytes;
+                progress(&Progress { tensor: name, done, of, done_bytes, of_bytes })
+            })?;
+            writer.write_tensor(name, &tensor)?;
             let bytes = tensor.bytes().len() as u64;
             let entry = report.formats.entry(tensor.dtype().name()).or_default();
             *entry = (entry.0 + 1, entry.1 + bytes);
             (done, done_bytes) = (done + 1, done_bytes + bytes);
-            let step = Progress { tensor: &planned.spec.name, done, of, done_bytes, of_bytes };
-            if progress(&step).is_break() {
+            if progress(&Progress { tensor: name, done, of, done_bytes, of_bytes }).is_break() {
                 return Err(PackError::Stopped);
             }
         }
@@ -183,15 +186,43 @@ fn wanted(role: Role, dtype: DType, rank: usize) -> DType {
     }
 }
 
-fn stored(source: &ModelSource, planned: &Planned) -> Result<Tensor, PackError> {
+/// Elements that are converted between two looks at whether to stop: some milliseconds of work in any format.
+const CHUNK_ELEMENTS: usize = 1 << 17;
+
+/// The weight in its planned format; `step` is told how many of its bytes are made, and may stop.
+fn stored(
+    source: &ModelSource,
+    planned: &Planned,
+    step: &mut dyn FnMut(u64) -> ControlFlow<()>,
+) -> Result<Tensor, PackError> {
     let name = &planned.spec.name;
     let tensor = source.weights.tensor(name)?;
-    if tensor.dtype() == planned.info.dtype {
+    let TensorInfo { dtype, shape } = &planned.info;
+    if tensor.dtype() == *dtype {
         return Ok(tensor);
     }
     let fail = |source| PackError::Quant { name: name.clone(), source };
-    let values = decode_tensor(&tensor).map_err(fail)?;
-    encode_tensor(&values, planned.info.shape.clone(), planned.info.dtype).map_err(fail)
+    let size = planned.info.size_bytes().unwrap_or(0);
+    // Whole rows, which are whole blocks in both formats.
+    let chunk = (CHUNK_ELEMENTS / shape.row().max(1)).max(1) * shape.row();
+    let bytes = |dtype: DType, elements: usize| elements / dtype.block_elements() * dtype.block_bytes();
+    let mut values = vec![0.0; chunk.min(shape.elements().unwrap_or(0))];
+    let mut made = Ok(());
+    let storage = Storage::build(size, |out| {
+        let from = tensor.bytes().chunks(bytes(tensor.dtype(), chunk).max(1));
+        let to = out.chunks_mut(bytes(*dtype, chunk).max(1));
+        made = from.zip(to).enumerate().try_for_each(|(i, (from, to))| {
+            let elements = from.len() / tensor.dtype().block_bytes() * tensor.dtype().block_elements();
+            decode_into(tensor.dtype(), from, &mut values[..elements]).map_err(fail)?;
+            encode_into(*dtype, &values[..elements], to).map_err(fail)?;
+            match step(bytes(*dtype, i * chunk) as u64) {
+                ControlFlow::Continue(()) => Ok(()),
+                ControlFlow::Break(()) => Err(PackError::Stopped),
+            }
+        });
+    });
+    made?;
+    Ok(Tensor::new(*dtype, shape.clone(), storage).expect("invariant: as many bytes as the shape takes"))
 }
 
 /// `general.file_type`. Source: `llama_ftype` in llama.cpp's `llama.h`.

@@ -61,10 +61,11 @@ pub(crate) fn write(source: &ModelSource, meta: &mut Metadata) -> Result<Option<
     }
     let note = vocab.space_prefix.as_ref().map(|rule| {
         meta.insert("margay.tokenizer.space_prefix", rule.as_str());
-        format!(
-            "the vocabulary's rule for leading spaces ({rule}) has no key in GGUF that other runtimes read: they put \
-             one more space behind a picture or control token than the original does"
-        )
+        let what = match rule.as_str() {
+            "metaspace-first" => "put a space before the text behind a picture or a control token",
+            _ => "put one more space before a text that begins with a space",
+        };
+        format!("no GGUF key says where this vocabulary puts its leading space: other runtimes will {what}")
     });
     if let Some(template) = &source.template_source {
         meta.insert("tokenizer.chat_template", template.as_str());

@@ -215,7 +215,7 @@ fn a_png_bomb_is_refused_from_its_header() {
         ImageError::TooManyPixels { width: 30_000, height: 30_000, pixels: 900_000_000, limit: 64_000_000 }
     );
     let message = error.to_string();
-    for evidence in ["30000x30000", "64000000", "max_pixels", "scale it down"] {
+    for evidence in ["30000x30000", "64000000", "scale it down"] {
         assert!(message.contains(evidence), "{message}");
     }
 }

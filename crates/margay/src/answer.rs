@@ -315,18 +315,26 @@ impl<'s> Answer<'s> {
         self.pending.push_back(Event::Done(Box::new(report)));
     }
 
-    /// The session goes on from what was said. A question whose pictures were never seen is taken back.
+    /// The session goes on from what was said. A question that was stopped before its first token is taken back, as if
+    /// it had not been asked.
     fn remember(&mut self) {
         if std::mem::replace(&mut self.told, true) || self.session.messages.is_empty() {
             return;
         }
-        if self.session.images < self.images_then + self.picture_count {
-            self.session.messages.pop();
-            self.session.images = self.images_then;
-            self.session.visual.truncate(self.visual_then);
-        } else {
+        if self.stages.ttft_ms.is_some() {
             self.session.messages.push(Message::text("assistant", self.text.clone()));
+            return;
         }
+        let session = &mut *self.session;
+        session.messages.pop();
+        session.images = self.images_then;
+        session.visual.truncate(self.visual_then);
+        // The rows of its pictures will be those of others: what was computed from them must not be found again.
+        let rows = self.visual_then / session.model.config().text.width;
+        let is_new = |id: &i32| *id < 0 && (-1 - i64::from(*id)) as usize >= rows;
+        let known = session.held.iter().position(is_new).unwrap_or(session.held.len());
+        session.held.truncate(known);
+        session.state.truncate(known);
     }
 
     fn stage_ended(&mut self, stage: Stage, took: Duration) {

@@ -48,7 +48,7 @@ fn cpu(options: &LoadOptions) -> Result<Box<dyn Backend>, Error> {
 fn isa(name: &str) -> Result<Isa, Error> {
     let here: Vec<Isa> = Isa::supported().collect();
     Isa::from_name(name).filter(|isa| here.contains(isa)).ok_or_else(|| Error::Unknown {
-        what: "on this machine the instruction set",
+        what: "for this machine the instruction set",
         name: name.to_owned(),
         known: here.iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", "),
     })

@@ -31,6 +31,9 @@ impl ModelSource {
         prompt: &str,
         options: &TraceOptions,
     ) -> Result<Vec<(String, Tensor)>, Error> {
+        if prompt.trim().is_empty() && images.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
         let load = LoadOptions { exact_cache: true, ..options.load.clone() };
         let backend = backends::backend(&load)?;
         let programs = self.config.programs()?;

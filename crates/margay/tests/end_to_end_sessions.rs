@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
-use margay::{AskOptions, Error, Event, Image, LoadOptions, Model, Report, Sampling, Stop};
+use margay::{AskOptions, Error, Event, Image, LoadOptions, Model, Report, Sampling, Stage, Stop};
 use std::path::{Path, PathBuf};
 
 fn golden(name: &str) -> PathBuf {
@@ -94,6 +94,32 @@ fn a_cancelled_answer_ends_and_the_session_goes_on() {
     let fresh = ask(&model, &[picture("llava")], "one", &short());
     let after = session.ask_with(&[picture("llava")], "one", &short()).unwrap().report().unwrap();
     assert_eq!(after.tokens, fresh.tokens);
+}
+
+#[test]
+fn a_question_stopped_before_its_first_token_is_taken_back() {
+    let options = LoadOptions { batch: 4, exact_cache: true, ..LoadOptions::default() };
+    let model = model("mobilevlm-v2", options);
+    let other = Image::filled(30, 60, [0, 90, 200]).unwrap();
+    let fresh = ask(&model, std::slice::from_ref(&other), "two", &short());
+    for stage in [Stage::Project, Stage::Prefill] {
+        let mut session = model.session().unwrap();
+        let cancel = session.cancel();
+        let mut stopped = None;
+        for event in session.ask_with(&[picture("mobilevlm-v2")], "one", &short()).unwrap() {
+            match event.unwrap() {
+                // Prefill takes several batches; the first is stopped after.
+                Event::Stage { stage: ended, .. } if ended == stage => cancel.cancel(),
+                Event::Done(report) => stopped = Some((report.stop, report.stages.ttft_ms)),
+                _ => {}
+            }
+        }
+        assert_eq!(stopped, Some((Stop::Cancelled, None)));
+        // Another picture takes the rows of the first: nothing computed from that one may be found again.
+        let after =
+            session.ask_with(std::slice::from_ref(&other), "two", &short()).unwrap().report().unwrap();
+        assert_eq!((after.tokens, after.stages.visual_tokens), (fresh.tokens.clone(), 9), "{stage:?}");
+    }
 }
 
 #[test]

@@ -15,8 +15,8 @@ struct Registry {
 /// Every registry there is. A folder that does not exist yet is passed over.
 const REGISTRIES: &[Registry] = &[
     Registry { folder: "crates/margay-quant/src/formats", lists: &["const FORMATS: &["] },
-    Registry { folder: "crates/margay-quant/src/methods", lists: &["const METHODS: &["] },
     Registry { folder: "crates/margay-model/src/families", lists: &["const FAMILIES: &["] },
+    Registry { folder: "crates/margay-model/src/projector", lists: &["const PROJECTORS: &["] },
     Registry { folder: "crates/margay-cli/src/commands", lists: &["const COMMANDS: &[", "enum Command"] },
 ];
 

@@ -34,7 +34,9 @@ const COMMANDS: &str = "\
 /image FILE  show a picture with the next question
 /clear       forget the conversation
 /stats       what the last answer took
-/quit        leave";
+/help        this list
+/quit        leave (Ctrl-D and, at the prompt, Ctrl-C do so too)
+Ctrl-C stops an answer and keeps the conversation";
 
 /// Talk with a model
 #[derive(Debug, Args)]

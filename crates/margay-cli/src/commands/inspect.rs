@@ -139,7 +139,7 @@ impl Inspect {
         } else {
             // Neither a model nor a single file that can be read: the first error says it best.
             let Ok(file) = Gguf::open(path) else { return Err(error.into()) };
-            let mut inspection = self.of_source(parts::of_gguf(&file, path), vec![&file]);
+            let mut inspection = self.of_source(parts::of_gguf(&file), vec![&file]);
             inspection.visual_tokens_per_picture = parts::visual_tokens(&file);
             inspection
         };
@@ -152,7 +152,7 @@ impl Inspect {
     }
 
     fn of_files(&self, files: &ModelFiles) -> Inspection {
-        let parts = parts::of_files(files, self.file.as_deref(), self.mmproj.as_deref());
+        let parts = parts::of_files(files);
         self.of_source(parts, files.sources())
     }
 

@@ -32,7 +32,7 @@ impl Command {
             Command::Inspect(c) => c.run(),
             Command::Convert(c) => c.run(interrupt),
             Command::Tokenize(c) => c.run(),
-            Command::Trace(c) => c.run(),
+            Command::Trace(c) => c.run(interrupt),
             Command::Doctor(c) => c.run(),
         }
     }

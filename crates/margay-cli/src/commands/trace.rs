@@ -1,9 +1,17 @@
 //! `margay trace`: the tensors between the stages, to find the first one that drifts from the original.
 
-use crate::{Outcome, answering::open_images, model, model::LoadArgs, output, progress::Spinner};
+use crate::{
+    Outcome,
+    answering::open_images,
+    interrupt::{Interrupt, Late},
+    model,
+    model::LoadArgs,
+    output,
+    progress::Spinner,
+};
 use clap::Args;
 use margay::{
-    TraceOptions,
+    Cancel, TraceOptions,
     rooms::{
         file::safetensors::write_safetensors,
         observe::report::table,
@@ -67,7 +75,7 @@ struct Summary {
 }
 
 impl Trace {
-    pub(crate) fn run(self) -> anyhow::Result<Outcome> {
+    pub(crate) fn run(self, interrupt: &Interrupt) -> anyhow::Result<Outcome> {
         let images = open_images(&self.images)?;
         let spinner = Spinner::start("computing");
         let source = model::source(self.model.as_deref(), self.load.mmproj.as_deref())?;
@@ -82,7 +90,10 @@ impl Trace {
         ];
         let metadata: BTreeMap<String, String> =
             metadata.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        // Not to be left half way: the unfinished file would stay.
+        let whole = interrupt.watch(Cancel::new(), Late::Wait);
         write_safetensors(&self.out, &named, &metadata)?;
+        drop(whole);
         spinner.clear();
         if self.json {
             let tensors: Vec<_> = named.iter().map(|(name, tensor)| as_json(name, tensor)).collect();

@@ -395,11 +395,8 @@ fn finish(engine: &Engine, block: Block, tile: &mut [f32], epilogue: Epilogue<'_
         }
         let row = block.row + r;
         if let Some(residual) = epilogue.residual {
-            // SAFETY: only this task touches these elements, and the reference ends with the statement. The result
-            // may lie on the residual.
-            let residual =
-                unsafe { Out::new(residual.pointer().cast_mut(), residual.rows, residual.columns) };
-            // SAFETY: as above.
+            // SAFETY: nobody writes these elements meanwhile; where the result lies on the residual only this task does,
+            // below.
             (rows.add)(tile, unsafe { residual.part(row, block.column, block.columns) });
         }
         // SAFETY: only this task touches these elements.

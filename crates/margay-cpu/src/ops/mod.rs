@@ -12,7 +12,13 @@ use crate::{
     threads::{Pool, TaskPanic},
 };
 use margay_graph::Cancel;
-use std::{cell::UnsafeCell, sync::Arc};
+use std::{
+    cell::UnsafeCell,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 /// What every op needs: threads, kernels, and scratch memory for each thread.
 pub(crate) struct Engine {
@@ -21,18 +27,33 @@ pub(crate) struct Engine {
     pub(crate) scratch: Scratch,
     /// That of the call under way.
     pub(crate) cancel: Cancel,
+    /// True once a task of the call under way was skipped, whatever has become of `cancel` since.
+    pub(crate) skipped: AtomicBool,
 }
 
 impl Engine {
     /// [`Pool::run`], but once the call is cancelled the tasks not yet begun are skipped, so that a person who stops an
     /// answer waits for one task and not for an op over a long prompt. What a skipped task would have written is
-    /// undefined: whoever runs ops checks the flag after each.
+    /// missing: whoever runs ops asks [`Engine::was_cancelled`] after each.
     pub(crate) fn run(&self, tasks: usize, body: &(dyn Fn(usize, usize) + Sync)) -> Result<(), TaskPanic> {
         self.pool.run(tasks, &|worker, task| {
-            if !self.cancel.is_cancelled() {
+            if self.cancel.is_cancelled() {
+                self.skipped.store(true, Ordering::Relaxed);
+            } else {
                 body(worker, task);
             }
         })
+    }
+
+    /// Begins a call that `cancel` stops.
+    pub(crate) fn begin(&mut self, cancel: &Cancel) {
+        self.cancel = cancel.clone();
+        *self.skipped.get_mut() = false;
+    }
+
+    /// True where the call under way was cancelled, or a task of it was skipped.
+    pub(crate) fn was_cancelled(&self) -> bool {
+        self.cancel.is_cancelled() || self.skipped.load(Ordering::Relaxed)
     }
 }
 
@@ -83,7 +104,7 @@ pub(crate) fn carve<'a>(memory: &mut &'a mut [f32], floats: usize) -> &'a mut [f
 mod tests {
     use super::*;
     use crate::Isa;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     #[test]
     fn a_cancelled_op_begins_no_further_task() {
@@ -92,6 +113,7 @@ mod tests {
             kernels: Kernels::of(Isa::Scalar).unwrap(),
             scratch: Scratch::new(1, 0),
             cancel: Cancel::new(),
+            skipped: AtomicBool::new(false),
         };
         let begun = AtomicUsize::new(0);
         let body = |_: usize, task: usize| {
@@ -102,5 +124,7 @@ mod tests {
         };
         engine.run(100, &body).unwrap();
         assert_eq!(begun.into_inner(), 4);
+        engine.cancel.reset();
+        assert!(engine.was_cancelled(), "a reset does not bring back what was skipped");
     }
 }

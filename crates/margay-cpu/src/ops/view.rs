@@ -50,6 +50,16 @@ impl<'a> View<'a> {
         // SAFETY: inside the matrix, see `new`.
         unsafe { std::slice::from_raw_parts(self.at.add(row * self.columns), self.columns) }
     }
+
+    /// Part of a row.
+    ///
+    /// # Safety
+    /// As [`View::row`].
+    pub(crate) unsafe fn part(self, row: usize, from: usize, len: usize) -> &'a [f32] {
+        assert!(row < self.rows && from + len <= self.columns);
+        // SAFETY: inside the matrix, see `new`.
+        unsafe { std::slice::from_raw_parts(self.at.add(row * self.columns + from), len) }
+    }
 }
 
 impl<'a> Out<'a> {

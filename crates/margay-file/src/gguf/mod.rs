@@ -46,6 +46,7 @@ pub(crate) const ALIGNMENT_KEY: &str = "general.alignment";
 #[derive(Clone, Debug)]
 pub struct Gguf {
     inner: Arc<Inner>,
+    path: Option<Arc<Path>>,
 }
 
 #[derive(Debug)]
@@ -75,7 +76,8 @@ impl Gguf {
     /// [`FileError`] where it cannot be opened or breaks the format.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, FileError> {
         let path = path.as_ref();
-        Self::from_bytes(map_file(path)?).map_err(|e| e.in_file(path))
+        let file = Self::from_bytes(map_file(path)?).map_err(|e| e.in_file(path))?;
+        Ok(Gguf { path: Some(path.into()), ..file })
     }
 
     /// Checks a file that is in memory already, for instance one that is part of the program.
@@ -83,7 +85,12 @@ impl Gguf {
     /// # Errors
     /// [`FileError`] where the bytes break the format.
     pub fn from_bytes(bytes: Storage) -> Result<Self, FileError> {
-        Ok(Gguf { inner: Arc::new(reader::read(bytes)?) })
+        Ok(Gguf { inner: Arc::new(reader::read(bytes)?), path: None })
+    }
+
+    /// Where it was opened; `None` for one that was in memory.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
     }
 
     /// Version of the format: 2 or 3.

@@ -73,6 +73,17 @@ pub(super) fn original(
         "patch" => {}
         other => return Err(config.bad("mm_vision_select_feature", &format!("{other:?} is not supported"))),
     }
+    let pad = match config.str("image_aspect_ratio").unwrap_or("square") {
+        "pad" => true,
+        "square" => false,
+        other => {
+            let what = format!("{other:?} is not supported; known are pad and square (LLaVA-1.6 cuts tiles)");
+            return Err(config.bad("image_aspect_ratio", &what));
+        }
+    };
+    if let Some(other) = config.str("mm_patch_merge_type").filter(|merge| *merge != "flat") {
+        return Err(config.bad("mm_patch_merge_type", &format!("{other:?} is not supported")));
+    }
     if config.bool("mm_use_im_start_end", false)? {
         return Err(config.bad("mm_use_im_start_end", "marks around the picture are not supported"));
     }
@@ -89,7 +100,7 @@ pub(super) fn original(
         None => HfConfig::new(&named),
     };
     let vit = clip_vit(&tower, select)?;
-    let image = clip_image(config.str("image_aspect_ratio") == Some("pad"), vit.image, parts)?;
+    let image = clip_image(pad, vit.image, parts)?;
     Ok(ModelConfig {
         family,
         name: config.str("_name_or_path").filter(|n| !n.is_empty()).unwrap_or(family).to_owned(),

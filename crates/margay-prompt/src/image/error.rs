@@ -19,9 +19,7 @@ pub enum ImageError {
         formats: &'static str,
     },
     /// The file is larger than the limit.
-    #[error(
-        "the picture file has {bytes} bytes, more than the limit of {limit}; make it smaller or raise max_file_bytes"
-    )]
+    #[error("the picture file has {bytes} bytes, more than the limit of {limit}; make it smaller")]
     FileTooLarge {
         /// Size of the file in bytes.
         bytes: u64,
@@ -30,7 +28,7 @@ pub enum ImageError {
     },
     /// The header announces more pixels than the limit. Nothing was decoded.
     #[error(
-        "the picture is {width}x{height} = {pixels} pixels, more than the limit of {limit}; scale it down or raise max_pixels"
+        "the picture is {width}x{height} = {pixels} pixels, more than the limit of {limit}; scale it down"
     )]
     TooManyPixels {
         /// Width the header announces.
@@ -44,7 +42,7 @@ pub enum ImageError {
     },
     /// Decoding would need more memory than the limit. Nothing was decoded.
     #[error(
-        "decoding this {width}x{height} picture needs {bytes} bytes, more than the limit of {limit}; scale it down or raise max_alloc_bytes"
+        "decoding this {width}x{height} picture needs {bytes} bytes, more than the limit of {limit}; scale it down"
     )]
     TooMuchMemory {
         /// Width the header announces.

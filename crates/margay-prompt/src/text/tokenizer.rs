@@ -195,8 +195,8 @@ impl Tokenizer {
 
     /// The metadata that [`Tokenizer::from_gguf`] turns into an equal tokenizer.
     ///
-    /// A `tokenizer.json` that puts its dummy space only where none is (Metaspace) becomes one that always does, as
-    /// SentencePiece itself and the public converters have it.
+    /// A `tokenizer.json` that puts its dummy space only where none is (Metaspace) says so in
+    /// [`GgufVocab::space_prefix`]; readers that pass it over always put one, as SentencePiece itself does.
     ///
     /// # Errors
     /// [`TokenizerError::NotExpressible`] for pipelines that have no GGUF name.

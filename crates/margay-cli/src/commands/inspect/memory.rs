@@ -93,7 +93,8 @@ impl Memory {
         row("encode buffers", size(self.encode_arena_bytes), "from the first picture on".to_owned());
         row("project buffers", size(self.project_arena_bytes), "from the first picture on".to_owned());
         row("visual tokens", size(self.visual_bytes_per_picture), "a picture".to_owned());
-        row("total", Some(self.total_bytes), "with one picture, where the model sees".to_owned());
+        let with = if self.visual_bytes_per_picture.is_some() { "with one picture" } else { "" };
+        row("total", Some(self.total_bytes), with.to_owned());
         text
     }
 }

@@ -21,7 +21,7 @@ const SHOWN_CHARS: usize = 160;
 /// A file of the model.
 #[derive(Debug, Serialize)]
 pub(super) struct File {
-    /// `None` for the model inside the program, and for a vision part that was found beside its model.
+    /// `None` for the model inside the program.
     pub path: Option<PathBuf>,
     /// What it holds.
     pub holds: &'static str,
@@ -173,20 +173,16 @@ pub(super) fn tensors(sources: &[&dyn TensorSource]) -> Vec<StoredTensor> {
     rows.collect()
 }
 
-/// Files and metadata of a model at `path`, its vision file at `mmproj` where that was given.
-pub(super) fn of_files(
-    files: &ModelFiles,
-    path: Option<&Path>,
-    mmproj: Option<&Path>,
-) -> (Vec<File>, Vec<Entry>) {
+/// Files and metadata of a model.
+pub(super) fn of_files(files: &ModelFiles) -> (Vec<File>, Vec<Entry>) {
     match files {
         ModelFiles::Hf(folder) => of_folder(folder),
         ModelFiles::Gguf { text, vision } => {
-            let holds = if path.is_some() { "model" } else { "inside the program" };
-            let mut files = vec![gguf_file(text, path, holds)];
+            let holds = if text.path().is_some() { "model" } else { "inside the program" };
+            let mut files = vec![gguf_file(text, holds)];
             let mut entries = gguf_entries(text);
             if let Some(vision) = vision.as_ref().filter(|vision| !vision.is_same(text)) {
-                files.push(gguf_file(vision, mmproj, "the mmproj beside it"));
+                files.push(gguf_file(vision, "its mmproj"));
                 entries.extend(gguf_entries(vision));
             }
             (files, entries)
@@ -194,8 +190,8 @@ pub(super) fn of_files(
     }
 }
 
-pub(super) fn of_gguf(file: &Gguf, path: &Path) -> (Vec<File>, Vec<Entry>) {
-    (vec![gguf_file(file, Some(path), "one file")], gguf_entries(file))
+pub(super) fn of_gguf(file: &Gguf) -> (Vec<File>, Vec<Entry>) {
+    (vec![gguf_file(file, "one file")], gguf_entries(file))
 }
 
 pub(super) fn of_safetensors(path: &Path, file: &SafeTensors) -> (Vec<File>, Vec<Entry>) {
@@ -206,10 +202,10 @@ pub(super) fn of_safetensors(path: &Path, file: &SafeTensors) -> (Vec<File>, Vec
     (files, file.metadata().iter().map(|(key, value)| json_entry(key.clone(), &text(value))).collect())
 }
 
-fn gguf_file(file: &Gguf, path: Option<&Path>, holds: &'static str) -> File {
+fn gguf_file(file: &Gguf, holds: &'static str) -> File {
     let tensors = file.tensors().len();
     let format = format!("GGUF v{}, {tensors} tensors", file.version());
-    File { path: path.map(Path::to_owned), holds, format, bytes: Some(file.size_bytes() as u64) }
+    File { path: file.path().map(Path::to_owned), holds, format, bytes: Some(file.size_bytes() as u64) }
 }
 
 fn gguf_entries(file: &Gguf) -> Vec<Entry> {

@@ -13,7 +13,7 @@ use crate::{
 };
 use margay_graph::Cancel;
 use margay_tensor::{DType, Shape, Storage, Tensor};
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicBool};
 
 const FORMATS: [DType; 11] = [
     DType::Q4_0,
@@ -67,8 +67,8 @@ fn rows(m: usize, k: usize) -> Vec<f32> {
 fn multiply(isa: Isa, threads: usize, tensor: &Tensor, x: &[f32]) -> Vec<f32> {
     let pool = Arc::new(Pool::new(threads));
     let scratch = Scratch::new(threads, linear::scratch_floats());
-    let engine =
-        Engine { pool: pool.clone(), kernels: Kernels::of(isa).unwrap(), scratch, cancel: Cancel::new() };
+    let (kernels, cancel) = (Kernels::of(isa).unwrap(), Cancel::new());
+    let engine = Engine { pool: pool.clone(), kernels, scratch, cancel, skipped: AtomicBool::new(false) };
     let matrix = QuantMatrix::pack(tensor, &pool).unwrap().unwrap();
     let m = x.len() / matrix.k;
     let mut quantized = QuantRows::new(x.len(), x.len());
