@@ -46,9 +46,9 @@ def street() -> Scene:
         640,
         480,
         [
-            thing("large", "yellow", "circle", 118, 42),
+            thing("large", "yellow", "circle", 120, 42),
             thing("small", "red", "heart", 30, 44, -8),
-            thing("large", "green", "triangle", 118, 92),
+            thing("large", "green", "triangle", 110, 94),
         ],
         [plate("BAR", "white", 58, 86, 24, post=True)],
     )

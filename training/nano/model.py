@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from scene import CELLS, CODES, GRID, GROUP, LETTERS, NAMES, PATCH, SHAPES, SIDE
+from scene import CELLS, CODE, CODES, GRID, GROUP, LETTERS, LONGEST, NAMES, PATCH, SHAPES, SIDE, SIZES
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -181,15 +181,18 @@ class Nano(nn.Module):
         features = self.vision(x)
         return features, self.model.mm_projector(features)
 
-    def decode(self, ids, visual, gap: int, positions, mask, at=None):
+    def decode(self, ids, visual, gap: int, positions, mask, at=None, tap=None):
         """Logits; `visual` replaces ids[:, gap : gap + V]. `mask` is True where attention is allowed [B, 1, T, T].
-        `at` (flat indices into B * T) limits the logits to where they are needed."""
+        `at` (flat indices into B * T) limits the logits to where they are needed; the outputs of the blocks TAPS
+        [B, T, E] are appended to `tap`."""
         x = self.model.embed_tokens(ids)
         if visual is not None:
             x = torch.cat([x[:, :gap], visual.to(x.dtype), x[:, gap + visual.shape[1] :]], 1)
         cos, sin = rope_table(self.config, positions)
-        for layer in self.model.layers:
+        for i, layer in enumerate(self.model.layers):
             x = layer(x, cos, sin, mask)
+            if tap is not None and i in TAPS:
+                tap.append(x)
         if at is not None:
             x = x.flatten(0, 1)[at]
         return self.lm_head(self.model.norm(x))
@@ -220,22 +223,57 @@ def name_words(model: Nano, tok, groups=("shape", "colour", "size", "left", "rig
             table[i] = 0.9 * norm * d.to(table.device) / d.norm() + 0.3 * table[i]
 
 
+# Blocks after which a phrase should have found what it points at, and the last word of a question the evidence.
+TAPS = (2, 3)
+EVIDENCE = 5  # numbers (rows.evidence)
+
+# Of the codes of which a cell holds one or none, the weight in the loss.
+WEIGHT = dict(shape=1, colour=1, size=0.7, signcolour=0.3, left=1.5, right=1.5, lplace=0.4, rplace=0.4, rank=0.5)
+
+
 class Aux(nn.Module):
     """Training only: what the patches and the projected tokens say about the scene."""
 
     def __init__(self, c: Config):
         super().__init__()
         self.patch = nn.Linear(c.v_width, 3 + len(SHAPES) + len(NAMES) + len(LETTERS))
+        self.point = nn.Sequential(RMSNorm(c.width, c.eps), nn.Linear(c.width, len(SHAPES) + len(NAMES) + len(SIZES) + 2))
+        self.point_count = nn.Sequential(RMSNorm(c.width, c.eps), nn.Linear(c.width, 1))
+        self.point_letter = nn.Sequential(RMSNorm(c.width, c.eps), nn.Linear(c.width, LONGEST + 1))
+        self.point_numbers = nn.Sequential(RMSNorm(c.width, c.eps), nn.Linear(c.width, EVIDENCE))
         self.register_buffer("book", codebook(c.width))
 
     def read(self, tokens):
         """Codes that the tokens hold: [B, V, E] -> [B, V, codes]."""
         return tokens @ self.book.T / self.book[0].square().sum()
 
+    def pointed(self, hidden, at, to):
+        """At the end of a phrase ("the red heart") the decoder should know the thing: its shape, colour, size, place.
+        `at` are flat indices into hidden [B, T, E], `to` the facts [N, FACTS]. Comparing two things is then easy."""
+        said = self.point(hidden.flatten(0, 1)[at].float())
+        shape, colour, size, place = said.split([len(SHAPES), len(NAMES), len(SIZES), 2], -1)
+        names = sum(F.cross_entropy(s, to[:, i].long()) for i, s in enumerate((shape, colour, size)))
+        return names + 2 * F.smooth_l1_loss(place, to[:, 3:])
+
+    def counted(self, hidden, at, counts):
+        """At the end of "red hearts" the decoder should know how many there are [N]."""
+        return F.smooth_l1_loss(self.point_count(hidden.flatten(0, 1)[at].float())[:, 0], counts, beta=0.5)
+
+    def spelling(self, hidden, at, number):
+        """Within a word the decoder should know which letter comes next [N]: the tokens of a sign say theirs."""
+        return F.cross_entropy(self.point_letter(hidden.flatten(0, 1)[at].float()), number)
+
+    def evident(self, hidden, at, numbers):
+        """Before an answer the decoder should hold the numbers that it follows from (rows.evidence) [N, EVIDENCE]: a
+        difference is learned at once where it is asked for as one, and not for long from "left" or "above" alone."""
+        said = self.point_numbers(hidden.flatten(0, 1)[at].float())
+        known = ~numbers.isnan()
+        return F.smooth_l1_loss(said[known], numbers[known], beta=0.5)
+
     def loss(self, features, tokens, codes, labels):
         """Cross entropy of each code group against "none" at 0.5, plus the squared distance to the exact code."""
         said, parts = self.read(tokens), {}
-        for group, weight in (("shape", 1), ("colour", 1), ("size", 0.7), ("signcolour", 0.3), ("left", 1.5), ("right", 1.5)):
+        for group, weight in WEIGHT.items():
             a, b = GROUP[group]
             logits = torch.cat([8 * said[..., a:b], torch.full_like(said[..., :1], 4.0)], -1)
             truth = codes[..., a:b]
@@ -244,9 +282,13 @@ class Aux(nn.Module):
         for group in ("row", "col"):  # slow to appear without a loss of their own
             a, b = GROUP[group]
             parts[group] = 0.4 * F.cross_entropy(8 * said[..., a:b].flatten(0, 1), codes[..., a:b].argmax(-1).flatten())
+        a = CODE["x", ""]
+        thing = codes[..., CODE["occupied", ""]] > 0
+        if thing.any():
+            parts["place"] = 2 * F.smooth_l1_loss(said[thing][:, a : a + 2], codes[thing][:, a : a + 2])
         norm = self.book[0].square().sum()
         error = (tokens - codes @ self.book).square().sum(-1) / norm
-        busy = (codes[..., :80].sum(-1) > 0).float()
+        busy = (codes[..., CODE["occupied", ""]] + codes[..., CODE["sign", ""]] > 0).float()
         parts["code"] = (error * (0.3 + busy)).sum() / (0.3 + busy).sum()
         sizes = [len(SHAPES) + 1, len(NAMES) + 1, len(LETTERS) + 1]
         for name, logits, target, weight in zip(
@@ -259,7 +301,7 @@ class Aux(nn.Module):
     def accuracy(self, tokens, codes) -> dict:
         """Of the cells that hold something, the share read correctly; `extra` is the share of empty cells filled."""
         said, out = self.read(tokens), {}
-        for group in ("shape", "colour", "size", "signcolour", "left", "right"):
+        for group in WEIGHT:
             a, b = GROUP[group]
             full = codes[..., a:b].sum(-1) > 0
             right = (said[..., a:b].argmax(-1) == codes[..., a:b].argmax(-1)) & (said[..., a:b].amax(-1) > 0.5)

@@ -23,6 +23,19 @@ class QA:
     question: str
     answer: str
     chance: float = 0.0
+    points: tuple = ()  # (end of a phrase in the question, the Thing it points at)
+    counts: int = 0  # end of the phrase in the question that says what is counted
+    tells: tuple = ()  # (place in the answer behind which a Thing is told, the Thing)
+
+
+MARKS = "\x01\x02"  # stand behind a phrase while a question is put together
+
+
+def pointing(kind: str, text: str, things: list[Thing], answer: str, chance: float) -> QA:
+    """A question whose marks show where the phrases for `things` end."""
+    bare = text.translate({ord(m): None for m in MARKS})
+    ends = [sum(c not in MARKS for c in text[: text.index(m)]) for m, _ in zip(MARKS, things)]
+    return QA(kind, bare, answer, chance, tuple(zip(ends, things)))
 
 
 PLURAL = {s: s + ("es" if s == "cross" else "s") for s in SHAPES}
@@ -226,9 +239,9 @@ def one(kind: str, scene: Scene, rng: random.Random, split: str = "train") -> QA
         if not names:
             return None
         name = rng.choice(names)
-        text = _fill(kind, rng, phrase(name, rng), c=name.strip())
+        text = _fill(kind, rng, phrase(name, rng) + MARKS[0], c=name.strip() + MARKS[0])
         options = {"shape": shapes, "colour": colours, "size": SIZES}[kind]
-        return QA(kind, vary(text, rng), getattr(pick, kind), 1 / len(options))
+        return pointing(kind, vary(text, rng), [pick], getattr(pick, kind), 1 / len(options))
     if kind == "count_all":
         return QA(kind, vary(_fill(kind, rng), rng), str(len(things)))
     if kind == "count":
@@ -242,7 +255,8 @@ def one(kind: str, scene: Scene, rng: random.Random, split: str = "train") -> QA
             for t in things
         )
         noun = {"shape": PLURAL[s], "colour": f"{c} {rng.choice(ANY)}s", "pair": f"{c} {PLURAL[s]}", "size": f"{z} {rng.choice(ANY)}s"}[how]
-        return QA(kind, vary(_fill("count", rng, noun), rng), str(n))
+        text = vary(_fill("count", rng, noun + MARKS[0]), rng)
+        return QA(kind, text.replace(MARKS[0], ""), str(n), counts=text.index(MARKS[0]))
     if kind.startswith("exist"):
         return _exist(kind, scene, rng, shapes, colours)
     if kind in ("where", "where_yn", "larger", "smaller"):
@@ -253,7 +267,11 @@ def one(kind: str, scene: Scene, rng: random.Random, split: str = "train") -> QA
     if kind == "sign_colour":
         return QA(kind, vary(_fill(kind, rng), rng), scene.sign.colour, 1 / len(NAMES)) if scene.sign else None
     if kind == "describe":
-        return QA(kind, vary(_fill(kind, rng), rng), describe(scene))
+        text, tells = describe(scene), []
+        for t in scene.ordered():
+            end = text.index(f" {t.size} {t.colour} {t.shape}", tells[-1][0] if tells else 0)
+            tells.append((end, t))
+        return QA(kind, vary(_fill(kind, rng), rng), text, tells=tuple(tells))
     if kind == "unknown":
         return QA(kind, vary(outside_question(rng, split), rng), CANNOT)
     raise KeyError(kind)
@@ -303,37 +321,57 @@ def _pair(kind, scene, rng) -> QA | None:
         if a.size == b.size:
             return None
         win = pa if (a.size == "large") == (kind == "larger") else pb
-        return QA(kind, vary(_fill(kind, rng, pa, pb), rng), "The " + win, 0.5)
+        return pointing(kind, vary(_fill(kind, rng, pa + MARKS[0], pb + MARKS[1]), rng), [a, b], "The " + win, 0.5)
     side = side_of(a, b)
     if side is None:
         return None
     if kind == "where":
-        return QA(kind, vary(_fill(kind, rng, pa, pb), rng), side, 0.25)
+        return pointing(kind, vary(_fill(kind, rng, pa + MARKS[0], pb + MARKS[1]), rng), [a, b], side, 0.25)
     said = side if rng.random() < 0.5 else {"left": "right", "right": "left", "above": "below", "below": "above"}[side]
     words = SIDES[said] if rng.random() < 0.7 or said in ("above", "below") else f"to the {said} of"
-    return QA(kind, vary(_fill(kind, rng, pa, pb, r=words), rng), "Yes" if said == side else "No", 0.5)
+    text = vary(_fill(kind, rng, pa + MARKS[0], pb + MARKS[1], r=words), rng)
+    return pointing(kind, text, [a, b], "Yes" if said == side else "No", 0.5)
 
 
-# kind: share of the questions, by phase. `lookup` comes first: only what needs the look-up circuits.
+# kind: share of the questions, by phase. `lookup` comes first: only what needs the look-up circuits. `hard` is for the
+# decoder: much of what it learns slowly. `full` is the mix that people are expected to ask.
 MIX = {
-    "spell": dict(read=1),
-    "relate": dict(where=4, where_yn=1, larger=1.5, smaller=0.8, count=1, count_all=0.3, read=1.5, colour=0.5),
     "lookup": dict(shape=3, colour=4, size=2, exist_yes=3, exist_adversarial=4, exist_popular=0.5, exist_random=0.5, count=1, where=1, read=2),
+    "hard": dict(
+        shape=0.8,
+        colour=1,
+        size=0.5,
+        count_all=2,
+        count=6,
+        exist_yes=1.2,
+        exist_random=0.4,
+        exist_popular=0.3,
+        exist_adversarial=1.4,
+        exist_sign=0.2,
+        where=4,
+        where_yn=2.5,
+        larger=2.5,
+        smaller=2,
+        read=5,
+        sign_colour=0.6,
+        describe=2,
+        unknown=0.6,
+    ),
     "full": dict(
         shape=2,
         colour=2.5,
         size=1.2,
-        count_all=1,
+        count_all=1.2,
         count=3,
         exist_yes=2.8,
         exist_random=0.8,
         exist_popular=0.5,
         exist_adversarial=3.6,
         exist_sign=0.3,
-        where=2.6,
-        where_yn=1.2,
-        larger=1.2,
-        smaller=0.6,
+        where=3,
+        where_yn=1.5,
+        larger=1.8,
+        smaller=1.4,
         read=3,
         sign_colour=0.7,
         describe=1.6,

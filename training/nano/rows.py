@@ -14,20 +14,44 @@ import numpy as np
 import torch
 
 from draw import draw
-from model import n_visual
+from model import EVIDENCE, n_visual
 from questions import NO_PICTURE, QA, ask_many
-from scene import codes, make_scene, patch_labels, preprocess
+from scene import FACTS, codes, facts, make_scene, patch_labels, preprocess
 from tokenizer import BOS, Tokenizer
 
 WEIGHT = {
     "describe": 2.0,
     "read": 4.0,
     "count": 1.5,
+    "count_all": 1.5,
     "where": 2.0,
     "where_yn": 1.5,
     "larger": 1.5,
     "smaller": 1.5,
 }  # of a question in the loss
+
+
+def evidence(qa: QA) -> np.ndarray | None:
+    """Numbers an answer follows from, NaN where they play no part: how far the first thing is to the right of the
+    second and below it, their sizes, a count."""
+    out = np.full(EVIDENCE, np.nan, np.float32)
+    if len(qa.points) == 2:
+        a, b = (facts(thing) for _, thing in qa.points)
+        out[:4] = a[3] - b[3], a[4] - b[4], 2 * a[2] - 1, 2 * b[2] - 1
+    elif qa.kind in ("count", "count_all"):
+        out[4] = int(qa.answer)
+    else:
+        return None
+    return out
+
+
+def spells(qa: QA) -> tuple[int, str] | None:
+    """The word that an answer spells, and where it begins."""
+    if qa.kind == "read":
+        return 0, qa.answer
+    says = " that says "
+    at = qa.answer.find(says) if qa.kind == "describe" else -1
+    return None if at < 0 else (at + len(says) - 1, qa.answer[at + len(says) :].rstrip("."))
 
 
 class Row:
@@ -41,13 +65,28 @@ class Row:
         self.pos, self.block, self.blind = list(range(n)), [0] * n, [0] * n
         self.target, self.weight = [-100] * n, [0.0] * n
         self.spans = []  # (QA, first, last + 1): where the logits of an answer are
+        self.points = []  # (place, Thing): the last token of a phrase that points at it
+        self.counts = []  # (place, how many): the last token of a phrase that says what to count
+        self.spelled = []  # (place, number of the letter of a sign that comes next, or of letters where the word ends)
+        self.numbers = []  # (place, what an answer follows from): the token before it
         self.blocks = 0
 
     def add(self, turns: list[QA], picture: bool = True) -> None:
         self.blocks += 1
         at = self.gap + n_visual() if picture else 1
         for i, qa in enumerate(turns):
-            asked = self.tok.question(qa.question) if picture and i == 0 else self.tok.turn(qa.question)
+            write = self.tok.question if picture and i == 0 else self.tok.turn
+            asked = write(qa.question)
+            if picture:
+                for end, thing in qa.points:
+                    self.points.append((len(self.ids) + self.tok.until(write, qa.question, end) - 1, thing))
+                if qa.counts:
+                    self.counts.append((len(self.ids) + self.tok.until(write, qa.question, qa.counts) - 1, int(qa.answer)))
+                for end, thing in qa.tells:
+                    told = len(asked) + self.tok.until(self.tok.answer, qa.answer, end) - 1
+                    self.points.append((len(self.ids) + told, thing))
+                if (numbers := evidence(qa)) is not None:
+                    self.numbers.append((len(self.ids) + len(asked) - 1, numbers))
             said = self.tok.answer(qa.answer)
             first = len(self.ids) + len(asked) - 1
             new = (*asked, *said)
@@ -61,6 +100,9 @@ class Row:
             for k, token in enumerate(said):
                 self.target[first + k] = token
                 self.weight[first + k] = WEIGHT.get(qa.kind, 1.0) / len(said)
+            if picture and (word := spells(qa)):
+                start = first + self.tok.until(self.tok.answer, qa.answer, word[0]) if word[0] else first
+                self.spelled += [(start + k, k) for k in range(len(word[1]) + 1)]
             self.spans.append((qa, first, first + len(said)))
 
 
@@ -84,7 +126,19 @@ def collate(rows: list[Row]) -> dict:
     def pack(name, empty, dtype):
         return torch.tensor([getattr(r, name) + [empty] * (n - len(r.ids)) for r in rows], dtype=dtype)
 
+    points = [(i * n + at, thing) for i, r in enumerate(rows) for at, thing in r.points]
+    numbers = [(i * n + at, values) for i, r in enumerate(rows) for at, values in r.numbers]
+    counts = [(i * n + at, many) for i, r in enumerate(rows) for at, many in r.counts]
+    spelled = [(i * n + at, k) for i, r in enumerate(rows) for at, k in r.spelled]
     return dict(
+        spelled_at=torch.tensor([at for at, _ in spelled], dtype=torch.long),
+        spelled=torch.tensor([k for _, k in spelled], dtype=torch.long),
+        count_at=torch.tensor([at for at, _ in counts], dtype=torch.long),
+        counts=torch.tensor([many for _, many in counts], dtype=torch.float32),
+        number_at=torch.tensor([at for at, _ in numbers], dtype=torch.long),
+        numbers=torch.from_numpy(np.stack([v for _, v in numbers]) if numbers else np.zeros((0, EVIDENCE), np.float32)),
+        point_at=torch.tensor([at for at, _ in points], dtype=torch.long),
+        point_to=torch.from_numpy(np.stack([facts(thing) for _, thing in points]) if points else np.zeros((0, FACTS), np.float32)),
         ids=pack("ids", BOS, torch.long),
         pos=pack("pos", 0, torch.long),
         block=pack("block", -1, torch.int16),

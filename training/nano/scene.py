@@ -38,6 +38,7 @@ NAMES = list(COLOURS)
 SIZES = ["small", "large"]
 RADIUS = {"small": (10.5, 13.0), "large": (18.5, 23.0)}
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+LONGEST, MOST = 6, 5  # letters of a word, things that are asked about
 POPULAR = [("red", "heart"), ("yellow", "star"), ("blue", "circle"), ("green", "triangle"), ("black", "square"), ("white", "cross")]
 FACES = [
     f"DejaVu{name}.ttf"
@@ -54,7 +55,10 @@ REAL_WORDS = (
     "HAPPY LUCKY MAGIC DREAM SUNNY CLOUD STORM WINTER SUMMER SPRING PAPER PENCIL BRUSH PAINT COLOR"
 ).split()
 
-# One visual token is the sum of these codes. Letters have a left and a right place: the two patch columns of a token.
+# One visual token is the sum of these codes. Letters have a left and a right side, the two patch columns of a token.
+# `x`, `y` are the centre of a thing in the whole picture, so that "left of" is a difference; `lplace`, `rplace` tell
+# which letter of the word stands on that side, `rank` which thing from the left this is: what comes next is then one
+# look-up. The eye sees the whole picture at once and can say these; a decoder that writes from left to right cannot.
 CODES = (
     [("occupied", "")]
     + [("shape", s) for s in SHAPES]
@@ -67,6 +71,10 @@ CODES = (
     + [("right", a) for a in LETTERS]
     + [("row", str(i)) for i in range(CELLS)]
     + [("col", str(i)) for i in range(CELLS)]
+    + [("x", ""), ("y", "")]
+    + [("lplace", str(i)) for i in range(LONGEST)]
+    + [("rplace", str(i)) for i in range(LONGEST)]
+    + [("rank", str(i)) for i in range(MOST)]
 )
 CODE = {name: i for i, name in enumerate(CODES)}
 GROUP = {g: (min(v), max(v) + 1) for g in dict(CODES) for v in [[i for (k, _), i in CODE.items() if k == g]]}
@@ -291,14 +299,28 @@ def codes(scene: Scene) -> np.ndarray:
             out[cell][CODE[name]] = 1
         out[cell][CODE["dx", ""]] = t.x / CELL - cell[1] - 0.5
         out[cell][CODE["dy", ""]] = t.y / CELL - cell[0] - 0.5
+        out[cell][CODE["x", ""]] = 4 * t.x / SIDE - 2
+        out[cell][CODE["y", ""]] = 4 * t.y / SIDE - 2
+    for i, t in enumerate(scene.ordered()[:MOST]):
+        out[cell_of(t.x, t.y)][CODE["rank", str(i)]] = 1
     for s in scene.signs:
-        for a, x, _ in s.letters:
+        for i, (a, x, _) in enumerate(s.letters):
             cell = cell_of(x, (s.y0 + s.y1) / 2)
             side = "left" if x // PATCH % 2 == 0 else "right"
             out[cell][CODE[side, a]] = 1
+            out[cell][CODE[f"{side[0]}place", str(i)]] = 1
             out[cell][CODE["sign", ""]] = 1
             out[cell][CODE["signcolour", s.colour]] = 1
     return out.reshape(CELLS * CELLS, -1)
+
+
+FACTS = 5
+
+
+def facts(t: Thing) -> np.ndarray:
+    """Numbers of shape, colour and size, and the place: what a phrase that points at a thing should bring to mind."""
+    where = 4 * t.x / SIDE - 2, 4 * t.y / SIDE - 2
+    return np.array([SHAPES.index(t.shape), NAMES.index(t.colour), SIZES.index(t.size), *where], np.float32)
 
 
 def patch_labels(scene: Scene) -> np.ndarray:

@@ -8,7 +8,7 @@ import torch
 
 from export import reload, tensors, write
 from model import Config, Nano, n_visual
-from questions import QA, ask_many
+from questions import ANY, QA, ask_many, one
 from rows import Row, collate, mask_of
 from scene import make_scene, pick_word
 from tokenizer import CHAT_TEMPLATE, EOS, Tokenizer
@@ -36,7 +36,10 @@ def logits(model, rows, visual):
 def test_packed_row_equals_separate_conversations(tok, model):
     rng = random.Random(0)
     visual = torch.randn(1, n_visual(), model.config.width)
-    asked = ask_many(make_scene(rng), rng)[:6]
+    scene = make_scene(rng)
+    while len(scene.things) < 2:
+        scene = make_scene(rng)
+    asked = [one("count", scene, rng), one("describe", scene, rng), *ask_many(scene, rng)[:4]]
     packed = Row(tok)
     packed.add(asked[:1])
     packed.add([QA("no_picture", "What is it?", "Nothing.")], picture=False)
@@ -58,6 +61,27 @@ def test_packed_row_equals_separate_conversations(tok, model):
     with torch.no_grad():
         plain = model.decode(ids, None, 0, torch.arange(n)[None], torch.ones(n, n, dtype=torch.bool).tril()[None, None])[0]
     assert torch.allclose(together[f:t], plain[-(t - f) - 1 : -1], atol=1e-4)
+
+
+def test_phrases_are_marked_at_their_last_token(tok):
+    rng, seen = random.Random(0), 0
+    for _ in range(200):
+        row = Row(tok)
+        for qa in ask_many(make_scene(rng), rng, mix="hard", most=30):
+            row.add([qa])
+        piece = lambda at: tok.sp.id_to_piece(row.ids[at]).strip("▁")  # noqa: E731
+        for at, thing in row.points:
+            told = piece(at) in ("A", "a") and piece(at + 1) == thing.size
+            assert told or piece(at) in (thing.shape, thing.colour, *ANY)
+            seen += 1
+        for at, many in row.counts:
+            assert piece(at).rstrip("s") in ("circle", "square", "triangle", "star", "cros", "crosse", "heart", *ANY)
+        for at, numbers in row.numbers:
+            answer = next(qa.answer for qa, first, _ in row.spans if first == at)
+            if answer in ("left", "right", "above", "below"):
+                dx, dy = numbers[:2]
+                assert answer == ("left" if dx < 0 else "right") if abs(dx) > abs(dy) else ("above" if dy < 0 else "below")
+    assert seen > 500
 
 
 def test_export_reload_gives_equal_logits(tok, model, tmp_path):

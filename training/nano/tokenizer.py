@@ -123,6 +123,14 @@ class Tokenizer:
         """A later question of the same conversation, after `</s>`."""
         return self.encode(f"USER: {text} ASSISTANT:")
 
+    def until(self, write, text: str, end: int) -> int:
+        """Tokens of `write(text)` up to the character `end`, which ends a word."""
+        whole, part = write(text), write(text[:end] + ";")  # a sign that no question goes on with
+        same = 0
+        while same < len(part) and part[same] == whole[same]:
+            same += 1
+        return same
+
     def decode(self, ids) -> str:
         return self.sp.decode([int(i) for i in ids if i > EOS])
 

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from evaluate import score
+from export import reload
 from model import Aux, Config, Nano, name_words
 from optimizer import make_optimizers
 from rows import batch, mask_of
@@ -34,7 +35,7 @@ def arguments():
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--seconds", type=float, required=True, help="length of the whole stage, earlier parts included")
     p.add_argument("--tokenizer", type=Path, default=Path(__file__).parent / "tokenizer.model")
-    p.add_argument("--vision", type=Path, help="run folder to take ViT and projector from")
+    p.add_argument("--vision", type=Path, help="run folder to take ViT and projector from; decoder: they are not trained")
     p.add_argument("--decoder", type=Path, help="run folder to take the decoder from")
     p.add_argument("--resume", action="store_true")
     p.add_argument("--batch", type=int, default=32)
@@ -42,9 +43,10 @@ def arguments():
     p.add_argument("--adam", type=float, default=2e-3)
     p.add_argument("--vision-rate", type=float, default=0.4, help="joint: rate of ViT and projector, times the others'")
     p.add_argument("--aux", type=float, default=0.3, help="joint: weight of the dense losses")
+    p.add_argument("--point", type=float, default=0.15, help="weight of what a phrase should bring to mind")
     p.add_argument("--flat", type=float, default=0.45, help="share of the stage before the rate falls")
     p.add_argument("--lookup", type=float, default=0.12, help="decoder: share of the stage on look-up questions only")
-    p.add_argument("--mix", help="decoder: only this mix of questions (questions.MIX)")
+    p.add_argument("--mix", help="decoder, joint: this mix of questions (questions.MIX)")
     p.add_argument("--noise", type=float, default=0.25)
     p.add_argument("--layers", type=int, default=Config.layers)
     p.add_argument("--v-layers", type=int, default=Config.v_layers)
@@ -84,14 +86,17 @@ def make_batch(a, tok, rng, done: float) -> dict:
         natural = 0.25 if done < 0.6 else 0.55
         return batch(rng, a.batch, None, kinds={"scene": natural, "page": (1 - natural) * 0.65, "crowd": (1 - natural) * 0.35})
     if a.stage == "decoder":
-        return batch(rng, a.batch, tok, pictures=False, mix=a.mix or ("lookup" if done < a.lookup else "full"), chat=0.0 if done < 0.3 else 0.08)
-    return batch(rng, a.batch, tok)
+        return batch(rng, a.batch, tok, pictures=bool(a.vision), mix=a.mix or ("lookup" if done < a.lookup else "hard"), chat=0.0 if done < 0.3 else 0.08)
+    return batch(rng, a.batch, tok, mix=a.mix or "full")
 
 
 def losses(a, model, aux, b):
     """Total loss and its parts."""
     parts, tokens = {}, None
-    if "pixels" in b:
+    if "pixels" in b and a.stage == "decoder":
+        with torch.no_grad():
+            tokens = model.see(b["pixels"])[1]
+    elif "pixels" in b:
         features, tokens = model.see(b["pixels"])
         parts = aux.loss(features, tokens, b["codes"], b["labels"])
     else:
@@ -102,7 +107,20 @@ def losses(a, model, aux, b):
         target = b["target"].flatten()
         at = (target >= 0).nonzero()[:, 0]
         gap = int((b["ids"][0] == 0).nonzero()[0])
-        logits = model.decode(b["ids"], tokens, gap, b["pos"], mask_of(b["block"], b["blind"]), at)
+        tap = []
+        logits = model.decode(b["ids"], tokens, gap, b["pos"], mask_of(b["block"], b["blind"]), at, tap)
+        if len(b["point_at"]):
+            parts["point"] = a.point * aux.pointed(tap[0], b["point_at"], b["point_to"])
+            total = total + parts["point"]
+        if len(b["count_at"]):
+            parts["count"] = 2 * a.point * aux.counted(tap[0], b["count_at"], b["counts"])
+            total = total + parts["count"]
+        if len(b["spelled_at"]):
+            parts["spelled"] = a.point * aux.spelling(tap[0], b["spelled_at"], b["spelled"])
+            total = total + parts["spelled"]
+        if len(b["number_at"]):
+            parts["numbers"] = 2 * a.point * aux.evident(tap[1], b["number_at"], b["numbers"])
+            total = total + parts["numbers"]
         weight = b["weight"].flatten()[at]
         parts["text"] = (F.cross_entropy(logits.float(), target[at], reduction="none") * weight).sum() / weight.sum()
         total = total + parts["text"]
@@ -115,11 +133,21 @@ def rate(done: float, step: int, flat: float) -> float:
 
 
 def load(model, aux, folder: Path, prefixes):
-    state = torch.load(folder / "last.pt", map_location="cpu", weights_only=False)
+    """From a run, or from an exported folder, whose layers may be fewer: the others start as identities."""
+    if (folder / "last.pt").exists():
+        state = torch.load(folder / "last.pt", map_location="cpu", weights_only=False)
+    else:
+        state = dict(model=reload(folder).state_dict(), step="an export")
     take = {k: v for k, v in state["model"].items() if k.startswith(prefixes)}
     model.load_state_dict(take, strict=False)
-    if any("vision" in p for p in prefixes):
-        aux.load_state_dict(state["aux"])
+    for name, p in model.named_parameters():
+        if name.startswith(prefixes) and name not in take:
+            print(f"{name}: new", flush=True)
+            if name.endswith(("out_proj.weight", "fc2.weight", "o_proj.weight", "down_proj.weight")):
+                p.data.zero_()
+    eye = any("vision" in p for p in prefixes)
+    known = {k: v for k, v in state.get("aux", {}).items() if ("point" in k) != eye}
+    aux.load_state_dict(known, strict=False)
     print(f"{folder}: {len(take)} tensors of step {state['step']}", flush=True)
 
 
@@ -139,14 +167,14 @@ def main():
         load(model, aux, a.decoder, ("model.embed_tokens", "model.layers", "model.norm", "lm_head"))
     is_eye = lambda n: "vision_tower" in n or "mm_projector" in n  # noqa: E731
     named = [(n, p) for n, p in model.named_parameters() if a.stage == "joint" or is_eye(n) == (a.stage == "vision")]
-    named += [(f"aux.{n}", p) for n, p in aux.named_parameters() if a.stage != "decoder"]
+    named += [(f"aux.{n}", p) for n, p in aux.named_parameters() if a.stage == "joint" or ("point" in n) == (a.stage == "decoder")]
     slow = ("vision_tower", "mm_projector", "aux.") if a.stage == "joint" else ()
     optimizers = make_optimizers(named, a.muon, a.adam, slow, a.vision_rate)
     params = [p for _, p in named]
     step, before, seen = 0, 0.0, 0
     if a.resume and (a.out / "last.pt").exists():
         s = torch.load(a.out / "last.pt", map_location=a.device, weights_only=False)
-        model.load_state_dict(s["model"]), aux.load_state_dict(s["aux"])
+        model.load_state_dict(s["model"]), aux.load_state_dict(s["aux"], strict=False)
         for o, state in zip(optimizers, s["optimizers"]):
             peaks = [g["peak"] for g in o.param_groups]
             o.load_state_dict(state)
@@ -232,7 +260,7 @@ def main():
                         tok,
                         a.eval_pictures,
                         device=a.device,
-                        symbolic=a.stage == "decoder",
+                        symbolic=a.stage == "decoder" and not a.vision,
                         text=a.stage != "vision",
                         brief=True,
                     )
@@ -246,7 +274,7 @@ def main():
     note(
         final=1,
         **(
-            score(model, aux, tok, a.eval_pictures * 2, device=a.device, symbolic=a.stage == "decoder", text=a.stage != "vision", brief=True)
+            score(model, aux, tok, a.eval_pictures * 2, device=a.device, symbolic=a.stage == "decoder" and not a.vision, text=a.stage != "vision", brief=True)
             if a.rank == 0
             else {}
         ),

@@ -1,0 +1,19 @@
+//! Any bytes: refused, or a picture within the limits that every way of fitting it to a tower takes, or refuses by its size.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use margay_prompt::image::{ImageError, ImageLimits, ImageSpec, decode, preprocess};
+
+fuzz_target!(|data: &[u8]| {
+    let limits = ImageLimits { max_pixels: 1 << 16, max_alloc_bytes: 1 << 22, ..ImageLimits::default() };
+    let Ok(picture) = decode(data, &limits) else { return };
+    assert!(u64::from(picture.width()) * u64::from(picture.height()) <= limits.max_pixels);
+    for spec in [ImageSpec::llava_pad(28), ImageSpec::clip_crop(28), ImageSpec::siglip_squash(28)] {
+        match preprocess(&picture, &spec) {
+            Ok(tiles) => assert!(tiles.tiles.iter().all(|tile| tile.data.len() == 3 * 28 * 28)),
+            // A thin line grows a thousandfold.
+            Err(ImageError::ResultTooLarge { .. }) => {}
+            Err(other) => panic!("{other}"),
+        }
+    }
+});
