@@ -1,8 +1,10 @@
 """Trains margay-nano in stages. Each ends by the clock, saves often, and goes on with `--resume`.
 
-    python train.py vision  --out RUN/vision  --seconds 4000          # ViT + projector learn the code of each token
-    python train.py decoder --out RUN/decoder --seconds 4000          # decoder learns to answer from exact codes
-    python train.py joint   --out RUN/joint   --seconds 2400 --vision RUN/vision --decoder RUN/decoder
+    python train.py vision  --out RUN/vision  --seconds 7000          # ViT + projector learn the code of each token
+    python train.py decoder --out RUN/decoder --seconds 7000          # decoder learns to answer from exact codes
+    python train.py decoder --out RUN/seeing  --seconds 1800 --mix hard --vision RUN/vision --decoder RUN/decoder
+                                                                      # and from what the finished eye says
+    python train.py joint   --out RUN/joint   --seconds 2400 --vision RUN/vision --decoder RUN/decoder   # both, slower
 
 `vision` and `decoder` do not need each other and run at the same time. The codebook (model.codebook) is fixed, so
 the two halves fit when they meet. See README.md for timings and what else was tried.
