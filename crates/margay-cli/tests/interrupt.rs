@@ -7,13 +7,16 @@ mod program;
 use program::{golden, margay, names};
 use std::{
     io::{Read, Write},
+    path::Path,
     process::{Child, Command, Stdio},
     sync::mpsc::Receiver,
     time::{Duration, Instant},
 };
 
-/// How soon the program must be gone. The goal is 50 ms; the rest is for a machine that runs other tests meanwhile.
-const SOON: Duration = Duration::from_millis(1000);
+/// How soon the program must have stopped. Other tests may hold the processors just then: the fastest of [`TRIES`]
+/// counts.
+const SOON: Duration = Duration::from_millis(50);
+const TRIES: usize = 5;
 
 /// An answer that would go on for long: nearly every token is as likely as the end of the answer.
 const LONG: [&str; 14] = [
@@ -84,17 +87,17 @@ impl Running {
         String::from_utf8(self.stderr.iter().collect()).unwrap()
     }
 
-    /// The exit code, after a check that the end came soon.
-    fn ends_soon(&mut self) -> Option<i32> {
-        let pressed = Instant::now();
-        while pressed.elapsed() < SOON {
+    /// The exit code, once it has ended.
+    fn ends(&mut self) -> Option<i32> {
+        let began = Instant::now();
+        while began.elapsed() < PATIENCE {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status.code();
             }
-            std::thread::sleep(Duration::from_millis(2));
+            std::thread::sleep(Duration::from_millis(1));
         }
         self.child.kill().unwrap();
-        panic!("still running {SOON:?} after Ctrl-C");
+        panic!("still running {PATIENCE:?} after Ctrl-C");
     }
 
     fn press_ctrl_c(&self) {
@@ -110,30 +113,122 @@ impl Drop for Running {
     }
 }
 
+/// Runs `once`, which presses Ctrl-C and says how long the program took to stop, until that was soon.
+#[track_caller]
+fn soon(once: impl FnMut(usize) -> Duration) {
+    let waits: Vec<Duration> = (0..TRIES).map(once).take_while(|waited| *waited >= SOON).collect();
+    assert!(waits.len() < TRIES, "never within {SOON:?}: {waits:?}");
+}
+
 #[test]
 fn ctrl_c_stops_a_running_answer() {
     let model = golden("llama");
-    let mut running = start(&[&["run", &model, "hello"][..], &LONG].concat());
-    running.answers();
-    running.press_ctrl_c();
-    assert_eq!(running.ends_soon(), Some(130));
-    let stderr = running.all_of_stderr();
-    assert!(!stderr.contains("panicked"), "{stderr}");
+    soon(|_| {
+        let mut running = start(&[&["run", &model, "hello"][..], &LONG].concat());
+        running.answers();
+        running.press_ctrl_c();
+        let pressed = Instant::now();
+        assert_eq!(running.ends(), Some(130));
+        let waited = pressed.elapsed();
+        let stderr = running.all_of_stderr();
+        assert!(!stderr.contains("panicked"), "{stderr}");
+        waited
+    });
 }
 
 #[test]
 fn ctrl_c_in_a_chat_stops_the_answer_and_at_the_prompt_leaves() {
     let model = golden("llama");
-    let mut running = start(&[&["chat", &model][..], &LONG].concat());
-    running.type_line("hello");
-    running.answers();
-    running.press_ctrl_c();
-    assert_eq!(running.says(), "(stopped)");
-    assert!(running.child.try_wait().unwrap().is_none(), "the chat goes on");
-    running.type_line("/clear");
-    assert_eq!(running.says(), "forgotten");
-    running.press_ctrl_c();
-    assert_eq!(running.ends_soon(), Some(130));
+    soon(|_| {
+        let mut running = start(&[&["chat", &model][..], &LONG].concat());
+        running.type_line("hello");
+        running.answers();
+        running.press_ctrl_c();
+        let pressed = Instant::now();
+        assert_eq!(running.says(), "(stopped)");
+        let waited = pressed.elapsed();
+        assert!(running.child.try_wait().unwrap().is_none(), "the chat goes on");
+        running.type_line("/clear");
+        assert_eq!(running.says(), "forgotten");
+        running.press_ctrl_c();
+        let pressed = Instant::now();
+        assert_eq!(running.ends(), Some(130));
+        waited.max(pressed.elapsed())
+    });
+}
+
+/// A LLaMA whose feed-forward matrices are so large that reading them takes seconds. They are holes of a sparse file:
+/// no disk is used.
+fn large(folder: &Path) -> String {
+    const FFN: usize = 1 << 17;
+    const WIDTH: usize = 1024;
+    let edit = |name: &str, edits: &[(&str, usize)]| {
+        let text = std::fs::read_to_string(Path::new(&golden("llama")).join(name)).unwrap();
+        let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        for (key, value) in edits {
+            json[*key] = (*value).into();
+        }
+        std::fs::write(folder.join(name), json.to_string()).unwrap();
+    };
+    let (heads, kv_heads, head_dim, vocabulary) = (4, 2, 64, 512);
+    edit(
+        "config.json",
+        &[
+            ("hidden_size", WIDTH),
+            ("intermediate_size", FFN),
+            ("num_hidden_layers", 1),
+            ("head_dim", head_dim),
+        ],
+    );
+    edit("tokenizer_config.json", &[]);
+    for name in ["tokenizer.json", "tokenizer.model", "special_tokens_map.json"] {
+        std::fs::copy(Path::new(&golden("llama")).join(name), folder.join(name)).unwrap();
+    }
+    let layer = |name: &str| format!("model.layers.0.{name}.weight");
+    let tensors = [
+        ("model.embed_tokens.weight".to_owned(), vec![vocabulary, WIDTH]),
+        ("model.norm.weight".to_owned(), vec![WIDTH]),
+        ("lm_head.weight".to_owned(), vec![vocabulary, WIDTH]),
+        (layer("input_layernorm"), vec![WIDTH]),
+        (layer("post_attention_layernorm"), vec![WIDTH]),
+        (layer("self_attn.q_proj"), vec![heads * head_dim, WIDTH]),
+        (layer("self_attn.k_proj"), vec![kv_heads * head_dim, WIDTH]),
+        (layer("self_attn.v_proj"), vec![kv_heads * head_dim, WIDTH]),
+        (layer("self_attn.o_proj"), vec![WIDTH, heads * head_dim]),
+        (layer("mlp.gate_proj"), vec![FFN, WIDTH]),
+        (layer("mlp.up_proj"), vec![FFN, WIDTH]),
+        (layer("mlp.down_proj"), vec![WIDTH, FFN]),
+    ];
+    let (mut header, mut end) = (serde_json::Map::new(), 0);
+    for (name, shape) in tensors {
+        let begin = end;
+        end += 2 * shape.iter().product::<usize>();
+        header.insert(
+            name,
+            serde_json::json!({ "dtype": "F16", "shape": shape, "data_offsets": [begin, end] }),
+        );
+    }
+    let header = serde_json::Value::from(header).to_string();
+    let mut file = std::fs::File::create(folder.join("model.safetensors")).unwrap();
+    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+    file.write_all(header.as_bytes()).unwrap();
+    file.set_len((8 + header.len() + end) as u64).unwrap();
+    folder.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn ctrl_c_stops_a_model_that_is_still_being_loaded() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = large(folder.path());
+    soon(|_| {
+        let mut running = start(&["run", &model, "hello"]);
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(running.child.try_wait().unwrap().is_none(), "{}", running.all_of_stderr());
+        running.press_ctrl_c();
+        let pressed = Instant::now();
+        assert_eq!(running.ends(), Some(130));
+        pressed.elapsed()
+    });
 }
 
 #[test]
@@ -155,13 +250,20 @@ fn a_reader_that_has_enough_ends_the_program_quietly() {
 #[test]
 fn an_interrupted_conversion_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
-    let out = program::word(folder.path(), "out.gguf");
-    let mut running = start(&["convert", &golden("llava"), "-o", &out, "--type", "q6_k"]);
-    running.says();
-    running.press_ctrl_c();
-    match running.ends_soon() {
-        Some(130) => assert_eq!(names(folder.path()), [""; 0]),
-        // So small a model may be done before the signal arrives; then it is whole.
-        code => assert_eq!((code, names(folder.path()).len()), (Some(0), 2)),
-    }
+    let (source, target) = (folder.path().join("source"), folder.path().join("target"));
+    std::fs::create_dir(&source).unwrap();
+    std::fs::create_dir(&target).unwrap();
+    let (model, out) = (large(&source), program::word(&target, "out.gguf"));
+    soon(|try_| {
+        let mut running = start(&["convert", &model, "-o", &out, "--type", "q6_k"]);
+        running.says();
+        // Each time it is somewhere else in the large matrices.
+        std::thread::sleep(Duration::from_millis(100 * try_ as u64));
+        running.press_ctrl_c();
+        let pressed = Instant::now();
+        assert_eq!(running.ends(), Some(130));
+        let waited = pressed.elapsed();
+        assert_eq!(names(&target), [""; 0]);
+        waited
+    });
 }

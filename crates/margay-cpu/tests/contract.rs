@@ -7,11 +7,12 @@ use margay_graph::{
     Activation, Attention, Backend, BackendError, Bindings, Builder, Cancel, Executable, InputData, Mask,
     NormKind, Program, Role, Rope, RopeStyle, Stage, State, StateOptions, Sym, WeightSource,
 };
-use margay_tensor::{DType, Shape, Tensor};
+use margay_tensor::{DType, Shape, Storage, Tensor};
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     cell::Cell,
     collections::HashMap,
+    time::{Duration, Instant},
 };
 
 /// Counts the allocations of each thread.
@@ -230,6 +231,50 @@ fn errors_leave_the_state_as_it_was() {
     assert_eq!(session.state.len(), PROMPT);
     session.feed(&ids[..10], &cancel).unwrap();
     assert_eq!(session.state.len(), 80);
+}
+
+/// How soon a cancelled call must be back. Others may hold the processors just then: the fastest of some tries counts.
+const SOON: Duration = Duration::from_millis(50);
+
+#[test]
+fn an_op_over_many_rows_is_given_up_at_once() {
+    // One product of 100 G operations.
+    const SIDE: usize = 4096;
+    const ROWS: usize = 3000;
+    let mut b = Builder::new(Stage::Project);
+    let x = b.input_f32("x", [Sym::Tokens.into(), SIDE.into()]);
+    let weight = b.weight("w", [SIDE, SIDE], Role::FfnUp);
+    let y = b.linear(x, weight, None).unwrap();
+    b.output("y", y);
+    let program = b.finish().unwrap();
+    let zeros =
+        Storage::build(SIDE * DType::Q4_0.block_bytes() * SIDE / DType::Q4_0.block_elements(), |_| {});
+    let weight = Tensor::new(DType::Q4_0, Shape::from([SIDE, SIDE]), zeros).unwrap();
+    let weights = Weights(HashMap::from([("w".to_owned(), weight)]));
+    let cpu = CpuBackend::new(CpuOptions { threads: Some(2), ..Default::default() }).unwrap();
+    let sizes = Bindings::new().with(Sym::Tokens, ROWS);
+    let mut product = cpu.compile(&program, &weights, &sizes).unwrap();
+    let x = vec![1.0; ROWS * SIDE];
+    let mut run = |cancel: &Cancel| product.run(&sizes, &[InputData::F32(&x)], None, cancel);
+    let began = Instant::now();
+    run(&Cancel::new()).unwrap();
+    let whole = began.elapsed();
+    assert!(whole > 4 * SOON, "too short a call to show anything: {whole:?}");
+    let mut waits = (0..5).map(|part| {
+        let cancel = Cancel::new();
+        let stop = cancel.clone();
+        // Each try stops it somewhere else.
+        let presser = std::thread::spawn(move || {
+            std::thread::sleep(whole * (part + 1) / 10);
+            stop.cancel();
+            Instant::now()
+        });
+        let outcome = run(&cancel);
+        let back = Instant::now();
+        assert!(matches!(outcome, Err(BackendError::Cancelled)), "{outcome:?}");
+        back.saturating_duration_since(presser.join().unwrap())
+    });
+    assert!(waits.any(|waited| waited < SOON), "five tries, none within {SOON:?} (the whole: {whole:?})");
 }
 
 #[test]
