@@ -12,7 +12,8 @@ def margay(binary, model, tokens, decode, threads):
     # Every word of the prompt is one token of a vocabulary with word pieces, or several bytes: the count is reported.
     prompt = " ".join(["a"] * tokens)
     command = [binary, "run", "--model", model, "--prompt", prompt, "--max-tokens", str(decode + 1), "--json"]
-    command += ["--threads", str(threads), "--context", str(tokens + decode + 64)]
+    # Room for the chat template around the words.
+    command += ["--threads", str(threads), "--context", str(tokens + decode + 512)]
     answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     stages = answer["stages"]
     rates = {"prefill_tokens": stages["prefill_tokens"]}

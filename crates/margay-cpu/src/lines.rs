@@ -4,6 +4,7 @@ use std::{
     alloc::{Layout, alloc_zeroed, dealloc},
     ops::{Deref, DerefMut},
     ptr::NonNull,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 /// Alignment of every buffer: one cache line, one AVX-512 register.
@@ -30,13 +31,17 @@ unsafe impl Plain for f32 {}
 /// Bytes from which on a buffer is mapped on its own and asks for huge pages: weights are read from end to end for
 /// each token, and with 4 KiB pages the address translation costs a tenth of the bandwidth.
 const HUGE_FROM_BYTES: usize = 4 << 20;
+/// A huge page of x86-64, and of aarch64 with 4 KiB pages.
+const HUGE_PAGE_BYTES: usize = 2 << 20;
+/// Bytes that an arena asks the system for at a time.
+const ARENA_CHUNK_BYTES: usize = 64 << 20;
 
 /// A fixed number of zeroed elements, aligned to 64 bytes. The system hands out pages only as they are touched.
 pub(crate) struct Lines<T: Plain> {
     at: NonNull<T>,
     len: usize,
     /// The mapping that holds the elements, where the allocator does not.
-    mapping: Option<memmap2::MmapMut>,
+    mapping: Option<Arc<Mapping>>,
 }
 
 // SAFETY: it owns its memory as a `Vec` does.
@@ -52,10 +57,9 @@ impl<T: Plain> Lines<T> {
             return Some(Lines { at: NonNull::dangling(), len, mapping: None });
         }
         if layout.size() >= HUGE_FROM_BYTES
-            && let Some(mut mapping) = map(layout.size())
+            && let Some(mapping) = Mapping::new(layout.size())
         {
-            let at = NonNull::new(mapping.as_mut_ptr().cast::<T>())?;
-            return Some(Lines { at, len, mapping: Some(mapping) });
+            return Some(Lines { at: mapping.start.cast(), len, mapping: Some(Arc::new(mapping)) });
         }
         // SAFETY: the layout's size is not zero.
         let raw = unsafe { alloc_zeroed(layout) };
@@ -83,12 +87,58 @@ impl<T: Plain> Lines<T> {
 }
 
 /// Zeroed pages, huge ones where the system has them to give.
-fn map(bytes: usize) -> Option<memmap2::MmapMut> {
-    let mapping = memmap2::MmapMut::map_anon(bytes).ok()?;
-    // A refusal costs speed only.
-    #[cfg(target_os = "linux")]
-    let _ = mapping.advise(memmap2::Advice::HugePage);
-    Some(mapping)
+struct Mapping {
+    /// The first byte, at the start of a huge page.
+    start: NonNull<u8>,
+    len: usize,
+    _pages: memmap2::MmapMut,
+}
+
+// SAFETY: it owns its memory; whoever writes through `start` keeps to a part of its own.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    fn new(bytes: usize) -> Option<Self> {
+        // Pages that are never touched cost nothing, so there is room to begin at a huge page.
+        let mut pages = memmap2::MmapMut::map_anon(bytes.checked_add(HUGE_PAGE_BYTES)?).ok()?;
+        // A refusal costs speed only.
+        #[cfg(target_os = "linux")]
+        let _ = pages.advise(memmap2::Advice::HugePage);
+        let at = pages.as_mut_ptr();
+        let skip = at.align_offset(HUGE_PAGE_BYTES).min(HUGE_PAGE_BYTES);
+        let start = NonNull::new(at.wrapping_add(skip))?;
+        Some(Mapping { start, len: bytes, _pages: pages })
+    }
+}
+
+/// Memory for buffers that stay: they lie one behind the other, so that nearly all of it is huge pages.
+#[derive(Default)]
+pub(crate) struct Arena {
+    /// The chunk being filled, and how far.
+    chunk: Mutex<Option<(Arc<Mapping>, usize)>>,
+}
+
+impl Arena {
+    /// `len` zero bytes.
+    ///
+    /// # Panics
+    /// As [`Lines::zeroed`].
+    pub(crate) fn zeroed(&self, len: usize) -> Lines<u8> {
+        let size = len.next_multiple_of(ALIGN_BYTES);
+        let mut chunk = self.chunk.lock().unwrap_or_else(PoisonError::into_inner);
+        let full = chunk.as_ref().is_none_or(|(chunk, used)| chunk.len - used < size);
+        if full {
+            let Some(mapping) = Mapping::new(size.max(ARENA_CHUNK_BYTES)) else { return Lines::zeroed(len) };
+            *chunk = Some((Arc::new(mapping), 0));
+        }
+        let (mapping, used) = chunk.as_mut().expect("invariant: made above");
+        let at =
+            NonNull::new(mapping.start.as_ptr().wrapping_add(*used)).expect("invariant: inside a mapping");
+        *used += size;
+        Lines { at, len, mapping: Some(mapping.clone()) }
+    }
 }
 
 impl<T: Plain> Drop for Lines<T> {

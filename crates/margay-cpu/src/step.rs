@@ -3,6 +3,7 @@
 use crate::{
     backend::ID,
     kernels::Kernels,
+    lines::Arena,
     ops::{conv::ConvWeight, linear::Matrix, rows},
     pack::Codes,
     threads::Pool,
@@ -82,6 +83,7 @@ impl Prepared {
             ropes: vec![],
             mapped_bytes: 0,
         };
+        let arena = Arena::default();
         let mut matrix_of: Vec<Option<usize>> = vec![None; program.weights().len()];
         let fetch = |id: WeightId| fetch(program, weights, id);
         for node in program.nodes() {
@@ -101,7 +103,9 @@ impl Prepared {
                         Some(matrix) => matrix,
                         None => {
                             let (name, tensor) = (&program.weight(linear.weight).name, fetch(linear.weight)?);
-                            made.matrices.push(Matrix::pack(name, &tensor, pool)?);
+                            made.matrices.push(Matrix::pack(name, &tensor, pool, &arena)?);
+                            // Memory need not hold the file's bytes beside the packed ones.
+                            tensor.storage().release();
                             made.matrices.len() - 1
                         }
                     };
@@ -118,7 +122,12 @@ impl Prepared {
                     let (name, tensor) = (&program.weight(conv.weight).name, fetch(conv.weight)?);
                     let values = crate::weights::decode(name, &tensor)?;
                     Step::Conv2d {
-                        weight: ConvWeight::new(conv, values, program.value(node.inputs[0]).columns()),
+                        weight: ConvWeight::new(
+                            conv,
+                            values,
+                            program.value(node.inputs[0]).columns(),
+                            &arena,
+                        ),
                         bias: conv.bias.map(|b| made.constant(b, &fetch)).transpose()?,
                     }
                 }

@@ -1,9 +1,9 @@
 //! Files as bytes: mapped where they are large, read where they are small. The only unsafe code of this crate.
 #![allow(unsafe_code, reason = "mapping a file is unsafe; this file wraps it once")]
 
-use std::{fs::File, io::Read, path::Path, sync::Arc};
+use std::{fs::File, io::Read, ops::Range, path::Path, sync::Arc};
 
-use margay_tensor::Storage;
+use margay_tensor::{Owner, Storage};
 use memmap2::Mmap;
 
 use crate::FileError;
@@ -30,7 +30,29 @@ pub fn map_file(path: &Path) -> Result<Storage, FileError> {
     // is overwritten, numbers change; everything that indexes memory (lengths, offsets, shapes) was copied out of the
     // mapping and checked when the file was opened, and text is checked to be UTF-8 each time it is handed out.
     let map = unsafe { Mmap::map(&file) }.map_err(|e| FileError::io("map", path, e))?;
-    Ok(Storage::from_owner(Arc::new(map)))
+    Ok(Storage::from_owner(Arc::new(Mapped(map))))
+}
+
+/// A file mapped read-only.
+struct Mapped(Mmap);
+
+impl Owner for Mapped {
+    fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    #[cfg(unix)]
+    fn release(&self, range: Range<usize>) {
+        if range.is_empty() {
+            return;
+        }
+        // SAFETY: the mapping is shared and read-only: a page that is dropped comes back from the file unchanged.
+        let dropped = unsafe {
+            self.0.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len())
+        };
+        // A system that refuses keeps the pages, as it may.
+        let _ = dropped;
+    }
 }
 
 /// Reads a whole file into memory of our own, refusing one above `limit_bytes` before anything is allocated for it.
@@ -62,4 +84,29 @@ fn open_regular(path: &Path) -> Result<File, FileError> {
         return Err(FileError::io("open", path, why));
     }
     File::open(path).map_err(|e| FileError::io("open", path, e))
+}
+
+#[cfg(test)]
+mod tests {
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn released_pages_leave_memory_and_come_back_unchanged() {
+        let resident = || -> usize {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            let line = status.lines().find(|l| l.starts_with("RssFile:")).unwrap();
+            line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() << 10
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("bytes");
+        let bytes: Vec<u8> = (0..32_usize << 20).map(|i| (i / 4096 % 251) as u8).collect();
+        std::fs::write(&path, &bytes).unwrap();
+        let map = super::map_file(&path).unwrap();
+        assert!(map.as_bytes() == bytes);
+        let full = resident();
+        // From within a page to within another.
+        map.slice(5000..30 << 20).unwrap().release();
+        let less = resident();
+        assert!(full > less + (28 << 20), "{full} bytes of files in memory, then {less}");
+        assert!(map.as_bytes() == bytes);
+    }
 }

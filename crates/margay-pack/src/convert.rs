@@ -118,6 +118,8 @@ pub fn convert(
                 progress(&Progress { tensor: name, done, of, done_bytes, of_bytes })
             })?;
             writer.write_tensor(name, &tensor)?;
+            // A model larger than the memory passes through it.
+            tensor.storage().release();
             let bytes = tensor.bytes().len() as u64;
             let entry = report.formats.entry(tensor.dtype().name()).or_default();
             *entry = (entry.0 + 1, entry.1 + bytes);
@@ -222,6 +224,7 @@ fn stored(
         });
     });
     made?;
+    tensor.storage().release();
     Ok(Tensor::new(*dtype, shape.clone(), storage).expect("invariant: as many bytes as the shape takes"))
 }
 

@@ -15,5 +15,5 @@ mod tensor;
 
 pub use dtype::DType;
 pub use shape::Shape;
-pub use storage::Storage;
+pub use storage::{Owner, Storage};
 pub use tensor::{Tensor, TensorError};

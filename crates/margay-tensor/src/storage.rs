@@ -2,6 +2,24 @@
 
 use std::{ops::Range, sync::Arc};
 
+/// What holds bytes: memory, or a mapped file.
+pub trait Owner: Send + Sync {
+    /// All bytes; always the same ones.
+    fn bytes(&self) -> &[u8];
+
+    /// A hint that `range` will not be read soon, so that memory that holds a copy of a file may be given back. The
+    /// bytes stay readable.
+    fn release(&self, range: Range<usize>) {
+        let _ = range;
+    }
+}
+
+impl Owner for &'static [u8] {
+    fn bytes(&self) -> &[u8] {
+        self
+    }
+}
+
 /// A line of memory aligned to 64 bytes, so that an owned buffer suits every vector register.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
@@ -12,8 +30,8 @@ struct AlignedBytes {
     len: usize,
 }
 
-impl AsRef<[u8]> for AlignedBytes {
-    fn as_ref(&self) -> &[u8] {
+impl Owner for AlignedBytes {
+    fn bytes(&self) -> &[u8] {
         &bytemuck::cast_slice(&self.lines)[..self.len]
     }
 }
@@ -21,14 +39,14 @@ impl AsRef<[u8]> for AlignedBytes {
 /// Immutable, shared bytes: a view into an owner that lives as long as any view does. Cloning copies no bytes.
 #[derive(Clone)]
 pub struct Storage {
-    owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    owner: Arc<dyn Owner>,
     range: Range<usize>,
 }
 
 impl Storage {
-    /// All bytes of `owner`, for instance a mapped file. The owner's bytes must not change length.
-    pub fn from_owner(owner: Arc<dyn AsRef<[u8]> + Send + Sync>) -> Self {
-        let range = 0..owner.as_ref().as_ref().len();
+    /// All bytes of `owner`, for instance a mapped file.
+    pub fn from_owner(owner: Arc<dyn Owner>) -> Self {
+        let range = 0..owner.bytes().len();
         Storage { owner, range }
     }
 
@@ -55,7 +73,13 @@ impl Storage {
 
     /// The bytes.
     pub fn as_bytes(&self) -> &[u8] {
-        &self.owner.as_ref().as_ref()[self.range.clone()]
+        &self.owner.bytes()[self.range.clone()]
+    }
+
+    /// A hint that these bytes will not be read soon: pages of a mapped file leave this process's memory. Reading them
+    /// again brings them back.
+    pub fn release(&self) {
+        self.owner.release(self.range.clone());
     }
 
     /// Number of bytes.
@@ -87,6 +111,28 @@ impl std::fmt::Debug for Storage {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Remembers what it was told to release.
+    struct Remembering(std::sync::Mutex<Vec<Range<usize>>>);
+
+    impl Owner for Remembering {
+        fn bytes(&self) -> &[u8] {
+            &[5; 100]
+        }
+
+        fn release(&self, range: Range<usize>) {
+            self.0.lock().unwrap().push(range);
+        }
+    }
+
+    #[test]
+    fn a_view_releases_its_own_bytes_only() {
+        let owner = Arc::new(Remembering(vec![].into()));
+        let view = Storage::from_owner(owner.clone()).slice(10..60).unwrap().slice(5..25).unwrap();
+        view.release();
+        assert_eq!(*owner.0.lock().unwrap(), [15..35]);
+        assert_eq!(view.as_bytes(), [5; 20]);
+    }
 
     #[test]
     fn owned_bytes_are_aligned_and_views_are_bounded() {

@@ -5,7 +5,11 @@ use super::{
     linear::{self, Epilogue},
     view::{Out, View},
 };
-use crate::{lines::Lines, pack::FloatMatrix, threads::TaskPanic};
+use crate::{
+    lines::{Arena, Lines},
+    pack::FloatMatrix,
+    threads::TaskPanic,
+};
 use margay_graph::Conv2d;
 
 /// A convolution's weight in the order in which its path reads it.
@@ -21,7 +25,7 @@ pub(crate) enum ConvWeight {
 
 impl ConvWeight {
     /// Orders `values`: [C_out, C_in / groups, kernel, kernel].
-    pub(crate) fn new(conv: &Conv2d, values: Vec<f32>, channels_in: usize) -> Self {
+    pub(crate) fn new(conv: &Conv2d, values: Vec<f32>, channels_in: usize, arena: &Arena) -> Self {
         let taps = conv.kernel * conv.kernel;
         let inputs = channels_in / conv.groups;
         let outputs = values.len() / (inputs * taps).max(1);
@@ -35,7 +39,7 @@ impl ConvWeight {
                 let (output, input, tap) = (i / (inputs * taps), i / taps % inputs, i % taps);
                 rows[(output * taps + tap) * inputs + input] = *value;
             }
-            return ConvWeight::Unrolled(FloatMatrix::from_f32(&rows, inputs * taps));
+            return ConvWeight::Unrolled(FloatMatrix::from_f32(&rows, inputs * taps, arena));
         }
         ConvWeight::Grouped(values)
     }

@@ -9,7 +9,7 @@ use crate::{
         float::{FloatProduct, NR},
         quant::{Product, Rows},
     },
-    lines::Lines,
+    lines::{Arena, Lines},
     pack::{FloatMatrix, FloatType, PANEL, QuantMatrix},
     threads::{Pool, TaskPanic},
 };
@@ -40,11 +40,16 @@ pub(crate) enum Matrix {
 
 impl Matrix {
     /// Packs a matrix of any format.
-    pub(crate) fn pack(name: &str, tensor: &Tensor, pool: &Pool) -> Result<Self, BackendError> {
-        if let Some(packed) = QuantMatrix::pack(tensor, pool) {
+    pub(crate) fn pack(
+        name: &str,
+        tensor: &Tensor,
+        pool: &Pool,
+        arena: &Arena,
+    ) -> Result<Self, BackendError> {
+        if let Some(packed) = QuantMatrix::pack(tensor, pool, arena) {
             return packed.map(Matrix::Quant);
         }
-        FloatMatrix::pack(name, tensor, pool).map(Matrix::Float)
+        FloatMatrix::pack(name, tensor, pool, arena).map(Matrix::Float)
     }
 
     pub(crate) fn size_bytes(&self) -> usize {

@@ -1,6 +1,9 @@
 //! Float matrices in panels of 16 rows.
 
-use crate::{lines::Lines, threads::Pool};
+use crate::{
+    lines::{Arena, Lines},
+    threads::Pool,
+};
 use margay_graph::BackendError;
 use margay_tensor::{DType, Tensor};
 
@@ -35,7 +38,12 @@ pub(crate) struct FloatMatrix {
 
 impl FloatMatrix {
     /// Packs `tensor`, a matrix of any format: F16 and BF16 keep their type, everything else becomes F32.
-    pub(crate) fn pack(name: &str, tensor: &Tensor, pool: &Pool) -> Result<Self, BackendError> {
+    pub(crate) fn pack(
+        name: &str,
+        tensor: &Tensor,
+        pool: &Pool,
+        arena: &Arena,
+    ) -> Result<Self, BackendError> {
         let kind = match tensor.dtype() {
             DType::F16 => FloatType::F16,
             DType::BF16 => FloatType::Bf16,
@@ -43,11 +51,11 @@ impl FloatMatrix {
         };
         if kind == FloatType::F32 {
             let values = crate::weights::decode(name, tensor)?;
-            return Ok(Self::from_f32(&values, tensor.shape().row()));
+            return Ok(Self::from_f32(&values, tensor.shape().row(), arena));
         }
         let bytes: &[[u8; 2]] = tensor.bytes().as_chunks().0;
         let (n, k) = (tensor.shape().rows().unwrap_or(0), tensor.shape().row());
-        let mut packed = Self::empty(n, k, kind);
+        let mut packed = Self::empty(n, k, kind, arena);
         let panel_bytes = k * FLOAT_PANEL * 2;
         let out = SharedBytes(packed.bytes.as_mut_ptr());
         let body = |_: usize, panel: usize| {
@@ -64,9 +72,9 @@ impl FloatMatrix {
     }
 
     /// Packs float32 rows of `k`.
-    pub(crate) fn from_f32(values: &[f32], k: usize) -> Self {
+    pub(crate) fn from_f32(values: &[f32], k: usize, arena: &Arena) -> Self {
         let n = values.len().checked_div(k).unwrap_or(0);
-        let mut packed = Self::empty(n, k, FloatType::F32);
+        let mut packed = Self::empty(n, k, FloatType::F32, arena);
         let out = packed.bytes.as_chunks_mut::<4>().0;
         for (row, values) in values.chunks_exact(k.max(1)).enumerate() {
             let (panel, column) = (row / FLOAT_PANEL, row % FLOAT_PANEL);
@@ -86,8 +94,8 @@ impl FloatMatrix {
         self.bytes.size_bytes()
     }
 
-    fn empty(n: usize, k: usize, kind: FloatType) -> Self {
-        let bytes = Lines::zeroed(n.next_multiple_of(FLOAT_PANEL) * k * kind.bytes());
+    fn empty(n: usize, k: usize, kind: FloatType, arena: &Arena) -> Self {
+        let bytes = arena.zeroed(n.next_multiple_of(FLOAT_PANEL) * k * kind.bytes());
         FloatMatrix { n, k, kind, bytes }
     }
 }

@@ -6,7 +6,10 @@
 //! precision of the file, so that decode reads about as many bytes as the file has.
 
 use super::float::SharedBytes;
-use crate::{lines::Lines, threads::Pool};
+use crate::{
+    lines::{Arena, Lines},
+    threads::Pool,
+};
 use margay_graph::BackendError;
 use margay_quant::{field, formats::*, k_scales};
 use margay_tensor::{DType, Tensor};
@@ -229,14 +232,14 @@ pub(crate) struct QuantMatrix {
 
 impl QuantMatrix {
     /// Packs `tensor`, the last panel filled up with zeros; `None` where its format has no packed form.
-    pub(crate) fn pack(tensor: &Tensor, pool: &Pool) -> Option<Result<Self, BackendError>> {
+    pub(crate) fn pack(tensor: &Tensor, pool: &Pool, arena: &Arena) -> Option<Result<Self, BackendError>> {
         let (kind, scaling, take) = recipe(tensor.dtype())?;
         let (n, k) = (tensor.shape().rows()?, tensor.shape().row());
         let mut packed =
             QuantMatrix { n, k, kind, scaling, codes: Lines::zeroed(0), scales: Lines::zeroed(0) };
         let panels = n.div_ceil(PANEL);
-        packed.codes = Lines::zeroed(panels * packed.panel_code_bytes());
-        packed.scales = Lines::zeroed(panels * packed.panel_scale_bytes());
+        packed.codes = arena.zeroed(panels * packed.panel_code_bytes());
+        packed.scales = arena.zeroed(panels * packed.panel_scale_bytes());
         let codes = SharedBytes(packed.codes.as_mut_ptr());
         let scales = SharedBytes(packed.scales.as_mut_ptr());
         let (elements, block_bytes) = (tensor.dtype().block_elements(), tensor.dtype().block_bytes());

@@ -3,6 +3,7 @@
 use crate::{
     Isa,
     kernels::Kernels,
+    lines::Arena,
     ops::{
         Engine, Scratch,
         linear::{self, Epilogue, QuantRows},
@@ -69,7 +70,7 @@ fn multiply(isa: Isa, threads: usize, tensor: &Tensor, x: &[f32]) -> Vec<f32> {
     let scratch = Scratch::new(threads, linear::scratch_floats());
     let (kernels, cancel) = (Kernels::of(isa).unwrap(), Cancel::new());
     let engine = Engine { pool: pool.clone(), kernels, scratch, cancel, skipped: AtomicBool::new(false) };
-    let matrix = QuantMatrix::pack(tensor, &pool).unwrap().unwrap();
+    let matrix = QuantMatrix::pack(tensor, &pool, &Arena::default()).unwrap().unwrap();
     let m = x.len() / matrix.k;
     let mut quantized = QuantRows::new(x.len(), x.len());
     let mut y = vec![0.0; m * matrix.n];
