@@ -75,6 +75,8 @@ pub fn int8_peak(cpu: &CpuBackend, clock: &dyn Fn() -> f64) -> Result<f64, TaskP
                     scale: floats.as_ptr(),
                     sum16: floats.as_ptr(),
                     sum32: floats.as_ptr(),
+                    starts16: floats.as_ptr().cast(),
+                    starts32: floats.as_ptr().cast(),
                     k: K,
                 },
                 codes: codes.as_ptr(),

@@ -37,9 +37,17 @@ pub(crate) struct RowKernels {
     /// One step of the online softmax over the scores of a key block: replaces them by `exp(score - max)`, where max
     /// is the greater of `old_max` and theirs. Returns max and the sum.
     pub(crate) softmax_block: fn(&mut [f32], f32) -> (f32, f32),
-    /// Quantizes a row to int8 in groups of 32: codes, scales [n/32], sums of codes of each 16 [n/16] and 32 [n/32].
-    pub(crate) quantize: fn(&[f32], &mut [i8], &mut [f32], &mut [f32], &mut [f32]),
+    /// Quantizes a row to int8 in groups of 32: codes, scales [n/32], sums of codes of each 16 [n/16] and 32 [n/32],
+    /// and of both the [`Rows::starts16`] and [`Rows::starts32`].
+    ///
+    /// [`Rows::starts16`]: crate::kernels::quant::Rows::starts16
+    /// [`Rows::starts32`]: crate::kernels::quant::Rows::starts32
+    pub(crate) quantize: Quantize,
 }
+
+/// See [`RowKernels::quantize`].
+pub(crate) type Quantize =
+    fn(&[f32], &mut [i8], &mut [f32], &mut [f32], &mut [f32], &mut [[i16; 2]], &mut [[i16; 2]]);
 
 mod body {
     use super::{Activation, LANES, math};
@@ -167,10 +175,20 @@ mod body {
     }
 
     #[inline(always)]
-    pub(super) fn quantize(x: &[f32], q: &mut [i8], scale: &mut [f32], sum16: &mut [f32], sum32: &mut [f32]) {
+    pub(super) fn quantize(
+        x: &[f32],
+        q: &mut [i8],
+        scale: &mut [f32],
+        sum16: &mut [f32],
+        sum32: &mut [f32],
+        starts16: &mut [[i16; 2]],
+        starts32: &mut [[i16; 2]],
+    ) {
         let groups = x.as_chunks::<32>().0.iter().zip(q.as_chunks_mut::<32>().0);
-        for ((((x, q), scale), sum16), sum32) in
-            groups.zip(scale).zip(sum16.as_chunks_mut::<2>().0).zip(sum32)
+        let sums = sum16.as_chunks_mut::<2>().0.iter_mut().zip(sum32);
+        let starts = starts16.as_chunks_mut::<2>().0.iter_mut().zip(starts32);
+        for ((((x, q), scale), (sum16, sum32)), (starts16, start32)) in
+            groups.zip(scale).zip(sums).zip(starts)
         {
             // Compared as integers the bits of |x| order like the numbers, with NaN above all, so that NaN and
             // infinity reach the scale and thereby the result.
@@ -193,10 +211,19 @@ mod body {
             for (q, code) in q.iter_mut().zip(&codes) {
                 *q = *code as i8;
             }
-            let (low, high) = codes.split_at(16);
-            let (low, high): (i32, i32) = (low.iter().sum(), high.iter().sum());
+            for (start, codes) in starts16.iter_mut().zip(codes.as_chunks::<16>().0) {
+                let mut four = [0; 4];
+                for codes in codes.as_chunks::<4>().0 {
+                    for (sum, code) in four.iter_mut().zip(codes) {
+                        *sum -= code;
+                    }
+                }
+                *start = [(four[0] + four[1]) as i16, (four[2] + four[3]) as i16];
+            }
+            let [low, high] = starts16.map(|[even, odd]| -(i32::from(even) + i32::from(odd)));
             *sum16 = [low as f32, high as f32];
             *sum32 = (low + high) as f32;
+            *start32 = [starts16[0][0] + starts16[1][0], starts16[0][1] + starts16[1][1]];
         }
     }
 }
@@ -245,7 +272,8 @@ kernels! {
     rope_half: (x: &mut [f32], cos: &[f32], sin: &[f32]);
     rope_interleaved: (x: &mut [f32], cos: &[f32], sin: &[f32]);
     softmax_block: (x: &mut [f32], old_max: f32) -> (f32, f32);
-    quantize: (x: &[f32], q: &mut [i8], scale: &mut [f32], sum16: &mut [f32], sum32: &mut [f32]);
+    quantize: (x: &[f32], q: &mut [i8], scale: &mut [f32], sum16: &mut [f32], sum32: &mut [f32],
+        starts16: &mut [[i16; 2]], starts32: &mut [[i16; 2]]);
 }
 
 /// The kernels of `isa`, which the processor must have. On aarch64 NEON is part of the baseline, so the portable

@@ -85,6 +85,8 @@ pub(crate) struct QuantRows {
     scale: Lines<f32>,
     sum16: Lines<f32>,
     sum32: Lines<f32>,
+    starts16: Lines<[i16; 2]>,
+    starts32: Lines<[i16; 2]>,
 }
 
 impl QuantRows {
@@ -96,6 +98,8 @@ impl QuantRows {
             scale: Lines::zeroed(elements / 32),
             sum16: Lines::zeroed(elements / 16),
             sum32: Lines::zeroed(elements / 32),
+            starts16: Lines::zeroed(elements / 16),
+            starts32: Lines::zeroed(elements / 32),
         }
     }
 
@@ -105,6 +109,8 @@ impl QuantRows {
             + self.scale.size_bytes()
             + self.sum16.size_bytes()
             + self.sum32.size_bytes()
+            + self.starts16.size_bytes()
+            + self.starts32.size_bytes()
     }
 
     /// Quantizes `x`; `wide` also fills the 16-bit copy.
@@ -115,6 +121,7 @@ impl QuantRows {
         let (q, q16) = (Shared(self.q.as_mut_ptr()), Shared(self.q16.as_mut_ptr()));
         let (scale, sum16) = (Shared(self.scale.as_mut_ptr()), Shared(self.sum16.as_mut_ptr()));
         let sum32 = Shared(self.sum32.as_mut_ptr());
+        let (starts16, starts32) = (Shared(self.starts16.as_mut_ptr()), Shared(self.starts32.as_mut_ptr()));
         engine.run(x.rows.div_ceil(QUANTIZE_ROWS), &|_, task| {
             for row in task * QUANTIZE_ROWS..x.rows.min((task + 1) * QUANTIZE_ROWS) {
                 // SAFETY: each row is one task's own, and inside the buffers as asserted above.
@@ -126,6 +133,8 @@ impl QuantRows {
                         scale.slice(row * k / 32, k / 32),
                         sum16.slice(row * k / 16, k / 16),
                         sum32.slice(row * k / 32, k / 32),
+                        starts16.slice(row * k / 16, k / 16),
+                        starts32.slice(row * k / 32, k / 32),
                     );
                     if wide {
                         for (wide, q) in q16.slice(row * k, k).iter_mut().zip(q) {
@@ -146,6 +155,8 @@ impl QuantRows {
             scale: self.scale.as_ptr().wrapping_add(at / 32),
             sum16: self.sum16.as_ptr().wrapping_add(at / 16),
             sum32: self.sum32.as_ptr().wrapping_add(at / 32),
+            starts16: self.starts16.as_ptr().wrapping_add(at / 16),
+            starts32: self.starts32.as_ptr().wrapping_add(at / 32),
             k: columns,
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! `vpmaddubsw` multiplies unsigned codes with signed activations (-127..=127) and adds neighbours in 16 bits: a pair
 //! is at most 2 * 15 * 127 = 3810 for 4-bit codes, so 8 pairs (30480) fit; 4 of 5-bit codes (31496), 2 of 6-bit ones
-//! (32004). Signed bytes are widened to 16 bits for `vpmaddwd`, which is exact.
+//! (32004). The zero point costs nothing: the sums begin at minus zero times the sum of the activations, which fits as
+//! well because what is left is the sum of products with codes less their zero point. Signed bytes are widened to 16 bits for `vpmaddwd`, which is exact.
 
 use super::{Product, QuantKernels};
 use crate::pack::{Codes, Kind, Offset, PANEL, Scaling};
@@ -219,6 +220,10 @@ unsafe fn gemm(p: &Product) {
             by_kind!(p.kind, tile, (p, row), [, TILE_ROWS]);
             row += TILE_ROWS;
         }
+        if p.rows - row >= 4 {
+            by_kind!(p.kind, tile, (p, row), [, 4]);
+            row += 4;
+        }
         if p.rows - row >= 2 {
             by_kind!(p.kind, tile, (p, row), [, 2]);
             row += 2;
@@ -257,11 +262,25 @@ unsafe fn broadcast4<T>(at: *const T) -> __m256i {
     _mm256_set1_epi32(unsafe { at.cast::<i32>().read_unaligned() })
 }
 
-/// `sum - zero * u`, exact: all three are integers below 2^24.
+/// Where the 16-bit sums of a half group begin: at minus the zero point times the sums of activations, broadcast.
+///
+/// # Safety
+/// As [`QuantKernels::gemm`].
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn less_zero(sum: __m256, u: f32, zero: f32) -> __m256 {
-    _mm256_fnmadd_ps(_mm256_set1_ps(zero), _mm256_set1_ps(u), sum)
+unsafe fn start<const DEPTH: usize, const HALVES: usize, const OFFSET: u8>(at: *const [i16; 2]) -> __m256i {
+    if OFFSET != ZERO {
+        return _mm256_setzero_si256();
+    }
+    // SAFETY: the caller's promise.
+    let sums = unsafe { broadcast4(at) };
+    // Zero points are powers of two: 8 of 4 bits, 4 where halves of a group have scales of their own, 16 and 32.
+    match (DEPTH, HALVES) {
+        (8, 1) => _mm256_slli_epi16::<3>(sums),
+        (8, _) => _mm256_slli_epi16::<2>(sums),
+        (4, _) => _mm256_slli_epi16::<4>(sums),
+        _ => _mm256_slli_epi16::<5>(sums),
+    }
 }
 
 /// Whether decode has a kernel of its own for these codes.
@@ -287,10 +306,15 @@ unsafe fn scales_of(p: &Product, index: usize, w: usize) -> __m256 {
     }
 }
 
-fn zero_of(kind: Kind) -> f32 {
-    match kind.offset {
-        Offset::Zero(zero) => f32::from(zero),
-        _ => 0.0,
+/// True where [`start`] knows the zero point of such codes.
+fn zero_is_known(kind: Kind) -> bool {
+    let Offset::Zero(zero) = kind.offset else { return true };
+    zero == match (kind.codes, kind.halves) {
+        (Codes::U4, 1) => 8,
+        (Codes::U4, _) => 4,
+        (Codes::U5, _) => 16,
+        (Codes::U6, _) => 32,
+        (Codes::I8, _) => return false,
     }
 }
 
@@ -304,14 +328,14 @@ unsafe fn tile<const DEPTH: usize, const HALVES: usize, const OFFSET: u8, const 
     p: &Product,
     row: usize,
 ) {
+    debug_assert!(zero_is_known(p.kind));
     let ones = _mm256_set1_epi16(1);
-    let zero = zero_of(p.kind);
-    // Hidden from the compiler: unrolled, it keeps all weights of a group in registers it does not have and spills
-    // them (1.6 times slower).
+    // Steps of two chunks. Hidden from the compiler: unrolled further, it keeps all weights of a group in registers it
+    // does not have and spills them (1.6 times slower).
     let steps = std::hint::black_box(match DEPTH {
-        0 => 16,
-        _ if DEPTH < 8 / HALVES => DEPTH,
-        _ => 8 / HALVES,
+        0 => 8,
+        _ if DEPTH < 8 / HALVES => DEPTH / 2,
+        _ => 4 / HALVES,
     });
     let mut acc = [[_mm256_setzero_ps(); PANELS]; ROWS];
     // SAFETY: all offsets lie within what the fields of `Product` describe.
@@ -329,6 +353,8 @@ unsafe fn tile<const DEPTH: usize, const HALVES: usize, const OFFSET: u8, const 
         let scale = p.a.scale.add(row * p.a.k / 32);
         let sum16 = p.a.sum16.add(row * p.a.k / 16);
         let sum32 = p.a.sum32.add(row * p.a.k / 32);
+        let starts16 = p.a.starts16.add(row * p.a.k / 16);
+        let starts32 = p.a.starts32.add(row * p.a.k / 32);
         let (lda, ldg) = (p.a.k, p.a.k / 32);
         for group in 0..p.groups {
             let mut t = [[_mm256_setzero_ps(); PANELS]; ROWS];
@@ -340,7 +366,17 @@ unsafe fn tile<const DEPTH: usize, const HALVES: usize, const OFFSET: u8, const 
                     let first = (group * HALVES + half) * chunks;
                     for run in 0..chunks / depth {
                         let mut pairs = [[_mm256_setzero_si256(); PANELS]; ROWS];
-                        for i in 0..steps {
+                        if run == 0 {
+                            for r in 0..ROWS {
+                                let at = if HALVES == 1 {
+                                    starts32.add(r * ldg + group)
+                                } else {
+                                    starts16.add(r * ldg * 2 + group * 2 + half)
+                                };
+                                pairs[r] = [start::<DEPTH, HALVES, OFFSET>(at); PANELS];
+                            }
+                        }
+                        for i in 0..2 * steps {
                             let chunk = first + run * depth + i;
                             let w0 = _mm256_loadu_si256(p.codes.add(chunk * CHUNK).cast());
                             let w1 = _mm256_loadu_si256(p.codes.add(chunk * CHUNK + 32).cast());
@@ -359,7 +395,7 @@ unsafe fn tile<const DEPTH: usize, const HALVES: usize, const OFFSET: u8, const 
                         }
                     }
                 } else {
-                    for i in 0..steps {
+                    for i in 0..2 * steps {
                         let chunk = group * 16 + i;
                         let w0 = _mm256_loadu_si256(p.codes.add(chunk * CHUNK).cast());
                         let w1 = _mm256_loadu_si256(p.codes.add(chunk * CHUNK + 32).cast());
@@ -373,15 +409,7 @@ unsafe fn tile<const DEPTH: usize, const HALVES: usize, const OFFSET: u8, const 
                 for w in 0..PANELS {
                     let s = _mm256_loadu_ps(p.scales.add((group * HALVES + half) * PANEL + w * NR));
                     for r in 0..ROWS {
-                        let mut sum = _mm256_cvtepi32_ps(sums[r][w]);
-                        if OFFSET == ZERO {
-                            let u = if HALVES == 1 {
-                                *sum32.add(r * ldg + group)
-                            } else {
-                                *sum16.add(r * ldg * 2 + group * 2 + half)
-                            };
-                            sum = less_zero(sum, u, zero);
-                        }
+                        let sum = _mm256_cvtepi32_ps(sums[r][w]);
                         t[r][w] =
                             if half == 0 { _mm256_mul_ps(sum, s) } else { _mm256_fmadd_ps(sum, s, t[r][w]) };
                     }
@@ -429,7 +457,7 @@ const PREFETCH_BYTES: usize = 2048;
 unsafe fn stream_nibbles<const HALVES: usize, const OFFSET: u8>(p: &Product) {
     let ones = _mm256_set1_epi16(1);
     let mask = _mm256_set1_epi8(15);
-    let zero = zero_of(p.kind);
+    debug_assert!(zero_is_known(p.kind));
     // SAFETY: all offsets lie within what the fields of `Product` describe; prefetches may point anywhere.
     unsafe {
         let mut acc = [_mm256_setzero_ps(); PANELS];
@@ -440,7 +468,9 @@ unsafe fn stream_nibbles<const HALVES: usize, const OFFSET: u8>(p: &Product) {
             _mm_prefetch::<_MM_HINT_T0>(p.ahead.wrapping_add(group * p.ahead_step).cast());
             let mut t = [_mm256_setzero_ps(); PANELS];
             for half in 0..HALVES {
-                let mut pairs = [_mm256_setzero_si256(); PANELS];
+                let at =
+                    if HALVES == 1 { p.a.starts32.add(group) } else { p.a.starts16.add(group * 2 + half) };
+                let mut pairs = [start::<8, HALVES, OFFSET>(at); PANELS];
                 for i in 0..4 / HALVES {
                     let at = p.codes.add((group * 4 + half * 2 + i) * CHUNK);
                     _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES).cast());
@@ -455,13 +485,9 @@ unsafe fn stream_nibbles<const HALVES: usize, const OFFSET: u8>(p: &Product) {
                         pairs[w] = _mm256_add_epi16(pairs[w], sum);
                     }
                 }
-                let u = if HALVES == 1 { *p.a.sum32.add(group) } else { *p.a.sum16.add(group * 2 + half) };
                 for w in 0..PANELS {
                     let s = scales_of(p, group * HALVES + half, w);
-                    let mut sum = _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs[w], ones));
-                    if OFFSET == ZERO {
-                        sum = less_zero(sum, u, zero);
-                    }
+                    let sum = _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs[w], ones));
                     t[w] = if half == 0 { _mm256_mul_ps(sum, s) } else { _mm256_fmadd_ps(sum, s, t[w]) };
                 }
             }
