@@ -24,22 +24,24 @@ from pathlib import Path
 
 TARGET = "aarch64-unknown-linux-gnu"
 ROOT = Path(__file__).resolve().parents[2]
-# Processors by the instructions they have, and the dispatch width where the model's is not the processor's.
+# Models to ask, by the instruction that multiplies.
 PROCESSORS = {
     "smlal": ["cortex-a53", "cortex-a57"],
     "sdot": ["cortex-a76", "neoverse-n1", "neoverse-v1", "neoverse-n2", "neoverse-v2", "cortex-x1", "cortex-x3"],
     "smmla": ["neoverse-v1", "neoverse-n2", "neoverse-v2", "cortex-x3"],
+    "fmla": ["cortex-a57", "neoverse-n1", "neoverse-v1", "neoverse-n2", "cortex-x3"],
 }
 PEAK = {
     "smlal": "smlal v{}.8h, v30.8b, v31.8b",
     "sdot": "sdot v{}.4s, v30.16b, v31.16b",
     "smmla": "smmla v{}.4s, v30.16b, v31.16b",
+    "fmla": "fmla v{}.4s, v30.4s, v31.4s",
 }
 # Products of one instruction.
-PRODUCTS = {"smlal": 8, "sdot": 16, "smmla": 32}
-# What a product instruction looks like: the first of a sum is no accumulation where there is `smull`.
-PRODUCT = {"smlal": r"\bsm(lal|ull)2?\t", "sdot": r"\bsdot\t", "smmla": r"\bsmmla\t"}
-# Kernels: name, instruction, path and parameters as c++filt prints them, bytes read a group by single rows.
+PRODUCTS = {"smlal": 8, "sdot": 16, "smmla": 32, "fmla": 4}
+# What a product instruction looks like; `smull` is the first of a sum.
+PRODUCT = {"smlal": r"\bsm(lal|ull)2?\t", "sdot": r"\bsdot\t", "smmla": r"\bsmmla\t", "fmla": r"\bfmla\t"}
+# Kernels: name, instruction, path and parameters as c++filt prints them, bytes that single rows read a group.
 U, B = "{}: usize", "{}: bool"
 
 
@@ -50,8 +52,8 @@ def generics(*values):
 CODES, NIBBLES, SCALES = 32 * 16, 16 * 16, 16 * 2
 KERNELS = [
     # ROWS, BYTES, HALVES, MIN
-    ("gemm Q4_0 IQ*", "smlal", f"smull::tile::<{generics(4, False, 1, False)}>", None),
-    ("gemm Q4_1 Q4_K Q5_K", "smlal", f"smull::tile::<{generics(4, False, 1, True)}>", None),
+    ("gemm Q4_0 IQ*", "smlal", f"smull::tile::<{generics(3, False, 1, False)}>", None),
+    ("gemm Q4_1 Q4_K Q5_K", "smlal", f"smull::tile::<{generics(3, False, 1, True)}>", None),
     ("gemm Q3_K Q6_K", "smlal", f"smull::tile::<{generics(3, False, 2, False)}>", None),
     ("gemm Q2_K", "smlal", f"smull::tile::<{generics(3, False, 2, True)}>", None),
     ("gemm Q8_0", "smlal", f"smull::tile::<{generics(2, True, 1, False)}>", None),
@@ -69,11 +71,18 @@ KERNELS = [
     ("gemv Q4_K", "sdot", f"sdot::one_row::<{generics(True, False, 1, True)}>", NIBBLES + 2 * 16 + 2 * SCALES // 8),
     ("gemv Q6_K", "sdot", f"sdot::one_row::<{generics(False, False, 2, False)}>", CODES + 2 * 16 + SCALES // 8),
     ("gemv Q8_0", "sdot", f"sdot::one_row::<{generics(False, True, 1, False)}>", CODES + SCALES),
+    # SIGNED, MIN; what K-quants need before either product
+    ("scales Q4_K Q5_K Q2_K", "sdot", f"super_scales::<{generics(False, True)}>", None),
+    ("scales Q3_K Q6_K", "sdot", f"super_scales::<{generics(True, False)}>", None),
     # PAIRS, HALVES, MIN
     ("gemm Q4_0 Q5_0 Q8_0", "smmla", f"smmla::tile::<{generics(3, 1, False)}>", None),
     ("gemm Q4_1 Q4_K Q5_K", "smmla", f"smmla::tile::<{generics(3, 1, True)}>", None),
     ("gemm Q3_K Q6_K", "smmla", f"smmla::tile::<{generics(2, 2, False)}>", None),
     ("gemm Q2_K", "smmla", f"smmla::tile::<{generics(2, 2, True)}>", None),
+    # ROWS: c++filt ends with the type's path, which `functions` cuts
+    ("gemm F32", "fmla", "F32, 6: usize>", None),
+    ("gemm F16", "fmla", "F16, 6: usize>", None),
+    ("gemm BF16", "fmla", "Bf16, 6: usize>", None),
 ]
 
 
@@ -156,7 +165,7 @@ def main():
     code = functions(options.asm or compile_to_assembly())
     peaks, rows = {}, []
     for name, instruction, symbol, read in KERNELS:
-        body, products = loop(code[symbol], PRODUCT[instruction])
+        body, products = loop(code[symbol], PRODUCT[instruction] if "scales" not in symbol else r"\bfmul\t")
         if body is None:
             sys.exit(f"no loop in {symbol}")
         if options.loop:
@@ -170,6 +179,8 @@ def main():
                 took = cycles(options.mca, processor, block, 500, options.dispatch)
                 peaks[processor, instruction] = PRODUCTS[instruction] * round(24 / took)
             took = cycles(options.mca, processor, "\n".join(body), 200, options.dispatch)
+            if "scales" in symbol:
+                products = 0
             rate = products * PRODUCTS[instruction] / took
             row = {
                 "kernel": f"{instruction} {name}",
@@ -182,7 +193,8 @@ def main():
                 "percent_of_peak": round(100 * rate / peaks[processor, instruction], 1),
             }
             if read:
-                row["bytes_a_cycle"] = round(read / took, 1)
+                # A group of a row has 32 * 16 products; a loop may hold less than a group.
+                row["bytes_a_cycle"] = round(read * row["products"] / 512 / took, 1)
             rows.append(row)
     if options.json:
         print(json.dumps(rows, indent=1))

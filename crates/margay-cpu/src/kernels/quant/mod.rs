@@ -22,9 +22,6 @@ mod scales;
 #[cfg(test)]
 mod tests;
 
-#[cfg(target_arch = "aarch64")]
-pub(crate) use scales::widen as widen_half;
-
 use crate::{
     Isa,
     pack::{Codes, Kind, Scaling},

@@ -16,7 +16,7 @@ mod sdot;
 mod smmla;
 mod smull;
 
-use super::{Product, QuantKernels, scales};
+use super::{Product, QuantKernels};
 use crate::pack::{Codes, Kind, Offset, PANEL, Scaling};
 use std::{
     arch::{aarch64::*, asm},
@@ -69,7 +69,91 @@ fn gemv_reads_packed(_: Kind, scaling: Scaling) -> bool {
 }
 
 fn unpack_scales(kind: Kind, scaling: Scaling, packed: &[u8], s: &mut [f32], m: &mut [f32]) {
-    scales::unpack::<PANEL>(kind, scaling, packed, s, m);
+    let (s, m) = (s.as_chunks_mut::<PANEL>().0, m.as_chunks_mut::<PANEL>().0);
+    match (scaling, kind.offset == Offset::Min) {
+        (Scaling::Plain, false) => {
+            for (s, packed) in s.iter_mut().zip(packed.as_chunks::<{ 2 * PANEL }>().0) {
+                put(s, halves16(packed));
+            }
+        }
+        (Scaling::Plain, true) => {
+            for ((s, m), packed) in s.iter_mut().zip(m).zip(packed.as_chunks::<{ 4 * PANEL }>().0) {
+                let [scales, mins] = packed.as_chunks().0 else { unreachable!("4 n bytes are twice 2 n") };
+                put(s, halves16(scales));
+                put(m, halves16(mins));
+            }
+        }
+        (Scaling::Super { signed: false }, false) => super_scales::<false, false>(kind, packed, s, m),
+        (Scaling::Super { signed: true }, false) => super_scales::<true, false>(kind, packed, s, m),
+        (Scaling::Super { .. }, true) => super_scales::<false, true>(kind, packed, s, m),
+    }
+}
+
+/// [`unpack_scales`] where they are bytes times a scale of 256 columns.
+#[inline(never)]
+fn super_scales<const SIGNED: bool, const MIN: bool>(
+    kind: Kind,
+    packed: &[u8],
+    s: &mut [[f32; PANEL]],
+    m: &mut [[f32; PANEL]],
+) {
+    let groups = 8 * kind.halves;
+    // Of each kind of number, and of both in the order of the file.
+    let each = (2 + groups) * PANEL;
+    let mut at = 0;
+    for block in packed.chunks_exact(if MIN { 2 * each } else { each }) {
+        let (factors, codes) = block.split_at(if MIN { 4 * PANEL } else { 2 * PANEL });
+        let factor =
+            |bytes: &[u8]| halves16(bytes.first_chunk().expect("invariant: a scale for each output"));
+        let d = factor(factors);
+        let dmin = if MIN { factor(&factors[2 * PANEL..]).map(negate) } else { d };
+        for codes in codes.chunks_exact(if MIN { 2 * PANEL } else { PANEL }) {
+            put(&mut s[at], times::<SIGNED>(codes, d));
+            if MIN {
+                put(&mut m[at], times::<false>(&codes[PANEL..], dmin));
+            }
+            at += 1;
+        }
+    }
+}
+
+/// 16 bytes as numbers times `factors`.
+#[inline(always)]
+fn times<const SIGNED: bool>(bytes: &[u8], factors: [float32x4_t; REGISTERS]) -> [float32x4_t; REGISTERS] {
+    /// 2^23: the last byte of its bits is the number it is more than that.
+    const MAGIC: f32 = 8_388_608.0;
+    let bytes: &[u8; PANEL] = bytes.first_chunk().expect("invariant: a byte for each output");
+    // SAFETY: NEON is part of aarch64; 16 bytes are read.
+    unsafe {
+        let codes = vld1q_u8(bytes.as_ptr());
+        // Signed bytes by 128 higher.
+        let codes = if SIGNED { veorq_u8(codes, vdupq_n_u8(128)) } else { codes };
+        let magic = splat(if SIGNED { MAGIC + 128.0 } else { MAGIC });
+        // Bytes 0 and 3 of each float are a code and the exponent of MAGIC; the index beyond the table means 0.
+        let table = uint8x16x2_t(codes, vdupq_n_u8((MAGIC.to_bits() >> 24) as u8));
+        let mut out = factors;
+        for (n, out) in out.iter_mut().enumerate() {
+            let first = 0x10ff_ff00 + 4 * n as u32;
+            let index = [first, first + 1, first + 2, first + 3];
+            let index = vreinterpretq_u8_u32(vld1q_u32(index.as_ptr()));
+            *out = vmulq_f32(vsubq_f32(vreinterpretq_f32_u8(vqtbl2q_u8(table, index)), magic), factors[n]);
+        }
+        out
+    }
+}
+
+#[inline(always)]
+fn negate(x: float32x4_t) -> float32x4_t {
+    // SAFETY: NEON is part of aarch64.
+    unsafe { vnegq_f32(x) }
+}
+
+#[inline(always)]
+fn put(to: &mut [f32; PANEL], from: [float32x4_t; REGISTERS]) {
+    for (to, from) in to.as_chunks_mut::<NR>().0.iter_mut().zip(from) {
+        // SAFETY: 4 floats are written.
+        unsafe { vst1q_f32(to.as_mut_ptr(), from) }
+    }
 }
 
 /// The codes of 4 columns of 4 outputs, less the zero point.
@@ -259,13 +343,10 @@ fn prefetch<const AT: i32>(from: *const u8) {
 }
 
 /// 16 scales of a group, one panel, as packed.
-///
-/// # Safety
-/// 32 bytes are readable.
 #[inline(always)]
-unsafe fn halves16(at: *const u8) -> [float32x4_t; REGISTERS] {
-    // SAFETY: the caller's promise.
-    unsafe { [0, 8, 16, 24].map(|i| vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(at.add(i))))) }
+fn halves16(bytes: &[u8; 2 * PANEL]) -> [float32x4_t; REGISTERS] {
+    // SAFETY: NEON is part of aarch64; 32 bytes are read.
+    unsafe { [0, 8, 16, 24].map(|i| vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(bytes.as_ptr().add(i))))) }
 }
 
 /// Scales and minima of single rows, one group after the other.
@@ -290,9 +371,9 @@ impl RowScales {
         // SAFETY: the caller's promise.
         unsafe {
             if PACKED {
-                let s = halves16(self.packed);
+                let s = halves16(&*self.packed.cast());
                 if MIN {
-                    m = halves16(self.packed.add(2 * PANEL));
+                    m = halves16(&*self.packed.add(2 * PANEL).cast());
                 }
                 self.packed = self.packed.add(if MIN { 4 * PANEL } else { 2 * PANEL });
                 [s, m]

@@ -295,14 +295,15 @@ unsafe fn add_row<const NIBBLES: bool>(sums: &mut [int32x4_t; REGISTERS], packed
             sums[n] = sdot::<3>(sums[n], high(second[n]), a);
         }
     } else {
-        let lines = [line(0), line(1), line(2), line(3)];
+        let (first, second) = (line(0), line(1));
         for n in 0..REGISTERS {
-            sums[n] = sdot::<0>(sums[n], lines[0][n], a);
-            sums[n] = sdot::<1>(sums[n], lines[1][n], a);
+            sums[n] = sdot::<0>(sums[n], first[n], a);
+            sums[n] = sdot::<1>(sums[n], second[n], a);
         }
+        let (first, second) = (line(2), line(3));
         for n in 0..REGISTERS {
-            sums[n] = sdot::<2>(sums[n], lines[2][n], a);
-            sums[n] = sdot::<3>(sums[n], lines[3][n], a);
+            sums[n] = sdot::<2>(sums[n], first[n], a);
+            sums[n] = sdot::<3>(sums[n], second[n], a);
         }
     }
 }

@@ -16,8 +16,8 @@ pub(super) unsafe fn gemm(p: &Product) {
             (true, 1, true) => rows::<2, true, 1, true>(p),
             (true, _, false) => rows::<2, true, 2, false>(p),
             (true, _, true) => rows::<2, true, 2, true>(p),
-            (false, 1, false) => rows::<4, false, 1, false>(p),
-            (false, 1, true) => rows::<4, false, 1, true>(p),
+            (false, 1, false) => rows::<3, false, 1, false>(p),
+            (false, 1, true) => rows::<3, false, 1, true>(p),
             (false, _, false) => rows::<3, false, 2, false>(p),
             (false, _, true) => rows::<3, false, 2, true>(p),
         }
@@ -237,24 +237,16 @@ unsafe fn one_row<
             let mut u = [0.0; HALVES];
             let mut m = [[vdupq_n_f32(0.0); REGISTERS]; HALVES];
             for h in 0..HALVES {
-                let chunks = 8 / HALVES;
                 let mut sums = [Sums::zero(); 2];
-                for chunk in 0..chunks {
-                    let at = p.a.q.add(group * 32 + h * 16 + chunk * 4);
-                    let a = vreinterpretq_s8_s32(vdupq_n_s32(at.cast::<i32>().read_unaligned()));
-                    let line = vld1q_u8_x4(codes.add(if NIBBLES { chunk / 2 } else { chunk } * CHUNK));
-                    let line = [line.0, line.1, line.2, line.3].map(|codes| match (NIBBLES, chunk % 2) {
-                        (false, _) => vreinterpretq_s8_u8(codes),
-                        (true, 0) => vreinterpretq_s8_u8(low(codes)),
-                        (true, _) => vreinterpretq_s8_u8(high(codes)),
-                    });
-                    sums[0].add::<BYTES>([line[0], line[1]], a, chunk);
-                    sums[1].add::<BYTES>([line[2], line[3]], a, chunk);
-                    if !NIBBLES || chunk % 2 == 0 {
-                        prefetch::<{ PREFETCH_BYTES }>(codes);
-                    }
+                for i in 0..2 / HALVES {
+                    let a = vld1q_s8(p.a.q.add(group * 32 + h * 16 + i * 16));
+                    let a = vreinterpretq_s32_s8(a);
+                    add_row::<NIBBLES, BYTES>(&mut sums, codes, vdupq_laneq_s32::<0>(a), 4 * i);
+                    add_row::<NIBBLES, BYTES>(&mut sums, codes, vdupq_laneq_s32::<1>(a), 4 * i + 1);
+                    add_row::<NIBBLES, BYTES>(&mut sums, codes, vdupq_laneq_s32::<2>(a), 4 * i + 2);
+                    add_row::<NIBBLES, BYTES>(&mut sums, codes, vdupq_laneq_s32::<3>(a), 4 * i + 3);
+                    codes = codes.add(if NIBBLES { 2 * CHUNK } else { 4 * CHUNK });
                 }
-                codes = codes.add(if NIBBLES { chunks * CHUNK / 2 } else { chunks * CHUNK });
                 u[h] = p.a.code_sum(0, group, HALVES, h);
                 let s;
                 [s, m[h]] = scales.next::<PACKED, MIN>();
@@ -279,5 +271,34 @@ unsafe fn one_row<
             }
         }
         store_row(p, y);
+    }
+}
+
+/// Adds the products of chunk `chunk` of a row; `packed` are the codes of it and its three neighbours.
+///
+/// # Safety
+/// As many codes are readable.
+#[inline(always)]
+unsafe fn add_row<const NIBBLES: bool, const BYTES: bool>(
+    sums: &mut [Sums; 2],
+    packed: *const u8,
+    a: int32x4_t,
+    chunk: usize,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let at = packed.add(if NIBBLES { chunk % 4 / 2 } else { chunk % 4 } * CHUNK);
+        let line = vld1q_u8_x4(at);
+        let line = [line.0, line.1, line.2, line.3].map(|codes| match (NIBBLES, chunk % 2) {
+            (false, _) => vreinterpretq_s8_u8(codes),
+            (true, 0) => vreinterpretq_s8_u8(low(codes)),
+            (true, _) => vreinterpretq_s8_u8(high(codes)),
+        });
+        let a = vreinterpretq_s8_s32(a);
+        sums[0].add::<BYTES>([line[0], line[1]], a, chunk);
+        sums[1].add::<BYTES>([line[2], line[3]], a, chunk);
+        if !NIBBLES || chunk % 2 == 0 {
+            prefetch::<{ PREFETCH_BYTES }>(at);
+        }
     }
 }
