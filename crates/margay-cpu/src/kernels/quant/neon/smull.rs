@@ -118,7 +118,7 @@ impl Sums {
     /// Adds the products of chunk `chunk` of a group or half of one: `a` holds 4 columns 4 times.
     #[inline(always)]
     fn add<const BYTES: bool>(&mut self, w: [int8x16_t; 2], a: int8x16_t, chunk: usize) {
-        let first = if BYTES { chunk % 2 == 0 } else { chunk == 0 };
+        let first = if BYTES { chunk.is_multiple_of(2) } else { chunk == 0 };
         // SAFETY: NEON is part of aarch64.
         unsafe {
             let low = vget_low_s8(a);
@@ -297,7 +297,7 @@ unsafe fn add_row<const NIBBLES: bool, const BYTES: bool>(
         let a = vreinterpretq_s8_s32(a);
         sums[0].add::<BYTES>([line[0], line[1]], a, chunk);
         sums[1].add::<BYTES>([line[2], line[3]], a, chunk);
-        if !NIBBLES || chunk % 2 == 0 {
+        if !NIBBLES || chunk.is_multiple_of(2) {
             prefetch::<{ PREFETCH_BYTES }>(at);
         }
     }
