@@ -3,7 +3,8 @@
 #
 # Builds for aarch64 Linux and runs the tests that must hold on ARM: margay-cpu, margay-quant and `margay`, whose
 # end-to-end tests cover the rest, on a processor with every feature; then again on one without the dot product, where
-# run-time dispatch has to choose the plain kernels. The last line is `N passed, N failed`.
+# run-time dispatch has to choose the plain kernels; then the kernels on one with the dot product alone. The last line is
+# `N passed, N failed`.
 #
 # Needs qemu-user, gcc-aarch64-linux-gnu and libc6-dev-arm64-cross (Debian's names), and the standard library of the
 # target: from `rustup target add aarch64-unknown-linux-gnu`, or in a folder named by MARGAY_AARCH64_SYSROOT, which
@@ -49,6 +50,8 @@ on max -p margay-cpu -p margay-quant -p margay --no-default-features --tests
 # The plain kernels are held against the portable ones bit for bit, so the long suite need not run twice.
 on cortex-a53 -p margay-cpu -p margay-quant -p margay --no-default-features \
     --lib --test contract --test golden --test end_to_end_parity --test end_to_end_sessions
+# With the dot product but without matrix products, as most phones are.
+on cortex-a76 -p margay-cpu --no-default-features --lib
 
 awk '/^test result: / { passed += $4; failed += $6 } END { printf "%d passed, %d failed\n", passed, failed }' "$log"
 exit "$status"

@@ -28,7 +28,7 @@ const K_CHUNK_ONE_ROW: usize = 2048;
 const K_CHUNK_FLOAT: usize = 256;
 /// Rows from which on it pays to widen half precision weights to memory instead of in registers.
 const WIDEN_FROM_ROWS: usize = 12;
-/// Rows that a task quantizes.
+/// Rows that a task quantizes: even, so that no two tasks share a pair.
 const QUANTIZE_ROWS: usize = 8;
 
 /// A packed weight.
@@ -90,7 +90,7 @@ pub(crate) struct QuantRows {
 }
 
 impl QuantRows {
-    /// Room for `elements` numbers, `wide` of them also in 16 bits.
+    /// Room for `elements` numbers, and `wide` of 16 bits for the copy that some kernels ask for.
     pub(crate) fn new(elements: usize, wide: usize) -> Self {
         QuantRows {
             q: Lines::zeroed(elements),
@@ -113,34 +113,44 @@ impl QuantRows {
             + self.starts32.size_bytes()
     }
 
-    /// Quantizes `x`; `wide` also fills the 16-bit copy.
+    /// Quantizes `x`; `wide` also makes the copy that some kernels ask for.
     pub(crate) fn fill(&mut self, engine: &Engine, x: View<'_>, wide: bool) -> Result<(), TaskPanic> {
         let k = x.columns;
         assert!(x.rows * k <= self.q.len() && (!wide || x.rows * k <= self.q16.len()));
-        let quantize = engine.kernels.rows.quantize;
+        let (quantize, copy_rows) = (engine.kernels.rows.quantize, engine.kernels.quant.copy_rows);
         let (q, q16) = (Shared(self.q.as_mut_ptr()), Shared(self.q16.as_mut_ptr()));
         let (scale, sum16) = (Shared(self.scale.as_mut_ptr()), Shared(self.sum16.as_mut_ptr()));
         let sum32 = Shared(self.sum32.as_mut_ptr());
         let (starts16, starts32) = (Shared(self.starts16.as_mut_ptr()), Shared(self.starts32.as_mut_ptr()));
         engine.run(x.rows.div_ceil(QUANTIZE_ROWS), &|_, task| {
-            for row in task * QUANTIZE_ROWS..x.rows.min((task + 1) * QUANTIZE_ROWS) {
+            let rows = task * QUANTIZE_ROWS..x.rows.min((task + 1) * QUANTIZE_ROWS);
+            for row in rows.clone() {
                 // SAFETY: each row is one task's own, and inside the buffers as asserted above.
                 unsafe {
-                    let q = q.slice(row * k, k);
                     quantize(
                         x.row(row),
-                        q,
+                        q.slice(row * k, k),
                         scale.slice(row * k / 32, k / 32),
                         sum16.slice(row * k / 16, k / 16),
                         sum32.slice(row * k / 32, k / 32),
                         starts16.slice(row * k / 16, k / 16),
                         starts32.slice(row * k / 32, k / 32),
                     );
-                    if wide {
-                        for (wide, q) in q16.slice(row * k, k).iter_mut().zip(q) {
-                            *wide = i16::from(*q);
-                        }
-                    }
+                }
+            }
+            if wide {
+                let (first, count) = (rows.start, rows.len());
+                // SAFETY: as above; the rows were written just now.
+                unsafe {
+                    let from = Rows {
+                        q: q.slice(first * k, count * k).as_ptr(),
+                        q16: std::ptr::null(),
+                        scale: scale.slice(first * k / 32, count * k / 32).as_ptr(),
+                        sum16: sum16.slice(first * k / 16, count * k / 16).as_ptr(),
+                        sum32: sum32.slice(first * k / 32, count * k / 32).as_ptr(),
+                        k,
+                    };
+                    copy_rows(count, &from, q16.slice(first * k, count * k).as_mut_ptr());
                 }
             }
         })
@@ -306,7 +316,7 @@ fn many_rows(
             if unpacked > 0 {
                 // SAFETY: `codes` has room for `K_CHUNK >= len` columns.
                 unsafe {
-                    (kernels.unpack)(matrix.kind.codes, panel_codes, len, codes.as_mut_ptr().cast());
+                    (kernels.unpack)(matrix.kind, panel_codes, len, codes.as_mut_ptr().cast());
                 }
                 panel_codes = codes.as_ptr().cast();
             }

@@ -21,6 +21,7 @@ const TILE_ROWS: usize = 4;
 pub(super) static TABLE: QuantKernels = QuantKernels {
     name: "vpmaddubsw and vpmaddwd of AVX2",
     wants_q16: |codes| codes == Codes::I8,
+    copy_rows: super::widen_rows,
     unpacked_bytes: |codes| match codes {
         Codes::U4 => 1,
         Codes::U5 | Codes::U6 => 0,
@@ -133,10 +134,10 @@ fn signed_bytes(bytes: &[u8; PANEL]) -> Pair {
 
 /// # Safety
 /// As [`QuantKernels::unpack`].
-unsafe fn unpack(codes: Codes, packed: *const u8, k: usize, out: *mut u8) {
+unsafe fn unpack(kind: Kind, packed: *const u8, k: usize, out: *mut u8) {
     // SAFETY: the caller's promise, and AVX2 was detected.
     unsafe {
-        match codes {
+        match kind.codes {
             Codes::U4 => unpack_nibbles(packed, k, out),
             _ => widen_bytes(packed, k, out),
         }

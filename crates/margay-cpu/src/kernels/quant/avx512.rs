@@ -17,6 +17,7 @@ const PREFETCH_BYTES: usize = 2048;
 pub(super) static TABLE: QuantKernels = QuantKernels {
     name: "vpdpbusd of AVX-512 VNNI",
     wants_q16: |_| false,
+    copy_rows: super::widen_rows,
     unpacked_bytes: |codes| usize::from(codes == Codes::U4),
     gemv_reads_packed: |_, _| false,
     unpack: |_, packed, k, out| {

@@ -22,9 +22,6 @@ mod scales;
 #[cfg(test)]
 mod tests;
 
-#[cfg(target_arch = "aarch64")]
-pub(crate) use scales::widen as widen_half;
-
 use crate::{
     Isa,
     pack::{Codes, Kind, Scaling},
@@ -35,7 +32,7 @@ use crate::{
 pub(crate) struct Rows {
     /// Codes; rows `k` apart.
     pub(crate) q: *const i8,
-    /// The same widened, for kernels that ask for them.
+    /// What [`QuantKernels::copy_rows`] made of them, for kernels that ask for it; rows `k` numbers apart.
     pub(crate) q16: *const i16,
     /// Scales; rows `k / 32` apart.
     pub(crate) scale: *const f32,
@@ -50,6 +47,25 @@ pub(crate) struct Rows {
     pub(crate) starts32: *const [i16; 2],
     /// Columns of a whole row.
     pub(crate) k: usize,
+}
+
+#[cfg(target_arch = "aarch64")]
+impl Rows {
+    /// The sum of codes of a row in a group, or in one of its two halves.
+    ///
+    /// # Safety
+    /// The row has that group.
+    #[inline(always)]
+    unsafe fn code_sum(&self, row: usize, group: usize, halves: usize, half: usize) -> f32 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if halves == 1 {
+                *self.sum32.add(row * self.k / 32 + group)
+            } else {
+                *self.sum16.add(row * self.k / 16 + group * 2 + half)
+            }
+        }
+    }
 }
 
 /// One product: `rows` rows times a panel over `groups` groups of 32 columns.
@@ -83,13 +99,18 @@ pub(crate) struct QuantKernels {
     pub(crate) name: &'static str,
     /// Whether products with such codes read `Rows::q16`.
     pub(crate) wants_q16: fn(Codes) -> bool,
+    /// Makes `Rows::q16` of this many rows, the first of an even index: widened codes, or what suits the kernels better.
+    ///
+    /// # Safety
+    /// The rows are valid, and as many of 16-bit numbers writable.
+    pub(crate) copy_rows: unsafe fn(rows: usize, from: &Rows, q16: *mut i16),
     /// Bytes a code takes once unpacked for `gemm`; 0 where `gemm` reads the packed codes.
     pub(crate) unpacked_bytes: fn(Codes) -> usize,
-    /// Unpacks `[k/4][16][4]` codes.
+    /// Unpacks `[k/4][16][4]` codes, in whatever order `gemm` reads them.
     ///
     /// # Safety
     /// Source and destination hold `k` columns of one panel.
-    pub(crate) unpack: unsafe fn(codes: Codes, packed: *const u8, k: usize, out: *mut u8),
+    pub(crate) unpack: unsafe fn(kind: Kind, packed: *const u8, k: usize, out: *mut u8),
     /// Float scales and minima of whole groups of one panel, `[groups][16]` each.
     pub(crate) scales: fn(kind: Kind, scaling: Scaling, packed: &[u8], scales: &mut [f32], mins: &mut [f32]),
     /// The product with unpacked codes.
@@ -104,6 +125,23 @@ pub(crate) struct QuantKernels {
     /// # Safety
     /// As `gemm`.
     pub(crate) gemv: unsafe fn(&Product),
+}
+
+/// Widens the codes of rows.
+///
+/// # Safety
+/// As [`QuantKernels::copy_rows`].
+unsafe fn widen_rows(rows: usize, from: &Rows, q16: *mut i16) {
+    // SAFETY: the caller's promise.
+    let (q, q16) = unsafe {
+        (
+            std::slice::from_raw_parts(from.q, rows * from.k),
+            std::slice::from_raw_parts_mut(q16, rows * from.k),
+        )
+    };
+    for (wide, q) in q16.iter_mut().zip(q) {
+        *wide = i16::from(*q);
+    }
 }
 
 /// The kernels of `isa`, which the processor must have.

@@ -1,11 +1,12 @@
 //! Portable integer kernels: the meaning of all others.
 
 use super::{Product, QuantKernels, scales};
-use crate::pack::{Codes, Offset, PANEL as NR};
+use crate::pack::{Codes, Kind, Offset, PANEL as NR};
 
 pub(super) static TABLE: QuantKernels = QuantKernels {
     name: "portable loops",
     wants_q16: |_| false,
+    copy_rows: super::widen_rows,
     unpacked_bytes: |codes| usize::from(codes == Codes::U4),
     gemv_reads_packed: |_, _| false,
     unpack,
@@ -22,7 +23,7 @@ pub(super) static TABLE: QuantKernels = QuantKernels {
 
 /// # Safety
 /// As [`QuantKernels::unpack`].
-unsafe fn unpack(_: Codes, packed: *const u8, k: usize, out: *mut u8) {
+unsafe fn unpack(_: Kind, packed: *const u8, k: usize, out: *mut u8) {
     // SAFETY: the caller's promise: k * NR / 2 packed bytes, k * NR unpacked ones.
     let (packed, out) = unsafe {
         (std::slice::from_raw_parts(packed, k * NR / 2), std::slice::from_raw_parts_mut(out, k * NR))
