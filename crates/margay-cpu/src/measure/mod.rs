@@ -1,4 +1,4 @@
-//! What the processor can do ([`limits`]), and how much of it the kernels do ([`kernels`]).
+//! What the processor can do ([`limits()`]), and how much of it the kernels do ([`mod@kernels`]).
 //!
 //! The caller brings the clock, in seconds: this crate reads none.
 

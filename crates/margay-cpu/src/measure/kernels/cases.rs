@@ -75,6 +75,8 @@ pub fn cases() -> Vec<Case> {
     for dtype in TYPES {
         let name = dtype.name().to_lowercase();
         let shapes = DECODERS.map(|(outputs, inputs)| (PROMPT, outputs, inputs)).into_iter().chain(ENCODERS);
+        // Rows of 4304 and 1152 are no whole number of blocks of every format; such weights stay unquantized.
+        let shapes = shapes.filter(|(_, _, inputs)| dtype.row_bytes(*inputs).is_some());
         all.extend(shapes.map(|(r, o, i)| linear(&format!("gemm/{name}"), dtype, r, o, i)));
         all.extend(DECODERS.map(|(o, i)| linear(&format!("gemv/{name}"), dtype, 1, o, i)));
     }
