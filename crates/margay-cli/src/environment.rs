@@ -24,7 +24,16 @@ pub(crate) fn stderr_is_terminal() -> bool {
 
 /// True where stderr may be coloured: on a terminal that can, unless `NO_COLOR` is set. Source: <https://no-color.org>.
 pub(crate) fn stderr_has_colours() -> bool {
+    stderr_is_terminal() && colours_are_welcome()
+}
+
+/// The same of stdout.
+pub(crate) fn stdout_has_colours() -> bool {
+    stdout_is_terminal() && colours_are_welcome()
+}
+
+fn colours_are_welcome() -> bool {
     let refused = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
     let dumb = std::env::var_os("TERM").is_some_and(|v| v == "dumb");
-    stderr_is_terminal() && !refused && !dumb
+    !refused && !dumb
 }

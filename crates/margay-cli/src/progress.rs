@@ -61,8 +61,17 @@ pub(crate) enum Meter {
 }
 
 impl Meter {
-    /// A meter; `silent` where nobody wants to hear.
+    /// A meter of bytes; `silent` where nobody wants to hear.
     pub(crate) fn start(silent: bool) -> Self {
+        Self::with(silent, "{bar:30} {percent:>3}% {binary_bytes}/{binary_total_bytes} {eta} {wide_msg:.dim}")
+    }
+
+    /// A meter of things that are counted.
+    pub(crate) fn counting() -> Self {
+        Self::with(false, "{bar:30} {pos}/{len} {elapsed} {wide_msg:.dim}")
+    }
+
+    fn with(silent: bool, template: &str) -> Self {
         if silent {
             return Meter::Silent;
         }
@@ -70,14 +79,12 @@ impl Meter {
             return Meter::Lines { tenth: 0 };
         }
         let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
-        bar.set_style(style(
-            "{bar:30} {percent:>3}% {binary_bytes}/{binary_total_bytes} {eta} {wide_msg:.dim}",
-        ));
+        bar.set_style(style(template));
         SHOWN.store(true, Ordering::Relaxed);
         Meter::Bar(bar)
     }
 
-    /// So many of `of` bytes are done; `what` is the latest part.
+    /// So many of `of` are done; `what` is the latest part.
     pub(crate) fn update(&mut self, done: u64, of: u64, what: &str) {
         match self {
             Meter::Bar(bar) => {

@@ -1,4 +1,4 @@
-//! `convert`, `inspect`, `tokenize`, `trace`, `doctor`, and the help.
+//! `convert`, `inspect`, `tokenize`, `trace`, `doctor`, `bench`, and the help.
 #![allow(clippy::unwrap_used, reason = "a helper of a test may fail as the test does")]
 
 mod program;
@@ -6,7 +6,7 @@ mod program;
 use margay::rooms::file::{SafeTensors, TensorSource};
 use program::{finish, golden, margay, names, run, tiny_gguf, word};
 
-const COMMANDS: [&str; 7] = ["run", "chat", "inspect", "convert", "tokenize", "trace", "doctor"];
+const COMMANDS: [&str; 8] = ["run", "chat", "inspect", "convert", "tokenize", "trace", "doctor", "bench"];
 
 /// Greatest difference of logits, relative to the greatest logit, that float32 in another order may make.
 const LOGITS_TOLERANCE: f64 = 1e-4;
@@ -200,6 +200,46 @@ fn doctor_tells_the_machine_and_the_kernels() {
     let json = run(["doctor", "--json"]).json();
     assert_eq!(json["architecture"], std::env::consts::ARCH);
     assert!(json["margay_isa"].is_null());
+    let limits = json["measured"].as_array().unwrap().last().unwrap();
+    assert_eq!(limits["threads"], json["threads"]);
+    for name in ["memory read", "int8", "float32"] {
+        assert!(text.contains(name), "{name}: {text}");
+        let of_name = |l: &&serde_json::Value| l["name"] == name;
+        let limit = limits["limits"].as_array().unwrap().iter().find(of_name).unwrap();
+        assert!(limit["giga_per_second"].as_f64().unwrap() > 0.0, "{limit}");
+    }
     let forced = finish(margay().args(["doctor", "--json"]).env("MARGAY_ISA", "scalar"), "").json();
     assert_eq!(forced["margay_isa"], "scalar");
+}
+
+#[test]
+fn bench_measures_what_is_asked_for_and_lists_what_there_is() {
+    let list = run(["bench", "kernels", "--list", "--json"]).json();
+    let listed = |kernel: &str| list.as_array().unwrap().iter().filter(|c| c["kernel"] == kernel).count();
+    assert!(listed("gemm/q4_0") > 1 && listed("attention/decode") > 1);
+    let text = run(["bench", "kernels", "--list", "--filter", "NORM/"]).ok();
+    assert!(text.lines().skip(1).all(|line| line.starts_with("norm/")), "{text}");
+
+    let words = ["bench", "kernels", "--filter", "softmax", "--quick", "--threads", "1", "--isa", "scalar"];
+    let ran = run(words.iter().chain(&["--json"]));
+    assert!(ran.stderr.contains("100%"), "progress in a pipe is lines: {}", ran.stderr);
+    let records = ran.json();
+    let [record] = &records.as_array().unwrap()[..] else { panic!("{records}") };
+    let fields: Vec<_> = record.as_object().unwrap().keys().map(String::as_str).collect();
+    let mut expected =
+        ["kernel", "isa", "shape", "threads", "gops", "gbytes_per_s", "percent_of_peak", "bound"];
+    expected.sort_unstable();
+    assert_eq!(fields, expected);
+    assert_eq!((&record["kernel"], &record["isa"]), (&"softmax/block".into(), &"scalar".into()));
+    assert_eq!((&record["threads"], &record["bound"]), (&1.into(), &"compute".into()));
+    assert!(record["gops"].as_f64().unwrap() > 0.0 && record["percent_of_peak"].as_f64().unwrap() > 0.0);
+    let table = run(words).ok();
+    assert!(
+        table.contains("softmax/block") && table.contains("limits") && !table.contains('\x1b'),
+        "{table}"
+    );
+
+    run(["bench", "kernels", "--filter", "no such"]).fails(2, &["no such", "--list"]);
+    let missing = if cfg!(target_arch = "x86_64") { "neon" } else { "avx2" };
+    run(["bench", "kernels", "--isa", missing]).fails(2, &[missing, "this processor has"]);
 }

@@ -127,11 +127,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("{}; {dtype}, {layers} layers", cpu.describe());
     println!("compile {:.2} s, {:?}", (clock.now() - start).as_secs_f64(), decoder.memory());
     let seconds = || clock.now().as_secs_f64();
+    let limits_now = margay_cpu::measure::limits(&cpu, &seconds)?;
     println!(
-        "machine: {:.1} GB/s read, {:.0} Gop/s of 4-bit products, {:.0} GFLOP/s",
-        margay_cpu::measure::read_bandwidth(cpu.pool(), &seconds)? / 1e9,
-        margay_cpu::measure::int8_peak(&cpu, &seconds)? / 1e9,
-        margay_cpu::measure::f32_peak(&cpu, &seconds)? / 1e9,
+        "machine: {:.1} GB/s read, {:.0} Gop/s ({}), {:.0} GFLOP/s",
+        limits_now.read() / 1e9,
+        limits_now.int8.ops_per_second / 1e9,
+        limits_now.int8.instruction,
+        limits_now.f32.ops_per_second / 1e9,
     );
     let cancel = Cancel::new();
     let ids: Vec<i32> = (0..prompt as i32).map(|i| i * 37 % VOCABULARY as i32).collect();

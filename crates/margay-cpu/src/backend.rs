@@ -1,8 +1,14 @@
 //! The backend: options, and compilation of programs.
 
-use crate::{Isa, KvType, executable::CpuExecutable, kernels::Kernels, threads::Pool};
-use margay_graph::{Backend, BackendError, Bindings, Executable, Program, WeightSource};
-use std::sync::Arc;
+use crate::{
+    Isa, KvType,
+    executable::CpuExecutable,
+    kernels::Kernels,
+    ops::{Engine, Scratch},
+    threads::Pool,
+};
+use margay_graph::{Backend, BackendError, Bindings, Cancel, Executable, Program, WeightSource};
+use std::sync::{Arc, atomic::AtomicBool};
 
 /// Name of the backend in errors and reports.
 pub(crate) const ID: &str = "cpu";
@@ -56,6 +62,17 @@ impl CpuBackend {
     /// The threads, for measurements of what the processor can do.
     pub fn pool(&self) -> &Pool {
         &self.pool
+    }
+
+    /// Threads, kernels and so many floats of scratch a thread, for ops outside a program.
+    pub(crate) fn engine(&self, scratch_floats: usize) -> Engine {
+        Engine {
+            pool: self.pool.clone(),
+            kernels: Kernels::of(self.isa).expect("invariant: checked in `new`"),
+            scratch: Scratch::new(self.threads(), scratch_floats),
+            cancel: Cancel::new(),
+            skipped: AtomicBool::new(false),
+        }
     }
 
     /// One line a kind of kernel: which one runs and why.

@@ -45,16 +45,27 @@ struct Findings {
     threads: usize,
     /// One line a kind of kernel: which one runs, and why.
     kernels: Vec<String>,
-    measured: Measured,
+    /// What the processor reaches now, with one thread and with all; other work on it lowers these.
+    measured: Vec<Measured>,
     backends: Vec<BackendFinding>,
 }
 
-/// What the machine reaches now, with all threads; other work on it lowers these.
+/// Limits of some threads.
 #[derive(Debug, Serialize)]
 struct Measured {
-    read_bytes_per_second: f64,
-    int8_operations_per_second: f64,
-    float32_operations_per_second: f64,
+    threads: usize,
+    limits: Vec<Limit>,
+}
+
+/// One limit of the processor.
+#[derive(Debug, Serialize)]
+struct Limit {
+    name: &'static str,
+    /// What reached it: a way to read, or instructions.
+    how: &'static str,
+    /// Bytes or operations a second, 10^9.
+    giga_per_second: f64,
+    unit: &'static str,
 }
 
 #[derive(Debug, Serialize)]
@@ -104,11 +115,13 @@ impl Doctor {
         let cpu = CpuBackend::new(CpuOptions { threads, isa, ..CpuOptions::default() })?;
         let clock = Clock::start();
         let seconds = || clock.now().as_secs_f64();
-        let measured = Measured {
-            read_bytes_per_second: measure::read_bandwidth(cpu.pool(), &seconds)?,
-            int8_operations_per_second: measure::int8_peak(&cpu, &seconds)?,
-            float32_operations_per_second: measure::f32_peak(&cpu, &seconds)?,
-        };
+        let probe = measure::Probe::new();
+        let mut measured = vec![];
+        if cpu.threads() > 1 {
+            let one = CpuBackend::new(CpuOptions { threads: Some(1), isa, ..CpuOptions::default() })?;
+            measured.push(Measured::of(&probe.limits(&one, &seconds)?));
+        }
+        measured.push(Measured::of(&probe.limits(&cpu, &seconds)?));
         Ok(Findings {
             instruction_sets: Isa::ALL
                 .iter()
@@ -166,12 +179,48 @@ impl Findings {
         for kernel in &self.kernels {
             text += &format!("  {kernel}\n");
         }
-        let Measured { read_bytes_per_second, int8_operations_per_second, float32_operations_per_second } =
-            self.measured;
-        text += "\nmeasured now, with those threads and kernels\n";
-        text += &format!("  memory read  {:.1} GB/s\n", read_bytes_per_second / 1e9);
-        text += &format!("  int8         {:.0} Gop/s\n", int8_operations_per_second / 1e9);
-        text += &format!("  float32      {:.0} Gop/s\n", float32_operations_per_second / 1e9);
+        text += &format!("\nlimits of {} instructions, measured now\n{}", self.chosen(), self.limits());
         text
+    }
+
+    fn chosen(&self) -> &'static str {
+        self.instruction_sets.iter().find(|isa| isa.chosen).map_or("unknown", |isa| isa.name)
+    }
+
+    /// A row a limit, a column a number of threads.
+    fn limits(&self) -> String {
+        let threads = |n: usize| if n == 1 { "1 thread".to_owned() } else { format!("{n} threads") };
+        let columns: Vec<String> = self.measured.iter().map(|m| threads(m.threads)).collect();
+        let header: Vec<&str> =
+            ["limit"].into_iter().chain(columns.iter().map(String::as_str)).chain(["unit", "by"]).collect();
+        let all = self.measured.last().map_or(&[][..], |m| &m.limits);
+        let rows = all.iter().enumerate().map(|(at, limit)| {
+            let cells = self.measured.iter().map(|m| format!("{:.1}", m.limits[at].giga_per_second));
+            let name = [limit.name.to_owned()].into_iter();
+            name.chain(cells).chain([limit.unit, limit.how].map(str::to_owned)).collect()
+        });
+        output::table_of_words(&header, rows.collect())
+    }
+}
+
+impl Measured {
+    fn of(limits: &measure::Limits) -> Self {
+        let read =
+            |how, bytes: f64| Limit { name: "memory read", how, giga_per_second: bytes / 1e9, unit: "GB/s" };
+        let peak = |name, peak: measure::Peak| Limit {
+            name,
+            how: peak.instruction,
+            giga_per_second: peak.ops_per_second / 1e9,
+            unit: "Gop/s",
+        };
+        let mut all = vec![
+            read("one stream a thread", limits.read_one_stream),
+            read("4 streams a thread, prefetched", limits.read_four_streams),
+            peak("int8", limits.int8),
+        ];
+        all.extend(limits.int8_exact.map(|p| peak("int8, exact", p)));
+        all.push(peak("float32", limits.f32));
+        all.extend(limits.bf16.map(|p| peak("bfloat16", p)));
+        Measured { threads: limits.threads, limits: all }
     }
 }

@@ -1,5 +1,6 @@
 //! The commands: one file each, one variant in [`Command`].
 
+mod bench;
 mod chat;
 mod convert;
 mod doctor;
@@ -21,6 +22,7 @@ pub(crate) enum Command {
     Tokenize(tokenize::Tokenize),
     Trace(trace::Trace),
     Doctor(doctor::Doctor),
+    Bench(bench::Bench),
 }
 
 impl Command {
@@ -34,6 +36,7 @@ impl Command {
             Command::Tokenize(c) => c.run(),
             Command::Trace(c) => c.run(interrupt),
             Command::Doctor(c) => c.run(),
+            Command::Bench(c) => c.run(),
         }
     }
 }

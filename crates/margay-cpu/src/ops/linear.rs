@@ -148,6 +148,8 @@ impl QuantRows {
                         scale: scale.slice(first * k / 32, count * k / 32).as_ptr(),
                         sum16: sum16.slice(first * k / 16, count * k / 16).as_ptr(),
                         sum32: sum32.slice(first * k / 32, count * k / 32).as_ptr(),
+                        starts16: starts16.slice(first * k / 16, count * k / 16).as_ptr(),
+                        starts32: starts32.slice(first * k / 32, count * k / 32).as_ptr(),
                         k,
                     };
                     copy_rows(count, &from, q16.slice(first * k, count * k).as_mut_ptr());
