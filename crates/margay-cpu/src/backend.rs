@@ -1,7 +1,11 @@
 //! The backend: options, and compilation of programs.
 
-use crate::{Isa, KvType, executable::CpuExecutable, kernels::Kernels, threads::Pool};
-use margay_graph::{Backend, BackendError, Bindings, Executable, Program, WeightSource};
+use crate::{
+    Isa, KvType, executable::CpuExecutable, kernels::Kernels, pack::LAYOUT_VERSION, step, threads::Pool,
+};
+use margay_graph::{
+    Backend, BackendError, Bindings, Executable, Layout, PackedWeight, Program, WeightSource, passes,
+};
 use std::sync::Arc;
 
 /// Name of the backend in errors and reports.
@@ -89,5 +93,18 @@ impl Backend for CpuBackend {
         let executable =
             CpuExecutable::compile(program, weights, limits, self.pool.clone(), kernels, self.kv)?;
         Ok(Box::new(executable))
+    }
+
+    fn layout(&self) -> Option<Layout> {
+        Some(Layout { target: self.isa.name(), version: LAYOUT_VERSION })
+    }
+
+    fn pack(
+        &self,
+        program: &Program,
+        weights: &dyn WeightSource,
+        keep: &mut dyn FnMut(&str, PackedWeight) -> Result<(), BackendError>,
+    ) -> Result<(), BackendError> {
+        step::pack_matrices(&passes::optimize(program), weights, &self.pool, keep)
     }
 }

@@ -1,5 +1,6 @@
 //! Zeroed memory aligned to a cache line.
 
+use margay_tensor::{Owner, Storage};
 use std::{
     alloc::{Layout, alloc_zeroed, dealloc},
     ops::{Deref, DerefMut},
@@ -83,6 +84,18 @@ impl<T: Plain> Lines<T> {
     fn layout(len: usize) -> Option<Layout> {
         let bytes = len.checked_mul(size_of::<T>())?.checked_next_multiple_of(ALIGN_BYTES)?;
         Layout::from_size_align(bytes, ALIGN_BYTES).ok()
+    }
+}
+
+impl Owner for Lines<u8> {
+    fn bytes(&self) -> &[u8] {
+        self
+    }
+}
+
+impl From<Lines<u8>> for Storage {
+    fn from(lines: Lines<u8>) -> Storage {
+        Storage::from_owner(Arc::new(lines))
     }
 }
 

@@ -53,6 +53,18 @@ impl Owner for Mapped {
         // A system that refuses keeps the pages, as it may.
         let _ = dropped;
     }
+
+    #[cfg(target_os = "linux")]
+    fn prefetch(&self, range: Range<usize>) {
+        // What the page cache holds in huge pages is mapped as such; what it must read, it reads into huge pages. One
+        // call maps all pages, where touching them would cost a fault for every 16. All of it is advice: an older
+        // system refuses, and the pages come when they are touched.
+        for advice in [memmap2::Advice::HugePage, memmap2::Advice::PopulateRead] {
+            if !range.is_empty() {
+                let _ = self.0.advise_range(advice, range.start, range.len());
+            }
+        }
+    }
 }
 
 /// Reads a whole file into memory of our own, refusing one above `limit_bytes` before anything is allocated for it.
