@@ -26,7 +26,8 @@ use crate::{
     atomic::AtomicFile,
     cursor::Cursor,
     error::{Quoted, clip},
-    limits, map_file,
+    limits,
+    mmap::map_file_in_huge_pages,
 };
 
 const FORMAT: &str = "packed file";
@@ -130,7 +131,7 @@ impl PackedFile {
     /// # Errors
     /// [`FileError`] where it cannot be opened, breaks the format, or was made in another layout or from another model.
     pub fn open(path: &Path, layout: &str, origin: &Origin) -> Result<Self, FileError> {
-        Self::from_bytes(map_file(path)?, layout, origin).map_err(|e| e.in_file(path))
+        Self::from_bytes(map_file_in_huge_pages(path)?, layout, origin).map_err(|e| e.in_file(path))
     }
 
     /// As [`PackedFile::open`], for bytes at hand.
