@@ -1,6 +1,6 @@
 //! The options that say which model, and how it loads and answers.
 
-use crate::{environment, progress::Spinner};
+use crate::{environment, output, progress::Spinner};
 use clap::{Args, builder::PossibleValuesParser};
 use margay::{AskOptions, BACKENDS, LoadOptions, Model, ModelSource, Sampling};
 use std::{
@@ -23,6 +23,9 @@ pub(crate) struct LoadArgs {
     /// Tokens of context; what the model was trained for, at most 4096, unless given
     #[arg(long, value_name = "TOKENS")]
     pub context: Option<NonZeroUsize>,
+    /// Pack the weights anew, even where `margay prepack` has left a file beside the model
+    #[arg(long)]
+    pub no_packed: bool,
 }
 
 impl LoadArgs {
@@ -34,21 +37,25 @@ impl LoadArgs {
             threads: self.threads.map(NonZeroUsize::get),
             context: self.context.map(NonZeroUsize::get),
             isa: environment::isa(),
+            packed: !self.no_packed,
             ..LoadOptions::default()
         }
     }
 
     /// Loads the model at `path`, or the one inside the program.
     pub(crate) fn load(&self, path: Option<&Path>) -> anyhow::Result<Model> {
-        let _spinner = Spinner::start("loading");
+        let spinner = Spinner::start("loading");
         let options = self.options();
-        Ok(match path {
+        let model = match path {
             Some(path) => Model::load_with(path, &options)?,
             None => {
                 no_mmproj(self.mmproj.as_deref())?;
                 Model::nano_with(&options)?
             }
-        })
+        };
+        drop(spinner);
+        model.notes()?.iter().for_each(|note| output::aside(&output::harmless(note)));
+        Ok(model)
     }
 }
 

@@ -6,7 +6,8 @@ mod program;
 use margay::rooms::file::{SafeTensors, TensorSource};
 use program::{finish, golden, margay, names, run, tiny_gguf, word};
 
-const COMMANDS: [&str; 8] = ["run", "chat", "inspect", "convert", "tokenize", "trace", "doctor", "bench"];
+const COMMANDS: [&str; 9] =
+    ["run", "chat", "inspect", "convert", "prepack", "tokenize", "trace", "doctor", "bench"];
 
 /// Greatest difference of logits, relative to the greatest logit, that float32 in another order may make.
 const LOGITS_TOLERANCE: f64 = 1e-4;
@@ -242,4 +243,43 @@ fn bench_measures_what_is_asked_for_and_lists_what_there_is() {
     run(["bench", "kernels", "--filter", "no such"]).fails(2, &["no such", "--list"]);
     let missing = if cfg!(target_arch = "x86_64") { "neon" } else { "avx2" };
     run(["bench", "kernels", "--isa", missing]).fails(2, &[missing, "this processor has"]);
+}
+
+#[test]
+fn a_packed_file_is_made_used_ignored_and_told_from_a_damaged_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = tiny_gguf(folder.path());
+    let model = model.to_str().unwrap();
+    let small = run(["prepack", model, "--json"]).json();
+    assert_eq!(small["files"][0]["why_not"], "too_small");
+    assert_eq!(names(folder.path()).len(), 2, "the model and its mmproj");
+    assert!(run(["prepack", model, "--verify"]).ok().contains("no packed file"));
+
+    let report = run(["prepack", model, "--force", "--json"]).json();
+    let files = report["files"].as_array().unwrap();
+    assert_eq!(files.len(), 2);
+    for file in files {
+        let path = file["path"].as_str().unwrap();
+        assert!(path.ends_with(".packed"));
+        assert_eq!(file["bytes"], std::fs::metadata(path).unwrap().len());
+    }
+    assert_eq!(run(["prepack", model, "--verify", "--json"]).json()["sound"].as_array().unwrap().len(), 2);
+    let ask = ["run", model, "hello", "--max-tokens", "3"];
+    let kept = run(ask);
+    assert_eq!(kept.stderr.matches("packing anew").count(), 0, "{}", kept.stderr);
+
+    let packed = files[0]["path"].as_str().unwrap();
+    let mut bytes = std::fs::read(packed).unwrap();
+    bytes[4096] ^= 1;
+    std::fs::write(packed, &bytes).unwrap();
+    run(["prepack", model, "--verify"]).fails(1, &["damaged", "--force"]);
+    std::fs::write(packed, &bytes[..bytes.len() / 2]).unwrap();
+    let anew = run(ask);
+    assert!(anew.stderr.contains("packing anew") && anew.stderr.contains("cut off"), "{}", anew.stderr);
+    let ignored = run([&ask[..], &["--no-packed"]].concat());
+    assert!(!ignored.stderr.contains("packing anew"), "{}", ignored.stderr);
+    let answer = kept.ok();
+    assert_eq!(anew.ok(), answer);
+    assert_eq!(ignored.ok(), answer);
+    run(["prepack", &golden("llava")]).fails(1, &["margay convert"]);
 }

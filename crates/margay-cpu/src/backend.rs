@@ -5,9 +5,13 @@ use crate::{
     executable::CpuExecutable,
     kernels::Kernels,
     ops::{Engine, Scratch},
+    pack::LAYOUT_VERSION,
+    step,
     threads::Pool,
 };
-use margay_graph::{Backend, BackendError, Bindings, Cancel, Executable, Program, WeightSource};
+use margay_graph::{
+    Backend, BackendError, Bindings, Cancel, Executable, Layout, PackedWeight, Program, WeightSource, passes,
+};
 use std::sync::{Arc, atomic::AtomicBool};
 
 /// Name of the backend in errors and reports.
@@ -106,5 +110,18 @@ impl Backend for CpuBackend {
         let executable =
             CpuExecutable::compile(program, weights, limits, self.pool.clone(), kernels, self.kv)?;
         Ok(Box::new(executable))
+    }
+
+    fn layout(&self) -> Option<Layout> {
+        Some(Layout { target: self.isa.name(), version: LAYOUT_VERSION })
+    }
+
+    fn pack(
+        &self,
+        program: &Program,
+        weights: &dyn WeightSource,
+        keep: &mut dyn FnMut(&str, PackedWeight) -> Result<(), BackendError>,
+    ) -> Result<(), BackendError> {
+        step::pack_matrices(&passes::optimize(program), weights, &self.pool, keep)
     }
 }

@@ -220,13 +220,12 @@ impl Executable for CpuExecutable {
             _ => 0,
         });
         let constants: usize = p.constants.iter().map(|c| c.len() * 4).sum();
-        let matrices: usize = p.matrices.iter().map(Matrix::size_bytes).sum();
         let b = &self.buffers;
         let ropes: usize = b.ropes.iter().map(|r| r.cos.size_bytes() + r.sin.size_bytes()).sum();
         let encoder: usize = b.encoder.iter().map(KvSlot::size_bytes).sum();
         let passed: usize = b.passed.iter().map(|(_, copy)| copy.size_bytes()).sum();
         MemoryUse {
-            packed_weight_bytes: matrices + constants + convs.sum::<usize>(),
+            packed_weight_bytes: p.packed_bytes + constants + convs.sum::<usize>(),
             mapped_weight_bytes: p.mapped_bytes,
             arena_bytes: b.arena.size_bytes(),
             scratch_bytes: self.engine.scratch.size_bytes()

@@ -8,8 +8,8 @@ use crate::{
     pack::Codes,
     threads::Pool,
 };
-use margay_graph::{BackendError, Dim, Op, Program, Rope, ValueId, WeightId, WeightSource};
-use margay_tensor::Tensor;
+use margay_graph::{BackendError, Dim, Op, PackedWeight, Program, Rope, ValueId, WeightId, WeightSource};
+use margay_tensor::{Storage, Tensor};
 
 /// One node of the program, ready to run. Numbers index the lists of [`Prepared`].
 #[derive(Debug)]
@@ -63,8 +63,10 @@ pub(crate) struct Prepared {
     pub(crate) constants: Vec<Vec<f32>>,
     constant_of: Vec<(WeightId, usize)>,
     pub(crate) ropes: Vec<RopeSpec>,
-    /// Bytes of tables that are read where they lie.
+    /// Bytes of tables and of matrices packed earlier, which are read where they lie.
     pub(crate) mapped_bytes: usize,
+    /// Bytes of matrices packed now.
+    pub(crate) packed_bytes: usize,
 }
 
 impl Prepared {
@@ -82,6 +84,7 @@ impl Prepared {
             constant_of: vec![],
             ropes: vec![],
             mapped_bytes: 0,
+            packed_bytes: 0,
         };
         let arena = Arena::default();
         let mut matrix_of: Vec<Option<usize>> = vec![None; program.weights().len()];
@@ -103,9 +106,24 @@ impl Prepared {
                         Some(matrix) => matrix,
                         None => {
                             let (name, tensor) = (&program.weight(linear.weight).name, fetch(linear.weight)?);
-                            made.matrices.push(Matrix::pack(name, &tensor, pool, &arena)?);
-                            // Memory need not hold the file's bytes beside the packed ones.
-                            tensor.storage().release();
+                            let kept = weights.packed(name, &Matrix::form_of(&tensor));
+                            let kept = kept.and_then(|parts| {
+                                parts.iter().for_each(Storage::prefetch);
+                                Matrix::over(&tensor, &parts)
+                            });
+                            made.matrices.push(match kept {
+                                Some(kept) => {
+                                    made.mapped_bytes += kept.size_bytes();
+                                    kept
+                                }
+                                None => {
+                                    let packed = Matrix::pack(name, &tensor, pool, &arena)?;
+                                    made.packed_bytes += packed.size_bytes();
+                                    // Memory need not hold the file's bytes beside the packed ones.
+                                    tensor.storage().release();
+                                    packed
+                                }
+                            });
                             made.matrices.len() - 1
                         }
                     };
@@ -213,6 +231,28 @@ impl Prepared {
             filled = Some((x, filler));
         }
     }
+}
+
+/// Packs the matrices of `program` one after the other, each once, and hands them to `keep`.
+pub(crate) fn pack_matrices(
+    program: &Program,
+    weights: &dyn WeightSource,
+    pool: &Pool,
+    keep: &mut dyn FnMut(&str, PackedWeight) -> Result<(), BackendError>,
+) -> Result<(), BackendError> {
+    let mut seen = vec![false; program.weights().len()];
+    for node in program.nodes() {
+        let Op::Linear(linear) = &node.op else { continue };
+        if std::mem::replace(&mut seen[linear.weight.index()], true) {
+            continue;
+        }
+        let (name, tensor) = (&program.weight(linear.weight).name, fetch(program, weights, linear.weight)?);
+        // An arena of its own: memory holds one matrix at a time.
+        let packed = Matrix::pack(name, &tensor, pool, &Arena::default())?;
+        tensor.storage().release();
+        keep(name, packed.keep(&tensor))?;
+    }
+    Ok(())
 }
 
 /// The weight `id`, of the shape the program declares and of a format that can be decoded.

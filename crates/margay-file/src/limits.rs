@@ -48,3 +48,12 @@ pub const MAX_SHARDS: usize = 1024;
 
 /// Files of a folder that are looked at when a model or its vision part is searched for. Download folders are large.
 pub const MAX_FOLDER_ENTRIES: usize = 65_536;
+
+/// Bytes of a name or form in a packed file. Names are those of GGUF; forms are a dozen words.
+pub const MAX_PACKED_TEXT_BYTES: u16 = 255;
+
+/// Parts of one weight of a packed file: codes, scales, and room for more.
+pub const MAX_PACKED_PARTS: u8 = 8;
+
+/// Bytes of a packed file's table. A thousand weights take about 150 kB.
+pub const MAX_PACKED_TABLE_BYTES: u64 = 16 << 20;

@@ -30,6 +30,15 @@ impl ModelFiles {
         from_text(Gguf::from_bytes(bytes)?, None, Path::new("the model in memory"))
     }
 
+    /// The GGUF files, in the order of [`ModelFiles::sources`]; a folder has none.
+    pub fn ggufs(&self) -> Vec<&Gguf> {
+        match self {
+            ModelFiles::Hf(_) => vec![],
+            ModelFiles::Gguf { text, vision: Some(vision) } if !vision.is_same(text) => vec![text, vision],
+            ModelFiles::Gguf { text, .. } => vec![text],
+        }
+    }
+
     /// Every tensor source of the model: the text model, then the vision part where it is another file.
     pub fn sources(&self) -> Vec<&dyn TensorSource> {
         match self {

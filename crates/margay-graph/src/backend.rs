@@ -1,7 +1,7 @@
 //! What a backend promises: compile a program over weights, run it, keep its state.
 
 use crate::{Bindings, GraphError, Program};
-use margay_tensor::Tensor;
+use margay_tensor::{Storage, Tensor};
 use std::{
     any::Any,
     sync::{
@@ -53,6 +53,39 @@ pub enum BackendError {
     Cancelled,
 }
 
+/// How a backend lays out the weights it packs: what one layout names, another cannot read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// What it is made for, as a part of a file's name: an instruction set.
+    pub target: &'static str,
+    /// Changes whenever the same weight packs to other bytes.
+    pub version: u32,
+}
+
+impl std::fmt::Display for Layout {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.target, self.version)
+    }
+}
+
+/// What a backend makes of one weight.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PackedForm {
+    /// Format, shape and order, in the backend's own words.
+    pub form: String,
+    /// Bytes of each part.
+    pub part_bytes: Vec<usize>,
+}
+
+/// A weight in a backend's own layout.
+#[derive(Clone, Debug)]
+pub struct PackedWeight {
+    /// What it is.
+    pub form: PackedForm,
+    /// Its parts, each aligned to 64 bytes.
+    pub parts: Vec<Storage>,
+}
+
 /// Where a backend gets its weights.
 pub trait WeightSource {
     /// The weight of that name, in its stored format.
@@ -61,6 +94,12 @@ pub trait WeightSource {
     /// [`BackendError::Weight`] where it is missing or unreadable, [`BackendError::Cancelled`] where the caller of
     /// [`Backend::compile`] no longer wants the program.
     fn weight(&self, name: &str) -> Result<Tensor, BackendError>;
+
+    /// The parts of that weight as [`Backend::pack`] made them earlier, where they are at hand and of this form.
+    fn packed(&self, name: &str, form: &PackedForm) -> Option<Vec<Storage>> {
+        let _ = (name, form);
+        None
+    }
 }
 
 /// A flag that stops running work; cloning shares it.
@@ -180,4 +219,22 @@ pub trait Backend: Send + Sync {
         weights: &dyn WeightSource,
         limits: &Bindings,
     ) -> Result<Box<dyn Executable>, BackendError>;
+    /// How it lays out what it packs; `None` where packed weights cannot be kept.
+    fn layout(&self) -> Option<Layout> {
+        None
+    }
+    /// Packs those weights of `program` that [`WeightSource::packed`] is asked for, one after the other, and hands each
+    /// to `keep`.
+    ///
+    /// # Errors
+    /// [`BackendError`] as [`Backend::compile`], or what `keep` gives.
+    fn pack(
+        &self,
+        program: &Program,
+        weights: &dyn WeightSource,
+        keep: &mut dyn FnMut(&str, PackedWeight) -> Result<(), BackendError>,
+    ) -> Result<(), BackendError> {
+        let _ = (program, weights, keep);
+        Ok(())
+    }
 }

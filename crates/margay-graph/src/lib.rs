@@ -32,7 +32,8 @@ pub mod passes;
 mod program;
 
 pub use backend::{
-    Backend, BackendError, Cancel, Executable, InputData, MemoryUse, State, StateOptions, WeightSource,
+    Backend, BackendError, Cancel, Executable, InputData, Layout, MemoryUse, PackedForm, PackedWeight, State,
+    StateOptions, WeightSource,
 };
 pub use builder::Builder;
 pub use cost::{Cost, cost};

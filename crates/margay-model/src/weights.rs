@@ -154,6 +154,15 @@ impl Canonical {
         }
     }
 
+    /// Which file (counted as they were given) holds that weight, and under which name; `None` where it is reordered on
+    /// its way, or follows from the configuration.
+    pub fn stored(&self, name: &str) -> Option<(usize, &str)> {
+        match self.entries.get(name)? {
+            Entry::Stored { source, name, transform: Transform::None } => Some((*source, name)),
+            _ => None,
+        }
+    }
+
     /// Weights of the checkpoint that the model does not use.
     pub fn unused(&self) -> &[String] {
         &self.unused

@@ -6,7 +6,9 @@
 
 mod convert;
 mod error;
+mod prepack;
 mod vocabulary;
 
 pub use convert::{ConvertOptions, ConvertReport, Progress, convert, mmproj_path};
 pub use error::PackError;
+pub use prepack::{PrepackOutcome, PrepackProgress, Prepacked, prepack, verify_packed};

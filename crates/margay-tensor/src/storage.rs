@@ -12,6 +12,11 @@ pub trait Owner: Send + Sync {
     fn release(&self, range: Range<usize>) {
         let _ = range;
     }
+
+    /// A hint that `range` will be read again and again from now on, so that a mapped file may be brought into memory.
+    fn prefetch(&self, range: Range<usize>) {
+        let _ = range;
+    }
 }
 
 impl Owner for &'static [u8] {
@@ -80,6 +85,11 @@ impl Storage {
     /// again brings them back.
     pub fn release(&self) {
         self.owner.release(self.range.clone());
+    }
+
+    /// A hint that these bytes will be read again and again from now on: those of a mapped file are brought into memory.
+    pub fn prefetch(&self) {
+        self.owner.prefetch(self.range.clone());
     }
 
     /// Number of bytes.

@@ -1,18 +1,19 @@
 //! The compiled programs of a model.
 
-use crate::{Error, LoadOptions, ModelSource};
+use crate::{Error, LoadOptions, ModelSource, packed::PackedFiles};
 use margay_graph::{
-    Backend, BackendError, Bindings, Cancel, Executable, InputData, MemoryUse, Program, State, StateOptions,
-    Sym, WeightSource, passes,
+    Backend, BackendError, Bindings, Cancel, Executable, InputData, MemoryUse, PackedForm, Program, State,
+    StateOptions, Sym, WeightSource, passes,
 };
 use margay_model::ModelPrograms;
-use margay_tensor::Tensor;
+use margay_tensor::{Storage, Tensor};
 
 /// Compiled programs; the vision side only once a picture asks for it.
 pub(crate) struct Engine {
     text: Box<dyn Executable>,
     vision: Option<Vision>,
     programs: ModelPrograms,
+    packed: PackedFiles,
     batch: usize,
     rows: Vec<i32>,
     positions: Vec<i32>,
@@ -46,12 +47,17 @@ impl Engine {
         let batch = options.batch.clamp(1, context);
         let limits =
             Bindings::new().with(Sym::Tokens, batch).with(Sym::Outputs, 1).with(Sym::Visual, context);
-        let text = compile(source, backend, &programs.text, &limits, &Cancel::new())?;
-        Ok(Engine { text, vision: None, programs, batch, rows: vec![], positions: vec![] })
+        let packed = if options.packed { PackedFiles::open(source, backend) } else { PackedFiles::default() };
+        let text = compile(source, backend, &programs.text, &limits, &packed, &Cancel::new())?;
+        Ok(Engine { text, vision: None, programs, packed, batch, rows: vec![], positions: vec![] })
     }
 
     pub(crate) fn new_state(&self, capacity: usize) -> Result<Box<dyn State>, Error> {
         Ok(self.text.new_state(StateOptions { capacity })?)
+    }
+
+    pub(crate) fn notes(&self) -> Vec<String> {
+        self.packed.notes()
     }
 
     pub(crate) fn memory(&self) -> MemoryUse {
@@ -79,8 +85,8 @@ impl Engine {
             return Err(Error::NoVision { model: source.config.name.clone() });
         };
         let none = Bindings::new();
-        let encode = compile(source, backend, encode, &none, cancel)?;
-        let project = compile(source, backend, project, &none, cancel)?;
+        let encode = compile(source, backend, encode, &none, &self.packed, cancel)?;
+        let project = compile(source, backend, project, &none, &self.packed, cancel)?;
         self.vision = Some(Vision { encode, project });
         Ok(true)
     }
@@ -138,16 +144,19 @@ pub(crate) fn compile(
     backend: &dyn Backend,
     program: &Program,
     limits: &Bindings,
+    packed: &PackedFiles,
     cancel: &Cancel,
 ) -> Result<Box<dyn Executable>, Error> {
     source.weights.check_program(program)?;
-    let weights = Stoppable { weights: &source.weights.for_program(program), cancel };
+    let packed = |name: &str, form: &PackedForm| packed.parts(&source.weights, name, form);
+    let weights = Stoppable { weights: &source.weights.for_program(program), packed: &packed, cancel };
     Ok(backend.compile(program, &weights, limits)?)
 }
 
 /// Weights until the caller cancels: packing a large tower takes longer than a person wants to wait.
 struct Stoppable<'a> {
     weights: &'a dyn WeightSource,
+    packed: &'a dyn Fn(&str, &PackedForm) -> Option<Vec<Storage>>,
     cancel: &'a Cancel,
 }
 
@@ -157,6 +166,10 @@ impl WeightSource for Stoppable<'_> {
             return Err(BackendError::Cancelled);
         }
         self.weights.weight(name)
+    }
+
+    fn packed(&self, name: &str, form: &PackedForm) -> Option<Vec<Storage>> {
+        (self.packed)(name, form)
     }
 }
 
@@ -173,7 +186,7 @@ fn run_stage<'e>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use margay_tensor::{DType, Shape, Storage};
+    use margay_tensor::{DType, Shape};
 
     struct One;
 
@@ -187,7 +200,7 @@ mod tests {
     #[test]
     fn a_cancelled_caller_is_given_no_more_weights_to_pack() {
         let cancel = Cancel::new();
-        let weights = Stoppable { weights: &One, cancel: &cancel };
+        let weights = Stoppable { weights: &One, packed: &|_, _| None, cancel: &cancel };
         assert!(weights.weight("a").is_ok());
         cancel.cancel();
         assert!(matches!(weights.weight("a"), Err(BackendError::Cancelled)));

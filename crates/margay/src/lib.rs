@@ -28,6 +28,7 @@ mod image;
 mod load;
 mod model;
 mod options;
+mod packed;
 mod report;
 mod sample;
 mod session;

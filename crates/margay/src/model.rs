@@ -146,6 +146,14 @@ impl Model {
         Ok(self.engine()?.memory())
     }
 
+    /// What loading passed over and a person should know: packed files that do not fit, and why.
+    ///
+    /// # Errors
+    /// [`Error::Poisoned`] after a failure in the middle of an answer.
+    pub fn notes(&self) -> Result<Vec<String>, Error> {
+        Ok(self.engine()?.notes())
+    }
+
     pub(crate) fn engine(&self) -> Result<MutexGuard<'_, Engine>, Error> {
         self.inner.engine.lock().map_err(|_| Error::Poisoned)
     }

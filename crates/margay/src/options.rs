@@ -19,6 +19,8 @@ pub struct LoadOptions {
     pub batch: usize,
     /// Keep keys and values in float32 rather than float16: exact, twice the memory.
     pub exact_cache: bool,
+    /// Use the packed files that lie beside the model, where they fit it.
+    pub packed: bool,
 }
 
 impl Default for LoadOptions {
@@ -32,6 +34,7 @@ impl Default for LoadOptions {
             // Larger batches gain little: the weights of a layer are already read once for 512 rows.
             batch: 512,
             exact_cache: false,
+            packed: true,
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Every stage's tensor, so that anyone can find the first one that drifts from the original.
 
 use crate::{
-    Error, Image, LoadOptions, ModelSource, backends, default_context, engine::compile, session::raw_parts,
+    Error, Image, LoadOptions, ModelSource, backends, default_context, engine::compile, packed::PackedFiles,
+    session::raw_parts,
 };
 use margay_graph::{Bindings, Cancel, InputData, StateOptions, Sym};
 use margay_prompt::{image::preprocess, layout::Layout, text::Message};
@@ -37,6 +38,8 @@ impl ModelSource {
         let load = LoadOptions { exact_cache: true, ..options.load.clone() };
         let backend = backends::backend(&load)?;
         let programs = self.config.programs()?;
+        let packed =
+            if load.packed { PackedFiles::open(self, backend.as_ref()) } else { PackedFiles::default() };
         let cancel = Cancel::new();
         let mut out = vec![];
         let mut visual = vec![];
@@ -46,8 +49,8 @@ impl ModelSource {
             let (Some(encode), Some(project)) = (&programs.encode, &programs.project) else {
                 return Err(Error::NoVision { model: name() });
             };
-            let mut encode = compile(self, backend.as_ref(), encode, &Bindings::new(), &cancel)?;
-            let mut project = compile(self, backend.as_ref(), project, &Bindings::new(), &cancel)?;
+            let mut encode = compile(self, backend.as_ref(), encode, &Bindings::new(), &packed, &cancel)?;
+            let mut project = compile(self, backend.as_ref(), project, &Bindings::new(), &packed, &cancel)?;
             let (mut pixels, mut features) = (vec![], vec![]);
             for image in images {
                 let tiles = preprocess(&image.picture, &vision.image)
@@ -100,7 +103,7 @@ impl ModelSource {
                 .with(Sym::Outputs, tokens)
                 .with(Sym::Visual, visual_rows)
         };
-        let mut text = compile(self, backend.as_ref(), &programs.text, &sizes(rows), &cancel)?;
+        let mut text = compile(self, backend.as_ref(), &programs.text, &sizes(rows), &packed, &cancel)?;
         let mut state = text.new_state(StateOptions { capacity: count + options.greedy })?;
         let positions: Vec<i32> = (0..count as i32).collect();
         let inputs = [

@@ -5,6 +5,7 @@ mod chat;
 mod convert;
 mod doctor;
 mod inspect;
+mod prepack;
 mod run;
 mod tokenize;
 mod trace;
@@ -19,6 +20,7 @@ pub(crate) enum Command {
     Chat(chat::Chat),
     Inspect(inspect::Inspect),
     Convert(convert::Convert),
+    Prepack(prepack::Prepack),
     Tokenize(tokenize::Tokenize),
     Trace(trace::Trace),
     Doctor(doctor::Doctor),
@@ -33,6 +35,7 @@ impl Command {
             Command::Chat(c) => c.run(interrupt),
             Command::Inspect(c) => c.run(),
             Command::Convert(c) => c.run(interrupt),
+            Command::Prepack(c) => c.run(interrupt),
             Command::Tokenize(c) => c.run(),
             Command::Trace(c) => c.run(interrupt),
             Command::Doctor(c) => c.run(),

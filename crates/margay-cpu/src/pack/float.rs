@@ -5,7 +5,7 @@ use crate::{
     threads::Pool,
 };
 use margay_graph::BackendError;
-use margay_tensor::{DType, Tensor};
+use margay_tensor::{DType, Storage, Tensor};
 
 /// Outputs (rows of the weight) that a panel interleaves.
 pub(crate) const FLOAT_PANEL: usize = 16;
@@ -33,10 +33,34 @@ pub(crate) struct FloatMatrix {
     pub(crate) n: usize,
     pub(crate) k: usize,
     pub(crate) kind: FloatType,
-    bytes: Lines<u8>,
+    bytes: Storage,
 }
 
 impl FloatMatrix {
+    /// How the numbers of a packed matrix of that format are stored.
+    pub(super) fn kind_of(dtype: DType) -> FloatType {
+        match dtype {
+            DType::F16 => FloatType::F16,
+            DType::BF16 => FloatType::Bf16,
+            _ => FloatType::F32,
+        }
+    }
+
+    /// Bytes of the packed matrix.
+    pub(super) fn packed_bytes(n: usize, k: usize, kind: FloatType) -> usize {
+        n.next_multiple_of(FLOAT_PANEL) * k * kind.bytes()
+    }
+
+    /// The matrix over bytes that [`FloatMatrix::pack`] made earlier: [`FloatMatrix::packed_bytes`] of them.
+    pub(super) fn over(n: usize, k: usize, kind: FloatType, bytes: Storage) -> Self {
+        FloatMatrix { n, k, kind, bytes }
+    }
+
+    /// The packed bytes.
+    pub(super) fn storage(&self) -> &Storage {
+        &self.bytes
+    }
+
     /// Packs `tensor`, a matrix of any format: F16 and BF16 keep their type, everything else becomes F32.
     pub(crate) fn pack(
         name: &str,
@@ -44,11 +68,7 @@ impl FloatMatrix {
         pool: &Pool,
         arena: &Arena,
     ) -> Result<Self, BackendError> {
-        let kind = match tensor.dtype() {
-            DType::F16 => FloatType::F16,
-            DType::BF16 => FloatType::Bf16,
-            _ => FloatType::F32,
-        };
+        let kind = Self::kind_of(tensor.dtype());
         if kind == FloatType::F32 {
             let values = crate::weights::decode(name, tensor)?;
             return Ok(Self::from_f32(&values, tensor.shape().row(), arena));
@@ -57,7 +77,7 @@ impl FloatMatrix {
         let (n, k) = (tensor.shape().rows().unwrap_or(0), tensor.shape().row());
         let mut packed = Self::empty(n, k, kind, arena);
         let panel_bytes = k * FLOAT_PANEL * 2;
-        let out = SharedBytes(packed.bytes.as_mut_ptr());
+        let out = SharedBytes(packed.as_mut_ptr());
         let body = |_: usize, panel: usize| {
             // SAFETY: each task writes its own panel, which lies inside `bytes`.
             let out = unsafe { std::slice::from_raw_parts_mut(out.at(panel * panel_bytes), panel_bytes) };
@@ -68,35 +88,34 @@ impl FloatMatrix {
             }
         };
         pool.run(n.div_ceil(FLOAT_PANEL), &body).map_err(|e| BackendError::Call { what: e.to_string() })?;
-        Ok(packed)
+        Ok(FloatMatrix { n, k, kind, bytes: packed.into() })
     }
 
     /// Packs float32 rows of `k`.
     pub(crate) fn from_f32(values: &[f32], k: usize, arena: &Arena) -> Self {
         let n = values.len().checked_div(k).unwrap_or(0);
         let mut packed = Self::empty(n, k, FloatType::F32, arena);
-        let out = packed.bytes.as_chunks_mut::<4>().0;
+        let out = packed.as_chunks_mut::<4>().0;
         for (row, values) in values.chunks_exact(k.max(1)).enumerate() {
             let (panel, column) = (row / FLOAT_PANEL, row % FLOAT_PANEL);
             for (i, value) in values.iter().enumerate() {
                 out[(panel * k + i) * FLOAT_PANEL + column] = value.to_ne_bytes();
             }
         }
-        packed
+        FloatMatrix { n, k, kind: FloatType::F32, bytes: packed.into() }
     }
 
     /// First byte of a panel's column `k`.
     pub(crate) fn at(&self, panel: usize, k: usize) -> *const u8 {
-        self.bytes[(panel * self.k + k) * FLOAT_PANEL * self.kind.bytes()..].as_ptr()
+        self.bytes.as_bytes()[(panel * self.k + k) * FLOAT_PANEL * self.kind.bytes()..].as_ptr()
     }
 
     pub(crate) fn size_bytes(&self) -> usize {
-        self.bytes.size_bytes()
+        self.bytes.len()
     }
 
-    fn empty(n: usize, k: usize, kind: FloatType, arena: &Arena) -> Self {
-        let bytes = arena.zeroed(n.next_multiple_of(FLOAT_PANEL) * k * kind.bytes());
-        FloatMatrix { n, k, kind, bytes }
+    fn empty(n: usize, k: usize, kind: FloatType, arena: &Arena) -> Lines<u8> {
+        arena.zeroed(Self::packed_bytes(n, k, kind))
     }
 }
 

@@ -1,9 +1,11 @@
 //! Weights in the order in which the kernels read them.
 
 mod float;
+mod kept;
 mod quant;
 
 pub(crate) use float::{FLOAT_PANEL, FloatMatrix, FloatType};
+pub(crate) use kept::LAYOUT_VERSION;
 pub(crate) use quant::{Codes, Kind, Offset, PANEL, QuantMatrix, Scaling};
 
 /// Quantized groups end at multiples of this many columns of `k`: the largest block of any format.

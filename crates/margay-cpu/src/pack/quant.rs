@@ -6,13 +6,10 @@
 //! precision of the file, so that decode reads about as many bytes as the file has.
 
 use super::float::SharedBytes;
-use crate::{
-    lines::{Arena, Lines},
-    threads::Pool,
-};
+use crate::{lines::Arena, threads::Pool};
 use margay_graph::BackendError;
 use margay_quant::{field, formats::*, k_scales};
-use margay_tensor::{DType, Tensor};
+use margay_tensor::{DType, Storage, Tensor};
 
 /// Outputs (rows of the weight) that a panel interleaves.
 pub(crate) const PANEL: usize = 16;
@@ -226,22 +223,43 @@ pub(crate) struct QuantMatrix {
     pub(crate) k: usize,
     pub(crate) kind: Kind,
     pub(crate) scaling: Scaling,
-    codes: Lines<u8>,
-    scales: Lines<u8>,
+    codes: Storage,
+    scales: Storage,
 }
 
 impl QuantMatrix {
+    /// The packed matrix of a tensor of that format, its bytes still missing; `None` where it has no packed form.
+    pub(super) fn unfilled(tensor: &Tensor) -> Option<Self> {
+        let (kind, scaling, _) = recipe(tensor.dtype())?;
+        let (n, k) = (tensor.shape().rows()?, tensor.shape().row());
+        let none = Storage::from_bytes(&[]);
+        Some(QuantMatrix { n, k, kind, scaling, codes: none.clone(), scales: none })
+    }
+
+    /// Bytes of codes and of scales.
+    pub(super) fn packed_bytes(&self) -> [usize; 2] {
+        let panels = self.n.div_ceil(PANEL);
+        [panels * self.panel_code_bytes(), panels * self.panel_scale_bytes()]
+    }
+
+    /// The matrix over bytes that [`QuantMatrix::pack`] made earlier: [`QuantMatrix::packed_bytes`] of them.
+    pub(super) fn over(self, codes: Storage, scales: Storage) -> Self {
+        QuantMatrix { codes, scales, ..self }
+    }
+
+    /// Codes and scales.
+    pub(super) fn storages(&self) -> [&Storage; 2] {
+        [&self.codes, &self.scales]
+    }
+
     /// Packs `tensor`, the last panel filled up with zeros; `None` where its format has no packed form.
     pub(crate) fn pack(tensor: &Tensor, pool: &Pool, arena: &Arena) -> Option<Result<Self, BackendError>> {
-        let (kind, scaling, take) = recipe(tensor.dtype())?;
-        let (n, k) = (tensor.shape().rows()?, tensor.shape().row());
-        let mut packed =
-            QuantMatrix { n, k, kind, scaling, codes: Lines::zeroed(0), scales: Lines::zeroed(0) };
-        let panels = n.div_ceil(PANEL);
-        packed.codes = arena.zeroed(panels * packed.panel_code_bytes());
-        packed.scales = arena.zeroed(panels * packed.panel_scale_bytes());
-        let codes = SharedBytes(packed.codes.as_mut_ptr());
-        let scales = SharedBytes(packed.scales.as_mut_ptr());
+        let (_, _, take) = recipe(tensor.dtype())?;
+        let packed = Self::unfilled(tensor)?;
+        let (n, k) = (packed.n, packed.k);
+        let [mut code_lines, mut scale_lines] = packed.packed_bytes().map(|bytes| arena.zeroed(bytes));
+        let codes = SharedBytes(code_lines.as_mut_ptr());
+        let scales = SharedBytes(scale_lines.as_mut_ptr());
         let (elements, block_bytes) = (tensor.dtype().block_elements(), tensor.dtype().block_bytes());
         let row_bytes = k / elements * block_bytes;
         let this = &packed;
@@ -264,10 +282,10 @@ impl QuantMatrix {
                 }
             }
         };
-        if let Err(panic) = pool.run(panels, &body) {
+        if let Err(panic) = pool.run(n.div_ceil(PANEL), &body) {
             return Some(Err(BackendError::Call { what: panic.to_string() }));
         }
-        Some(Ok(packed))
+        Some(Ok(packed.over(code_lines.into(), scale_lines.into())))
     }
 
     /// Bytes of codes that `k` columns of a panel take.
@@ -299,16 +317,17 @@ impl QuantMatrix {
 
     /// First code byte of a panel at column `k`, a multiple of 256.
     pub(crate) fn codes_at(&self, panel: usize, k: usize) -> *const u8 {
-        self.codes[panel * self.panel_code_bytes() + self.code_bytes(k)..].as_ptr()
+        self.codes.as_bytes()[panel * self.panel_code_bytes() + self.code_bytes(k)..].as_ptr()
     }
 
     /// The scales of a panel for columns `k..k + len`, both multiples of 256 or up to the end.
     pub(crate) fn scales_at(&self, panel: usize, k: usize, len: usize) -> &[u8] {
-        &self.scales[panel * self.panel_scale_bytes() + self.scale_bytes(k)..][..self.scale_bytes(len)]
+        &self.scales.as_bytes()[panel * self.panel_scale_bytes() + self.scale_bytes(k)..]
+            [..self.scale_bytes(len)]
     }
 
     pub(crate) fn size_bytes(&self) -> usize {
-        self.codes.size_bytes() + self.scales.size_bytes()
+        self.codes.len() + self.scales.len()
     }
 
     fn put_codes(&self, panel: &mut [u8], column: usize, k: usize, codes: &[u8]) {

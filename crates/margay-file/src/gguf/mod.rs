@@ -108,6 +108,17 @@ impl Gguf {
         self.inner.bytes.len()
     }
 
+    /// The whole file.
+    pub(crate) fn bytes(&self) -> &Storage {
+        &self.inner.bytes
+    }
+
+    /// Bytes before the first tensor's data.
+    pub(crate) fn head_bytes(&self) -> usize {
+        let starts = self.inner.tensors.iter().map(|entry| entry.range.start);
+        starts.min().unwrap_or(self.size_bytes())
+    }
+
     /// The metadata.
     pub fn metadata(&self) -> &Metadata {
         &self.inner.metadata
