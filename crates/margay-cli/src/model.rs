@@ -20,6 +20,9 @@ pub(crate) struct LoadArgs {
     /// Threads; one per core unless given
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
+    /// Encode pictures with 8-bit products: faster, and answers may differ a little (float encoders only)
+    #[arg(long)]
+    pub int8_encoder: bool,
     /// Tokens of context; what the model was trained for, at most 4096, unless given
     #[arg(long, value_name = "TOKENS")]
     pub context: Option<NonZeroUsize>,
@@ -37,6 +40,7 @@ impl LoadArgs {
             threads: self.threads.map(NonZeroUsize::get),
             context: self.context.map(NonZeroUsize::get),
             isa: environment::isa(),
+            int8_encoder: self.int8_encoder,
             packed: !self.no_packed,
             ..LoadOptions::default()
         }

@@ -26,6 +26,9 @@ pub struct CpuOptions {
     pub isa: Option<Isa>,
     /// How KV caches are stored.
     pub kv: KvType,
+    /// Multiply in the blocks of picture encoders with int8 weights, one scale an output, and int8 activations, one
+    /// scale a row, where the weights are not quantized already. Faster; results differ by the rounding.
+    pub int8_encoder: bool,
 }
 
 /// Runs programs on the processor's cores.
@@ -34,6 +37,7 @@ pub struct CpuBackend {
     pool: Arc<Pool>,
     isa: Isa,
     kv: KvType,
+    int8_encoder: bool,
 }
 
 impl CpuBackend {
@@ -50,7 +54,7 @@ impl CpuBackend {
         }
         let available = || std::thread::available_parallelism().map_or(1, usize::from);
         let pool = Arc::new(Pool::new(options.threads.unwrap_or_else(available)));
-        Ok(CpuBackend { pool, isa, kv: options.kv })
+        Ok(CpuBackend { pool, isa, kv: options.kv, int8_encoder: options.int8_encoder })
     }
 
     /// The instruction set in use.
@@ -107,8 +111,9 @@ impl Backend for CpuBackend {
         limits: &Bindings,
     ) -> Result<Box<dyn Executable>, BackendError> {
         let kernels = Kernels::of(self.isa).expect("invariant: checked in `new`");
+        let (pool, kv) = (self.pool.clone(), self.kv);
         let executable =
-            CpuExecutable::compile(program, weights, limits, self.pool.clone(), kernels, self.kv)?;
+            CpuExecutable::compile(program, weights, limits, pool, kernels, kv, self.int8_encoder)?;
         Ok(Box::new(executable))
     }
 

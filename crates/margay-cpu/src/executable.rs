@@ -6,7 +6,9 @@ use crate::{
     kv::{KvSlot, KvState, KvType},
     lines::Lines,
     ops::{
-        Engine, Scratch, attention, conv,
+        Engine, Scratch, attention,
+        channel::{self, ChannelRows},
+        conv,
         linear::{self, Epilogue, Matrix, QuantRows},
         rows,
         view::{Out, View},
@@ -56,6 +58,7 @@ pub(crate) struct CpuExecutable {
 struct Buffers {
     arena: Lines<f32>,
     quantized: QuantRows,
+    channel: ChannelRows,
     unrolled: Lines<f32>,
     ropes: Vec<RopeTable>,
     /// Keys and values of attention without a cache, one for each shape.
@@ -81,10 +84,11 @@ impl CpuExecutable {
         pool: Arc<Pool>,
         kernels: Kernels,
         kv: KvType,
+        int8_encoder: bool,
     ) -> Result<Self, BackendError> {
         let program = passes::optimize(program);
         let plan = memory::plan(&program, limits)?;
-        let prepared = Prepared::new(&program, weights, &pool, &kernels)?;
+        let prepared = Prepared::new(&program, weights, &pool, &kernels, int8_encoder)?;
         let mut places = Vec::with_capacity(program.values().len());
         let mut room = Vec::with_capacity(program.values().len());
         for (value, offset) in plan.offsets.iter().enumerate() {
@@ -95,6 +99,7 @@ impl CpuExecutable {
             places[value.index()] = Place::Input(at);
         }
         let (mut q_elements, mut q_wide, mut unrolled) = (0, 0, 0);
+        let (mut whole_rows, mut whole_elements) = (0, 0);
         let mut scratch = linear::scratch_floats();
         let mut encoder: Vec<KvSlot> = vec![];
         for (node, step) in program.nodes().iter().zip(&prepared.steps) {
@@ -108,6 +113,10 @@ impl CpuExecutable {
                 if let Step::Linear { quantize: Some(Quantize::Fill { wide: true }), .. } = step {
                     q_wide = q_wide.max(elements);
                 }
+            }
+            if let Some(k) = prepared.channel_columns(step) {
+                let rows = first_dim(&program, node.inputs[0]).eval(limits)?;
+                (whole_rows, whole_elements) = (whole_rows.max(rows), whole_elements.max(rows * k));
             }
             if let (Op::Conv2d(conv), Step::Conv2d { weight, .. }) = (&node.op, step) {
                 unrolled = unrolled.max(weight.unrolled_floats(conv));
@@ -142,11 +151,13 @@ impl CpuExecutable {
             }
         }
         let scratch = Scratch::new(pool.threads(), scratch);
+        let channel = ChannelRows::new(whole_rows, whole_elements, kernels.channel.wants_q16);
         let engine =
             Engine { pool, kernels, scratch, cancel: Cancel::new(), skipped: AtomicBool::new(false) };
         let buffers = Buffers {
             arena: Lines::zeroed(plan.arena_bytes.div_ceil(4)),
             quantized: QuantRows::new(q_elements, q_wide),
+            channel,
             unrolled: Lines::zeroed(unrolled),
             ropes,
             encoder,
@@ -230,6 +241,7 @@ impl Executable for CpuExecutable {
             arena_bytes: b.arena.size_bytes(),
             scratch_bytes: self.engine.scratch.size_bytes()
                 + b.quantized.size_bytes()
+                + b.channel.size_bytes()
                 + b.unrolled.size_bytes()
                 + ropes
                 + encoder
@@ -306,6 +318,7 @@ impl Executable for CpuExecutable {
             arena: buffers.arena.as_mut_ptr(),
             arena_len: buffers.arena.len(),
             quantized: &mut buffers.quantized,
+            channel: &mut buffers.channel,
             unrolled: &mut buffers.unrolled,
             ropes: &buffers.ropes,
             encoder: &mut buffers.encoder,
@@ -370,6 +383,7 @@ struct Run<'a> {
     arena: *mut f32,
     arena_len: usize,
     quantized: &'a mut QuantRows,
+    channel: &'a mut ChannelRows,
     unrolled: &'a mut Lines<f32>,
     ropes: &'a [RopeTable],
     encoder: &'a mut [KvSlot],
@@ -447,6 +461,12 @@ impl<'a> Run<'a> {
                             self.quantized.fill(engine, x, *wide).map_err(panicked)?;
                         }
                         linear::quantized(engine, matrix, self.quantized, epilogue, out)
+                    }
+                    Matrix::Channel(matrix) => {
+                        if let Some(Quantize::Fill { .. }) = quantize {
+                            self.channel.fill(engine, x).map_err(panicked)?;
+                        }
+                        channel::multiply(engine, matrix, self.channel, epilogue, out)
                     }
                 }
             }

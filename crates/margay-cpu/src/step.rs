@@ -5,11 +5,13 @@ use crate::{
     kernels::Kernels,
     lines::Arena,
     ops::{conv::ConvWeight, linear::Matrix, rows},
-    pack::Codes,
+    pack::{ChannelMatrix, Codes},
     threads::Pool,
 };
-use margay_graph::{BackendError, Dim, Op, PackedWeight, Program, Rope, ValueId, WeightId, WeightSource};
-use margay_tensor::{Storage, Tensor};
+use margay_graph::{
+    BackendError, Dim, Op, PackedWeight, Program, Role, Rope, Stage, ValueId, WeightId, WeightSource,
+};
+use margay_tensor::{DType, Storage, Tensor};
 
 /// One node of the program, ready to run. Numbers index the lists of [`Prepared`].
 #[derive(Debug)]
@@ -76,6 +78,7 @@ impl Prepared {
         weights: &dyn WeightSource,
         pool: &Pool,
         kernels: &Kernels,
+        int8_encoder: bool,
     ) -> Result<Self, BackendError> {
         let mut made = Prepared {
             steps: vec![],
@@ -105,8 +108,14 @@ impl Prepared {
                     let matrix = match matrix_of[linear.weight.index()] {
                         Some(matrix) => matrix,
                         None => {
-                            let (name, tensor) = (&program.weight(linear.weight).name, fetch(linear.weight)?);
-                            let kept = weights.packed(name, &Matrix::form_of(&tensor));
+                            let (spec, tensor) = (program.weight(linear.weight), fetch(linear.weight)?);
+                            let in_int8 =
+                                int8_encoder && is_of_encoder(program.stage(), spec.role, tensor.dtype());
+                            // What is kept of it is in full precision.
+                            let kept = match in_int8 {
+                                true => None,
+                                false => weights.packed(&spec.name, &Matrix::form_of(&tensor)),
+                            };
                             let kept = kept.and_then(|parts| {
                                 parts.iter().for_each(Storage::prefetch);
                                 Matrix::over(&tensor, &parts)
@@ -117,7 +126,13 @@ impl Prepared {
                                     kept
                                 }
                                 None => {
-                                    let packed = Matrix::pack(name, &tensor, pool, &arena)?;
+                                    let packed = if in_int8 {
+                                        Matrix::Channel(ChannelMatrix::pack(
+                                            &spec.name, &tensor, pool, &arena,
+                                        )?)
+                                    } else {
+                                        Matrix::pack(&spec.name, &tensor, pool, &arena)?
+                                    };
                                     made.packed_bytes += packed.size_bytes();
                                     // Memory need not hold the file's bytes beside the packed ones.
                                     tensor.storage().release();
@@ -178,7 +193,16 @@ impl Prepared {
         let Step::Linear { matrix, .. } = step else { return None };
         match &self.matrices[*matrix] {
             Matrix::Quant(m) => Some((m.k, m.kind.codes)),
-            Matrix::Float(_) => None,
+            Matrix::Float(_) | Matrix::Channel(_) => None,
+        }
+    }
+
+    /// Columns of the matrix of a linear step, where its rows are quantized as wholes.
+    pub(crate) fn channel_columns(&self, step: &Step) -> Option<usize> {
+        let Step::Linear { matrix, .. } = step else { return None };
+        match &self.matrices[*matrix] {
+            Matrix::Channel(m) => Some(m.k),
+            Matrix::Float(_) | Matrix::Quant(_) => None,
         }
     }
 
@@ -214,11 +238,17 @@ impl Prepared {
 
     /// Layers in a row that read the same value (q, k, v; gate, up) quantize it once.
     fn share_quantized_rows(&mut self, program: &Program, kernels: &Kernels) {
-        let mut filled: Option<(ValueId, usize)> = None;
+        // Of groups, and of whole rows.
+        let mut filled: [Option<(ValueId, usize)>; 2] = [None; 2];
         for (at, node) in program.nodes().iter().enumerate() {
-            let Some((_, codes)) = self.codes(&self.steps[at]) else { continue };
-            let (x, needs_wide) = (node.inputs[0], (kernels.quant.wants_q16)(codes));
-            let (choice, filler) = match filled {
+            let step = &self.steps[at];
+            let (kind, needs_wide) = match (self.codes(step), self.channel_columns(step)) {
+                (Some((_, codes)), _) => (0, (kernels.quant.wants_q16)(codes)),
+                (None, Some(_)) => (1, kernels.channel.wants_q16),
+                (None, None) => continue,
+            };
+            let x = node.inputs[0];
+            let (choice, filler) = match filled[kind] {
                 Some((value, filler)) if value == x => (Quantize::Reuse, filler),
                 _ => (Quantize::Fill { wide: false }, at),
             };
@@ -228,9 +258,18 @@ impl Prepared {
             if let Step::Linear { quantize: Some(Quantize::Fill { wide }), .. } = &mut self.steps[filler] {
                 *wide |= needs_wide;
             }
-            filled = Some((x, filler));
+            filled[kind] = Some((x, filler));
         }
     }
+}
+
+/// True for the matrices of an encoder's blocks, where they are not quantized already: its patch embedding, and all of
+/// the projector, keep their precision.
+fn is_of_encoder(stage: Stage, role: Role, dtype: DType) -> bool {
+    use Role::*;
+    let block =
+        matches!(role, AttentionQ | AttentionK | AttentionV | AttentionOut | FfnGate | FfnUp | FfnDown);
+    stage == Stage::Encode && block && ChannelMatrix::suits(dtype)
 }
 
 /// Packs the matrices of `program` one after the other, each once, and hands them to `keep`.

@@ -13,7 +13,7 @@ use margay_testkit::{
 const SMALL_ELEMENTS: usize = 100_000;
 
 fn backend(isa: Isa, threads: usize, kv: KvType) -> CpuBackend {
-    CpuBackend::new(CpuOptions { threads: Some(threads), isa: Some(isa), kv }).unwrap()
+    CpuBackend::new(CpuOptions { threads: Some(threads), isa: Some(isa), kv, ..Default::default() }).unwrap()
 }
 
 fn assert_passes(backend: &CpuBackend, policy: &Policy, cases: &[Case]) {

@@ -42,7 +42,8 @@ pub fn backend(options: &LoadOptions) -> Result<Box<dyn Backend>, Error> {
 fn cpu(options: &LoadOptions) -> Result<Box<dyn Backend>, Error> {
     let isa = options.isa.as_deref().map(isa).transpose()?;
     let kv = if options.exact_cache { KvType::F32 } else { KvType::F16 };
-    Ok(Box::new(CpuBackend::new(CpuOptions { threads: options.threads, isa, kv })?))
+    let (threads, int8_encoder) = (options.threads, options.int8_encoder);
+    Ok(Box::new(CpuBackend::new(CpuOptions { threads, isa, kv, int8_encoder })?))
 }
 
 fn isa(name: &str) -> Result<Isa, Error> {

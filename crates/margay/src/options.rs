@@ -19,6 +19,9 @@ pub struct LoadOptions {
     pub batch: usize,
     /// Keep keys and values in float32 rather than float16: exact, twice the memory.
     pub exact_cache: bool,
+    /// Encode pictures with 8-bit products where the encoder's weights are not quantized already: faster, and the
+    /// features differ a little.
+    pub int8_encoder: bool,
     /// Use the packed files that lie beside the model, where they fit it.
     pub packed: bool,
 }
@@ -34,6 +37,7 @@ impl Default for LoadOptions {
             // Larger batches gain little: the weights of a layer are already read once for 512 rows.
             batch: 512,
             exact_cache: false,
+            int8_encoder: false,
             packed: true,
         }
     }

@@ -1,5 +1,6 @@
 //! The kernels, and the table of those that one instruction set uses.
 
+pub(crate) mod channel;
 #[allow(clippy::needless_range_loop, reason = "rows and registers of a tile index several arrays at once")]
 pub(crate) mod float;
 pub(crate) mod math;
@@ -15,6 +16,7 @@ pub(crate) struct Kernels {
     pub(crate) rows: &'static rows::RowKernels,
     pub(crate) float: &'static float::FloatKernels,
     pub(crate) quant: &'static quant::QuantKernels,
+    pub(crate) channel: &'static channel::ChannelKernels,
 }
 
 impl Kernels {
@@ -24,6 +26,7 @@ impl Kernels {
             rows: rows::table(isa),
             float: float::table(isa),
             quant: quant::table(isa),
+            channel: channel::table(isa),
         })
     }
 }
@@ -39,6 +42,7 @@ pub(crate) fn describe(isa: Isa) -> Vec<String> {
     };
     vec![
         format!("integer products: {}", quant.name),
+        format!("integer products of encoders: {}", channel::table(isa).name),
         format!("float products: {float}"),
         format!("row ops: one source, compiled for {isa}"),
     ]

@@ -43,6 +43,10 @@ pub(crate) struct RowKernels {
     /// [`Rows::starts16`]: crate::kernels::quant::Rows::starts16
     /// [`Rows::starts32`]: crate::kernels::quant::Rows::starts32
     pub(crate) quantize: Quantize,
+    /// Quantizes a whole row to int8: codes; gives the scale and the sum of codes.
+    pub(crate) quantize_row: fn(&[f32], &mut [i8]) -> (f32, i32),
+    /// The bits of integer sums to `(sum - offset) * scales * factor`.
+    pub(crate) scale_sums: fn(&mut [f32], &[f32], i32, f32),
 }
 
 /// See [`RowKernels::quantize`].
@@ -174,6 +178,49 @@ mod body {
         (max, reduce(x, 0.0, |sum, x| sum + x, |a, b| a + b))
     }
 
+    /// The bits of the largest |x|. Compared as integers they order like the numbers, with NaN above all, so that NaN and
+    /// infinity reach the scale and thereby the result.
+    #[inline(always)]
+    fn largest(x: &[f32]) -> f32 {
+        let mut top = [0u32; 8];
+        let (eights, rest) = x.as_chunks::<8>();
+        for x in eights {
+            for (top, x) in top.iter_mut().zip(x) {
+                *top = (*top).max(x.to_bits() & 0x7fff_ffff);
+            }
+        }
+        let rest = rest.iter().fold(0, |top, x| u32::max(top, x.to_bits() & 0x7fff_ffff));
+        f32::from_bits(top.into_iter().fold(rest, u32::max))
+    }
+
+    /// The integer nearest to `x * inverse`, ties to even; that is at most 127 but for rounding.
+    #[inline(always)]
+    fn code(x: f32, inverse: f32) -> i32 {
+        let shifted = x * inverse + math::ROUND;
+        (shifted.to_bits() as i32).wrapping_sub(math::ROUND.to_bits() as i32).clamp(-127, 127)
+    }
+
+    #[inline(always)]
+    pub(super) fn quantize_row(x: &[f32], q: &mut [i8]) -> (f32, i32) {
+        let max = largest(x);
+        let inverse = if max > 0.0 { 127.0 / max } else { 0.0 };
+        let mut total = 0;
+        for (q, x) in q.iter_mut().zip(x) {
+            let code = code(*x, inverse);
+            total += code;
+            *q = code as i8;
+        }
+        (max / 127.0, total)
+    }
+
+    #[inline(always)]
+    pub(super) fn scale_sums(sums: &mut [f32], scales: &[f32], offset: i32, factor: f32) {
+        for (sum, scale) in sums.iter_mut().zip(scales) {
+            let exact = (sum.to_bits() as i32).wrapping_sub(offset);
+            *sum = exact as f32 * scale * factor;
+        }
+    }
+
     #[inline(always)]
     pub(super) fn quantize(
         x: &[f32],
@@ -190,23 +237,12 @@ mod body {
         for ((((x, q), scale), (sum16, sum32)), (starts16, start32)) in
             groups.zip(scale).zip(sums).zip(starts)
         {
-            // Compared as integers the bits of |x| order like the numbers, with NaN above all, so that NaN and
-            // infinity reach the scale and thereby the result.
-            let mut top = [0u32; 8];
-            for x in x.as_chunks::<8>().0 {
-                for (top, x) in top.iter_mut().zip(x) {
-                    *top = (*top).max(x.to_bits() & 0x7fff_ffff);
-                }
-            }
-            let max = f32::from_bits(top.into_iter().fold(0, u32::max));
+            let max = largest(x);
             let inverse = if max > 0.0 { 127.0 / max } else { 0.0 };
             *scale = max / 127.0;
             let mut codes = [0i32; 32];
             for (code, x) in codes.iter_mut().zip(x) {
-                // |x * inverse| is at most 127 but for rounding; ties go to even.
-                let shifted = x * inverse + math::ROUND;
-                *code =
-                    (shifted.to_bits() as i32).wrapping_sub(math::ROUND.to_bits() as i32).clamp(-127, 127);
+                *code = self::code(*x, inverse);
             }
             for (q, code) in q.iter_mut().zip(&codes) {
                 *q = *code as i8;
@@ -274,6 +310,8 @@ kernels! {
     softmax_block: (x: &mut [f32], old_max: f32) -> (f32, f32);
     quantize: (x: &[f32], q: &mut [i8], scale: &mut [f32], sum16: &mut [f32], sum32: &mut [f32],
         starts16: &mut [[i16; 2]], starts32: &mut [[i16; 2]]);
+    quantize_row: (x: &[f32], q: &mut [i8]) -> (f32, i32);
+    scale_sums: (sums: &mut [f32], scales: &[f32], offset: i32, factor: f32);
 }
 
 /// The kernels of `isa`, which the processor must have. On aarch64 NEON is part of the baseline, so the portable

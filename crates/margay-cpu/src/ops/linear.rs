@@ -10,18 +10,18 @@ use crate::{
         quant::{Product, Rows},
     },
     lines::{Arena, Lines},
-    pack::{FloatMatrix, FloatType, PANEL, QuantMatrix},
+    pack::{ChannelMatrix, FloatMatrix, FloatType, PANEL, QuantMatrix},
     threads::{Pool, TaskPanic},
 };
 use margay_graph::{Activation, BackendError};
 use margay_tensor::Tensor;
 
 /// Rows of x that a task multiplies: its int8 rows of one column chunk (128 KiB) stay in a 512 KiB L2.
-const TASK_ROWS: usize = 256;
+pub(super) const TASK_ROWS: usize = 256;
 /// Outputs that a task computes, a multiple of every kernel's tile.
-const TASK_COLUMNS: usize = 64;
+pub(super) const TASK_COLUMNS: usize = 64;
 /// Columns of k whose unpacked codes stay in L1 while all rows of a task pass by: 512 * 16 = 8 KiB.
-const K_CHUNK: usize = 512;
+pub(super) const K_CHUNK: usize = 512;
 /// The same for one row, where only scales are unpacked.
 const K_CHUNK_ONE_ROW: usize = 2048;
 /// Columns of k of a float panel: 256 * 16 floats = 16 KiB.
@@ -36,6 +36,8 @@ const QUANTIZE_ROWS: usize = 8;
 pub(crate) enum Matrix {
     Quant(QuantMatrix),
     Float(FloatMatrix),
+    /// Of an encoder that was asked to use int8.
+    Channel(ChannelMatrix),
 }
 
 impl Matrix {
@@ -56,6 +58,7 @@ impl Matrix {
         match self {
             Matrix::Quant(m) => m.size_bytes(),
             Matrix::Float(m) => m.size_bytes(),
+            Matrix::Channel(m) => m.size_bytes(),
         }
     }
 }
@@ -176,7 +179,7 @@ impl QuantRows {
 
 /// A pointer that tasks share to write disjoint parts.
 #[derive(Clone, Copy)]
-struct Shared<T>(*mut T);
+pub(super) struct Shared<T>(pub(super) *mut T);
 // SAFETY: whoever dereferences it keeps the parts disjoint.
 unsafe impl<T> Send for Shared<T> {}
 // SAFETY: as above.
@@ -184,7 +187,7 @@ unsafe impl<T> Sync for Shared<T> {}
 impl<T> Shared<T> {
     /// # Safety
     /// The range lies inside the allocation and nobody else touches it.
-    unsafe fn slice<'a>(self, at: usize, len: usize) -> &'a mut [T] {
+    pub(super) unsafe fn slice<'a>(self, at: usize, len: usize) -> &'a mut [T] {
         // SAFETY: the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.0.add(at), len) }
     }
@@ -192,17 +195,17 @@ impl<T> Shared<T> {
 
 /// The outputs and rows of one task.
 #[derive(Clone, Copy)]
-struct Block {
-    row: usize,
-    rows: usize,
-    column: usize,
-    columns: usize,
+pub(super) struct Block {
+    pub(super) row: usize,
+    pub(super) rows: usize,
+    pub(super) column: usize,
+    pub(super) columns: usize,
 }
 
 /// Cuts an `[rows, columns]` result into tasks.
-struct Grid {
-    rows: usize,
-    columns: usize,
+pub(super) struct Grid {
+    pub(super) rows: usize,
+    pub(super) columns: usize,
 }
 
 impl Grid {
@@ -210,11 +213,11 @@ impl Grid {
         self.columns.div_ceil(TASK_COLUMNS)
     }
 
-    fn tasks(&self) -> usize {
+    pub(super) fn tasks(&self) -> usize {
         self.rows.div_ceil(TASK_ROWS) * self.across()
     }
 
-    fn block(&self, task: usize) -> Block {
+    pub(super) fn block(&self, task: usize) -> Block {
         let (row, column) = (task / self.across() * TASK_ROWS, task % self.across() * TASK_COLUMNS);
         Block {
             row,
@@ -411,7 +414,7 @@ pub(crate) fn float(
 }
 
 /// Applies the epilogue to a tile and writes it out.
-fn finish(engine: &Engine, block: Block, tile: &mut [f32], epilogue: Epilogue<'_>, out: Out<'_>) {
+pub(super) fn finish(engine: &Engine, block: Block, tile: &mut [f32], epilogue: Epilogue<'_>, out: Out<'_>) {
     let rows = engine.kernels.rows;
     for (r, tile) in tile.chunks_exact_mut(TASK_COLUMNS).take(block.rows).enumerate() {
         let tile = &mut tile[..block.columns];

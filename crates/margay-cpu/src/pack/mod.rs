@@ -1,9 +1,11 @@
 //! Weights in the order in which the kernels read them.
 
+mod channel;
 mod float;
 mod kept;
 mod quant;
 
+pub(crate) use channel::{CHANNEL_STEP, ChannelMatrix};
 pub(crate) use float::{FLOAT_PANEL, FloatMatrix, FloatType};
 pub(crate) use kept::LAYOUT_VERSION;
 pub(crate) use quant::{Codes, Kind, Offset, PANEL, QuantMatrix, Scaling};

@@ -168,7 +168,7 @@ unsafe fn unpack_nibbles(packed: *const u8, k: usize, out: *mut u8) {
 /// # Safety
 /// `packed` holds `k * 16` bytes, `out` room for `k * 32`.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn widen_bytes(packed: *const u8, k: usize, out: *mut u8) {
+pub(in crate::kernels) unsafe fn widen_bytes(packed: *const u8, k: usize, out: *mut u8) {
     // Within each 4 bytes of a row the first two go to the first chunk, the others to the second.
     let order = _mm256_setr_epi8(
         0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11,
@@ -258,7 +258,7 @@ unsafe fn gemv(p: &Product) {
 /// `at` points at 4 readable bytes.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn broadcast4<T>(at: *const T) -> __m256i {
+pub(in crate::kernels) unsafe fn broadcast4<T>(at: *const T) -> __m256i {
     // SAFETY: the caller's promise.
     _mm256_set1_epi32(unsafe { at.cast::<i32>().read_unaligned() })
 }

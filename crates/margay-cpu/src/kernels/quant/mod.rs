@@ -12,7 +12,7 @@
 //! Every instruction set does exactly this, so all give the same bits, whatever the number of rows.
 
 #[cfg(target_arch = "x86_64")]
-mod avx2;
+pub(super) mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "aarch64")]

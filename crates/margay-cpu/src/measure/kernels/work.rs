@@ -142,6 +142,7 @@ fn linear(
         }
         Matrix::Float(matrix) if matrix.kind == FloatType::Bf16 => Unit::Bf16,
         Matrix::Float(_) => Unit::F32,
+        Matrix::Channel(_) => unreachable!("packed only for encoders that ask for it"),
     };
     let bytes = matrices[0].size_bytes() + x_bytes + y.size_bytes();
     let work = Work { ops: 2.0 * rows as f64 * outputs as f64 * inputs as f64, bytes: bytes as f64, unit };
@@ -155,7 +156,7 @@ fn linear(
             (Matrix::Float(matrix), _) => {
                 linear::float(&engine, matrix, view(&x, rows, inputs), epilogue, out)
             }
-            (Matrix::Quant(_), None) => unreachable!("quantized above"),
+            (Matrix::Quant(_) | Matrix::Channel(_), _) => unreachable!("quantized above"),
         }
     };
     Ok(Prepared { work, run: Box::new(run) })
