@@ -52,7 +52,7 @@ def generics(*values):
 CODES, NIBBLES, SCALES = 32 * 16, 16 * 16, 16 * 2
 KERNELS = [
     # ROWS, BYTES, HALVES, MIN
-    ("gemm Q4_0 IQ*", "smlal", f"smull::tile::<{generics(3, False, 1, False)}>", None),
+    ("gemm Q4_0 Q5_0", "smlal", f"smull::tile::<{generics(3, False, 1, False)}>", None),
     ("gemm Q4_1 Q4_K Q5_K", "smlal", f"smull::tile::<{generics(3, False, 1, True)}>", None),
     ("gemm Q3_K Q6_K", "smlal", f"smull::tile::<{generics(3, False, 2, False)}>", None),
     ("gemm Q2_K", "smlal", f"smull::tile::<{generics(3, False, 2, True)}>", None),
