@@ -232,6 +232,19 @@ fn ctrl_c_stops_a_model_that_is_still_being_loaded() {
 }
 
 #[test]
+fn ctrl_c_stops_a_bench() {
+    soon(|_| {
+        let mut running = start(&["bench", "kernels", "--filter", "gemm/q8_0"]);
+        std::thread::sleep(Duration::from_millis(500));
+        assert!(running.child.try_wait().unwrap().is_none(), "{}", running.all_of_stderr());
+        running.press_ctrl_c();
+        let pressed = Instant::now();
+        assert_eq!(running.ends(), Some(130));
+        pressed.elapsed()
+    });
+}
+
+#[test]
 fn a_reader_that_has_enough_ends_the_program_quietly() {
     let model = golden("llama");
     let mut command = margay();
