@@ -211,8 +211,8 @@ mod tests {
             let (product, prefix, encode) = (&report.records[0], &report.records[2], &report.records[3]);
             assert_eq!(product.gops, 2.0 * (3 * 40 * 64) as f64 / 0.5 / 1e9);
             // 3 panels of 16 rows of 64 columns, half a byte each with 2 bytes of scale for 32; a row of codes, scale,
-            // two sums of 16 and one of 32 for each 32 columns; results.
-            let bytes = 3 * 16 * (64 / 2 + 2 * 2) + 3 * (64 + 2 * 4 * 4) + 3 * 40 * 4;
+            // two sums of 16 and one of 32, and as many starts, for each 32 columns; results.
+            let bytes = 3 * 16 * (64 / 2 + 2 * 2) + 3 * (64 + 2 * 7 * 4) + 3 * 40 * 4;
             assert_eq!(product.gbytes_per_s, bytes as f64 / 0.5 / 1e9);
             assert_eq!(prefix.gops, (4 * 16 * 4 * (4 + 5)) as f64 / 0.5 / 1e9, "2 queries see 4 and 5 keys");
             assert_eq!(encode.gops, (4 * 16 * 4 * 5 * 5) as f64 / 0.5 / 1e9);
