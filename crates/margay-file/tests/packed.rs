@@ -27,7 +27,7 @@ fn origin(model: &Path) -> Origin {
 }
 
 fn storage(len: usize, seed: usize) -> Storage {
-    Storage::from_bytes(&(0..len).map(|i| ((i + seed) * 2_654_435_761 >> 7) as u8).collect::<Vec<_>>())
+    Storage::from_bytes(&(0..len).map(|i| (((i + seed) * 2_654_435_761) >> 7) as u8).collect::<Vec<_>>())
 }
 
 /// Parts of three weights, of sizes that are no multiples of anything.
