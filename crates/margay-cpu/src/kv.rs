@@ -51,9 +51,8 @@ impl KvSlot {
         let capacity = tokens.checked_next_multiple_of(NR)?;
         let numbers =
             |width: usize| kv_heads.checked_mul(width)?.checked_mul(capacity)?.checked_mul(kind.bytes());
-        // A context is seldom filled, and every head has its own part of the buffer: huge pages would all be touched by
-        // the first tokens, 400 MB for 2048 tokens of a 1.4B model, and a quarter of a short answer's time would go
-        // into clearing them.
+        // A context is seldom filled, and every head has its own part of the buffer: huge pages would all be touched, and
+        // cleared, by the first tokens, 400 MB for 2048 tokens of a 1.4B model.
         let keys = Lines::try_sparse(numbers(head_dim)?)?;
         let values = Lines::try_sparse(numbers(head_dim.checked_next_multiple_of(NR)?)?)?;
         Some(KvSlot { kind, kv_heads, head_dim, capacity, keys, values })

@@ -24,7 +24,7 @@ pub fn map_file(path: &Path) -> Result<Storage, FileError> {
 }
 
 /// As [`map_file`], for a file that is read from end to end again and again: in huge pages, where the system keeps it in
-/// such. With pages of 4 KiB, decoding from a file is a fifth slower.
+/// such. With pages of 4 KiB, decoding from a file is about a sixth slower.
 ///
 /// # Errors
 /// As [`map_file`].
