@@ -127,8 +127,10 @@ def restore(folder: Path, tokenizer: Path, device="cpu"):
     return model.eval(), aux, Tokenizer(tokenizer), state
 
 
-def through_margay(binary: str, gguf: str | None, pictures: int, jobs: int, seed: str = EVAL_SEED) -> Tally:
-    """Every question is one `margay run`; the tally compares its text with the answer."""
+def through_margay(
+    binary: str, gguf: str | None, pictures: int, jobs: int, seed: str = EVAL_SEED, options: tuple[str, ...] = ()
+) -> Tally:
+    """Every question is one `margay run` with these options; the tally compares its text with the answer."""
     tally, work = Tally(), []
     with tempfile.TemporaryDirectory() as folder:
         for i, (scene, rng, asked) in enumerate(examples(pictures, seed=seed)):
@@ -149,6 +151,7 @@ def through_margay(binary: str, gguf: str | None, pictures: int, jobs: int, seed
                 "--json",
                 "--temperature",
                 "0",
+                *options,
             ]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             return qa, json.loads(done.stdout)["text"].strip()
@@ -166,6 +169,7 @@ def main():
     p.add_argument("--pictures", type=int, default=1000)
     p.add_argument("--margay")
     p.add_argument("--model")
+    p.add_argument("--option", action="append", default=[], help="one of `margay run`, such as --option=--int8-encoder")
     p.add_argument("--seed", default=EVAL_SEED, help="another text gives other pictures")
     p.add_argument("--jobs", type=int, default=2)
     p.add_argument("--device", default="cpu")
@@ -173,7 +177,7 @@ def main():
     p.add_argument("--wrong", type=int, default=0, help="show this many wrong answers")
     a = p.parse_args()
     if a.margay:
-        print(through_margay(a.margay, a.model, a.pictures, a.jobs, a.seed).table())
+        print(through_margay(a.margay, a.model, a.pictures, a.jobs, a.seed, tuple(a.option)).table())
         return
     model, aux, tok, state = restore(a.run, a.tokenizer, a.device)
     wrong = []

@@ -5,6 +5,7 @@
 
 use super::{PANEL, float::SharedBytes};
 use crate::{
+    kernels::math,
     lines::{Arena, Lines},
     threads::Pool,
 };
@@ -38,9 +39,12 @@ impl ChannelMatrix {
         pool: &Pool,
         arena: &Arena,
     ) -> Result<Self, BackendError> {
-        let values = crate::weights::decode(name, tensor)?;
         let (n, columns) = (tensor.shape().rows().unwrap_or(0), tensor.shape().row());
         let k = columns.next_multiple_of(CHANNEL_STEP);
+        if margay_quant::format(tensor.dtype()).is_none() {
+            let what = format!("is of type {}, which nobody can decode", tensor.dtype());
+            return Err(BackendError::Weight { name: name.to_owned(), what });
+        }
         let panels = n.div_ceil(PANEL);
         let mut codes = arena.zeroed(panels * PANEL * k);
         let mut scales = vec![0f32; panels * PANEL];
@@ -54,14 +58,22 @@ impl ChannelMatrix {
                     std::slice::from_raw_parts_mut(scales_out.at(panel * PANEL * 4).cast::<f32>(), PANEL),
                 )
             };
+            // A row at a time: the whole matrix in float32 would take more memory than anything that stays.
+            let mut row_values = vec![0f32; columns];
             for (column, row) in (panel * PANEL..n.min((panel + 1) * PANEL)).enumerate() {
-                let row = &values[row * columns..][..columns];
+                margay_quant::decode_row(tensor, row, &mut row_values)
+                    .expect("invariant: format and row were checked");
+                let row = &row_values;
                 let max = row.iter().fold(0f32, |max, w| max.max(w.abs()));
                 scales[column] = max / 127.0;
                 let inverse = if max > 0.0 { 127.0 / max } else { 0.0 };
-                for (i, w) in row.iter().enumerate() {
-                    let code = (w * inverse).round_ties_even().clamp(-127.0, 127.0) as i8;
-                    out[(i / 4 * PANEL + column) * 4 + i % 4] = code as u8;
+                for (out, four) in out.chunks_exact_mut(4 * PANEL).zip(row.chunks(4)) {
+                    for (out, w) in out[column * 4..].iter_mut().zip(four) {
+                        // Rounds to the nearest, ties to even, as the activations are.
+                        let shifted = w * inverse + math::ROUND;
+                        let code = (shifted.to_bits() as i32).wrapping_sub(math::ROUND.to_bits() as i32);
+                        *out = code.clamp(-127, 127) as u8;
+                    }
                 }
             }
         };

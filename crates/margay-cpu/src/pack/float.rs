@@ -9,6 +9,8 @@ use margay_tensor::{DType, Storage, Tensor};
 
 /// Outputs (rows of the weight) that a panel interleaves.
 pub(crate) const FLOAT_PANEL: usize = 16;
+/// Columns of k that packing interleaves at a time.
+const PIECE: usize = 64;
 
 /// How the numbers of a packed float matrix are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,9 +83,13 @@ impl FloatMatrix {
         let body = |_: usize, panel: usize| {
             // SAFETY: each task writes its own panel, which lies inside `bytes`.
             let out = unsafe { std::slice::from_raw_parts_mut(out.at(panel * panel_bytes), panel_bytes) };
-            for (column, row) in (panel * FLOAT_PANEL..n.min((panel + 1) * FLOAT_PANEL)).enumerate() {
-                for (i, value) in bytes[row * k..][..k].iter().enumerate() {
-                    out[(i * FLOAT_PANEL + column) * 2..][..2].copy_from_slice(value);
+            // A piece of all rows at a time: what it becomes stays in the cache until it is whole.
+            for (piece, out) in out.chunks_mut(PIECE * FLOAT_PANEL * 2).enumerate() {
+                for (column, row) in (panel * FLOAT_PANEL..n.min((panel + 1) * FLOAT_PANEL)).enumerate() {
+                    let row = &bytes[row * k..][..k][piece * PIECE..];
+                    for (out, value) in out.as_chunks_mut::<{ FLOAT_PANEL * 2 }>().0.iter_mut().zip(row) {
+                        out[column * 2..][..2].copy_from_slice(value);
+                    }
                 }
             }
         };
