@@ -4,6 +4,10 @@
 //! left, and step out. The caller works too, then closes the gate and waits only for those who are inside: a thread
 //! that the system has not scheduled yet is never waited for. Waiting spins for some microseconds, then yields, then
 //! sleeps.
+//!
+//! A thread that the system takes off its core in the middle of a task is waited for. Where other processes want the
+//! core, that happens again and again, and the whole pool would be slower than one thread. So a thread that was late
+//! because it was taken off its core rests for a while before it helps again, longer each time.
 
 use std::{
     any::Any,
@@ -29,6 +33,11 @@ const SPINS_BEFORE_YIELD: u32 = 2000;
 /// Yields before the caller sleeps between polls.
 const YIELDS_BEFORE_NAP: u32 = 200;
 const NAP: Duration = Duration::from_micros(50);
+/// How long a thread that was late rests: at first, and at most. A system's time slices are some milliseconds.
+const REST: Duration = Duration::from_millis(4);
+const LONGEST_REST: Duration = Duration::from_millis(256);
+/// Jobs without being late after which a thread's rests are short again.
+const JOBS_TO_FORGET: u32 = 256;
 
 /// A task panicked; the pool stays usable.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -57,6 +66,8 @@ struct Shared {
     bed: Mutex<()>,
     wake: Condvar,
     stop: AtomicBool,
+    /// The generation whose caller last had to nap for threads inside.
+    late: AtomicU64,
 }
 
 /// Persistent threads that share the tasks of one call at a time.
@@ -81,6 +92,7 @@ impl Pool {
             bed: Mutex::new(()),
             wake: Condvar::new(),
             stop: AtomicBool::new(false),
+            late: AtomicU64::new(0),
         });
         let handles = (1..threads.max(1))
             .map_while(|worker| {
@@ -155,6 +167,7 @@ impl Shared {
     fn work(&self, worker: usize) {
         let mut seen = 0;
         let mut spins = 0;
+        let mut manners = Manners::new();
         loop {
             if self.stop.load(Ordering::Relaxed) {
                 return;
@@ -166,7 +179,10 @@ impl Shared {
                 if let Some(body) = body {
                     self.claim(worker, body);
                 }
+                // Asked before the step out, after which the caller goes on to the next generation.
+                let late = self.late.load(Ordering::Relaxed) == generation;
                 self.gate.fetch_sub(1, Ordering::Release);
+                self.rest(manners.after_a_job(late));
             } else if spins < SPINS_BEFORE_SLEEP {
                 spins += 1;
                 std::hint::spin_loop();
@@ -201,6 +217,16 @@ impl Shared {
         self.sleepers.fetch_sub(1, Ordering::SeqCst);
     }
 
+    /// Sleeps, in pieces, so that the pool can be dropped meanwhile.
+    fn rest(&self, time: Duration) {
+        let mut left = time;
+        while !left.is_zero() && !self.stop.load(Ordering::Relaxed) {
+            let piece = left.min(REST);
+            std::thread::sleep(piece);
+            left -= piece;
+        }
+    }
+
     fn claim(&self, worker: usize, body: &Body<'_>) {
         let tasks = self.tasks.load(Ordering::Relaxed);
         IN_TASK.set(true);
@@ -227,10 +253,65 @@ impl Shared {
             } else if polls < SPINS_BEFORE_YIELD + YIELDS_BEFORE_NAP {
                 std::thread::yield_now();
             } else {
+                if polls == SPINS_BEFORE_YIELD + YIELDS_BEFORE_NAP {
+                    let generation = self.gate.load(Ordering::Relaxed) / GENERATION;
+                    self.late.store(generation, Ordering::Relaxed);
+                }
                 std::thread::sleep(NAP);
             }
         }
     }
+}
+
+/// What a thread learns from having been late.
+struct Manners {
+    /// Times the system had taken this thread off its core, when last asked.
+    preemptions: i64,
+    next_rest: Duration,
+    jobs_on_time: u32,
+}
+
+impl Manners {
+    fn new() -> Self {
+        Manners { preemptions: preemptions(), next_rest: REST, jobs_on_time: 0 }
+    }
+
+    /// How long to rest after a job: not at all unless it was late and this thread had been taken off its core. Late
+    /// with a long task of its own is no reason.
+    fn after_a_job(&mut self, late: bool) -> Duration {
+        if !late {
+            self.jobs_on_time = self.jobs_on_time.saturating_add(1);
+            return Duration::ZERO;
+        }
+        let before = std::mem::replace(&mut self.preemptions, preemptions());
+        if self.preemptions == before {
+            return Duration::ZERO;
+        }
+        if self.jobs_on_time > JOBS_TO_FORGET {
+            self.next_rest = REST;
+        }
+        self.jobs_on_time = 0;
+        let rest = self.next_rest;
+        self.next_rest = (rest * 2).min(LONGEST_REST);
+        rest
+    }
+}
+
+/// Times the system took this thread off its core though it could have gone on; always 0 where it does not tell.
+fn preemptions() -> i64 {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    {
+        let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+        // SAFETY: the structure is as large as the system expects and all zeros are a value of it.
+        let usage = unsafe {
+            libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr());
+            usage.assume_init()
+        };
+        #[allow(clippy::useless_conversion, reason = "the field is narrower on 32-bit systems")]
+        return i64::from(usage.ru_nivcsw);
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    0
 }
 
 fn serial(tasks: usize, body: &Body<'_>) -> Result<(), TaskPanic> {
@@ -314,6 +395,24 @@ mod tests {
             }
         });
         assert_eq!(sum.into_inner(), 4 * 200 * 6);
+    }
+
+    #[test]
+    fn a_thread_taken_off_its_core_rests_longer_each_time_and_is_forgiven() {
+        let mut manners = Manners::new();
+        assert_eq!(manners.after_a_job(false), Duration::ZERO);
+        let mut late = || {
+            // As if it had been taken off its core once more.
+            manners.preemptions -= 1;
+            manners.after_a_job(true)
+        };
+        let rests: Vec<_> = (0..8).map(|_| late()).collect();
+        assert_eq!(rests, [4, 8, 16, 32, 64, 128, 256, 256].map(Duration::from_millis));
+        for _ in 0..=JOBS_TO_FORGET {
+            assert_eq!(manners.after_a_job(false), Duration::ZERO);
+        }
+        manners.preemptions -= 1;
+        assert_eq!(manners.after_a_job(true), REST);
     }
 
     #[test]

@@ -42,8 +42,10 @@ pub(crate) struct Rows {
     pub(crate) sum32: *const f32,
     /// Of each 16 codes minus the sum of those at 0 and 1 of every 4, and minus the sum of those at 2 and 3; rows
     /// `k / 16` apart. Times the zero point this is where the products of such pairs have to start.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "x86 kernels read them"))]
     pub(crate) starts16: *const [i16; 2],
     /// The same of each 32 codes; rows `k / 32` apart.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "as above"))]
     pub(crate) starts32: *const [i16; 2],
     /// Columns of a whole row.
     pub(crate) k: usize,

@@ -138,6 +138,8 @@ unsafe fn last_row<const HALVES: usize, const MIN: bool>(
             scale: p.a.scale.add(at),
             sum16: p.a.sum16.add(at * 2),
             sum32: p.a.sum32.add(at),
+            starts16: p.a.starts16.add(at * 2),
+            starts32: p.a.starts32.add(at),
             k: p.a.k,
         };
         pair(&from, 0, 0, span.groups, codes.as_mut_ptr(), floats.as_mut_ptr());
