@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command speaks to the person who typed it")]
 
+mod instructions;
 mod suite;
 mod tidy;
 
@@ -13,6 +14,12 @@ type Command = (&'static str, &'static str, fn() -> anyhow::Result<bool>);
 const COMMANDS: &[Command] = &[
     ("test", "run every test of the workspace, doctests included", suite::run),
     ("tidy", "check the rules of the house (part of `test`, too)", tidy::run),
+    (
+        "instructions",
+        "count each stage's instructions under valgrind, and fail where they grew",
+        instructions::check,
+    ),
+    ("note-instructions", "note what `instructions` counts as the new measure", instructions::note),
 ];
 
 fn main() -> ExitCode {
@@ -21,7 +28,7 @@ fn main() -> ExitCode {
     let Some((name, _, run)) = command else {
         eprintln!("usage: cargo xtask COMMAND");
         for (name, what, _) in COMMANDS {
-            eprintln!("  {name:6} {what}");
+            eprintln!("  {name:17} {what}");
         }
         return ExitCode::from(2);
     };
