@@ -5,8 +5,8 @@
 use anyhow::{Context, bail};
 use std::{fmt::Write, path::PathBuf, process::Command};
 
-/// What a stage may cost more than noted.
-const TOLERANCE: f64 = 0.10;
+/// Percent that a stage may cost more than noted.
+const TOLERANCE: u64 = 10;
 const NOTES: &str = "bench/instructions.txt";
 
 /// A stage: the function that is it, and how many tokens are answered.
@@ -38,8 +38,8 @@ pub(crate) fn check() -> anyhow::Result<bool> {
     print!("{table}");
     if !good {
         println!(
-            "a stage takes over {:.0}% more instructions than noted: make it cheaper, or say why",
-            100.0 * TOLERANCE
+            "a stage takes over {}% more instructions than noted: make it cheaper, or say why",
+            TOLERANCE
         );
         println!("in the change and note the new counts with `cargo xtask note-instructions`");
     }
@@ -73,7 +73,7 @@ fn compare(noted: &str, counted: &[(&str, u64)]) -> anyhow::Result<(String, bool
         let before = noted.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         let before: u64 = before.with_context(|| format!("{NOTES} has no {name}"))?.trim().parse()?;
         let change = *now as f64 / before as f64 - 1.0;
-        good &= change <= TOLERANCE;
+        good &= u128::from(*now) * 100 <= u128::from(before) * u128::from(100 + TOLERANCE);
         writeln!(table, "{name:8} {before:>15} {now:>15} {:>+7.1}%", 100.0 * change)?;
     }
     Ok((table, good))
