@@ -216,32 +216,29 @@ fn large(folder: &Path) -> String {
     folder.to_str().unwrap().to_owned()
 }
 
+/// Starts the program, presses Ctrl-C after `work`, while it is at it, and gives the time it took to end.
+#[track_caller]
+fn stopped_at_work(words: &[&str], work: Duration) -> Duration {
+    let mut running = start(words);
+    std::thread::sleep(work);
+    assert!(running.child.try_wait().unwrap().is_none(), "{}", running.all_of_stderr());
+    running.press_ctrl_c();
+    let pressed = Instant::now();
+    assert_eq!(running.ends(), Some(130));
+    pressed.elapsed()
+}
+
 #[test]
 fn ctrl_c_stops_a_model_that_is_still_being_loaded() {
     let folder = tempfile::tempdir().unwrap();
     let model = large(folder.path());
-    soon(|_| {
-        let mut running = start(&["run", &model, "hello"]);
-        std::thread::sleep(Duration::from_millis(300));
-        assert!(running.child.try_wait().unwrap().is_none(), "{}", running.all_of_stderr());
-        running.press_ctrl_c();
-        let pressed = Instant::now();
-        assert_eq!(running.ends(), Some(130));
-        pressed.elapsed()
-    });
+    soon(|_| stopped_at_work(&["run", &model, "hello"], Duration::from_millis(300)));
 }
 
 #[test]
 fn ctrl_c_stops_a_bench() {
-    soon(|_| {
-        let mut running = start(&["bench", "kernels", "--filter", "gemm/q8_0"]);
-        std::thread::sleep(Duration::from_millis(500));
-        assert!(running.child.try_wait().unwrap().is_none(), "{}", running.all_of_stderr());
-        running.press_ctrl_c();
-        let pressed = Instant::now();
-        assert_eq!(running.ends(), Some(130));
-        pressed.elapsed()
-    });
+    let words = ["bench", "kernels", "--filter", "gemm/q8_0"];
+    soon(|_| stopped_at_work(&words, Duration::from_millis(500)));
 }
 
 #[test]

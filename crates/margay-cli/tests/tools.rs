@@ -156,6 +156,29 @@ fn user_text_never_becomes_a_control_token_unless_asked_for() {
 }
 
 #[test]
+fn an_int8_encoder_changes_the_encoding_a_little_and_nothing_before_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = golden("llava/image.png");
+    let stages = |name: &str, more: &[&str]| {
+        let out = word(folder.path(), name);
+        let words = ["trace", &golden("llava"), "--image", &image, "-p", "hello", "-o", &out];
+        run([&words[..], more].concat()).ok();
+        SafeTensors::open(&out).unwrap()
+    };
+    let (exact, int8) = (stages("exact", &[]), stages("int8", &["--int8-encoder"]));
+    let both = |stage: &str| (floats(&exact, stage), floats(&int8, stage));
+    let (a, b) = both("pixel_values");
+    assert_eq!(a, b);
+    let (a, b) = both("encode");
+    assert_ne!(a, b);
+    let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
+    let cosine = dot(&a, &b) / (dot(&a, &a) * dot(&b, &b)).sqrt();
+    assert!(cosine > 0.999, "{cosine}");
+    let words = ["run", &golden("llava"), &image, "--int8-encoder", "--backend", "reference"];
+    run(words).fails(2, &["int8_encoder", "cpu"]);
+}
+
+#[test]
 fn trace_on_the_reference_backend_equals_the_original() {
     let folder = tempfile::tempdir().unwrap();
     for model in ["llama", "llava", "llava-hf", "mobilevlm-v1", "mobilevlm-v2"] {

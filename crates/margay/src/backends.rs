@@ -56,6 +56,10 @@ fn isa(name: &str) -> Result<Isa, Error> {
 }
 
 #[cfg(feature = "reference")]
-fn reference(_: &LoadOptions) -> Result<Box<dyn Backend>, Error> {
+fn reference(options: &LoadOptions) -> Result<Box<dyn Backend>, Error> {
+    if options.int8_encoder {
+        let what = "the reference computes in float32 only; choose the cpu backend".to_owned();
+        return Err(Error::Option { option: "int8_encoder", what });
+    }
     Ok(Box::new(margay_reference::ReferenceBackend::new()))
 }
