@@ -9,11 +9,11 @@ use crate::{
         Engine, Scratch, attention,
         channel::{self, ChannelRows},
         conv,
-        linear::{self, Epilogue, Matrix, QuantRows},
+        linear::{self, Epilogue, Layer, Matrix, QuantRows},
         rows,
         view::{Out, View},
     },
-    step::{Prepared, Quantize, Step, first_dim},
+    step::{MOST_TOGETHER, Prepared, Quantize, Step, first_dim},
     threads::{Pool, TaskPanic},
 };
 use margay_graph::{
@@ -326,8 +326,9 @@ impl Executable for CpuExecutable {
             inputs,
             past,
         };
-        for (node, step) in self.program.nodes().iter().zip(&self.prepared.steps) {
-            run.step(node, step, state.as_deref_mut())?;
+        let mut at = 0;
+        while at < self.prepared.steps.len() {
+            at += run.step(at, state.as_deref_mut())?;
             // After it: a step that was cancelled half way has not written all of its result.
             if self.engine.was_cancelled() {
                 return Err(BackendError::Cancelled);
@@ -437,10 +438,42 @@ impl<'a> Run<'a> {
         &self.prepared.constants[at]
     }
 
-    fn step(&mut self, node: &Node, step: &Step, state: Option<&mut KvState>) -> Result<(), BackendError> {
-        if matches!(step, Step::Nothing) {
-            return Ok(());
+    /// Runs step `at` and those that are run together with it; returns how many.
+    fn step(&mut self, at: usize, state: Option<&mut KvState>) -> Result<usize, BackendError> {
+        match self.prepared.steps[at] {
+            Step::Nothing => Ok(1),
+            Step::Linear { together, .. } if together > 1 => self.together(at, together),
+            ref step => self.single(&self.program.nodes()[at], step, state).map(|()| 1),
         }
+    }
+
+    /// Linear layers of the same quantized rows.
+    fn together(&mut self, first: usize, count: usize) -> Result<usize, BackendError> {
+        let nodes = &self.program.nodes()[first..first + count];
+        let steps = &self.prepared.steps[first..first + count];
+        if let Step::Linear { quantize: Some(Quantize::Fill { wide }), .. } = steps[0] {
+            let x = self.view(nodes[0].inputs[0])?;
+            self.quantized.fill(self.engine, x, wide).map_err(panicked)?;
+        }
+        let mut layers = [None; MOST_TOGETHER];
+        for (layer, (node, step)) in layers.iter_mut().zip(nodes.iter().zip(steps)) {
+            let (Op::Linear(op), Step::Linear { matrix, bias, .. }) = (&node.op, step) else {
+                unreachable!("invariant: only linear layers are joined");
+            };
+            let Matrix::Quant(matrix) = &self.prepared.matrices[*matrix] else {
+                unreachable!("invariant: only quantized layers are joined");
+            };
+            let bias = bias.map(|b| self.constant(b));
+            let epilogue = Epilogue { bias, activation: op.activation, residual: None };
+            *layer = Some(Layer { matrix, epilogue, out: self.out(node.output)? });
+        }
+        let layers: [Layer<'_>; MOST_TOGETHER] =
+            std::array::from_fn(|at| layers[at].or(layers[0]).expect("invariant: at least one"));
+        linear::quantized(self.engine, &layers[..count], self.quantized).map_err(panicked)?;
+        Ok(count)
+    }
+
+    fn single(&mut self, node: &Node, step: &Step, state: Option<&mut KvState>) -> Result<(), BackendError> {
         let engine = self.engine;
         let input = |at: usize| node.inputs[at];
         let out = self.out(node.output)?;
@@ -449,7 +482,7 @@ impl<'a> Run<'a> {
         }
         let done = match (&node.op, step) {
             (Op::Embed { .. }, Step::Embed { table }) => return self.embed(node, table, out),
-            (Op::Linear(op), Step::Linear { matrix, bias, quantize }) => {
+            (Op::Linear(op), Step::Linear { matrix, bias, quantize, .. }) => {
                 let x = self.view(input(0))?;
                 let residual = if op.residual { Some(self.view(input(1))?) } else { None };
                 let bias = bias.map(|b| self.constant(b));
@@ -460,7 +493,7 @@ impl<'a> Run<'a> {
                         if let Some(Quantize::Fill { wide }) = quantize {
                             self.quantized.fill(engine, x, *wide).map_err(panicked)?;
                         }
-                        linear::quantized(engine, matrix, self.quantized, epilogue, out)
+                        linear::quantized(engine, &[Layer { matrix, epilogue, out }], self.quantized)
                     }
                     Matrix::Channel(matrix) => {
                         if let Some(Quantize::Fill { .. }) = quantize {

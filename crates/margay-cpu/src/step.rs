@@ -25,6 +25,8 @@ pub(crate) enum Step {
         matrix: usize,
         bias: Option<usize>,
         quantize: Option<Quantize>,
+        /// Steps from this one on that share their tasks out as one: 1 is this one alone.
+        together: usize,
     },
     Norm {
         weight: usize,
@@ -56,6 +58,9 @@ pub(crate) struct RopeSpec {
     pub(crate) positions: ValueId,
     pub(crate) frequencies: Vec<f64>,
 }
+
+/// Linear layers that may share out their tasks as one: query, key and value.
+pub(crate) const MOST_TOGETHER: usize = 3;
 
 /// The steps of a program and what they share.
 pub(crate) struct Prepared {
@@ -144,7 +149,7 @@ impl Prepared {
                     };
                     matrix_of[linear.weight.index()] = Some(matrix);
                     let bias = linear.bias.map(|b| made.constant(b, &fetch)).transpose()?;
-                    Step::Linear { matrix, bias, quantize: None }
+                    Step::Linear { matrix, bias, quantize: None, together: 1 }
                 }
                 Op::Norm(norm) => Step::Norm {
                     weight: made.constant(norm.weight, &fetch)?,
@@ -180,6 +185,7 @@ impl Prepared {
             made.steps.push(step);
         }
         made.share_quantized_rows(program, kernels);
+        made.join_layers(program);
         Ok(made)
     }
 
@@ -259,6 +265,29 @@ impl Prepared {
                 *wide |= needs_wide;
             }
             filled[kind] = Some((x, filler));
+        }
+    }
+
+    /// Finds layers that follow each other and read the same quantized rows. One that adds a residual stays alone: its
+    /// result may lie where another's input lay.
+    fn join_layers(&mut self, program: &Program) {
+        let joins = |made: &Self, at: usize| {
+            let residual = matches!(&program.nodes()[at].op, Op::Linear(linear) if linear.residual);
+            !residual && made.codes(&made.steps[at]).is_some()
+        };
+        for first in 0..self.steps.len() {
+            if !joins(self, first) {
+                continue;
+            }
+            let follows = |at: &usize| {
+                let reuses = matches!(self.steps[*at], Step::Linear { quantize: Some(Quantize::Reuse), .. });
+                reuses && joins(self, *at)
+            };
+            let last = self.steps.len().min(first + MOST_TOGETHER);
+            let count = 1 + (first + 1..last).take_while(follows).count();
+            if let Step::Linear { together, .. } = &mut self.steps[first] {
+                *together = count;
+            }
         }
     }
 }

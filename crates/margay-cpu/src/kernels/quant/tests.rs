@@ -6,7 +6,7 @@ use crate::{
     lines::Arena,
     ops::{
         Engine, Scratch,
-        linear::{self, Epilogue, QuantRows},
+        linear::{self, Epilogue, Layer, QuantRows},
         view::{Out, View},
     },
     pack::QuantMatrix,
@@ -78,7 +78,7 @@ fn multiply(isa: Isa, threads: usize, tensor: &Tensor, x: &[f32]) -> Vec<f32> {
     let (x, out) = unsafe { (View::new(x.as_ptr(), m, matrix.k), Out::new(y.as_mut_ptr(), m, matrix.n)) };
     quantized.fill(&engine, x, true).unwrap();
     let epilogue = Epilogue { bias: None, activation: None, residual: None };
-    linear::quantized(&engine, &matrix, &quantized, epilogue, out).unwrap();
+    linear::quantized(&engine, &[Layer { matrix: &matrix, epilogue, out }], &quantized).unwrap();
     y
 }
 

@@ -8,7 +8,7 @@ use crate::{
     ops::{
         Engine, attention,
         conv::{self, ConvWeight},
-        linear::{self, Epilogue, Matrix, QuantRows},
+        linear::{self, Epilogue, Layer, Matrix, QuantRows},
         rows,
         view::{Out, View},
     },
@@ -152,7 +152,9 @@ fn linear(
         let epilogue = Epilogue { bias: None, activation: None, residual: None };
         let out = out(&mut y, rows, outputs);
         match (&matrices[turn], &quantized) {
-            (Matrix::Quant(matrix), Some(q)) => linear::quantized(&engine, matrix, q, epilogue, out),
+            (Matrix::Quant(matrix), Some(q)) => {
+                linear::quantized(&engine, &[Layer { matrix, epilogue, out }], q)
+            }
             (Matrix::Float(matrix), _) => {
                 linear::float(&engine, matrix, view(&x, rows, inputs), epilogue, out)
             }
