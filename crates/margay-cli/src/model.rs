@@ -8,6 +8,29 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// Which threads compute.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct ThreadArgs {
+    /// Threads; one per physical core unless given
+    #[arg(long, value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
+    /// Cores that the threads stay on, as in 0-3,6; `margay doctor` shows which are fast
+    #[arg(long, value_name = "LIST")]
+    pub cores: Option<String>,
+}
+
+impl ThreadArgs {
+    /// For the library, with the instruction set that the environment asks for.
+    pub(crate) fn options(&self) -> LoadOptions {
+        LoadOptions {
+            threads: self.threads.map(NonZeroUsize::get),
+            cores: self.cores.clone(),
+            isa: environment::isa(),
+            ..LoadOptions::default()
+        }
+    }
+}
+
 /// How a model is loaded.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct LoadArgs {
@@ -17,9 +40,11 @@ pub(crate) struct LoadArgs {
     /// What computes
     #[arg(long, default_value = "cpu", value_parser = PossibleValuesParser::new(BACKENDS.iter().map(|b| b.id)))]
     pub backend: String,
-    /// Threads; one per core unless given
+    #[command(flatten)]
+    pub threads: ThreadArgs,
+    /// Threads that decode: fewer where a few use up the memory's bandwidth; all of them unless given
     #[arg(long, value_name = "N")]
-    pub threads: Option<NonZeroUsize>,
+    pub decode_threads: Option<NonZeroUsize>,
     /// Encode pictures with 8-bit products: faster, and answers may differ a little (float encoders only)
     #[arg(long)]
     pub int8_encoder: bool,
@@ -37,12 +62,11 @@ impl LoadArgs {
         LoadOptions {
             mmproj: self.mmproj.clone(),
             backend: self.backend.clone(),
-            threads: self.threads.map(NonZeroUsize::get),
+            decode_threads: self.decode_threads.map(NonZeroUsize::get),
             context: self.context.map(NonZeroUsize::get),
-            isa: environment::isa(),
             int8_encoder: self.int8_encoder,
             packed: !self.no_packed,
-            ..LoadOptions::default()
+            ..self.threads.options()
         }
     }
 

@@ -265,7 +265,26 @@ fn bench_measures_what_is_asked_for_and_lists_what_there_is() {
 
     run(["bench", "kernels", "--filter", "no such"]).fails(2, &["no such", "--list"]);
     let missing = if cfg!(target_arch = "x86_64") { "neon" } else { "avx2" };
-    run(["bench", "kernels", "--isa", missing]).fails(2, &[missing, "this processor has"]);
+    run(["bench", "kernels", "--isa", missing]).fails(2, &[missing, "there are"]);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn threads_stay_on_the_cores_asked_for_and_others_are_refused() {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let allowed = status.lines().find_map(|l| l.strip_prefix("Cpus_allowed_list:")).unwrap().trim();
+    let last = allowed.rsplit([',', '-']).next().unwrap();
+    let doctor = run(["doctor", "--json", "--cores", last]).json();
+    assert_eq!(doctor["threads"], 1, "one thread for each of the cores");
+    let barrier = doctor["measured"][0]["barrier_microseconds"].as_f64().unwrap();
+    assert!(barrier > 0.0, "{barrier}");
+    let ask = |more: &[&str]| run([&["run", "hello", "--max-tokens", "2"], more].concat());
+    assert_eq!(ask(&["--cores", last, "--decode-threads", "1"]).ok(), ask(&[]).ok());
+    ask(&["--cores", "1023"]).fails(2, &["cores", "1023", allowed]);
+    ask(&["--cores", "3-1"]).fails(2, &["3-1", "0-3,6"]);
+    ask(&["--cores", last, "--threads", "2"]).fails(2, &["threads", "1 cores"]);
+    ask(&["--decode-threads", "2000"]).fails(2, &["decode_threads", "1024"]);
+    ask(&["--backend", "reference", "--cores", last]).fails(2, &["cpu backend"]);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The backend: options, and compilation of programs.
 
 use crate::{
-    Isa, KvType,
+    CoreError, CoreSet, Isa, KvType,
     executable::CpuExecutable,
     kernels::Kernels,
     ops::{Engine, Scratch},
@@ -22,6 +22,12 @@ pub(crate) const ID: &str = "cpu";
 pub struct CpuOptions {
     /// Threads that compute; `None` for as many as the system has processors for us.
     pub threads: Option<usize>,
+    /// Threads that compute where a single token is decoded, which waits for memory more than for arithmetic; `None` for
+    /// all of them.
+    pub decode_threads: Option<usize>,
+    /// The cores that the threads stay on, a calling thread included from its first call on; `None` leaves it to the
+    /// system.
+    pub cores: Option<CoreSet>,
     /// Instruction set; `None` for the best this processor has.
     pub isa: Option<Isa>,
     /// How KV caches are stored.
@@ -35,6 +41,7 @@ pub struct CpuOptions {
 #[derive(Debug)]
 pub struct CpuBackend {
     pool: Arc<Pool>,
+    decode_threads: usize,
     isa: Isa,
     kv: KvType,
     int8_encoder: bool,
@@ -44,7 +51,8 @@ impl CpuBackend {
     /// Starts the threads and chooses the kernels.
     ///
     /// # Errors
-    /// [`BackendError::Unsupported`] where this processor lacks the instruction set asked for.
+    /// [`BackendError::Unsupported`] where this processor lacks the instruction set asked for, or the threads cannot be
+    /// kept on the cores asked for.
     pub fn new(options: CpuOptions) -> Result<Self, BackendError> {
         let isa = options.isa.unwrap_or_else(Isa::detect);
         if !isa.is_supported() {
@@ -52,9 +60,17 @@ impl CpuBackend {
             let what = format!("{isa} instructions: this processor has {}", known.join(", "));
             return Err(BackendError::Unsupported { backend: ID, what });
         }
-        let available = || std::thread::available_parallelism().map_or(1, usize::from);
-        let pool = Arc::new(Pool::new(options.threads.unwrap_or_else(available)));
-        Ok(CpuBackend { pool, isa, kv: options.kv, int8_encoder: options.int8_encoder })
+        if let Some(cores) = &options.cores {
+            let unsupported = |e: CoreError| BackendError::Unsupported { backend: ID, what: e.to_string() };
+            cores.check().map_err(unsupported)?;
+        }
+        let available = || match &options.cores {
+            Some(cores) => cores.len(),
+            None => std::thread::available_parallelism().map_or(1, usize::from),
+        };
+        let pool = Arc::new(Pool::new(options.threads.unwrap_or_else(available), options.cores));
+        let decode_threads = options.decode_threads.unwrap_or(usize::MAX).min(pool.threads());
+        Ok(CpuBackend { pool, decode_threads, isa, kv: options.kv, int8_encoder: options.int8_encoder })
     }
 
     /// The instruction set in use.
@@ -78,6 +94,7 @@ impl CpuBackend {
             pool: self.pool.clone(),
             kernels: Kernels::of(self.isa).expect("invariant: checked in `new`"),
             scratch: Scratch::new(self.threads(), scratch_floats),
+            team: self.threads(),
             cancel: Cancel::new(),
             skipped: AtomicBool::new(false),
         }
@@ -111,9 +128,9 @@ impl Backend for CpuBackend {
         limits: &Bindings,
     ) -> Result<Box<dyn Executable>, BackendError> {
         let kernels = Kernels::of(self.isa).expect("invariant: checked in `new`");
-        let (pool, kv) = (self.pool.clone(), self.kv);
+        let threads = (self.pool.clone(), self.decode_threads);
         let executable =
-            CpuExecutable::compile(program, weights, limits, pool, kernels, kv, self.int8_encoder)?;
+            CpuExecutable::compile(program, weights, limits, threads, kernels, self.kv, self.int8_encoder)?;
         Ok(Box::new(executable))
     }
 

@@ -48,6 +48,8 @@ pub(crate) struct CpuExecutable {
     /// Floats each value may take.
     room: Vec<usize>,
     engine: Engine,
+    /// Threads for a call of one token.
+    decode_threads: usize,
     buffers: Buffers,
     kv: KvType,
     /// Elements of each output as the last run left them.
@@ -81,7 +83,7 @@ impl CpuExecutable {
         program: &Program,
         weights: &dyn WeightSource,
         limits: &Bindings,
-        pool: Arc<Pool>,
+        (pool, decode_threads): (Arc<Pool>, usize),
         kernels: Kernels,
         kv: KvType,
         int8_encoder: bool,
@@ -152,8 +154,14 @@ impl CpuExecutable {
         }
         let scratch = Scratch::new(pool.threads(), scratch);
         let channel = ChannelRows::new(whole_rows, whole_elements, kernels.channel.wants_q16);
-        let engine =
-            Engine { pool, kernels, scratch, cancel: Cancel::new(), skipped: AtomicBool::new(false) };
+        let engine = Engine {
+            team: pool.threads(),
+            pool,
+            kernels,
+            scratch,
+            cancel: Cancel::new(),
+            skipped: AtomicBool::new(false),
+        };
         let buffers = Buffers {
             arena: Lines::zeroed(plan.arena_bytes.div_ceil(4)),
             quantized: QuantRows::new(q_elements, q_wide),
@@ -171,6 +179,7 @@ impl CpuExecutable {
             places,
             room,
             engine,
+            decode_threads,
             buffers,
             kv,
             output_len,
@@ -303,7 +312,9 @@ impl Executable for CpuExecutable {
                 }
             }
         }
-        self.engine.begin(cancel);
+        let one_token = bindings.get(Sym::Tokens) == Ok(1);
+        let team = if one_token { self.decode_threads } else { self.engine.pool.threads() };
+        self.engine.begin(team, cancel);
         let buffers = &mut self.buffers;
         for (rope, table) in self.prepared.ropes.iter().zip(&mut buffers.ropes) {
             let positions = ints(&self.places, rope.positions, inputs)?;

@@ -36,7 +36,7 @@ mod tokenizer;
 mod trace;
 
 pub use answer::{Answer, Event};
-pub use backends::{BACKENDS, BackendEntry, backend};
+pub use backends::{BACKENDS, BackendEntry, backend, cpu_backend, default_threads};
 pub use error::Error;
 pub use image::Image;
 pub use load::{ModelSource, default_context};

@@ -9,8 +9,13 @@ pub struct LoadOptions {
     pub mmproj: Option<PathBuf>,
     /// Id of an entry of [`crate::BACKENDS`].
     pub backend: String,
-    /// Threads; `None` takes one per core.
+    /// Threads; `None` takes [`crate::default_threads`].
     pub threads: Option<usize>,
+    /// Threads that decode, which waits for memory more than for arithmetic: where a few use up its bandwidth, more only
+    /// make heat. `None` takes all of them.
+    pub decode_threads: Option<usize>,
+    /// Cores that the threads stay on, as in `0-3,6`; `None` leaves it to the system. Linux and Android only.
+    pub cores: Option<String>,
     /// Instruction set of the CPU kernels; `None` takes the best there is.
     pub isa: Option<String>,
     /// Tokens of context; `None` takes [`crate::default_context`].
@@ -32,6 +37,8 @@ impl Default for LoadOptions {
             mmproj: None,
             backend: "cpu".to_owned(),
             threads: None,
+            decode_threads: None,
+            cores: None,
             isa: None,
             context: None,
             // Larger batches gain little: the weights of a layer are already read once for 512 rows.

@@ -240,6 +240,7 @@ mod tests {
             int8_exact: None,
             f32: peak(100.0),
             bf16: None,
+            barrier: 1e-6,
         };
         let case = &small()[0];
         let of = |ops, bytes, unit| {
@@ -254,7 +255,7 @@ mod tests {
 
     #[test]
     fn every_format_the_packer_knows_is_measured() {
-        let pool = crate::threads::Pool::new(1);
+        let pool = crate::threads::Pool::new(1, None);
         let known: HashSet<String> = cases().into_iter().map(|case| case.kernel).collect();
         let mut packed = 0;
         for format in FORMATS {

@@ -66,10 +66,17 @@ fn rows(m: usize, k: usize) -> Vec<f32> {
 }
 
 fn multiply(isa: Isa, threads: usize, tensor: &Tensor, x: &[f32]) -> Vec<f32> {
-    let pool = Arc::new(Pool::new(threads));
+    let pool = Arc::new(Pool::new(threads, None));
     let scratch = Scratch::new(threads, linear::scratch_floats());
     let (kernels, cancel) = (Kernels::of(isa).unwrap(), Cancel::new());
-    let engine = Engine { pool: pool.clone(), kernels, scratch, cancel, skipped: AtomicBool::new(false) };
+    let engine = Engine {
+        pool: pool.clone(),
+        kernels,
+        scratch,
+        team: threads,
+        cancel,
+        skipped: AtomicBool::new(false),
+    };
     let matrix = QuantMatrix::pack(tensor, &pool, &Arena::default()).unwrap().unwrap();
     let m = x.len() / matrix.k;
     let mut quantized = QuantRows::new(x.len(), x.len());
