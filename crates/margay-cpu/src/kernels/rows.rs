@@ -1,6 +1,10 @@
 //! Kernels over rows of float32 that are the same code for every instruction set, compiled once for each.
 //!
-//! Sums run over [`LANES`] partial sums in a fixed order, so every instruction set gives the same bits.
+//! Sums run over [`LANES`] partial sums in a fixed order, so every instruction set gives the same bits; activations do
+//! so on all that have fused multiply-adds.
+
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 use super::math;
 use margay_graph::Activation;
@@ -57,13 +61,13 @@ mod body {
     use super::{Activation, LANES, math};
 
     #[inline(always)]
-    pub(super) fn activate(act: Activation, x: &mut [f32]) {
-        math::activate(act, x);
+    pub(super) fn activate<const FUSED: bool>(act: Activation, x: &mut [f32]) {
+        math::activate::<FUSED>(act, x);
     }
 
     #[inline(always)]
-    pub(super) fn glu(act: Activation, gate: &mut [f32], up: &[f32]) {
-        math::glu(act, gate, up);
+    pub(super) fn glu<const FUSED: bool>(act: Activation, gate: &mut [f32], up: &[f32]) {
+        math::glu::<FUSED>(act, gate, up);
     }
 
     #[inline(always)]
@@ -195,7 +199,7 @@ mod body {
 
     /// The integer nearest to `x * inverse`, ties to even; that is at most 127 but for rounding.
     #[inline(always)]
-    fn code(x: f32, inverse: f32) -> i32 {
+    pub(super) fn code(x: f32, inverse: f32) -> i32 {
         let shifted = x * inverse + math::ROUND;
         (shifted.to_bits() as i32).wrapping_sub(math::ROUND.to_bits() as i32).clamp(-127, 127)
     }
@@ -265,27 +269,31 @@ mod body {
 }
 
 macro_rules! kernels {
-    ($($name:ident: ($($arg:ident: $type:ty),*) $(-> $ret:ty)?;)*) => {
-        kernels!(@module portable, [], $($name: ($($arg: $type),*) $(-> $ret)?;)*);
+    ($($name:ident$(<$fused:ident>)?: ($($arg:ident: $type:ty),*) $(-> $ret:ty)?;)*) => {
+        // On aarch64 NEON is part of the baseline, so the portable code is NEON code.
+        kernels!(@module portable, cfg!(target_arch = "aarch64"), [],
+            $($name$(<$fused>)?: ($($arg: $type),*) $(-> $ret)?;)*);
         #[cfg(target_arch = "x86_64")]
-        kernels!(@module avx2, [#[target_feature(enable = "avx2,fma,f16c")]],
-            $($name: ($($arg: $type),*) $(-> $ret)?;)*);
+        kernels!(@module avx2, true, [#[target_feature(enable = "avx2,fma,f16c")]],
+            $($name$(<$fused>)?: ($($arg: $type),*) $(-> $ret)?;)*);
     };
-    (@module $module:ident, [$($feature:tt)*], $($name:ident: ($($arg:ident: $type:ty),*) $(-> $ret:ty)?;)*) => {
+    (@module $module:ident, $has_fused:expr, [$($feature:tt)*],
+     $($name:ident$(<$fused:ident>)?: ($($arg:ident: $type:ty),*) $(-> $ret:ty)?;)*) => {
         mod $module {
             use super::{Activation, RowKernels, body};
-            kernels!(@functions [$($feature)*], $($name: ($($arg: $type),*) $(-> $ret)?;)*);
-            pub(super) static TABLE: RowKernels = RowKernels { $($name),* };
+            const FUSED: bool = $has_fused;
+            kernels!(@functions [$($feature)*], $($name$(<$fused>)?: ($($arg: $type),*) $(-> $ret)?;)*);
+            pub(super) const TABLE: RowKernels = RowKernels { $($name),* };
         }
     };
-    (@functions $feature:tt, $($name:ident: $args:tt $(-> $ret:ty)?;)*) => {
-        $(kernels!(@function $feature $name $args $(-> $ret)?);)*
+    (@functions $feature:tt, $($name:ident$(<$fused:ident>)?: $args:tt $(-> $ret:ty)?;)*) => {
+        $(kernels!(@function $feature $name [$($fused)?] $args $(-> $ret)?);)*
     };
-    (@function [$($feature:tt)*] $name:ident ($($arg:ident: $type:ty),*) $(-> $ret:ty)?) => {
+    (@function [$($feature:tt)*] $name:ident [$($fused:ident)?] ($($arg:ident: $type:ty),*) $(-> $ret:ty)?) => {
         fn $name($($arg: $type),*) $(-> $ret)? {
             $($feature)*
             fn inner($($arg: $type),*) $(-> $ret)? {
-                body::$name($($arg),*)
+                body::$name$(::<$fused>)?($($arg),*)
             }
             #[allow(unused_unsafe, reason = "the portable module enables no features")]
             // SAFETY: `table` hands a module out only for an instruction set the processor was found to have.
@@ -297,8 +305,8 @@ macro_rules! kernels {
 }
 
 kernels! {
-    activate: (act: Activation, x: &mut [f32]);
-    glu: (act: Activation, gate: &mut [f32], up: &[f32]);
+    activate<FUSED>: (act: Activation, x: &mut [f32]);
+    glu<FUSED>: (act: Activation, gate: &mut [f32], up: &[f32]);
     add: (x: &mut [f32], y: &[f32]);
     mul: (x: &mut [f32], y: &[f32]);
     scale: (x: &mut [f32], factor: f32);
@@ -314,12 +322,16 @@ kernels! {
     scale_sums: (sums: &mut [f32], scales: &[f32], offset: i32, factor: f32);
 }
 
-/// The kernels of `isa`, which the processor must have. On aarch64 NEON is part of the baseline, so the portable
-/// code is NEON code.
+static PORTABLE: RowKernels = portable::TABLE;
+#[cfg(target_arch = "x86_64")]
+static AVX2: RowKernels =
+    RowKernels { quantize: x86::quantize, quantize_row: x86::quantize_row, ..avx2::TABLE };
+
+/// The kernels of `isa`, which the processor must have.
 pub(crate) fn table(isa: crate::Isa) -> &'static RowKernels {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        crate::Isa::Avx2 | crate::Isa::Avx512 => &avx2::TABLE,
-        _ => &portable::TABLE,
+        crate::Isa::Avx2 | crate::Isa::Avx512 => &AVX2,
+        _ => &PORTABLE,
     }
 }
