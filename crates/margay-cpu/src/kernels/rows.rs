@@ -30,10 +30,10 @@ pub(crate) struct RowKernels {
     pub(crate) scale: fn(&mut [f32], f32),
     /// `acc += x * y`, element by element.
     pub(crate) add_product: fn(&mut [f32], &[f32], &[f32]),
-    /// `x = x / sqrt(mean(x^2) + eps) * weight`
-    pub(crate) rms_norm: fn(&mut [f32], &[f32], f32),
-    /// `x = (x - mean) / sqrt(var + eps) * weight + bias`
-    pub(crate) layer_norm: fn(&mut [f32], &[f32], Option<&[f32]>, f32),
+    /// `y = x / sqrt(mean(x^2) + eps) * weight`, of x, y, weight and eps.
+    pub(crate) rms_norm: fn(&[f32], &mut [f32], &[f32], f32),
+    /// `y = (x - mean) / sqrt(var + eps) * weight + bias`, of x, y, weight, bias and eps.
+    pub(crate) layer_norm: fn(&[f32], &mut [f32], &[f32], Option<&[f32]>, f32),
     /// Turns pairs (i, i + n) of one head; x: [2n], cos, sin: [n].
     pub(crate) rope_half: fn(&mut [f32], &[f32], &[f32]),
     /// Turns pairs (2i, 2i + 1) of one head; x: [2n], cos, sin: [n].
@@ -122,28 +122,28 @@ mod body {
     }
 
     #[inline(always)]
-    pub(super) fn rms_norm(x: &mut [f32], weight: &[f32], eps: f32) {
+    pub(super) fn rms_norm(x: &[f32], y: &mut [f32], weight: &[f32], eps: f32) {
         let squares = reduce(x, 0.0, |sum, x| sum + x * x, |a, b| a + b);
         let factor = 1.0 / (squares / x.len() as f32 + eps).sqrt();
-        for (x, w) in x.iter_mut().zip(weight) {
-            *x = *x * factor * w;
+        for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
+            *y = x * factor * w;
         }
     }
 
     #[inline(always)]
-    pub(super) fn layer_norm(x: &mut [f32], weight: &[f32], bias: Option<&[f32]>, eps: f32) {
+    pub(super) fn layer_norm(x: &[f32], y: &mut [f32], weight: &[f32], bias: Option<&[f32]>, eps: f32) {
         let mean = reduce(x, 0.0, |sum, x| sum + x, |a, b| a + b) / x.len() as f32;
         let squares = reduce(x, 0.0, |sum, x| sum + (x - mean) * (x - mean), |a, b| a + b);
         let factor = 1.0 / (squares / x.len() as f32 + eps).sqrt();
         match bias {
             Some(bias) => {
-                for ((x, w), b) in x.iter_mut().zip(weight).zip(bias) {
-                    *x = (*x - mean) * factor * w + b;
+                for (((y, x), w), b) in y.iter_mut().zip(x).zip(weight).zip(bias) {
+                    *y = (x - mean) * factor * w + b;
                 }
             }
             None => {
-                for (x, w) in x.iter_mut().zip(weight) {
-                    *x = (*x - mean) * factor * w;
+                for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
+                    *y = (x - mean) * factor * w;
                 }
             }
         }
@@ -311,8 +311,8 @@ kernels! {
     mul: (x: &mut [f32], y: &[f32]);
     scale: (x: &mut [f32], factor: f32);
     add_product: (acc: &mut [f32], x: &[f32], y: &[f32]);
-    rms_norm: (x: &mut [f32], weight: &[f32], eps: f32);
-    layer_norm: (x: &mut [f32], weight: &[f32], bias: Option<&[f32]>, eps: f32);
+    rms_norm: (x: &[f32], y: &mut [f32], weight: &[f32], eps: f32);
+    layer_norm: (x: &[f32], y: &mut [f32], weight: &[f32], bias: Option<&[f32]>, eps: f32);
     rope_half: (x: &mut [f32], cos: &[f32], sin: &[f32]);
     rope_interleaved: (x: &mut [f32], cos: &[f32], sin: &[f32]);
     softmax_block: (x: &mut [f32], old_max: f32) -> (f32, f32);
