@@ -9,11 +9,12 @@ use crate::{
         Engine, Scratch, attention,
         channel::{self, ChannelRows},
         conv,
-        linear::{self, Epilogue, Layer, Matrix, QuantRows},
-        rows,
+        linear::{self, Epilogue, Gated, Layer, Matrix, QuantRows, Side},
+        rows::{self, Norm, Source},
         view::{Out, View},
     },
-    step::{MOST_TOGETHER, Prepared, Quantize, Step, first_dim},
+    pack::CHANNEL_STEP,
+    step::{Form, MOST_TOGETHER, Prepared, Quantize, Step, first_dim},
     threads::{Pool, TaskPanic},
 };
 use margay_graph::{
@@ -60,6 +61,8 @@ pub(crate) struct CpuExecutable {
 struct Buffers {
     arena: Lines<f32>,
     quantized: QuantRows,
+    /// Results of gated ops, which are made while the rows above are read.
+    gated: QuantRows,
     channel: ChannelRows,
     unrolled: Lines<f32>,
     ropes: Vec<RopeTable>,
@@ -89,8 +92,8 @@ impl CpuExecutable {
         int8_encoder: bool,
     ) -> Result<Self, BackendError> {
         let program = passes::optimize(program);
-        let plan = memory::plan(&program, limits)?;
         let prepared = Prepared::new(&program, weights, &pool, &kernels, int8_encoder)?;
+        let plan = memory::plan_without(&program, limits, &prepared.absent)?;
         let mut places = Vec::with_capacity(program.values().len());
         let mut room = Vec::with_capacity(program.values().len());
         for (value, offset) in plan.offsets.iter().enumerate() {
@@ -100,7 +103,9 @@ impl CpuExecutable {
         for (at, (_, value)) in program.inputs().iter().enumerate() {
             places[value.index()] = Place::Input(at);
         }
-        let (mut q_elements, mut q_wide, mut unrolled) = (0, 0, 0);
+        let mut unrolled = 0;
+        // Elements that are quantized in groups, of them those with a wide copy; the same of gated results.
+        let (mut q, mut gated) = ([0; 2], [0; 2]);
         let (mut whole_rows, mut whole_elements) = (0, 0);
         let mut scratch = linear::scratch_floats();
         let mut encoder: Vec<KvSlot> = vec![];
@@ -109,16 +114,42 @@ impl CpuExecutable {
                 let at = prepared.constant_of(*weight).expect("invariant: every param is a constant");
                 places[node.output.index()] = Place::Constant(at);
             }
-            if let Some((k, _)) = prepared.codes(step) {
-                let elements = first_dim(&program, node.inputs[0]).eval(limits)? * k;
-                q_elements = q_elements.max(elements);
-                if let Step::Linear { quantize: Some(Quantize::Fill { wide: true }), .. } = step {
-                    q_wide = q_wide.max(elements);
+            let size = |value: ValueId| {
+                let rows = first_dim(&program, value).eval(limits)?;
+                Ok::<_, BackendError>((rows, program.value(value).columns()))
+            };
+            let quantized = match step {
+                Step::Norm { quantize: Some(form), .. } => Some((node.output, *form)),
+                Step::Quantize { wide } => Some((node.inputs[0], Form::Groups { wide: *wide })),
+                Step::Linear { matrix, quantize: Some(Quantize::Fill { wide }), .. } => {
+                    let whole = matches!(prepared.matrices[*matrix], Matrix::Channel(_));
+                    let form = if whole { Form::Whole } else { Form::Groups { wide: *wide } };
+                    Some((node.inputs[0], form))
+                }
+                _ => None,
+            };
+            if let Some((value, form)) = quantized {
+                let (rows, columns) = size(value)?;
+                match form {
+                    Form::Groups { wide } => {
+                        q = [q[0].max(rows * columns), q[1].max(if wide { rows * columns } else { 0 })];
+                    }
+                    Form::Whole => {
+                        whole_rows = whole_rows.max(rows);
+                        whole_elements = whole_elements.max(rows * columns.next_multiple_of(CHANNEL_STEP));
+                    }
                 }
             }
-            if let Some(k) = prepared.channel_columns(step) {
-                let rows = first_dim(&program, node.inputs[0]).eval(limits)?;
-                (whole_rows, whole_elements) = (whole_rows.max(rows), whole_elements.max(rows * k));
+            if let Step::Norm { .. } = step {
+                scratch = scratch.max(size(node.output)?.1);
+            }
+            if let Step::Gated { quantize, .. } = step {
+                scratch = scratch.max(linear::gated_scratch_floats());
+                if let Some(wide) = quantize {
+                    let (rows, columns) = size(node.output)?;
+                    gated =
+                        [gated[0].max(rows * columns), gated[1].max(if *wide { rows * columns } else { 0 })];
+                }
             }
             if let (Op::Conv2d(conv), Step::Conv2d { weight, .. }) = (&node.op, step) {
                 unrolled = unrolled.max(weight.unrolled_floats(conv));
@@ -164,7 +195,8 @@ impl CpuExecutable {
         };
         let buffers = Buffers {
             arena: Lines::zeroed(plan.arena_bytes.div_ceil(4)),
-            quantized: QuantRows::new(q_elements, q_wide),
+            quantized: QuantRows::new(q[0], q[1]),
+            gated: QuantRows::new(gated[0], gated[1]),
             channel,
             unrolled: Lines::zeroed(unrolled),
             ropes,
@@ -250,6 +282,7 @@ impl Executable for CpuExecutable {
             arena_bytes: b.arena.size_bytes(),
             scratch_bytes: self.engine.scratch.size_bytes()
                 + b.quantized.size_bytes()
+                + b.gated.size_bytes()
                 + b.channel.size_bytes()
                 + b.unrolled.size_bytes()
                 + ropes
@@ -329,6 +362,7 @@ impl Executable for CpuExecutable {
             arena: buffers.arena.as_mut_ptr(),
             arena_len: buffers.arena.len(),
             quantized: &mut buffers.quantized,
+            gated: &mut buffers.gated,
             channel: &mut buffers.channel,
             unrolled: &mut buffers.unrolled,
             ropes: &buffers.ropes,
@@ -395,6 +429,7 @@ struct Run<'a> {
     arena: *mut f32,
     arena_len: usize,
     quantized: &'a mut QuantRows,
+    gated: &'a mut QuantRows,
     channel: &'a mut ChannelRows,
     unrolled: &'a mut Lines<f32>,
     ropes: &'a [RopeTable],
@@ -449,6 +484,11 @@ impl<'a> Run<'a> {
         &self.prepared.constants[at]
     }
 
+    fn norm(&self, op: &margay_graph::Norm, weight: usize, bias: Option<usize>) -> Norm<'a> {
+        let bias = bias.map(|b| self.constant(b));
+        Norm { kind: op.kind, weight: self.constant(weight), bias, eps: op.eps }
+    }
+
     /// Runs step `at` and those that are run together with it; returns how many.
     fn step(&mut self, at: usize, state: Option<&mut KvState>) -> Result<usize, BackendError> {
         match self.prepared.steps[at] {
@@ -463,17 +503,15 @@ impl<'a> Run<'a> {
         let nodes = &self.program.nodes()[first..first + count];
         let steps = &self.prepared.steps[first..first + count];
         if let Step::Linear { quantize: Some(Quantize::Fill { wide }), .. } = steps[0] {
-            let x = self.view(nodes[0].inputs[0])?;
-            self.quantized.fill(self.engine, x, wide).map_err(panicked)?;
+            let source = Source { x: self.view(nodes[0].inputs[0])?, norm: None };
+            self.quantized.fill(self.engine, source, wide).map_err(panicked)?;
         }
         let mut layers = [None; MOST_TOGETHER];
         for (layer, (node, step)) in layers.iter_mut().zip(nodes.iter().zip(steps)) {
             let (Op::Linear(op), Step::Linear { matrix, bias, .. }) = (&node.op, step) else {
                 unreachable!("invariant: only linear layers are joined");
             };
-            let Matrix::Quant(matrix) = &self.prepared.matrices[*matrix] else {
-                unreachable!("invariant: only quantized layers are joined");
-            };
+            let matrix = self.prepared.quant(*matrix);
             let bias = bias.map(|b| self.constant(b));
             let epilogue = Epilogue { bias, activation: op.activation, residual: None };
             *layer = Some(Layer { matrix, epilogue, out: self.out(node.output)? });
@@ -487,37 +525,70 @@ impl<'a> Run<'a> {
     fn single(&mut self, node: &Node, step: &Step, state: Option<&mut KvState>) -> Result<(), BackendError> {
         let engine = self.engine;
         let input = |at: usize| node.inputs[at];
-        let out = self.out(node.output)?;
-        if out.rows == 0 {
+        if self.size(node.output)?.0 == 0 {
             return self.empty_step(node);
         }
+        // The steps that leave their results quantized have no other.
+        match (&node.op, step) {
+            (_, Step::Quantize { wide }) => {
+                let source = Source { x: self.view(input(0))?, norm: None };
+                return self.quantized.fill(engine, source, *wide).map_err(panicked);
+            }
+            (Op::Norm(op), Step::Norm { weight, bias, quantize: Some(form) }) => {
+                let norm = Some(self.norm(op, *weight, *bias));
+                let source = Source { x: self.view(input(0))?, norm };
+                let done = match form {
+                    Form::Groups { wide } => self.quantized.fill(engine, source, *wide),
+                    Form::Whole => self.channel.fill(engine, source),
+                };
+                return done.map_err(panicked);
+            }
+            (Op::Glu(act), Step::Gated { sides, quantize }) => {
+                let prepared = self.prepared;
+                let sides = sides.map(|(matrix, bias)| Side {
+                    matrix: prepared.quant(matrix),
+                    bias: bias.map(|b| &prepared.constants[b][..]),
+                });
+                let rows = self.size(node.output)?.0;
+                let out = match quantize {
+                    Some(wide) => Gated::Quantized { rows: self.gated, wide: *wide },
+                    None => Gated::Float(self.out(node.output)?),
+                };
+                return linear::gated(engine, sides, *act, self.quantized, rows, out).map_err(panicked);
+            }
+            _ => {}
+        }
+        let out = self.out(node.output)?;
         let done = match (&node.op, step) {
             (Op::Embed { .. }, Step::Embed { table }) => return self.embed(node, table, out),
             (Op::Linear(op), Step::Linear { matrix, bias, quantize, .. }) => {
-                let x = self.view(input(0))?;
                 let residual = if op.residual { Some(self.view(input(1))?) } else { None };
                 let bias = bias.map(|b| self.constant(b));
                 let epilogue = Epilogue { bias, activation: op.activation, residual };
                 match &self.prepared.matrices[*matrix] {
-                    Matrix::Float(matrix) => linear::float(engine, matrix, x, epilogue, out),
+                    Matrix::Float(matrix) => {
+                        linear::float(engine, matrix, self.view(input(0))?, epilogue, out)
+                    }
                     Matrix::Quant(matrix) => {
                         if let Some(Quantize::Fill { wide }) = quantize {
-                            self.quantized.fill(engine, x, *wide).map_err(panicked)?;
+                            let source = Source { x: self.view(input(0))?, norm: None };
+                            self.quantized.fill(engine, source, *wide).map_err(panicked)?;
                         }
-                        linear::quantized(engine, &[Layer { matrix, epilogue, out }], self.quantized)
+                        let gated = *quantize == Some(Quantize::Gated);
+                        let x = if gated { &*self.gated } else { &*self.quantized };
+                        linear::quantized(engine, &[Layer { matrix, epilogue, out }], x)
                     }
                     Matrix::Channel(matrix) => {
                         if let Some(Quantize::Fill { .. }) = quantize {
-                            self.channel.fill(engine, x).map_err(panicked)?;
+                            let source = Source { x: self.view(input(0))?, norm: None };
+                            self.channel.fill(engine, source).map_err(panicked)?;
                         }
                         channel::multiply(engine, matrix, self.channel, epilogue, out)
                     }
                 }
             }
-            (Op::Norm(op), Step::Norm { weight, bias }) => {
-                let bias = bias.map(|b| self.constant(b));
-                let x = self.view(input(0))?;
-                rows::norm(engine, op.kind, self.constant(*weight), bias, op.eps, x, out)
+            (Op::Norm(op), Step::Norm { weight, bias, .. }) => {
+                rows::norm(engine, self.norm(op, *weight, *bias), self.view(input(0))?, out)
             }
             (Op::Rope(op), Step::Rope { table }) => {
                 let table = &self.ropes[*table];

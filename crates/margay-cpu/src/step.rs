@@ -5,7 +5,7 @@ use crate::{
     kernels::Kernels,
     lines::Arena,
     ops::{conv::ConvWeight, linear::Matrix, rows},
-    pack::{ChannelMatrix, Codes},
+    pack::{ChannelMatrix, QuantMatrix},
     threads::Pool,
 };
 use margay_graph::{
@@ -28,9 +28,20 @@ pub(crate) enum Step {
         /// Steps from this one on that share their tasks out as one: 1 is this one alone.
         together: usize,
     },
+    /// A linear layer of which only the quantization of its rows is left: a later [`Step::Gated`] multiplies.
+    Quantize {
+        wide: bool,
+    },
+    /// A gated op with the two linear layers before it; each its matrix and bias.
+    Gated {
+        sides: [(usize, Option<usize>); 2],
+        /// Whether the next layer reads the result quantized, and with the wide copy.
+        quantize: Option<bool>,
+    },
     Norm {
         weight: usize,
         bias: Option<usize>,
+        quantize: Option<Form>,
     },
     Rope {
         table: usize,
@@ -50,6 +61,17 @@ pub(crate) enum Quantize {
     Reuse,
     /// This layer does, in 16 bits as well where asked.
     Fill { wide: bool },
+    /// A gated op has left its result quantized.
+    Gated,
+}
+
+/// How rows are quantized.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// In groups of 32, in 16 bits as well where asked.
+    Groups { wide: bool },
+    /// As wholes.
+    Whole,
 }
 
 /// Angles that rope ops of the same positions share.
@@ -70,6 +92,8 @@ pub(crate) struct Prepared {
     pub(crate) constants: Vec<Vec<f32>>,
     constant_of: Vec<(WeightId, usize)>,
     pub(crate) ropes: Vec<RopeSpec>,
+    /// Values that are never written: who reads them gets them in another form.
+    pub(crate) absent: Vec<ValueId>,
     /// Bytes of tables and of matrices packed earlier, which are read where they lie.
     pub(crate) mapped_bytes: usize,
     /// Bytes of matrices packed now.
@@ -91,6 +115,7 @@ impl Prepared {
             constants: vec![],
             constant_of: vec![],
             ropes: vec![],
+            absent: vec![],
             mapped_bytes: 0,
             packed_bytes: 0,
         };
@@ -154,6 +179,7 @@ impl Prepared {
                 Op::Norm(norm) => Step::Norm {
                     weight: made.constant(norm.weight, &fetch)?,
                     bias: norm.bias.map(|b| made.constant(b, &fetch)).transpose()?,
+                    quantize: None,
                 },
                 Op::Rope(rope) => Step::Rope { table: made.rope(rope, node.inputs[1], &fetch)? },
                 Op::Conv2d(conv) => {
@@ -185,6 +211,8 @@ impl Prepared {
             made.steps.push(step);
         }
         made.share_quantized_rows(program, kernels);
+        made.fuse_gates(program);
+        made.fuse_norms(program);
         made.join_layers(program);
         Ok(made)
     }
@@ -194,21 +222,21 @@ impl Prepared {
         self.constant_of.iter().find(|(known, _)| *known == id).map(|(_, at)| *at)
     }
 
-    /// Codes of the matrix of a linear step, where it is quantized.
-    pub(crate) fn codes(&self, step: &Step) -> Option<(usize, Codes)> {
+    /// How the rows are quantized that a linear step reads.
+    fn form(&self, step: &Step, kernels: &Kernels) -> Option<Form> {
         let Step::Linear { matrix, .. } = step else { return None };
         match &self.matrices[*matrix] {
-            Matrix::Quant(m) => Some((m.k, m.kind.codes)),
-            Matrix::Float(_) | Matrix::Channel(_) => None,
+            Matrix::Quant(m) => Some(Form::Groups { wide: (kernels.quant.wants_q16)(m.kind.codes) }),
+            Matrix::Channel(_) => Some(Form::Whole),
+            Matrix::Float(_) => None,
         }
     }
 
-    /// Columns of the matrix of a linear step, where its rows are quantized as wholes.
-    pub(crate) fn channel_columns(&self, step: &Step) -> Option<usize> {
-        let Step::Linear { matrix, .. } = step else { return None };
-        match &self.matrices[*matrix] {
-            Matrix::Channel(m) => Some(m.k),
-            Matrix::Float(_) | Matrix::Quant(_) => None,
+    /// The quantized matrix `at`, which must be one.
+    pub(crate) fn quant(&self, at: usize) -> &QuantMatrix {
+        match &self.matrices[at] {
+            Matrix::Quant(matrix) => matrix,
+            _ => unreachable!("a step asks for what `fuse_gates` saw"),
         }
     }
 
@@ -247,11 +275,10 @@ impl Prepared {
         // Of groups, and of whole rows.
         let mut filled: [Option<(ValueId, usize)>; 2] = [None; 2];
         for (at, node) in program.nodes().iter().enumerate() {
-            let step = &self.steps[at];
-            let (kind, needs_wide) = match (self.codes(step), self.channel_columns(step)) {
-                (Some((_, codes)), _) => (0, (kernels.quant.wants_q16)(codes)),
-                (None, Some(_)) => (1, kernels.channel.wants_q16),
-                (None, None) => continue,
+            let (kind, needs_wide) = match self.form(&self.steps[at], kernels) {
+                Some(Form::Groups { wide }) => (0, wide),
+                Some(Form::Whole) => (1, false),
+                None => continue,
             };
             let x = node.inputs[0];
             let (choice, filler) = match filled[kind] {
@@ -268,12 +295,114 @@ impl Prepared {
         }
     }
 
+    /// A gated op takes the two quantized layers before it along: their results meet in the cache and are never written.
+    fn fuse_gates(&mut self, program: &Program) {
+        let readers = readers(program);
+        for (at, node) in program.nodes().iter().enumerate() {
+            let Op::Glu(_) = node.op else { continue };
+            let layers = [node.inputs[0], node.inputs[1]].map(|value| {
+                let maker = program.nodes()[..at].iter().position(|n| n.output == value)?;
+                let Op::Linear(linear) = &program.nodes()[maker].op else { return None };
+                let alone = readers[value.index()] == [at] && !is_output(program, value);
+                let plain = alone && linear.activation.is_none() && !linear.residual;
+                match self.steps[maker] {
+                    Step::Linear { matrix, bias, quantize: Some(quantize), .. } if plain => {
+                        let quantized = matches!(self.matrices[matrix], Matrix::Quant(_));
+                        quantized.then_some((maker, (matrix, bias), quantize))
+                    }
+                    _ => None,
+                }
+            });
+            let [Some(gate), Some(up)] = layers else { continue };
+            let (first, last) = if gate.0 < up.0 { (gate, up) } else { (up, gate) };
+            // The second reads what the first does, and up to here nobody quantizes another value.
+            let others = (first.0 + 1..at).filter(|&i| i != last.0);
+            let undisturbed = others.map(|i| &self.steps[i]).all(|step| {
+                !matches!(
+                    step,
+                    Step::Linear { quantize: Some(Quantize::Fill { .. }), .. } | Step::Quantize { .. }
+                )
+            });
+            if first.0 == last.0 || last.2 != Quantize::Reuse || !undisturbed {
+                continue;
+            }
+            self.steps[first.0] = match first.2 {
+                Quantize::Fill { wide } => Step::Quantize { wide },
+                Quantize::Reuse | Quantize::Gated => Step::Nothing,
+            };
+            self.steps[last.0] = Step::Nothing;
+            self.absent.extend(&node.inputs);
+            let quantize = match self.handed_on(program, &readers, at) {
+                Some((reader, Form::Groups { wide })) if readers[node.output.index()] == [reader] => {
+                    self.set_quantize(reader, Quantize::Gated);
+                    self.absent.push(node.output);
+                    Some(wide)
+                }
+                _ => None,
+            };
+            self.steps[at] = Step::Gated { sides: [gate.1, up.1], quantize };
+        }
+    }
+
+    /// A norm whose result is read quantized and in no other form hands it on so, and never writes it.
+    fn fuse_norms(&mut self, program: &Program) {
+        let readers = readers(program);
+        for (at, node) in program.nodes().iter().enumerate() {
+            if matches!(node.op, Op::Norm(_))
+                && let Some((reader, form)) = self.handed_on(program, &readers, at)
+            {
+                self.set_quantize(reader, Quantize::Reuse);
+                if let Step::Norm { quantize, .. } = &mut self.steps[at] {
+                    *quantize = Some(form);
+                }
+                self.absent.push(node.output);
+            }
+        }
+    }
+
+    /// The step that quantizes the result of node `at`, and how, where all who read it read what that step makes, and
+    /// what it makes is not in use before.
+    fn handed_on(&self, program: &Program, readers: &[Vec<usize>], at: usize) -> Option<(usize, Form)> {
+        let value = program.nodes()[at].output;
+        let readers = &readers[value.index()];
+        let (first, others) = readers.split_first().filter(|_| !is_output(program, value))?;
+        let form = match self.steps[*first] {
+            Step::Quantize { wide } => Form::Groups { wide },
+            Step::Linear { matrix, quantize: Some(Quantize::Fill { wide }), .. } => {
+                match self.matrices[matrix] {
+                    Matrix::Quant(_) => Form::Groups { wide },
+                    _ => Form::Whole,
+                }
+            }
+            _ => return None,
+        };
+        let kind_of = |step: &Step| match step {
+            Step::Linear { matrix, quantize: Some(_), .. } => {
+                Some(!matches!(self.matrices[*matrix], Matrix::Quant(_)))
+            }
+            Step::Quantize { .. } | Step::Gated { .. } => Some(false),
+            _ => None,
+        };
+        let kind = Some(form == Form::Whole);
+        let free = (at + 1..*first).all(|i| kind_of(&self.steps[i]) != kind);
+        let residual = |reader: &usize| program.nodes()[*reader].inputs[1..].contains(&value);
+        // Those that `fuse_gates` has taken are part of a step that reads quantized rows.
+        let same = others.iter().all(|reader| match self.steps[*reader] {
+            Step::Linear { quantize: Some(Quantize::Reuse), .. } => kind_of(&self.steps[*reader]) == kind,
+            Step::Nothing => true,
+            _ => false,
+        });
+        (free && same && !readers.iter().any(residual)).then_some((*first, form))
+    }
+
     /// Finds layers that follow each other and read the same quantized rows. One that adds a residual stays alone: its
     /// result may lie where another's input lay.
     fn join_layers(&mut self, program: &Program) {
         let joins = |made: &Self, at: usize| {
             let residual = matches!(&program.nodes()[at].op, Op::Linear(linear) if linear.residual);
-            !residual && made.codes(&made.steps[at]).is_some()
+            let Step::Linear { matrix, quantize, .. } = made.steps[at] else { return false };
+            let gated = quantize == Some(Quantize::Gated);
+            !residual && !gated && matches!(made.matrices[matrix], Matrix::Quant(_))
         };
         for first in 0..self.steps.len() {
             if !joins(self, first) {
@@ -290,6 +419,28 @@ impl Prepared {
             }
         }
     }
+
+    fn set_quantize(&mut self, at: usize, choice: Quantize) {
+        match &mut self.steps[at] {
+            Step::Linear { quantize, .. } => *quantize = Some(choice),
+            step => *step = Step::Nothing,
+        }
+    }
+}
+
+fn is_output(program: &Program, value: ValueId) -> bool {
+    program.outputs().iter().any(|(_, output)| *output == value)
+}
+
+/// For each value the nodes that read it, in order.
+fn readers(program: &Program) -> Vec<Vec<usize>> {
+    let mut readers = vec![vec![]; program.values().len()];
+    for (at, node) in program.nodes().iter().enumerate() {
+        for input in &node.inputs {
+            readers[input.index()].push(at);
+        }
+    }
+    readers
 }
 
 /// True for the matrices of an encoder's blocks, where they are not quantized already: its patch embedding, and all of

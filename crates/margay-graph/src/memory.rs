@@ -1,6 +1,6 @@
 //! Places every value of a program in one arena, so that running it allocates nothing.
 
-use crate::{Bindings, GraphError, Op, Program};
+use crate::{Bindings, GraphError, Op, Program, ValueId};
 
 /// Alignment of every value in the arena, bytes: one cache line, one AVX-512 register.
 pub const ALIGN_BYTES: usize = 64;
@@ -23,7 +23,20 @@ pub struct MemoryPlan {
 /// # Errors
 /// [`GraphError`] where a symbol is unbound or a size overflows.
 pub fn plan(program: &Program, limits: &Bindings) -> Result<MemoryPlan, GraphError> {
-    let sizes = sizes(program, limits)?;
+    plan_without(program, limits, &[])
+}
+
+/// As [`plan`], where a backend never writes the values `absent`: they have size 0.
+///
+/// # Errors
+/// As [`plan`].
+pub fn plan_without(
+    program: &Program,
+    limits: &Bindings,
+    absent: &[ValueId],
+) -> Result<MemoryPlan, GraphError> {
+    let mut sizes = sizes(program, limits)?;
+    absent.iter().for_each(|value| sizes[value.index()] = 0);
     let last = program.last_uses();
     // A slot is a chain of values that write over one another.
     let mut slot_of: Vec<Option<usize>> = vec![None; sizes.len()];
@@ -143,6 +156,17 @@ mod tests {
         let twenty = plan(&chain(20), &limits).unwrap().arena_bytes;
         assert_eq!(two, twenty);
         assert_eq!(two, 10 * (64 + 16 + 16) * 4);
+    }
+
+    #[test]
+    fn values_that_are_never_written_take_no_memory() {
+        let program = chain(2);
+        let limits = Bindings::new().with(Sym::Tokens, 10);
+        let wide = program.nodes().iter().filter(|n| program.value(n.output).columns() == 64);
+        let wide: Vec<_> = wide.map(|n| n.output).collect();
+        let plan = plan_without(&program, &limits, &wide).unwrap();
+        assert_eq!(plan.arena_bytes, 10 * (16 + 16) * 4);
+        assert!(wide.iter().all(|v| plan.sizes[v.index()] == 0));
     }
 
     #[test]

@@ -2,6 +2,9 @@
 //!
 //! Sums run over [`LANES`] partial sums in a fixed order, so every instruction set gives the same bits.
 
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
 use super::math;
 use margay_graph::Activation;
 
@@ -26,10 +29,10 @@ pub(crate) struct RowKernels {
     pub(crate) scale: fn(&mut [f32], f32),
     /// `acc += x * y`, element by element.
     pub(crate) add_product: fn(&mut [f32], &[f32], &[f32]),
-    /// `x = x / sqrt(mean(x^2) + eps) * weight`
-    pub(crate) rms_norm: fn(&mut [f32], &[f32], f32),
-    /// `x = (x - mean) / sqrt(var + eps) * weight + bias`
-    pub(crate) layer_norm: fn(&mut [f32], &[f32], Option<&[f32]>, f32),
+    /// `y = x / sqrt(mean(x^2) + eps) * weight`, of x, y, weight and eps.
+    pub(crate) rms_norm: fn(&[f32], &mut [f32], &[f32], f32),
+    /// `y = (x - mean) / sqrt(var + eps) * weight + bias`, of x, y, weight, bias and eps.
+    pub(crate) layer_norm: fn(&[f32], &mut [f32], &[f32], Option<&[f32]>, f32),
     /// Turns pairs (i, i + n) of one head; x: [2n], cos, sin: [n].
     pub(crate) rope_half: fn(&mut [f32], &[f32], &[f32]),
     /// Turns pairs (2i, 2i + 1) of one head; x: [2n], cos, sin: [n].
@@ -118,28 +121,28 @@ mod body {
     }
 
     #[inline(always)]
-    pub(super) fn rms_norm(x: &mut [f32], weight: &[f32], eps: f32) {
+    pub(super) fn rms_norm(x: &[f32], y: &mut [f32], weight: &[f32], eps: f32) {
         let squares = reduce(x, 0.0, |sum, x| sum + x * x, |a, b| a + b);
         let factor = 1.0 / (squares / x.len() as f32 + eps).sqrt();
-        for (x, w) in x.iter_mut().zip(weight) {
-            *x = *x * factor * w;
+        for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
+            *y = x * factor * w;
         }
     }
 
     #[inline(always)]
-    pub(super) fn layer_norm(x: &mut [f32], weight: &[f32], bias: Option<&[f32]>, eps: f32) {
+    pub(super) fn layer_norm(x: &[f32], y: &mut [f32], weight: &[f32], bias: Option<&[f32]>, eps: f32) {
         let mean = reduce(x, 0.0, |sum, x| sum + x, |a, b| a + b) / x.len() as f32;
         let squares = reduce(x, 0.0, |sum, x| sum + (x - mean) * (x - mean), |a, b| a + b);
         let factor = 1.0 / (squares / x.len() as f32 + eps).sqrt();
         match bias {
             Some(bias) => {
-                for ((x, w), b) in x.iter_mut().zip(weight).zip(bias) {
-                    *x = (*x - mean) * factor * w + b;
+                for (((y, x), w), b) in y.iter_mut().zip(x).zip(weight).zip(bias) {
+                    *y = (x - mean) * factor * w + b;
                 }
             }
             None => {
-                for (x, w) in x.iter_mut().zip(weight) {
-                    *x = (*x - mean) * factor * w;
+                for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
+                    *y = (x - mean) * factor * w;
                 }
             }
         }
@@ -195,7 +198,7 @@ mod body {
 
     /// The integer nearest to `x * inverse`, ties to even; that is at most 127 but for rounding.
     #[inline(always)]
-    fn code(x: f32, inverse: f32) -> i32 {
+    pub(super) fn code(x: f32, inverse: f32) -> i32 {
         let shifted = x * inverse + math::ROUND;
         (shifted.to_bits() as i32).wrapping_sub(math::ROUND.to_bits() as i32).clamp(-127, 127)
     }
@@ -275,7 +278,7 @@ macro_rules! kernels {
         mod $module {
             use super::{Activation, RowKernels, body};
             kernels!(@functions [$($feature)*], $($name: ($($arg: $type),*) $(-> $ret)?;)*);
-            pub(super) static TABLE: RowKernels = RowKernels { $($name),* };
+            pub(super) const TABLE: RowKernels = RowKernels { $($name),* };
         }
     };
     (@functions $feature:tt, $($name:ident: $args:tt $(-> $ret:ty)?;)*) => {
@@ -303,8 +306,8 @@ kernels! {
     mul: (x: &mut [f32], y: &[f32]);
     scale: (x: &mut [f32], factor: f32);
     add_product: (acc: &mut [f32], x: &[f32], y: &[f32]);
-    rms_norm: (x: &mut [f32], weight: &[f32], eps: f32);
-    layer_norm: (x: &mut [f32], weight: &[f32], bias: Option<&[f32]>, eps: f32);
+    rms_norm: (x: &[f32], y: &mut [f32], weight: &[f32], eps: f32);
+    layer_norm: (x: &[f32], y: &mut [f32], weight: &[f32], bias: Option<&[f32]>, eps: f32);
     rope_half: (x: &mut [f32], cos: &[f32], sin: &[f32]);
     rope_interleaved: (x: &mut [f32], cos: &[f32], sin: &[f32]);
     softmax_block: (x: &mut [f32], old_max: f32) -> (f32, f32);
@@ -314,12 +317,16 @@ kernels! {
     scale_sums: (sums: &mut [f32], scales: &[f32], offset: i32, factor: f32);
 }
 
-/// The kernels of `isa`, which the processor must have. On aarch64 NEON is part of the baseline, so the portable
-/// code is NEON code.
+static PORTABLE: RowKernels = portable::TABLE;
+#[cfg(target_arch = "x86_64")]
+static AVX2: RowKernels =
+    RowKernels { quantize: x86::quantize, quantize_row: x86::quantize_row, ..avx2::TABLE };
+
+/// The kernels of `isa`, which the processor must have.
 pub(crate) fn table(isa: crate::Isa) -> &'static RowKernels {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        crate::Isa::Avx2 | crate::Isa::Avx512 => &avx2::TABLE,
-        _ => &portable::TABLE,
+        crate::Isa::Avx2 | crate::Isa::Avx512 => &AVX2,
+        _ => &PORTABLE,
     }
 }

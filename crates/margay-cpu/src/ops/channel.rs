@@ -3,7 +3,8 @@
 use super::{
     Engine, carve,
     linear::{Epilogue, Grid, K_CHUNK, Shared, TASK_COLUMNS, TASK_ROWS, finish},
-    view::{Out, View},
+    rows::Source,
+    view::Out,
 };
 use crate::{
     kernels::channel::ChannelProduct,
@@ -39,8 +40,9 @@ impl ChannelRows {
         self.q.size_bytes() + self.q16.size_bytes() + self.scale.size_bytes() + self.total.size_bytes()
     }
 
-    /// Quantizes `x`: code = round(x / scale), scale = max |x| / 127 of its row.
-    pub(crate) fn fill(&mut self, engine: &Engine, x: View<'_>) -> Result<(), TaskPanic> {
+    /// Quantizes the rows of `source`: code = round(x / scale), scale = max |x| / 127 of its row.
+    pub(crate) fn fill(&mut self, engine: &Engine, source: Source<'_>) -> Result<(), TaskPanic> {
+        let x = source.x;
         let k = x.columns.next_multiple_of(CHANNEL_STEP);
         let wide = engine.kernels.channel.wants_q16;
         assert!(x.rows * k <= self.q.len() && x.rows <= self.scale.len());
@@ -48,14 +50,16 @@ impl ChannelRows {
         let quantize = engine.kernels.rows.quantize_row;
         let (q, q16) = (Shared(self.q.as_mut_ptr()), Shared(self.q16.as_mut_ptr()));
         let (scale, total) = (Shared(self.scale.as_mut_ptr()), Shared(self.total.as_mut_ptr()));
-        engine.run(x.rows.div_ceil(QUANTIZE_ROWS), &|_, task| {
+        engine.run(x.rows.div_ceil(QUANTIZE_ROWS), &|worker, task| {
             for row in task * QUANTIZE_ROWS..x.rows.min((task + 1) * QUANTIZE_ROWS) {
-                // SAFETY: each row is one task's own, and inside the buffers as asserted above.
+                // SAFETY: each row is one task's own, and inside the buffers as asserted above; a worker runs one task
+                // at a time.
                 unsafe {
                     let q = q.slice(row * k, k);
                     let (codes, rest) = q.split_at_mut(x.columns);
                     rest.fill(0);
-                    (scale.slice(row, 1)[0], total.slice(row, 1)[0]) = quantize(x.row(row), codes);
+                    (scale.slice(row, 1)[0], total.slice(row, 1)[0]) =
+                        quantize(source.row(engine, worker, row), codes);
                     if wide {
                         for (wide, q) in q16.slice(row * k, k).iter_mut().zip(q) {
                             *wide = i16::from(*q);

@@ -2,6 +2,7 @@
 
 use super::{
     Engine, carve,
+    rows::Source,
     view::{Out, View},
 };
 use crate::{
@@ -15,6 +16,7 @@ use crate::{
 };
 use margay_graph::{Activation, BackendError};
 use margay_tensor::Tensor;
+use std::ops::Range;
 
 /// Rows of x that a task multiplies: its int8 rows of one column chunk (128 KiB) stay in a 512 KiB L2.
 pub(super) const TASK_ROWS: usize = 256;
@@ -81,6 +83,11 @@ pub(crate) fn scratch_floats() -> usize {
     tile + (codes + scales).max(widened) + 4 * 16
 }
 
+/// The same for [`gated`], which has two tiles.
+pub(crate) fn gated_scratch_floats() -> usize {
+    scratch_floats() + TASK_ROWS * TASK_COLUMNS
+}
+
 /// The quantized rows of one value, shared by all layers that read it.
 pub(crate) struct QuantRows {
     q: Lines<i8>,
@@ -116,49 +123,36 @@ impl QuantRows {
             + self.starts32.size_bytes()
     }
 
-    /// Quantizes `x`; `wide` also makes the copy that some kernels ask for.
-    pub(crate) fn fill(&mut self, engine: &Engine, x: View<'_>, wide: bool) -> Result<(), TaskPanic> {
-        let k = x.columns;
-        assert!(x.rows * k <= self.q.len() && (!wide || x.rows * k <= self.q16.len()));
-        let (quantize, copy_rows) = (engine.kernels.rows.quantize, engine.kernels.quant.copy_rows);
-        let (q, q16) = (Shared(self.q.as_mut_ptr()), Shared(self.q16.as_mut_ptr()));
-        let (scale, sum16) = (Shared(self.scale.as_mut_ptr()), Shared(self.sum16.as_mut_ptr()));
-        let sum32 = Shared(self.sum32.as_mut_ptr());
-        let (starts16, starts32) = (Shared(self.starts16.as_mut_ptr()), Shared(self.starts32.as_mut_ptr()));
-        engine.run(x.rows.div_ceil(QUANTIZE_ROWS), &|_, task| {
-            let rows = task * QUANTIZE_ROWS..x.rows.min((task + 1) * QUANTIZE_ROWS);
-            for row in rows.clone() {
-                // SAFETY: each row is one task's own, and inside the buffers as asserted above.
-                unsafe {
-                    quantize(
-                        x.row(row),
-                        q.slice(row * k, k),
-                        scale.slice(row * k / 32, k / 32),
-                        sum16.slice(row * k / 16, k / 16),
-                        sum32.slice(row * k / 32, k / 32),
-                        starts16.slice(row * k / 16, k / 16),
-                        starts32.slice(row * k / 32, k / 32),
-                    );
-                }
+    /// Quantizes the rows of `source`; `wide` also makes the copy that some kernels ask for.
+    pub(crate) fn fill(&mut self, engine: &Engine, source: Source<'_>, wide: bool) -> Result<(), TaskPanic> {
+        let (rows, k) = (source.x.rows, source.x.columns);
+        let parts = self.parts(rows, k, wide);
+        engine.run(rows.div_ceil(QUANTIZE_ROWS), &|worker, task| {
+            let block = task * QUANTIZE_ROWS..rows.min((task + 1) * QUANTIZE_ROWS);
+            for row in block.clone() {
+                // SAFETY: each row is one task's own, and a worker runs one task at a time.
+                unsafe { parts.quantize(engine, source.row(engine, worker, row), row, 0) }
             }
             if wide {
-                let (first, count) = (rows.start, rows.len());
-                // SAFETY: as above; the rows were written just now.
-                unsafe {
-                    let from = Rows {
-                        q: q.slice(first * k, count * k).as_ptr(),
-                        q16: std::ptr::null(),
-                        scale: scale.slice(first * k / 32, count * k / 32).as_ptr(),
-                        sum16: sum16.slice(first * k / 16, count * k / 16).as_ptr(),
-                        sum32: sum32.slice(first * k / 32, count * k / 32).as_ptr(),
-                        starts16: starts16.slice(first * k / 16, count * k / 16).as_ptr(),
-                        starts32: starts32.slice(first * k / 32, count * k / 32).as_ptr(),
-                        k,
-                    };
-                    copy_rows(count, &from, q16.slice(first * k, count * k).as_mut_ptr());
-                }
+                // SAFETY: the rows are this task's own and were written just now; the first is even.
+                unsafe { parts.widen(engine, block) }
             }
         })
+    }
+
+    /// The buffers for `rows` rows of `k` columns, so that tasks can write parts of them.
+    fn parts(&mut self, rows: usize, k: usize, wide: bool) -> QuantParts {
+        assert!(rows * k <= self.q.len() && (!wide || rows * k <= self.q16.len()));
+        QuantParts {
+            q: Shared(self.q.as_mut_ptr()),
+            q16: Shared(self.q16.as_mut_ptr()),
+            scale: Shared(self.scale.as_mut_ptr()),
+            sum16: Shared(self.sum16.as_mut_ptr()),
+            sum32: Shared(self.sum32.as_mut_ptr()),
+            starts16: Shared(self.starts16.as_mut_ptr()),
+            starts32: Shared(self.starts32.as_mut_ptr()),
+            k,
+        }
     }
 
     /// The rows from `row` and column `k` on, of rows of `columns`.
@@ -173,6 +167,63 @@ impl QuantRows {
             starts16: self.starts16.as_ptr().wrapping_add(at / 16),
             starts32: self.starts32.as_ptr().wrapping_add(at / 32),
             k: columns,
+        }
+    }
+}
+
+/// [`QuantRows`] under the hands of several tasks.
+#[derive(Clone, Copy)]
+struct QuantParts {
+    q: Shared<i8>,
+    q16: Shared<i16>,
+    scale: Shared<f32>,
+    sum16: Shared<f32>,
+    sum32: Shared<f32>,
+    starts16: Shared<[i16; 2]>,
+    starts32: Shared<[i16; 2]>,
+    k: usize,
+}
+
+impl QuantParts {
+    /// Quantizes `x` to the columns of `row` from `column` on.
+    ///
+    /// # Safety
+    /// That part lies inside the buffers and nobody else touches it.
+    unsafe fn quantize(self, engine: &Engine, x: &[f32], row: usize, column: usize) {
+        let (at, len) = (row * self.k + column, x.len());
+        // SAFETY: the caller's promise.
+        unsafe {
+            (engine.kernels.rows.quantize)(
+                x,
+                self.q.slice(at, len),
+                self.scale.slice(at / 32, len / 32),
+                self.sum16.slice(at / 16, len / 16),
+                self.sum32.slice(at / 32, len / 32),
+                self.starts16.slice(at / 16, len / 16),
+                self.starts32.slice(at / 32, len / 32),
+            );
+        }
+    }
+
+    /// Makes the copy that some kernels ask for of whole rows, the first of an even index.
+    ///
+    /// # Safety
+    /// The rows lie inside the buffers, are written, and nobody else touches them.
+    unsafe fn widen(self, engine: &Engine, rows: Range<usize>) {
+        let (at, len) = (rows.start * self.k, rows.len() * self.k);
+        // SAFETY: the caller's promise.
+        unsafe {
+            let from = Rows {
+                q: self.q.slice(at, len).as_ptr(),
+                q16: std::ptr::null(),
+                scale: self.scale.slice(at / 32, len / 32).as_ptr(),
+                sum16: self.sum16.slice(at / 16, len / 16).as_ptr(),
+                sum32: self.sum32.slice(at / 32, len / 32).as_ptr(),
+                starts16: self.starts16.slice(at / 16, len / 16).as_ptr(),
+                starts32: self.starts32.slice(at / 32, len / 32).as_ptr(),
+                k: self.k,
+            };
+            (engine.kernels.quant.copy_rows)(rows.len(), &from, self.q16.slice(at, len).as_mut_ptr());
         }
     }
 }
@@ -257,13 +308,100 @@ pub(crate) fn quantized(engine: &Engine, layers: &[Layer<'_>], x: &QuantRows) ->
         // SAFETY: a worker runs one task at a time.
         let mut scratch = unsafe { engine.scratch.worker(worker) };
         let tile = carve(&mut scratch, TASK_ROWS * TASK_COLUMNS);
-        if block.rows == 1 {
-            one_row(engine, layer.matrix, x, block, tile, scratch);
-        } else {
-            many_rows(engine, layer.matrix, x, block, tile, scratch);
-        }
+        products(engine, layer.matrix, x, block, tile, scratch);
         finish(engine, block, tile, layer.epilogue, layer.out);
     })
+}
+
+/// The products of one task.
+fn products(
+    engine: &Engine,
+    matrix: &QuantMatrix,
+    x: &QuantRows,
+    block: Block,
+    tile: &mut [f32],
+    scratch: &mut [f32],
+) {
+    if block.rows == 1 {
+        one_row(engine, matrix, x, block, tile, scratch);
+    } else {
+        many_rows(engine, matrix, x, block, tile, scratch);
+    }
+}
+
+/// A quantized matrix and its bias.
+#[derive(Clone, Copy)]
+pub(crate) struct Side<'a> {
+    pub(crate) matrix: &'a QuantMatrix,
+    pub(crate) bias: Option<&'a [f32]>,
+}
+
+/// Where [`gated`] leaves its result.
+pub(crate) enum Gated<'a> {
+    Float(Out<'a>),
+    /// Quantized for the next layer, and never in memory as floats.
+    Quantized {
+        rows: &'a mut QuantRows,
+        wide: bool,
+    },
+}
+
+/// `act(x @ gate^T) * (x @ up^T)` of `rows` quantized rows: both tiles meet in the cache.
+pub(crate) fn gated(
+    engine: &Engine,
+    [gate, up]: [Side<'_>; 2],
+    act: Activation,
+    x: &QuantRows,
+    rows: usize,
+    out: Gated<'_>,
+) -> Result<(), TaskPanic> {
+    let columns = gate.matrix.n;
+    assert_eq!(columns, up.matrix.n);
+    enum To<'a> {
+        Float(Out<'a>),
+        Parts(QuantParts),
+    }
+    let (to, wide) = match out {
+        Gated::Float(out) => {
+            assert!(out.rows == rows && out.columns == columns);
+            (To::Float(out), false)
+        }
+        Gated::Quantized { rows: out, wide } => (To::Parts(out.parts(rows, columns, wide)), wide),
+    };
+    let grid = Grid { rows, columns };
+    engine.run(grid.tasks(), &|worker, task| {
+        let block = grid.block(task);
+        // SAFETY: a worker runs one task at a time.
+        let mut scratch = unsafe { engine.scratch.worker(worker) };
+        let tiles = [(); 2].map(|()| carve(&mut scratch, TASK_ROWS * TASK_COLUMNS));
+        products(engine, gate.matrix, x, block, tiles[0], scratch);
+        products(engine, up.matrix, x, block, tiles[1], scratch);
+        let [gates, ups] = tiles.map(|tile| tile.chunks_exact_mut(TASK_COLUMNS).take(block.rows));
+        for (r, (g, u)) in gates.zip(ups).enumerate() {
+            let (g, u) = (&mut g[..block.columns], &mut u[..block.columns]);
+            for (side, part) in [(gate, &mut *g), (up, &mut *u)] {
+                if let Some(bias) = side.bias {
+                    (engine.kernels.rows.add)(part, &bias[block.column..][..block.columns]);
+                }
+            }
+            (engine.kernels.rows.glu)(act, g, u);
+            let row = block.row + r;
+            // SAFETY: only this task touches these elements, which lie inside: asserted above.
+            unsafe {
+                match &to {
+                    To::Float(out) => out.part(row, block.column, block.columns).copy_from_slice(g),
+                    To::Parts(parts) => parts.quantize(engine, g, row, block.column),
+                }
+            }
+        }
+    })?;
+    if let (To::Parts(parts), true) = (to, wide) {
+        engine.run(rows.div_ceil(QUANTIZE_ROWS), &|_, task| {
+            // SAFETY: the rows are this task's own and were written above; the first is even.
+            unsafe { parts.widen(engine, task * QUANTIZE_ROWS..rows.min((task + 1) * QUANTIZE_ROWS)) }
+        })?;
+    }
+    Ok(())
 }
 
 fn one_row(

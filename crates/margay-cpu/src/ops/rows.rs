@@ -10,17 +10,17 @@ use margay_graph::{Activation, NormKind, Pool2d, Rope, RopeStyle};
 /// Elements below which a task is not worth handing to another thread.
 const TASK_ELEMENTS: usize = 8192;
 
-/// Runs `each(row)` for all rows, in tasks of several.
+/// Runs `each(worker, row)` for all rows, in tasks of several.
 fn for_rows(
     engine: &Engine,
     rows: usize,
     columns: usize,
-    each: impl Fn(usize) + Sync,
+    each: impl Fn(usize, usize) + Sync,
 ) -> Result<(), TaskPanic> {
     let rows_a_task = (TASK_ELEMENTS / columns.max(1)).max(1);
-    engine.run(rows.div_ceil(rows_a_task), &|_, task| {
+    engine.run(rows.div_ceil(rows_a_task), &|worker, task| {
         for row in task * rows_a_task..rows.min((task + 1) * rows_a_task) {
-            each(row);
+            each(worker, row);
         }
     })
 }
@@ -39,26 +39,64 @@ unsafe fn copied<'a>(x: View<'a>, out: Out<'a>, row: usize) -> &'a mut [f32] {
     }
 }
 
-/// Normalises each row.
-pub(crate) fn norm(
-    engine: &Engine,
-    kind: NormKind,
-    weight: &[f32],
-    bias: Option<&[f32]>,
-    eps: f32,
-    x: View<'_>,
-    out: Out<'_>,
-) -> Result<(), TaskPanic> {
-    let kernels = engine.kernels.rows;
-    for_rows(engine, out.rows, out.columns, |row| {
-        // SAFETY: each row is one task's own.
-        let y = unsafe { copied(x, out, row) };
-        match kind {
-            NormKind::Rms => (kernels.rms_norm)(y, weight, eps),
-            NormKind::Layer => (kernels.layer_norm)(y, weight, bias, eps),
+/// A normalisation with its weights.
+#[derive(Clone, Copy)]
+pub(crate) struct Norm<'a> {
+    pub(crate) kind: NormKind,
+    pub(crate) weight: &'a [f32],
+    pub(crate) bias: Option<&'a [f32]>,
+    pub(crate) eps: f32,
+}
+
+impl Norm<'_> {
+    fn apply(&self, engine: &Engine, x: &[f32], y: &mut [f32]) {
+        let kernels = engine.kernels.rows;
+        match self.kind {
+            NormKind::Rms => (kernels.rms_norm)(x, y, self.weight, self.eps),
+            NormKind::Layer => (kernels.layer_norm)(x, y, self.weight, self.bias, self.eps),
         }
-        if let (NormKind::Rms, Some(bias)) = (kind, bias) {
+        if let (NormKind::Rms, Some(bias)) = (self.kind, self.bias) {
             (kernels.add)(y, bias);
+        }
+    }
+}
+
+/// Rows to be quantized: those of a value, or what a normalisation makes of them, which then never is in memory.
+#[derive(Clone, Copy)]
+pub(crate) struct Source<'a> {
+    pub(crate) x: View<'a>,
+    pub(crate) norm: Option<Norm<'a>>,
+}
+
+impl<'a> Source<'a> {
+    /// The row as it is to be quantized; a norm's is in the scratch of `worker`, which needs room for it.
+    ///
+    /// # Safety
+    /// As [`View::row`] and [`Scratch::worker`](super::Scratch::worker) ask.
+    pub(crate) unsafe fn row(&self, engine: &'a Engine, worker: usize, row: usize) -> &'a [f32] {
+        // SAFETY: the caller's promise.
+        let x = unsafe { self.x.row(row) };
+        let Some(norm) = self.norm else { return x };
+        // SAFETY: the caller's promise.
+        let y = &mut unsafe { engine.scratch.worker(worker) }[..x.len()];
+        norm.apply(engine, x, y);
+        y
+    }
+}
+
+/// Normalises each row. Where `out` lies on `x`, the scratch of a worker has room for a row.
+pub(crate) fn norm(engine: &Engine, norm: Norm<'_>, x: View<'_>, out: Out<'_>) -> Result<(), TaskPanic> {
+    let in_place = std::ptr::eq(x.pointer(), out.pointer());
+    for_rows(engine, out.rows, out.columns, |worker, row| {
+        // SAFETY: each row is one task's own; where both are the same, the reference to x ends before y's begins.
+        unsafe {
+            if in_place {
+                let copy = &mut engine.scratch.worker(worker)[..x.columns];
+                copy.copy_from_slice(x.row(row));
+                norm.apply(engine, copy, out.row(row));
+            } else {
+                norm.apply(engine, x.row(row), out.row(row));
+            }
         }
     })
 }
@@ -70,7 +108,7 @@ pub(crate) fn activation(
     x: View<'_>,
     out: Out<'_>,
 ) -> Result<(), TaskPanic> {
-    for_rows(engine, out.rows, out.columns, |row| {
+    for_rows(engine, out.rows, out.columns, |_, row| {
         // SAFETY: each row is one task's own.
         (engine.kernels.rows.activate)(act, unsafe { copied(x, out, row) });
     })
@@ -85,7 +123,7 @@ pub(crate) fn glu(
     out: Out<'_>,
 ) -> Result<(), TaskPanic> {
     let kernels = engine.kernels.rows;
-    for_rows(engine, out.rows, out.columns, |row| {
+    for_rows(engine, out.rows, out.columns, |_, row| {
         // SAFETY: each row is one task's own; `up` and `out` are different values.
         unsafe {
             (kernels.glu)(act, copied(gate, out, row), up.row(row));
@@ -101,7 +139,7 @@ pub(crate) fn elementwise(
     b: View<'_>,
     out: Out<'_>,
 ) -> Result<(), TaskPanic> {
-    for_rows(engine, out.rows, out.columns, |row| {
+    for_rows(engine, out.rows, out.columns, |_, row| {
         // SAFETY: each row is one task's own; where `b` is `a`, `out` lies on neither.
         unsafe {
             let y = copied(a, out, row);
@@ -147,7 +185,7 @@ pub(crate) fn rope(
         RopeStyle::Half => engine.kernels.rows.rope_half,
         RopeStyle::Interleaved => engine.kernels.rows.rope_interleaved,
     };
-    for_rows(engine, out.rows, out.columns, |row| {
+    for_rows(engine, out.rows, out.columns, |_, row| {
         // SAFETY: each row is one task's own.
         let y = unsafe { copied(x, out, row) };
         for head in y.chunks_exact_mut(rope.head_dim) {
@@ -178,7 +216,7 @@ pub(crate) fn copy_rows(
     out: Out<'_>,
     source: impl Fn(usize) -> usize + Sync,
 ) -> Result<(), TaskPanic> {
-    for_rows(engine, out.rows, out.columns, |row| {
+    for_rows(engine, out.rows, out.columns, |_, row| {
         // SAFETY: each row is one task's own; `out` does not lie on `x`.
         unsafe { out.row(row).copy_from_slice(&x.row(source(row))[start..][..out.columns]) }
     })
@@ -186,7 +224,7 @@ pub(crate) fn copy_rows(
 
 /// a's rows, then b's.
 pub(crate) fn concat_rows(engine: &Engine, a: View<'_>, b: View<'_>, out: Out<'_>) -> Result<(), TaskPanic> {
-    for_rows(engine, out.rows, out.columns, |row| {
+    for_rows(engine, out.rows, out.columns, |_, row| {
         // SAFETY: each row is one task's own; `out` lies on neither.
         unsafe {
             let from = if row < a.rows { a.row(row) } else { b.row(row - a.rows) };
@@ -204,7 +242,7 @@ pub(crate) fn patchify(
     out: Out<'_>,
 ) -> Result<(), TaskPanic> {
     let across = width / patch;
-    for_rows(engine, out.rows, out.columns, |row| {
+    for_rows(engine, out.rows, out.columns, |_, row| {
         let (y0, x0) = (row / across * patch, row % across * patch);
         // SAFETY: each row is one task's own.
         let out = unsafe { out.row(row) };
@@ -218,7 +256,7 @@ pub(crate) fn patchify(
 /// Mean of each square of a feature map.
 pub(crate) fn avg_pool2d(engine: &Engine, pool: &Pool2d, x: View<'_>, out: Out<'_>) -> Result<(), TaskPanic> {
     let (kernel, across) = (pool.kernel, pool.width / pool.kernel);
-    for_rows(engine, out.rows, out.columns * kernel * kernel, |row| {
+    for_rows(engine, out.rows, out.columns * kernel * kernel, |_, row| {
         let (y0, x0) = (row / across * kernel, row % across * kernel);
         // SAFETY: each row is one task's own; `out` does not lie on `x`.
         let out = unsafe { out.row(row) };

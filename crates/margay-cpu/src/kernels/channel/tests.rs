@@ -8,6 +8,7 @@ use crate::{
         Engine, Scratch,
         channel::{self, ChannelRows},
         linear::{self, Epilogue},
+        rows::Source,
         view::{Out, View},
     },
     pack::{CHANNEL_STEP, ChannelMatrix},
@@ -47,7 +48,7 @@ fn multiply(isa: Isa, threads: usize, weight: &[f32], n: usize, x: &[f32]) -> Ve
     let mut y = vec![0.0; m * n];
     // SAFETY: both matrices are as large as that and outlive their views.
     let (x, out) = unsafe { (View::new(x.as_ptr(), m, k), Out::new(y.as_mut_ptr(), m, n)) };
-    rows.fill(&engine, x).unwrap();
+    rows.fill(&engine, Source { x, norm: None }).unwrap();
     let epilogue = Epilogue { bias: None, activation: None, residual: None };
     channel::multiply(&engine, &matrix, &rows, epilogue, out).unwrap();
     y

@@ -7,6 +7,7 @@ use crate::{
     ops::{
         Engine, Scratch,
         linear::{self, Epilogue, Layer, QuantRows},
+        rows::Source,
         view::{Out, View},
     },
     pack::QuantMatrix,
@@ -83,7 +84,7 @@ fn multiply(isa: Isa, threads: usize, tensor: &Tensor, x: &[f32]) -> Vec<f32> {
     let mut y = vec![0.0; m * matrix.n];
     // SAFETY: both matrices are as large as that and outlive their views.
     let (x, out) = unsafe { (View::new(x.as_ptr(), m, matrix.k), Out::new(y.as_mut_ptr(), m, matrix.n)) };
-    quantized.fill(&engine, x, true).unwrap();
+    quantized.fill(&engine, Source { x, norm: None }, true).unwrap();
     let epilogue = Epilogue { bias: None, activation: None, residual: None };
     linear::quantized(&engine, &[Layer { matrix: &matrix, epilogue, out }], &quantized).unwrap();
     y

@@ -9,7 +9,7 @@ use crate::{
         Engine, attention,
         conv::{self, ConvWeight},
         linear::{self, Epilogue, Layer, Matrix, QuantRows},
-        rows,
+        rows::{self, Norm, Source},
         view::{Out, View},
     },
     pack::FloatType,
@@ -83,7 +83,7 @@ pub(super) fn prepare(cpu: &CpuBackend, case: &Case, rotate_bytes: usize) -> Res
             let ops = if kind == NormKind::Rms { 4 } else { 7 };
             let run = move |engine: &Engine, x: View<'_>, out: Out<'_>| {
                 let bias = (kind == NormKind::Layer).then_some(&weight[..]);
-                rows::norm(engine, kind, &weight, bias, 1e-5, x, out)
+                rows::norm(engine, Norm { kind, weight: &weight, bias, eps: 1e-5 }, x, out)
             };
             Ok(each_row(cpu, *rows, *columns, ops, rotate_bytes, run))
         }
@@ -135,7 +135,8 @@ fn linear(
         Matrix::Quant(matrix) => {
             let wide = (engine.kernels.quant.wants_q16)(matrix.kind.codes);
             let mut q = QuantRows::new(rows * inputs, if wide { rows * inputs } else { 0 });
-            q.fill(&engine, view(&x, rows, inputs), wide).map_err(super::panicked)?;
+            q.fill(&engine, Source { x: view(&x, rows, inputs), norm: None }, wide)
+                .map_err(super::panicked)?;
             x_bytes = q.size_bytes();
             quantized = Some(q);
             Unit::Int8
@@ -221,7 +222,7 @@ fn quantize(
         bytes: (x.each_bytes() + q.size_bytes()) as f64,
         unit: Unit::F32,
     };
-    Ok(Prepared { work, run: Box::new(move || q.fill(&engine, x.next(), false)) })
+    Ok(Prepared { work, run: Box::new(move || q.fill(&engine, Source { x: x.next(), norm: None }, false)) })
 }
 
 /// An op from one matrix to another, `ops` operations an element.
