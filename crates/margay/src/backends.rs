@@ -41,8 +41,7 @@ pub fn backend(options: &LoadOptions) -> Result<Box<dyn Backend>, Error> {
 
 fn cpu(options: &LoadOptions) -> Result<Box<dyn Backend>, Error> {
     let isa = options.isa.as_deref().map(isa).transpose()?;
-    let kv = if options.exact_cache { KvType::F32 } else { KvType::F16 };
-    let (threads, int8_encoder) = (options.threads, options.int8_encoder);
+    let (threads, kv, int8_encoder) = (options.threads, options.kv, options.int8_encoder);
     Ok(Box::new(CpuBackend::new(CpuOptions { threads, isa, kv, int8_encoder })?))
 }
 
@@ -60,6 +59,10 @@ fn reference(options: &LoadOptions) -> Result<Box<dyn Backend>, Error> {
     if options.int8_encoder {
         let what = "the reference computes in float32 only; choose the cpu backend".to_owned();
         return Err(Error::Option { option: "int8_encoder", what });
+    }
+    if options.kv == KvType::Q8 {
+        let what = "the reference keeps keys and values in float32 only; choose the cpu backend".to_owned();
+        return Err(Error::Option { option: "kv", what });
     }
     Ok(Box::new(margay_reference::ReferenceBackend::new()))
 }
