@@ -2,7 +2,7 @@
 
 use crate::{environment, output, progress::Spinner};
 use clap::{Args, builder::PossibleValuesParser};
-use margay::{AskOptions, BACKENDS, LoadOptions, Model, ModelSource, Sampling};
+use margay::{AskOptions, BACKENDS, KvType, LoadOptions, Model, ModelSource, Sampling};
 use std::{
     num::NonZeroUsize,
     path::{Path, PathBuf},
@@ -48,6 +48,10 @@ pub(crate) struct LoadArgs {
     /// Encode pictures with 8-bit products: faster, and answers may differ a little (float encoders only)
     #[arg(long)]
     pub int8_encoder: bool,
+    /// How keys and values are kept: q8 takes half the memory of f16 and answers may differ a little, f32 twice
+    #[arg(long, value_name = "TYPE", default_value = KvType::default().name(),
+        value_parser = PossibleValuesParser::new(KvType::ALL.map(KvType::name)))]
+    pub kv: String,
     /// Tokens of context; what the model was trained for, at most 4096, unless given
     #[arg(long, value_name = "TOKENS")]
     pub context: Option<NonZeroUsize>,
@@ -65,6 +69,7 @@ impl LoadArgs {
             decode_threads: self.decode_threads.map(NonZeroUsize::get),
             context: self.context.map(NonZeroUsize::get),
             int8_encoder: self.int8_encoder,
+            kv: KvType::from_name(&self.kv).unwrap_or_default(),
             packed: !self.no_packed,
             ..self.threads.options()
         }

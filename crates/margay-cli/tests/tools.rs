@@ -179,6 +179,26 @@ fn an_int8_encoder_changes_the_encoding_a_little_and_nothing_before_it() {
 }
 
 #[test]
+fn an_8_bit_cache_changes_the_logits_a_little_and_nothing_before_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = golden("llava/image.png");
+    let stages = |name: &str, more: &[&str]| {
+        let out = word(folder.path(), name);
+        let words = ["trace", &golden("llava"), "--image", &image, "-p", "hello", "-o", &out];
+        run([&words[..], more].concat()).ok();
+        SafeTensors::open(&out).unwrap()
+    };
+    let (exact, int8) = (stages("exact", &[]), stages("int8", &["--kv", "q8"]));
+    assert_eq!(floats(&exact, "project"), floats(&int8, "project"));
+    let (a, b) = (floats(&exact, "logits"), floats(&int8, "logits"));
+    assert_ne!(a, b);
+    let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
+    let cosine = dot(&a, &b) / (dot(&a, &a) * dot(&b, &b)).sqrt();
+    assert!(cosine > 0.999, "{cosine}");
+    run(["run", &golden("llava"), &image, "--kv", "q8", "--backend", "reference"]).fails(2, &["kv", "cpu"]);
+}
+
+#[test]
 fn trace_on_the_reference_backend_equals_the_original() {
     let folder = tempfile::tempdir().unwrap();
     for model in ["llama", "llava", "llava-hf", "mobilevlm-v1", "mobilevlm-v2"] {

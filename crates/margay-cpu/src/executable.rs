@@ -292,7 +292,12 @@ impl Executable for CpuExecutable {
     }
 
     fn new_state(&self, options: StateOptions) -> Result<Box<dyn State>, BackendError> {
-        let state = KvState::new(self.program.caches(), self.kv, options.capacity);
+        let partials = self.program.nodes().iter().map(|node| match &node.op {
+            Op::Attention(a) if a.cache.is_some() => attention::partial_floats(a, options.capacity),
+            _ => 0,
+        });
+        let partials = partials.max().unwrap_or(0);
+        let state = KvState::new(self.program.caches(), self.kv, options.capacity, partials);
         let too_large = || {
             call(format!("a KV cache of {} tokens does not fit memory; lower the context", options.capacity))
         };
@@ -600,19 +605,22 @@ impl<'a> Run<'a> {
             }
             (Op::Attention(op), _) => {
                 let [q, k, v] = [self.view(input(0))?, self.view(input(1))?, self.view(input(2))?];
-                let (slot, past) = match (op.cache, state) {
-                    (Some(cache), Some(state)) => (&mut state.slots[cache], self.past),
+                let (slot, partials, past) = match (op.cache, state) {
+                    (Some(cache), Some(state)) => {
+                        (&mut state.slots[cache], &mut state.partials[..], self.past)
+                    }
                     (None, _) => {
                         let fits = |s: &&mut KvSlot| {
                             s.kv_heads == op.kv_heads && s.head_dim == op.head_dim && s.capacity >= k.rows
                         };
                         let slot = self.encoder.iter_mut().find(fits);
-                        (slot.expect("invariant: compile made a slot for each shape"), 0)
+                        let slot = slot.expect("invariant: compile made a slot for each shape");
+                        (slot, &mut [][..], 0)
                     }
                     (Some(_), None) => return Err(call("attention with a cache needs a state")),
                 };
                 attention::append(engine, slot, past, k, v).map_err(panicked)?;
-                attention::attend(engine, op, slot, (past, past + k.rows), q, out)
+                attention::attend(engine, op, slot, partials, (past, past + k.rows), q, out)
             }
             (Op::Activation(act), _) => rows::activation(engine, *act, self.view(input(0))?, out),
             (Op::Glu(act), _) => rows::glu(engine, *act, self.view(input(0))?, self.view(input(1))?, out),

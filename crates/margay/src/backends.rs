@@ -50,7 +50,6 @@ fn cpu(options: &LoadOptions) -> Result<Box<dyn Backend>, Error> {
 /// [`Error::Unknown`] or [`Error::Option`] where this machine has no such instruction set, or not these cores.
 pub fn cpu_backend(options: &LoadOptions) -> Result<CpuBackend, Error> {
     let isa = options.isa.as_deref().map(isa).transpose()?;
-    let kv = if options.exact_cache { KvType::F32 } else { KvType::F16 };
     let cores = cores(options)?;
     let threads = options.threads.or_else(|| cores.is_none().then(default_threads));
     if let (Some(threads), Some(cores)) = (threads, &cores)
@@ -59,7 +58,7 @@ pub fn cpu_backend(options: &LoadOptions) -> Result<CpuBackend, Error> {
         let what = format!("{threads} is more than the {} cores they shall stay on ({cores})", cores.len());
         return Err(Error::Option { option: "threads", what });
     }
-    let (decode_threads, int8_encoder) = (options.decode_threads, options.int8_encoder);
+    let (kv, decode_threads, int8_encoder) = (options.kv, options.decode_threads, options.int8_encoder);
     Ok(CpuBackend::new(CpuOptions { threads, decode_threads, cores, isa, kv, int8_encoder })?)
 }
 
@@ -97,6 +96,10 @@ fn reference(options: &LoadOptions) -> Result<Box<dyn Backend>, Error> {
     if options.int8_encoder {
         let what = "the reference computes in float32 only; choose the cpu backend".to_owned();
         return Err(Error::Option { option: "int8_encoder", what });
+    }
+    if options.kv == KvType::Q8 {
+        let what = "the reference keeps keys and values in float32 only; choose the cpu backend".to_owned();
+        return Err(Error::Option { option: "kv", what });
     }
     Ok(Box::new(margay_reference::ReferenceBackend::new()))
 }

@@ -1,5 +1,6 @@
 //! How to load and how to ask.
 
+use margay_cpu::KvType;
 use std::path::PathBuf;
 
 /// How to load a model.
@@ -22,8 +23,8 @@ pub struct LoadOptions {
     pub context: Option<usize>,
     /// Prompt tokens that are computed together.
     pub batch: usize,
-    /// Keep keys and values in float32 rather than float16: exact, twice the memory.
-    pub exact_cache: bool,
+    /// How keys and values are kept.
+    pub kv: KvType,
     /// Encode pictures with 8-bit products where the encoder's weights are not quantized already: faster, and the
     /// features differ a little.
     pub int8_encoder: bool,
@@ -43,7 +44,7 @@ impl Default for LoadOptions {
             context: None,
             // Larger batches gain little: the weights of a layer are already read once for 512 rows.
             batch: 512,
-            exact_cache: false,
+            kv: KvType::default(),
             int8_encoder: false,
             packed: true,
         }

@@ -1,5 +1,6 @@
 //! The kernels, and the table of those that one instruction set uses.
 
+pub(crate) mod attention;
 pub(crate) mod channel;
 #[allow(clippy::needless_range_loop, reason = "rows and registers of a tile index several arrays at once")]
 pub(crate) mod float;
@@ -13,6 +14,7 @@ use crate::Isa;
 /// The kernels of one instruction set.
 #[derive(Clone, Copy)]
 pub(crate) struct Kernels {
+    pub(crate) attention: attention::AttentionKernels,
     pub(crate) rows: &'static rows::RowKernels,
     pub(crate) float: &'static float::FloatKernels,
     pub(crate) quant: &'static quant::QuantKernels,
@@ -23,6 +25,7 @@ impl Kernels {
     /// The kernels of `isa`, or `None` where this processor lacks it.
     pub(crate) fn of(isa: Isa) -> Option<Kernels> {
         isa.is_supported().then(|| Kernels {
+            attention: attention::table(isa),
             rows: rows::table(isa),
             float: float::table(isa),
             quant: quant::table(isa),

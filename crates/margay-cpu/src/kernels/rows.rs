@@ -37,9 +37,6 @@ pub(crate) struct RowKernels {
     pub(crate) rope_half: fn(&mut [f32], &[f32], &[f32]),
     /// Turns pairs (2i, 2i + 1) of one head; x: [2n], cos, sin: [n].
     pub(crate) rope_interleaved: fn(&mut [f32], &[f32], &[f32]),
-    /// One step of the online softmax over the scores of a key block: replaces them by `exp(score - max)`, where max
-    /// is the greater of `old_max` and theirs. Returns max and the sum.
-    pub(crate) softmax_block: fn(&mut [f32], f32) -> (f32, f32),
     /// Quantizes a row to int8 in groups of 32: codes, scales [n/32], sums of codes of each 16 [n/16] and 32 [n/32],
     /// and of both the [`Rows::starts16`] and [`Rows::starts32`].
     ///
@@ -162,23 +159,6 @@ mod body {
             let [a, b] = *pair;
             *pair = [a * c - b * s, b * c + a * s];
         }
-    }
-
-    #[inline(always)]
-    pub(super) fn softmax_block(x: &mut [f32], old_max: f32) -> (f32, f32) {
-        // A NaN score is never the greatest, but its exponential and thereby the sum is NaN.
-        let greater = |a: f32, b: f32| if b > a { b } else { a };
-        let max = greater(old_max, reduce(x, f32::NEG_INFINITY, greater, greater));
-        if max == f32::NEG_INFINITY {
-            x.fill(0.0);
-            return (max, 0.0);
-        }
-        for x in x.iter_mut() {
-            // Masked scores are -inf and must give exactly 0; the clamp of exp would not.
-            let y = math::exp(*x - max);
-            *x = if *x == f32::NEG_INFINITY { 0.0 } else { y };
-        }
-        (max, reduce(x, 0.0, |sum, x| sum + x, |a, b| a + b))
     }
 
     /// The bits of the largest |x|. Compared as integers they order like the numbers, with NaN above all, so that NaN and
@@ -310,7 +290,6 @@ kernels! {
     layer_norm: (x: &[f32], y: &mut [f32], weight: &[f32], bias: Option<&[f32]>, eps: f32);
     rope_half: (x: &mut [f32], cos: &[f32], sin: &[f32]);
     rope_interleaved: (x: &mut [f32], cos: &[f32], sin: &[f32]);
-    softmax_block: (x: &mut [f32], old_max: f32) -> (f32, f32);
     quantize: (x: &[f32], q: &mut [i8], scale: &mut [f32], sum16: &mut [f32], sum32: &mut [f32],
         starts16: &mut [[i16; 2]], starts32: &mut [[i16; 2]]);
     quantize_row: (x: &[f32], q: &mut [i8]) -> (f32, i32);

@@ -151,7 +151,7 @@ mod tests {
         *,
     };
     use crate::{
-        CpuOptions,
+        CpuOptions, KvType,
         kernels::Kernels,
         lines::Arena,
         measure::Peak,
@@ -176,8 +176,13 @@ mod tests {
         let whats = [
             What::Linear { dtype: DType::Q4_0, rows, outputs: 40, inputs: 64 },
             What::Linear { dtype: DType::BF16, rows: 1, outputs: 40, inputs: 64 },
-            What::Attention { attention: attention(Mask::Causal, Some(0)), queries: 2, keys: 5 },
-            What::Attention { attention: attention(Mask::Full, None), queries: 5, keys: 5 },
+            What::Attention {
+                attention: attention(Mask::Causal, Some(0)),
+                kv: KvType::Q8,
+                queries: 2,
+                keys: 5,
+            },
+            What::Attention { attention: attention(Mask::Full, None), kv: KvType::F32, queries: 5, keys: 5 },
             What::Quantize { rows, columns },
             What::Norm { kind: NormKind::Layer, rows, columns },
             What::Rope { style: RopeStyle::Half, rows, heads: 4, head_dim: 16 },
