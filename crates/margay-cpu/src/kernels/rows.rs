@@ -319,7 +319,7 @@ kernels! {
 pub(crate) fn table(isa: crate::Isa) -> &'static RowKernels {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        crate::Isa::Avx2 | crate::Isa::Avx512 => &avx2::TABLE,
+        crate::Isa::Avx2 | crate::Isa::AvxVnni | crate::Isa::Avx512 => &avx2::TABLE,
         _ => &portable::TABLE,
     }
 }

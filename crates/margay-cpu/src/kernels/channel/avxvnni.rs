@@ -1,0 +1,80 @@
+//! AVX-VNNI: `vpdpbusd` of 32 bytes. Weight codes become unsigned by flipping the top bit, which adds 128.
+
+use super::{ChannelKernels, ChannelProduct};
+use crate::{kernels::quant::avx2::broadcast4, pack::PANEL};
+use std::arch::x86_64::*;
+
+pub(super) static TABLE: ChannelKernels = ChannelKernels {
+    name: "vpdpbusd of AVX-VNNI",
+    wants_q16: false,
+    unpack: None,
+    zero: 128,
+    gemm: |p| {
+        // SAFETY: the caller's promise, and AVX-VNNI was detected.
+        unsafe { gemm(p) }
+    },
+};
+
+/// # Safety
+/// As [`ChannelKernels::gemm`].
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+unsafe fn gemm(p: &ChannelProduct) {
+    let mut row = 0;
+    // SAFETY: the caller's promise; rows stay below `p.rows`.
+    unsafe {
+        // 12 sums, 2 registers of weights, one of activations and one of top bits: all 16.
+        while p.rows - row >= 6 {
+            tile::<6>(p, row);
+            row += 6;
+        }
+        while p.rows - row >= 2 {
+            tile::<2>(p, row);
+            row += 2;
+        }
+        if p.rows > row {
+            tile::<1>(p, row);
+        }
+    }
+}
+
+/// # Safety
+/// As [`gemm`], and `row + ROWS <= p.rows`.
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+unsafe fn tile<const ROWS: usize>(p: &ChannelProduct, row: usize) {
+    let top_bit = _mm256_set1_epi8(-128);
+    let mut sums = [[_mm256_setzero_si256(); 2]; ROWS];
+    // SAFETY: all offsets lie within what the fields of the product describe.
+    unsafe {
+        let out = p.sums.add(row * p.ldc);
+        if !p.first {
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let at = out.add(r * p.ldc);
+                *sums = [_mm256_loadu_si256(at.cast()), _mm256_loadu_si256(at.add(8).cast())];
+            }
+        }
+        // A pointer to every third row: an address reaches one or two rows further by itself.
+        let mut q: [*const i8; 2] = [0, 3].map(|r| if r < ROWS { p.q.add((row + r) * p.lda) } else { p.q });
+        let mut codes = p.codes;
+        // Two chunks a step, so that moving the pointers costs half.
+        for _ in 0..p.k / 8 {
+            for i in 0..2 {
+                let at = codes.add(i * 4 * PANEL);
+                let w = [_mm256_loadu_si256(at.cast()), _mm256_loadu_si256(at.add(32).cast())]
+                    .map(|w| _mm256_xor_si256(w, top_bit));
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    let a = broadcast4(q[r / 3].add(r % 3 * p.lda + 4 * i));
+                    for (sum, w) in sums.iter_mut().zip(w) {
+                        *sum = _mm256_dpbusd_avx_epi32(*sum, w, a);
+                    }
+                }
+            }
+            codes = codes.add(8 * PANEL);
+            q = q.map(|q| q.wrapping_add(8));
+        }
+        for (r, [low, high]) in sums.into_iter().enumerate() {
+            let at = out.add(r * p.ldc);
+            _mm256_storeu_si256(at.cast(), low);
+            _mm256_storeu_si256(at.add(8).cast(), high);
+        }
+    }
+}
