@@ -39,6 +39,7 @@ unsafe fn gemm(p: &ChannelProduct) {
 
 /// # Safety
 /// As [`gemm`], and `row + ROWS <= p.rows`.
+#[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
 unsafe fn tile<const ROWS: usize>(p: &ChannelProduct, row: usize) {
     let top_bit = _mm256_set1_epi8(-128);

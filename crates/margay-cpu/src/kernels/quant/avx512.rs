@@ -76,6 +76,7 @@ unsafe fn tiles<const HALVES: usize, const MIN: bool>(p: &Product) {
 ///
 /// # Safety
 /// As [`tiles`], and `row + ROWS <= p.rows`.
+#[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,fma")]
 unsafe fn tile<const HALVES: usize, const MIN: bool, const ROWS: usize>(p: &Product, row: usize) {
     let mut facts = MaybeUninit::uninit();
@@ -174,6 +175,7 @@ unsafe fn gemv(p: &Product) {
 ///
 /// # Safety
 /// As [`QuantKernels::gemv`].
+#[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,fma")]
 unsafe fn one_row<const NIBBLES: bool, const PACKED: bool, const HALVES: usize, const OFFSET: u8>(
     p: &Product,

@@ -81,6 +81,7 @@ unsafe fn tiles<const HALVES: usize, const MIN: bool>(p: &Product) {
 ///
 /// # Safety
 /// As [`tiles`], and `row + ROWS <= p.rows`.
+#[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
 unsafe fn tile<const HALVES: usize, const MIN: bool, const ROWS: usize>(p: &Product, row: usize) {
     let magic = _mm256_set1_ps(MAGIC);
@@ -199,6 +200,7 @@ unsafe fn gemv(p: &Product) {
 ///
 /// # Safety
 /// As [`QuantKernels::gemv`].
+#[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
 unsafe fn one_row<const NIBBLES: bool, const PACKED: bool, const HALVES: usize, const OFFSET: u8>(
     p: &Product,
