@@ -13,7 +13,8 @@ Models and processors are not the same. Those of LLVM 22 know no E-core: `gracem
 model stands for all its successors but Lunar Lake's. `sapphirerapids` and `icelake-server` were made from processors
 with one port for 512-bit products or floats; servers have two, as `cascadelake` does. `znver5` is Zen 4. Zen 4's model
 gives `vpdpbusd` on registers 4 cycles of both ports, where it takes one of one port and two of 64 bytes (uops.info): here
-it is simulated as `vfmadd231ps`, which has the same ports and latency.
+it is simulated as `vfmadd231ps`, which has the same ports and latency. Alder Lake's model takes a register that is
+xored with itself for one that depends on what it held: it is simulated as a load.
 
 Needs c++filt of binutils and llvm-mca of a recent LLVM.
 """
@@ -108,9 +109,10 @@ def functions(assembly):
 
 
 def loop(lines):
-    """The innermost loop with the most products: from a label to the last branch back to it."""
+    """The innermost loop with the most products, from a label to the last branch back to it. Where that is the loop over
+    the two halves of a group, the loop over groups with the halves one after the other."""
     label = {line[:-1]: at for at, line in enumerate(lines) if re.match(r"^\.\w+:", line)}
-    best, products = None, 0
+    best, products, spans = None, 0, []
     for end, line in enumerate(lines):
         branch = re.match(r"\s+j\w+\t(\.L\w+)$", line)
         begin = label.get(branch.group(1)) if branch else None
@@ -118,14 +120,24 @@ def loop(lines):
             continue
         body = [line for line in lines[begin : end + 1] if not line.startswith(".")]
         count = sum("vpdpbusd" in line for line in body)
-        if count and (best is None or count > products or (count == products and len(body) < len(best))):
-            best, products = body, count
-    return best, products
+        if count and (best is None or count > products or (count == products and end - begin < best[1] - best[0])):
+            best, products = (begin, end), count
+        spans.append((begin, end, count))
+    around = [s for s in spans if best and s[0] < best[0] and s[1] > best[1] and s[2] == products]
+    begin, end = best
+    half = lines[begin : end + 1]
+    if around:
+        group = max(around, key=lambda s: s[0])
+        half = lines[group[0] : begin] + 2 * half + lines[end + 1 : group[1] + 1]
+        products *= 2
+    return [line for line in half if not line.startswith(".")], products
 
 
 def cycles(tool, processor, lines, iterations):
     if processor.startswith("znver"):
         lines = [re.sub(r"(\{vex\}\s+)?vpdpbusd", "vfmadd231ps", line) for line in lines]
+    if processor in ("alderlake", "sapphirerapids"):
+        lines = [re.sub(r"vp?xor\w*\s+(%\w+), \1, %[xyz](mm\d+)", r"vmovups (%rsp), %y\2", line) for line in lines]
     command = [tool, "-mtriple=x86_64", f"-mcpu={processor}", f"-iterations={iterations}"]
     out = run(command, input="\n".join(lines))
     return int(re.search(r"Total Cycles:\s+(\d+)", out).group(1)) / iterations
@@ -143,8 +155,6 @@ def main():
     peaks, rows = {}, []
     for isa, name, symbol, read in kernels():
         body, products = loop(code[symbol])
-        if body is None:
-            sys.exit(f"no loop in {symbol}")
         if options.loop:
             if options.loop in f"{isa} {name}":
                 print(f"# {isa} {name}: {products} products, {len(body)} instructions", *body, sep="\n")

@@ -53,24 +53,23 @@ unsafe fn tile<const ROWS: usize>(p: &ChannelProduct, row: usize) {
                 *sums = [_mm256_loadu_si256(at.cast()), _mm256_loadu_si256(at.add(8).cast())];
             }
         }
-        // A pointer to every third row: an address reaches one or two rows further by itself.
-        let mut q: [*const i8; 2] = [0, 3].map(|r| if r < ROWS { p.q.add((row + r) * p.lda) } else { p.q });
+        // Hidden from the compiler: it would compute each pointer from the one before, on ports that multiply.
+        let q: [*const i8; ROWS] = std::hint::black_box(std::array::from_fn(|r| p.q.add((row + r) * p.lda)));
         let mut codes = p.codes;
         // Two chunks a step, so that moving the pointers costs half.
-        for _ in 0..p.k / 8 {
+        for step in 0..p.k / 8 {
             for i in 0..2 {
                 let at = codes.add(i * 4 * PANEL);
                 let w = [_mm256_loadu_si256(at.cast()), _mm256_loadu_si256(at.add(32).cast())]
                     .map(|w| _mm256_xor_si256(w, top_bit));
                 for (r, sums) in sums.iter_mut().enumerate() {
-                    let a = broadcast4(q[r / 3].add(r % 3 * p.lda + 4 * i));
+                    let a = broadcast4(q[r].add(8 * step + 4 * i));
                     for (sum, w) in sums.iter_mut().zip(w) {
                         *sum = _mm256_dpbusd_avx_epi32(*sum, w, a);
                     }
                 }
             }
             codes = codes.add(8 * PANEL);
-            q = q.map(|q| q.wrapping_add(8));
         }
         for (r, [low, high]) in sums.into_iter().enumerate() {
             let at = out.add(r * p.ldc);

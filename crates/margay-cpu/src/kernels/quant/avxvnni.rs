@@ -99,7 +99,7 @@ unsafe fn tile<const HALVES: usize, const MIN: bool, const ROWS: usize>(p: &Prod
             }
         }
         let lda = p.a.k;
-        let mut q = vnni::threes::<ROWS, 2>(p.a.q.add(row * lda), lda);
+        let q: [*const i8; ROWS] = std::array::from_fn(|r| p.a.q.add((row + r) * lda));
         let (mut codes, mut scales, mut mins) = (p.codes, p.scales, p.mins);
         for group in 0..p.groups {
             let mut t = [[_mm256_setzero_ps(); PANELS]; ROWS];
@@ -115,14 +115,13 @@ unsafe fn tile<const HALVES: usize, const MIN: bool, const ROWS: usize>(p: &Prod
                     let at = codes.add(i * CHUNK);
                     let w = [_mm256_loadu_si256(at.cast()), _mm256_loadu_si256(at.add(32).cast())];
                     for (r, products) in products.iter_mut().enumerate() {
-                        let a = broadcast4(q[r / 3].add(r % 3 * lda + 4 * i));
+                        let a = broadcast4(q[r].add(group * 32 + half * 16 + 4 * i));
                         for (product, w) in products.iter_mut().zip(w) {
                             *product = _mm256_dpbusd_avx_epi32(*product, w, a);
                         }
                     }
                 }
                 codes = codes.add(8 / HALVES * CHUNK);
-                q = q.map(|q| q.wrapping_add(32 / HALVES));
                 for w in 0..PANELS {
                     let s = _mm256_loadu_ps(scales.add(w * NR));
                     for (t, products) in t.iter_mut().zip(products) {
