@@ -45,14 +45,15 @@ def generic(*values):
 
 def kernels():
     """Instruction set, name, symbol as c++filt prints it, bytes that single rows read a group."""
-    for isa, rows, channel_rows in [("avxvnni", 4, 6), ("avx512", 12, 12)]:
+    # Rows of a tile, where groups have one scale and where they have two, and of the encoder's.
+    for isa, rows, channel_rows in [("avxvnni", (4, 4), 6), ("avx512", (12, 8), 12)]:
         for name, halves, minima in [
             ("gemm Q4_0 Q5_0 Q8_0", 1, False),
             ("gemm Q4_1 Q4_K Q5_K", 1, True),
             ("gemm Q3_K Q6_K", 2, False),
             ("gemm Q2_K", 2, True),
         ]:
-            yield isa, name, f"quant::{isa}::tile::<{generic(halves, minima, rows)}>", None
+            yield isa, name, f"quant::{isa}::tile::<{generic(halves, minima, rows[halves - 1])}>", None
         yield isa, "gemm int8 encoder", f"channel::{isa}::tile::<{generic(channel_rows)}>", None
         for name, nibbles, packed, halves, offset, read in [
             ("gemv Q4_0", True, True, 1, ZERO, NIBBLES + SCALES),
@@ -109,10 +110,9 @@ def functions(assembly):
 
 
 def loop(lines):
-    """The innermost loop with the most products, from a label to the last branch back to it. Where that is the loop over
-    the two halves of a group, the loop over groups with the halves one after the other."""
+    """The innermost loop with the most products: from a label to the last branch back to it."""
     label = {line[:-1]: at for at, line in enumerate(lines) if re.match(r"^\.\w+:", line)}
-    best, products, spans = None, 0, []
+    best, products = None, 0
     for end, line in enumerate(lines):
         branch = re.match(r"\s+j\w+\t(\.L\w+)$", line)
         begin = label.get(branch.group(1)) if branch else None
@@ -120,17 +120,9 @@ def loop(lines):
             continue
         body = [line for line in lines[begin : end + 1] if not line.startswith(".")]
         count = sum("vpdpbusd" in line for line in body)
-        if count and (best is None or count > products or (count == products and end - begin < best[1] - best[0])):
-            best, products = (begin, end), count
-        spans.append((begin, end, count))
-    around = [s for s in spans if best and s[0] < best[0] and s[1] > best[1] and s[2] == products]
-    begin, end = best
-    half = lines[begin : end + 1]
-    if around:
-        group = max(around, key=lambda s: s[0])
-        half = lines[group[0] : begin] + 2 * half + lines[end + 1 : group[1] + 1]
-        products *= 2
-    return [line for line in half if not line.startswith(".")], products
+        if count and (best is None or count > products or (count == products and len(body) < len(best))):
+            best, products = body, count
+    return best, products
 
 
 def cycles(tool, processor, lines, iterations):
@@ -155,6 +147,8 @@ def main():
     peaks, rows = {}, []
     for isa, name, symbol, read in kernels():
         body, products = loop(code[symbol])
+        if body is None:
+            sys.exit(f"no loop in {symbol}")
         if options.loop:
             if options.loop in f"{isa} {name}":
                 print(f"# {isa} {name}: {products} products, {len(body)} instructions", *body, sep="\n")

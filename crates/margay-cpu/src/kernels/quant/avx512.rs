@@ -7,8 +7,11 @@ use super::{
 use crate::pack::{Codes, Offset, PANEL, Scaling};
 use std::{arch::x86_64::*, mem::MaybeUninit};
 
-/// Rows a tile keeps in registers: sums and results of 12 take 24, and 13 loads go with 12 products, two of each a cycle.
+/// Rows a tile keeps in registers where a group has one scale: sums and results of 12 take 24 registers, and 13 loads go
+/// with 12 products, two of each a cycle.
 const TILE_ROWS: usize = 12;
+/// The same for all others: of more rows, what the first half gave no longer fits.
+const FEWER_ROWS: usize = 8;
 
 pub(super) static TABLE: QuantKernels = QuantKernels {
     name: "vpdpbusd of AVX-512 VNNI",
@@ -54,11 +57,15 @@ unsafe fn tiles<const HALVES: usize, const MIN: bool>(p: &Product) {
     let mut row = 0;
     // SAFETY: the caller's promise; rows stay below `p.rows`.
     unsafe {
-        while p.rows - row >= TILE_ROWS {
+        while HALVES == 1 && p.rows - row >= TILE_ROWS {
             tile::<HALVES, MIN, TILE_ROWS>(p, row);
             row += TILE_ROWS;
         }
-        while p.rows - row >= 4 {
+        while p.rows - row >= FEWER_ROWS {
+            tile::<HALVES, MIN, FEWER_ROWS>(p, row);
+            row += FEWER_ROWS;
+        }
+        if p.rows - row >= 4 {
             tile::<HALVES, MIN, 4>(p, row);
             row += 4;
         }
@@ -95,28 +102,39 @@ unsafe fn tile<const HALVES: usize, const MIN: bool, const ROWS: usize>(p: &Prod
         let (mut codes, mut scales, mut mins) = (p.codes, p.scales, p.mins);
         for group in 0..p.groups {
             let mut t = [_mm512_setzero_ps(); ROWS];
-            for half in 0..HALVES {
-                let mut products = [_mm512_setzero_si512(); ROWS];
-                if !MIN {
-                    for (r, product) in products.iter_mut().enumerate() {
-                        *product = _mm512_set1_epi32(RowFacts::start(facts, r, group * HALVES + half));
+            // No loop: the compiler keeps it, and a branch within.
+            macro_rules! half {
+                ($half:literal) => {
+                    let mut products = [_mm512_setzero_si512(); ROWS];
+                    if !MIN {
+                        for (r, product) in products.iter_mut().enumerate() {
+                            *product = _mm512_set1_epi32(RowFacts::start(facts, r, group * HALVES + $half));
+                        }
                     }
-                }
-                for i in 0..8 / HALVES {
-                    let w = _mm512_loadu_si512(codes.add(i * CHUNK).cast());
-                    for (r, product) in products.iter_mut().enumerate() {
-                        let a = q[r / 3].add(r % 3 * lda + 4 * i).cast::<i32>().read_unaligned();
-                        *product = _mm512_dpbusd_epi32(*product, w, _mm512_set1_epi32(a));
+                    for i in 0..8 / HALVES {
+                        let w = _mm512_loadu_si512(codes.add(i * CHUNK).cast());
+                        for (r, product) in products.iter_mut().enumerate() {
+                            let a = q[r / 3].add(r % 3 * lda + 4 * i).cast::<i32>().read_unaligned();
+                            *product = _mm512_dpbusd_epi32(*product, w, _mm512_set1_epi32(a));
+                        }
                     }
-                }
-                codes = codes.add(8 / HALVES * CHUNK);
-                q = q.map(|q| q.wrapping_add(32 / HALVES));
-                let s = _mm512_loadu_ps(scales);
-                scales = scales.add(PANEL);
-                for (t, product) in t.iter_mut().zip(products) {
-                    let product = _mm512_cvtepi32_ps(product);
-                    *t = if half == 0 { _mm512_mul_ps(product, s) } else { _mm512_fmadd_ps(product, s, *t) };
-                }
+                    codes = codes.add(8 / HALVES * CHUNK);
+                    q = q.map(|q| q.wrapping_add(32 / HALVES));
+                    let s = _mm512_loadu_ps(scales);
+                    scales = scales.add(PANEL);
+                    for (t, product) in t.iter_mut().zip(products) {
+                        let product = _mm512_cvtepi32_ps(product);
+                        *t = if $half == 0 {
+                            _mm512_mul_ps(product, s)
+                        } else {
+                            _mm512_fmadd_ps(product, s, *t)
+                        };
+                    }
+                };
+            }
+            half!(0);
+            if HALVES == 2 {
+                half!(1);
             }
             if MIN {
                 for half in 0..HALVES {

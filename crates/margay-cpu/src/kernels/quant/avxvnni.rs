@@ -103,37 +103,44 @@ unsafe fn tile<const HALVES: usize, const MIN: bool, const ROWS: usize>(p: &Prod
         let (mut codes, mut scales, mut mins) = (p.codes, p.scales, p.mins);
         for group in 0..p.groups {
             let mut t = [[_mm256_setzero_ps(); PANELS]; ROWS];
-            for half in 0..HALVES {
-                let mut products = [[_mm256_castps_si256(magic); PANELS]; ROWS];
-                if !MIN {
-                    for (r, products) in products.iter_mut().enumerate() {
-                        let start = RowFacts::start(facts, r, group * HALVES + half);
-                        *products = [_mm256_set1_epi32(start); PANELS];
-                    }
-                }
-                for i in 0..8 / HALVES {
-                    let at = codes.add(i * CHUNK);
-                    let w = [_mm256_loadu_si256(at.cast()), _mm256_loadu_si256(at.add(32).cast())];
-                    for (r, products) in products.iter_mut().enumerate() {
-                        let a = broadcast4(q[r].add(group * 32 + half * 16 + 4 * i));
-                        for (product, w) in products.iter_mut().zip(w) {
-                            *product = _mm256_dpbusd_avx_epi32(*product, w, a);
+            // No loop: the compiler keeps it, and a branch within.
+            macro_rules! half {
+                ($half:literal) => {
+                    let mut products = [[_mm256_castps_si256(magic); PANELS]; ROWS];
+                    if !MIN {
+                        for (r, products) in products.iter_mut().enumerate() {
+                            let start = RowFacts::start(facts, r, group * HALVES + $half);
+                            *products = [_mm256_set1_epi32(start); PANELS];
                         }
                     }
-                }
-                codes = codes.add(8 / HALVES * CHUNK);
-                for w in 0..PANELS {
-                    let s = _mm256_loadu_ps(scales.add(w * NR));
-                    for (t, products) in t.iter_mut().zip(products) {
-                        let product = _mm256_sub_ps(_mm256_castsi256_ps(products[w]), magic);
-                        t[w] = if half == 0 {
-                            _mm256_mul_ps(product, s)
-                        } else {
-                            _mm256_fmadd_ps(product, s, t[w])
-                        };
+                    for i in 0..8 / HALVES {
+                        let at = codes.add(i * CHUNK);
+                        let w = [_mm256_loadu_si256(at.cast()), _mm256_loadu_si256(at.add(32).cast())];
+                        for (r, products) in products.iter_mut().enumerate() {
+                            let a = broadcast4(q[r].add(group * 32 + $half * 16 + 4 * i));
+                            for (product, w) in products.iter_mut().zip(w) {
+                                *product = _mm256_dpbusd_avx_epi32(*product, w, a);
+                            }
+                        }
                     }
-                }
-                scales = scales.add(PANEL);
+                    codes = codes.add(8 / HALVES * CHUNK);
+                    for w in 0..PANELS {
+                        let s = _mm256_loadu_ps(scales.add(w * NR));
+                        for (t, products) in t.iter_mut().zip(products) {
+                            let product = _mm256_sub_ps(_mm256_castsi256_ps(products[w]), magic);
+                            t[w] = if $half == 0 {
+                                _mm256_mul_ps(product, s)
+                            } else {
+                                _mm256_fmadd_ps(product, s, t[w])
+                            };
+                        }
+                    }
+                    scales = scales.add(PANEL);
+                };
+            }
+            half!(0);
+            if HALVES == 2 {
+                half!(1);
             }
             if MIN {
                 for half in 0..HALVES {
