@@ -6,8 +6,8 @@ Usage: bench/mca/x86.py [--mca llvm-mca-22] [--asm FILE.s] [--json] [--loop KERN
 Compiles margay-cpu to assembly, finds the loop over groups of 32 columns of every integer kernel (products, scales and
 minima, all that runs once a group; of encoders 8 columns), lets llvm-mca simulate it and prints a table: cycles a turn,
 `vpdpbusd` a cycle, and what part that is of the peak, which is that of the same model on independent `vpdpbusd` and
-nothing else. Loops of single rows also show the bytes of codes and scales they read a cycle: at 4 GHz, 5 of them are
-20 GB/s.
+nothing else. Loops of single rows also show the bytes of codes and scales they read a cycle, the unpacking of the scales
+of K-quants included: at 4 GHz, 10 of them are 40 GB/s.
 
 Models and processors are not the same. Those of LLVM 22 know no E-core: `gracemont` is the P-core of Alder Lake, whose
 model stands for all its successors but Lunar Lake's. `sapphirerapids` and `icelake-server` were made from processors
@@ -36,6 +36,8 @@ PROCESSORS = {
 PEAK = {"avxvnni": "{{vex}} vpdpbusd %ymm14, %ymm15, %ymm{}", "avx512": "vpdpbusd %zmm30, %zmm31, %zmm{}"}
 CODES, NIBBLES, SCALES = 32 * 16, 16 * 16, 16 * 2
 ZERO, MIN, SIGNED = 1, 2, 3
+# Products of one row whose scales are unpacked before: turns of that loop a group, whose cycles are added.
+UNPACKS = {"gemv Q4_K": 1, "gemv Q5_K": 1, "gemv Q2_K": 2, "gemv Q3_K": 1, "gemv Q6_K": 1}
 
 
 def generic(*values):
@@ -109,20 +111,18 @@ def functions(assembly):
     return found
 
 
-def loop(lines):
-    """The innermost loop with the most products: from a label to the last branch back to it."""
+def loops(lines, instruction):
+    """The innermost loops with such instructions: from a label to the last branch back to it."""
     label = {line[:-1]: at for at, line in enumerate(lines) if re.match(r"^\.\w+:", line)}
-    best, products = None, 0
+    found = []
     for end, line in enumerate(lines):
         branch = re.match(r"\s+j\w+\t(\.L\w+)$", line)
         begin = label.get(branch.group(1)) if branch else None
-        if begin is None or begin > end:
+        if begin is None or begin > end or any(begin <= b and e <= end for b, e in found):
             continue
-        body = [line for line in lines[begin : end + 1] if not line.startswith(".")]
-        count = sum("vpdpbusd" in line for line in body)
-        if count and (best is None or count > products or (count == products and len(body) < len(best))):
-            best, products = body, count
-    return best, products
+        if any(instruction in line for line in lines[begin : end + 1]):
+            found.append((begin, end))
+    return [[line for line in lines[b : e + 1] if not line.startswith(".")] for b, e in found]
 
 
 def cycles(tool, processor, lines, iterations):
@@ -146,9 +146,8 @@ def main():
     code = functions(options.asm or compile_to_assembly())
     peaks, rows = {}, []
     for isa, name, symbol, read in kernels():
-        body, products = loop(code[symbol])
-        if body is None:
-            sys.exit(f"no loop in {symbol}")
+        body = max(loops(code[symbol], "vpdpbusd"), key=len)
+        products = sum("vpdpbusd" in line for line in body)
         if options.loop:
             if options.loop in f"{isa} {name}":
                 print(f"# {isa} {name}: {products} products, {len(body)} instructions", *body, sep="\n")
@@ -160,6 +159,9 @@ def main():
                 block = [PEAK[isa].format(i) for i in range(14)]
                 peaks[processor, isa] = round(14 / cycles(options.mca, processor, block, 500), 1)
             took = cycles(options.mca, processor, body, 200)
+            if name in UNPACKS:
+                scales = loops(code["quant::avx2::unpack_scales"], "vmulps")
+                took += UNPACKS[name] * max(cycles(options.mca, processor, turn, 200) for turn in scales)
             row = {
                 "kernel": f"{isa} {name}",
                 "processor": processor,
