@@ -38,7 +38,7 @@ impl Kernels {
 pub(crate) fn describe(isa: Isa) -> Vec<String> {
     let quant = quant::table(isa);
     let float = match isa {
-        Isa::Avx2 => "6 x 16 tiles of AVX2 FMA, half precision through F16C",
+        Isa::Avx2 | Isa::AvxVnni => "6 x 16 tiles of AVX2 FMA, half precision through F16C",
         Isa::Avx512 => "12 x 16 tiles of AVX-512 FMA, half precision through F16C",
         Isa::Neon | Isa::Dotprod | Isa::I8mm => "6 x 16 tiles of NEON FMA",
         Isa::Scalar => "portable loops",

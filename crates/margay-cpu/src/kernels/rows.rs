@@ -305,7 +305,7 @@ static AVX2: RowKernels =
 pub(crate) fn table(isa: crate::Isa) -> &'static RowKernels {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        crate::Isa::Avx2 | crate::Isa::Avx512 => &AVX2,
+        crate::Isa::Avx2 | crate::Isa::AvxVnni | crate::Isa::Avx512 => &AVX2,
         _ => &PORTABLE,
     }
 }

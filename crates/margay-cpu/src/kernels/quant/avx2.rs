@@ -47,7 +47,7 @@ pub(super) static TABLE: QuantKernels = QuantKernels {
 
 /// See [`QuantKernels::scales`].
 #[target_feature(enable = "avx2,fma,f16c")]
-fn unpack_scales(kind: Kind, scaling: Scaling, packed: &[u8], s: &mut [f32], m: &mut [f32]) {
+pub(super) fn unpack_scales(kind: Kind, scaling: Scaling, packed: &[u8], s: &mut [f32], m: &mut [f32]) {
     let (s, m) = (s.as_chunks_mut::<PANEL>().0, m.as_chunks_mut::<PANEL>().0);
     let lines = packed.as_chunks::<{ 2 * PANEL }>().0;
     match (scaling, kind.offset == Offset::Min) {
@@ -147,7 +147,7 @@ unsafe fn unpack(kind: Kind, packed: *const u8, k: usize, out: *mut u8) {
 /// # Safety
 /// `packed` holds `k * 8` bytes, `out` room for `k * 16`.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn unpack_nibbles(packed: *const u8, k: usize, out: *mut u8) {
+pub(super) unsafe fn unpack_nibbles(packed: *const u8, k: usize, out: *mut u8) {
     let mask = _mm256_set1_epi8(15);
     for i in 0..k / 8 {
         for half in [0, 32] {
