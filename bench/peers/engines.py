@@ -80,7 +80,7 @@ class Setting:
         if process.returncode == 0:
             return out
         if process.returncode == 1 and command[0] == str(self.margay):
-            raise Refused(last.removeprefix("error: "))
+            raise Refused(last.removeprefix("margay: error: "))
         if process.returncode < 0:
             raise Failed(f"ended by {signal.Signals(-process.returncode).name}: {last}")
         raise Failed(last)

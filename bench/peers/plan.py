@@ -8,7 +8,7 @@ DEPTHS = (0, 512, 4096)
 DECODED = 64
 # The question of the study: with one picture, so many tokens of prompt and of answer.
 STUDY = {"depths": (605,), "decoded": 69}
-TWO = {"depths": (256,), "decoded": 32, "both_attentions": False}
+TWO = {"depths": (256,), "decoded": 16, "both_attentions": False}
 
 TYPES = ("Q4_0", "Q4_K_M", "Q8_0")
 SHORT_FILES = [f"m14-{kind}" for kind in TYPES] + ["clip-ldpv2-2048-F16", "v7-Q4_0", "clip-mlp-4096-F16"]
