@@ -1,4 +1,5 @@
 """Margay and the peers: each does a job in a process of its own and tells rows of figures."""
+
 import importlib.util
 import json
 import os
@@ -7,19 +8,19 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Callable, Iterator
 
 from plan import Job
 
 HERE = Path(__file__).parent
 MARGAY, MARGAY_INT8 = "Margay", "Margay int8 encoder"
-MARGAY_PACKED = "Margay, packed before"
+MARGAY_PACKED = "Margay packed before"
 LLAMA, IK, GENAI = "llama.cpp", "ik_llama.cpp", "OpenVINO GenAI"
 # Pictures that a peer encodes after a first; the median counts.
-REPEATS = 3
+REPEATS = 2
 CONTEXT = 2048
 
 
@@ -145,7 +146,7 @@ def inspect(setting: Setting, job: Job) -> dict:
 
 
 def alone(setting: Setting, model: Path) -> Path:
-    """The model in a folder where no other file is: no vision file is found beside it, and what is packed goes there."""
+    """The model in a folder of its own: no vision file is found beside it, and what is packed goes there."""
     link = setting.folder / "models" / model.stem / model.name
     link.parent.mkdir(parents=True, exist_ok=True)
     if not link.exists():
@@ -266,8 +267,8 @@ def margay_study(setting: Setting, job: Job) -> list[Row]:
 
 def llama(setting: Setting, job: Job, do: str, cores=None, **more) -> dict:
     need_package("llama_cpp", LLAMA)
-    task = {"do": do, "model": str(job.model), "mmproj": str(job.mmproj), "threads": job.threads,
-            "image": str(setting.image), "context": CONTEXT, "decoded": job.decoded, "depth": job.depths[0]}  # fmt: skip
+    task = {"do": do, "model": str(job.model), "mmproj": str(job.mmproj), "image": str(setting.image)}
+    task |= {"threads": job.threads, "context": CONTEXT, "decoded": job.decoded, "depth": job.depths[0]}
     return setting.worker("worker_llama.py", task | more, cores)
 
 
@@ -377,7 +378,13 @@ def need_ik(setting: Setting) -> None:
 
 # --- image encoders in onnxruntime and OpenVINO ---
 
-VITS = [("OpenVINO", "f32"), ("OpenVINO", "bf16"), ("OpenVINO", "int8"), ("onnxruntime", "f32"), ("onnxruntime", "int8")]
+VITS = [
+    ("OpenVINO", "f32"),
+    ("OpenVINO", "bf16"),
+    ("OpenVINO", "int8"),
+    ("onnxruntime", "f32"),
+    ("onnxruntime", "int8"),
+]
 
 
 def vit(engine: str, kind: str) -> Callable[[Setting, Job], list[Row]]:

@@ -1,4 +1,5 @@
 """The tables of a run: every row from the records, nothing typed in."""
+
 import html as escape_html
 import json
 import statistics
@@ -226,11 +227,13 @@ ROW_HEADER = ["engine", "median", "unit", "N", "least to most", "of limit", "Mar
 
 
 def goal_lines(told: dict) -> list[list[str]]:
+    """A line a goal; of a stage that was not measured at all, the first only."""
     lines = []
     for group in told["groups"]:
-        for row in group["rows"]:
-            for goal in row["goals"]:
-                lines.append(goal_cells(group, row, goal))
+        aims = [(row, goal) for row in group["rows"] for goal in row["goals"]]
+        if all(goal["is"] is None for _, goal in aims):
+            aims = aims[:1]
+        lines += [goal_cells(group, row, goal) for row, goal in aims]
     return lines
 
 
@@ -242,7 +245,15 @@ def goal_cells(group: dict, row: dict, goal: dict) -> list[str]:
     state = {True: "met", False: "not met", None: goal["why"]}[goal["met"]]
     least = "at most " if goal["of"] in ("ms", "files + KV + 5 %") else ""
     model = group["model"] + (f" + {group['mmproj']}" if group["mmproj"] else "")
-    return [group["title"], model, str(group["threads"]), goal["of"], shown, f"{least}{goal['goal'] * scale:g}{unit}", state]
+    return [
+        group["title"],
+        model,
+        str(group["threads"]),
+        goal["of"],
+        shown,
+        f"{least}{goal['goal'] * scale:g}{unit}",
+        state,
+    ]
 
 
 def cells(row: dict) -> list[str]:
@@ -268,7 +279,13 @@ def promise_lines(told: dict) -> list[list[str]]:
         for row in group["rows"]:
             if row.get("of_promise") is not None and group["stage"] != "prefill":
                 vision = f" + {group['mmproj']}" if group["mmproj"] else ""
-                lines.append([group["title"], f"{group['model']}{vision}, {group['threads']} threads", f"{row['of_promise']:.0%}"])
+                lines.append(
+                    [
+                        group["title"],
+                        f"{group['model']}{vision}, {group['threads']} threads",
+                        f"{row['of_promise']:.0%}",
+                    ]
+                )
     return lines
 
 
@@ -289,7 +306,8 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2.2rem; } p { colo
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .88rem; }
 th, td { text-align: left; padding: .25rem .6rem .25rem 0; border-bottom: 1px solid #e4e4e8; vertical-align: top; }
 .met { color: #17723a; } .missed { color: #a8321b; } .open { color: #777; }
-svg { display: block; width: 100%; height: auto; margin: .6rem 0; } svg text { font: 12px system-ui, sans-serif; fill: currentColor; }
+svg { display: block; width: 100%; height: auto; margin: .6rem 0; }
+svg text { font: 12px system-ui, sans-serif; fill: currentColor; }
 .ours { fill: #c8741a; } .peer { fill: #9aa3b0; }
 @media (prefers-color-scheme: dark) {
   body { color: #e8e8ea; background: #17181b; } p, .open { color: #a0a0a8; } th, td { border-color: #333439; }
@@ -305,7 +323,11 @@ def html(records: list[dict]) -> str:
              f"<style>{STYLE}</style><h1>Margay beside its peers</h1><p>{safe(about(told['machine']))}</p>",
              "<h2>Goals</h2>", goal_table(told)]  # fmt: skip
     for group in told["groups"]:
-        parts += [f"<h2>{safe(heading(group))}</h2>", bars(group), table(ROW_HEADER, [cells(row) for row in group["rows"]])]
+        parts += [
+            f"<h2>{safe(heading(group))}</h2>",
+            bars(group),
+            table(ROW_HEADER, [cells(row) for row in group["rows"]]),
+        ]
     peaks = promise_lines(told)
     if peaks:
         parts += ["<h2>Margay's peak memory, of files + KV + 5 %</h2>", table(["run", "", "of the promise"], peaks)]
@@ -346,7 +368,9 @@ def bars(group: dict) -> str:
         y, length = i * height, max(row["median"] / most * width, 1)
         kind = "ours" if row["engine"] in OURS else "peer"
         shapes.append(f'<text x="{left - 8}" y="{y + 16}" text-anchor="end">{safe(row["engine"])}</text>')
-        shapes.append(f'<rect class="{kind}" x="{left}" y="{y + 4}" width="{length:.1f}" height="{height - 8}" rx="2"/>')
+        shapes.append(
+            f'<rect class="{kind}" x="{left}" y="{y + 4}" width="{length:.1f}" height="{height - 8}" rx="2"/>'
+        )
         shapes.append(f'<text x="{left + length + 6:.1f}" y="{y + 16}">{row["median"]:.4g} {safe(row["unit"])}</text>')
     shapes.append(f'<text x="{left}" y="{len(rows) * height + 14}" opacity=".6">{better}</text>')
     total = len(rows) * height + 20

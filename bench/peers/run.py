@@ -6,8 +6,9 @@
     run.py --margay target/release/margay --models m.gguf --mmproj v.gguf --only prefill,decode --rounds 3
     run.py --report results.jsonl --html table.html             the table again, nothing measured
 
-Every figure is written to a file (--out) as soon as it is there; Ctrl-C stops, and the table of what there is comes out.
+Every figure is written to a file (--out) as soon as it is there. Ctrl-C stops; the table of what there is comes out.
 """
+
 import argparse
 import importlib.metadata
 import importlib.util

@@ -6,23 +6,23 @@
     shapes.py DIR short                    the files of `run.py --preset short`
     shapes.py --list
 
-Text models: m14 (MobileLLaMA 1.4B), m27 (MobileLLaMA 2.7B, heads of 80), phi2 (Phi-2), v7 (Vicuna 7B), in Q4_0, Q4_K_M,
-Q8_0 or F16. Vision files: clip (CLIP ViT-L/14-336) and siglip (SigLIP so400m/14-384) with mlp or ldpv2 to a width, in F16
-or BF16. All text models have one byte-level vocabulary in which every word of up to three letters is a token, and a chat
-template that adds nothing, so that every engine reads the same file and a prompt is as long as it says.
+Text models: m14 (MobileLLaMA 1.4B), m27 (MobileLLaMA 2.7B, heads of 80), phi2 (Phi-2), v7 (Vicuna 7B), in Q4_0,
+Q4_K_M, Q8_0 or F16. Vision files: clip (CLIP ViT-L/14-336) and siglip (SigLIP so400m/14-384) with mlp or ldpv2 to a
+width, in F16 or BF16. All text models have one byte-level vocabulary in which every word of up to three letters is a
+token, and a chat template that adds nothing: every engine reads the same file, and a prompt is as long as it says.
 """
+
 import argparse
 import itertools
 import string
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator
 
 import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Type
-
 from plan import FULL_FILES, SHORT_FILES
 
 # Standard deviation of all weights, about that of trained ones: sums stay ordinary numbers.
@@ -136,13 +136,23 @@ def write_vision(shape: Vision, projector: str, width: int, kind: str, name: str
     # Says that all blocks are stored and the last is not used: then every engine runs the same number.
     writer.add_type("mmproj")
     writer.add_name(f"{name}, random weights")
-    for key, value in [("has_text_encoder", False), ("has_vision_encoder", True), ("has_llava_projector", True),
-                       ("use_gelu", not shape.is_clip)]:
+    for key, value in [
+        ("has_text_encoder", False),
+        ("has_vision_encoder", True),
+        ("has_llava_projector", True),
+        ("use_gelu", not shape.is_clip),
+    ]:
         writer.add_bool(f"clip.{key}", value)
     writer.add_string("clip.projector_type", projector)
-    numbers = {"image_size": shape.image, "patch_size": PATCH, "embedding_length": shape.width,
-               "feed_forward_length": shape.ffn, "projection_dim": width, "block_count": shape.layers,
-               "attention.head_count": shape.heads}
+    numbers = {
+        "image_size": shape.image,
+        "patch_size": PATCH,
+        "embedding_length": shape.width,
+        "feed_forward_length": shape.ffn,
+        "projection_dim": width,
+        "block_count": shape.layers,
+        "attention.head_count": shape.heads,
+    }
     for key, number in numbers.items():
         writer.add_uint32(f"clip.vision.{key}", number)
     writer.add_float32("clip.vision.attention.layer_norm_epsilon", shape.epsilon)

@@ -1,4 +1,5 @@
 """How much work a stage is: operations and bytes, read from the file by `margay inspect`."""
+
 from dataclasses import dataclass
 
 
@@ -27,7 +28,9 @@ def of_inspection(inspection: dict) -> Work:
     values = sum(t["shape"][0] * t["shape"][1] for t in matrices)
     meta = {entry["key"]: entry["value"] for entry in inspection["metadata"]}
     first = next(entry["value"] for entry in inspection["metadata"] if entry["key"] == "general.architecture")
-    layers, width, heads = (meta[f"{first}.{key}"] for key in ("block_count", "embedding_length", "attention.head_count"))
+    layers, width, heads = (
+        meta[f"{first}.{key}"] for key in ("block_count", "embedding_length", "attention.head_count")
+    )
     kv_heads = meta.get(f"{first}.attention.head_count_kv", heads)
     work = inspection["work"] or {}
     encoder = [t for t in tensors if t["name"].startswith("v.blk.0.ffn_up.weight")]

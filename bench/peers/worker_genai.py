@@ -5,6 +5,7 @@
 
 Prints one JSON object on its last line. `do`: text, load.
 """
+
 import json
 import resource
 import sys

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """llama.cpp, in a process of its own, through the C interface that `llama-cpp-python` ships.
 
-    worker_llama.py '{"do": "text", "model": ..., "threads": 2, "depths": [0, 512], "decoded": 64, "attention": ["off"]}'
+    worker_llama.py '{"do": "text", "model": ..., "threads": 2, "depths": [512], "decoded": 64, "attention": ["off"]}'
 
 Prints one JSON object on its last line. `do`: text, encode, load, memory, study.
 """
+
 import ctypes
 import json
 import resource

@@ -7,14 +7,15 @@
 Prints one JSON object on its last line. The graph has the blocks that a projector reads (all but the last), random
 weights, no projector and no preprocessing of pictures.
 """
+
 import json
 import resource
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 
@@ -120,7 +121,11 @@ def openvino_session(folder: Path, kind: str, threads: int, pixels: np.ndarray) 
 def build(shape: Shape, folder: Path) -> None:
     """`plain.onnx` of standard operators, `fused.onnx` with onnxruntime's own attention, and each in 8 bits."""
     from onnxruntime.quantization import (
-        CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static,
+        CalibrationDataReader,
+        QuantFormat,
+        QuantType,
+        quantize_dynamic,
+        quantize_static,
     )  # fmt: skip
 
     folder.mkdir(parents=True, exist_ok=True)
