@@ -23,6 +23,9 @@ pub(crate) struct LoadArgs {
     /// Encode pictures with 8-bit products: faster, and answers may differ a little (float encoders only)
     #[arg(long)]
     pub int8_encoder: bool,
+    /// Encode pictures in bfloat16, where the processor multiplies it (float encoders only)
+    #[arg(long, conflicts_with = "int8_encoder")]
+    pub bf16_encoder: bool,
     /// Tokens of context; what the model was trained for, at most 4096, unless given
     #[arg(long, value_name = "TOKENS")]
     pub context: Option<NonZeroUsize>,
@@ -41,6 +44,7 @@ impl LoadArgs {
             context: self.context.map(NonZeroUsize::get),
             isa: environment::isa(),
             int8_encoder: self.int8_encoder,
+            bf16_encoder: self.bf16_encoder,
             packed: !self.no_packed,
             ..LoadOptions::default()
         }

@@ -42,8 +42,8 @@ pub fn backend(options: &LoadOptions) -> Result<Box<dyn Backend>, Error> {
 fn cpu(options: &LoadOptions) -> Result<Box<dyn Backend>, Error> {
     let isa = options.isa.as_deref().map(isa).transpose()?;
     let kv = if options.exact_cache { KvType::F32 } else { KvType::F16 };
-    let (threads, int8_encoder) = (options.threads, options.int8_encoder);
-    Ok(Box::new(CpuBackend::new(CpuOptions { threads, isa, kv, int8_encoder })?))
+    let LoadOptions { threads, int8_encoder, bf16_encoder, .. } = *options;
+    Ok(Box::new(CpuBackend::new(CpuOptions { threads, isa, kv, int8_encoder, bf16_encoder })?))
 }
 
 fn isa(name: &str) -> Result<Isa, Error> {
@@ -57,9 +57,11 @@ fn isa(name: &str) -> Result<Isa, Error> {
 
 #[cfg(feature = "reference")]
 fn reference(options: &LoadOptions) -> Result<Box<dyn Backend>, Error> {
-    if options.int8_encoder {
-        let what = "the reference computes in float32 only; choose the cpu backend".to_owned();
-        return Err(Error::Option { option: "int8_encoder", what });
+    for (option, asked) in [("int8_encoder", options.int8_encoder), ("bf16_encoder", options.bf16_encoder)] {
+        if asked {
+            let what = "the reference computes in float32 only; choose the cpu backend".to_owned();
+            return Err(Error::Option { option, what });
+        }
     }
     Ok(Box::new(margay_reference::ReferenceBackend::new()))
 }
