@@ -3,7 +3,7 @@
 #
 # Runs margay-cpu's unit tests, or those whose name holds a FILTER, on an emulated processor with AVX-512 F, BW, VL and
 # VNNI, where no real one is to be had (qemu and valgrind emulate none): a static test binary, as all there is on a
-# small Linux system, under Bochs' `tigerlake`. DIR is a folder for what that takes; made if missing, and of use again.
+# small Linux system, under Bochs' `tigerlake`, or another of its models (AVX512_BF16: `sapphire_rapids`). DIR is a folder for what that takes; made if missing, and of use again.
 # The last line is `N passed, N failed`; the exit status is not 0 when a test failed, when the processor did not show
 # AVX-512 to Linux, or when the run was not over within MARGAY_BOCHS_MINUTES. DIR/serial is all the system said.
 #
@@ -11,6 +11,7 @@
 # five minutes of one core with Debian's Bochs, whose debugger cannot be turned off, 90 seconds with one without.
 #
 #   MARGAY_BOCHS          a Bochs with EVEX and `nogui`, without debugger, where Debian's is not to be used
+#   MARGAY_BOCHS_MODEL    the emulated processor; tigerlake if unset
 #   MARGAY_BOCHS_MINUTES  the limit for the emulated run; 60 if unset
 set -euo pipefail
 [ $# -ge 1 ] || {
@@ -127,7 +128,7 @@ fi
 cat >>"$run/bochsrc" <<RC
 config_interface: textconfig
 display_library: $display
-cpu: model=tigerlake, count=1, ips=50000000
+cpu: model=${MARGAY_BOCHS_MODEL:-tigerlake}, count=1, ips=50000000
 memory: guest=512, host=512
 romimage: file=/usr/share/bochs/BIOS-bochs-latest
 vgaromimage: file=/usr/share/bochs/VGABIOS-lgpl-latest
