@@ -109,8 +109,8 @@ fn gated(gate: &mut [f32], up: &[f32], f: impl Fn(f32) -> f32) {
 }
 
 /// tanh-GELU is x * sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3)): the factors of x and of x^3.
-const TWICE_SQRT_2_PI: f32 = 1.595_769_1;
-const CUBIC: f32 = 1.595_769_1 * 0.044_715;
+const TWICE_SQRT_2_PI: f32 = 1.595_769;
+const CUBIC: f32 = TWICE_SQRT_2_PI * 0.044_715;
 
 macro_rules! by_activation {
     ($fused:ident, $act:expr, $apply:ident, $out:expr $(, $gate:expr)?) => {

@@ -118,7 +118,7 @@ fn activations_that_are_no_numbers_reach_the_result() {
 #[test]
 fn rows_are_rounded_to_the_nearest_ties_to_even() {
     let mut x = numbers(9, 1000);
-    x.extend([0.0, -0.0, f32::MAX, f32::MIN_POSITIVE, 1.003_906_25, 1.011_718_75, f32::INFINITY]);
+    x.extend([0.0, -0.0, f32::MAX, f32::MIN_POSITIVE, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, f32::INFINITY]);
     for isa in Isa::supported() {
         let mut rounded = vec![0; x.len()];
         (Kernels::of(isa).unwrap().rows.round_to_bf16)(&x, &mut rounded);
