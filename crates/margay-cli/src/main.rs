@@ -66,7 +66,7 @@ EXIT CODES:
   130  interrupted with Ctrl-C
 
 ENVIRONMENT:
-  MARGAY_ISA   scalar, avx2, avx512, neon, dotprod or i8mm: use these kernels, not the best ones
+  MARGAY_ISA   scalar, avx2, avxvnni, avx512, neon, dotprod or i8mm: use these kernels, not the best ones
   NO_COLOR     set to anything: no colours";
 
 /// Ask a picture a question, on the device you already own.

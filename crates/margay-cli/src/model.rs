@@ -2,11 +2,34 @@
 
 use crate::{environment, output, progress::Spinner};
 use clap::{Args, builder::PossibleValuesParser};
-use margay::{AskOptions, BACKENDS, LoadOptions, Model, ModelSource, Sampling};
+use margay::{AskOptions, BACKENDS, KvType, LoadOptions, Model, ModelSource, Sampling};
 use std::{
     num::NonZeroUsize,
     path::{Path, PathBuf},
 };
+
+/// Which threads compute.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct ThreadArgs {
+    /// Threads; one per physical core unless given
+    #[arg(long, value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
+    /// Cores that the threads stay on, as in 0-3,6; `margay doctor` shows which are fast
+    #[arg(long, value_name = "LIST")]
+    pub cores: Option<String>,
+}
+
+impl ThreadArgs {
+    /// For the library, with the instruction set that the environment asks for.
+    pub(crate) fn options(&self) -> LoadOptions {
+        LoadOptions {
+            threads: self.threads.map(NonZeroUsize::get),
+            cores: self.cores.clone(),
+            isa: environment::isa(),
+            ..LoadOptions::default()
+        }
+    }
+}
 
 /// How a model is loaded.
 #[derive(Clone, Debug, Args)]
@@ -17,15 +40,21 @@ pub(crate) struct LoadArgs {
     /// What computes
     #[arg(long, default_value = "cpu", value_parser = PossibleValuesParser::new(BACKENDS.iter().map(|b| b.id)))]
     pub backend: String,
-    /// Threads; one per core unless given
+    #[command(flatten)]
+    pub threads: ThreadArgs,
+    /// Threads that decode: fewer where a few use up the memory's bandwidth; all of them unless given
     #[arg(long, value_name = "N")]
-    pub threads: Option<NonZeroUsize>,
+    pub decode_threads: Option<NonZeroUsize>,
     /// Encode pictures with 8-bit products: faster, and answers may differ a little (float encoders only)
     #[arg(long)]
     pub int8_encoder: bool,
     /// Encode pictures in bfloat16, where the processor multiplies it (float encoders only)
     #[arg(long, conflicts_with = "int8_encoder")]
     pub bf16_encoder: bool,
+    /// How keys and values are kept: q8 takes half the memory of f16 and answers may differ a little, f32 twice
+    #[arg(long, value_name = "TYPE", default_value = KvType::default().name(),
+        value_parser = PossibleValuesParser::new(KvType::ALL.map(KvType::name)))]
+    pub kv: String,
     /// Tokens of context; what the model was trained for, at most 4096, unless given
     #[arg(long, value_name = "TOKENS")]
     pub context: Option<NonZeroUsize>,
@@ -40,13 +69,13 @@ impl LoadArgs {
         LoadOptions {
             mmproj: self.mmproj.clone(),
             backend: self.backend.clone(),
-            threads: self.threads.map(NonZeroUsize::get),
+            decode_threads: self.decode_threads.map(NonZeroUsize::get),
             context: self.context.map(NonZeroUsize::get),
-            isa: environment::isa(),
             int8_encoder: self.int8_encoder,
             bf16_encoder: self.bf16_encoder,
+            kv: KvType::from_name(&self.kv).unwrap_or_default(),
             packed: !self.no_packed,
-            ..LoadOptions::default()
+            ..self.threads.options()
         }
     }
 

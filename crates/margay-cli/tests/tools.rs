@@ -179,6 +179,26 @@ fn an_int8_encoder_changes_the_encoding_a_little_and_nothing_before_it() {
 }
 
 #[test]
+fn an_8_bit_cache_changes_the_logits_a_little_and_nothing_before_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = golden("llava/image.png");
+    let stages = |name: &str, more: &[&str]| {
+        let out = word(folder.path(), name);
+        let words = ["trace", &golden("llava"), "--image", &image, "-p", "hello", "-o", &out];
+        run([&words[..], more].concat()).ok();
+        SafeTensors::open(&out).unwrap()
+    };
+    let (exact, int8) = (stages("exact", &[]), stages("int8", &["--kv", "q8"]));
+    assert_eq!(floats(&exact, "project"), floats(&int8, "project"));
+    let (a, b) = (floats(&exact, "logits"), floats(&int8, "logits"));
+    assert_ne!(a, b);
+    let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
+    let cosine = dot(&a, &b) / (dot(&a, &a) * dot(&b, &b)).sqrt();
+    assert!(cosine > 0.999, "{cosine}");
+    run(["run", &golden("llava"), &image, "--kv", "q8", "--backend", "reference"]).fails(2, &["kv", "cpu"]);
+}
+
+#[test]
 fn trace_on_the_reference_backend_equals_the_original() {
     let folder = tempfile::tempdir().unwrap();
     for model in ["llama", "llava", "llava-hf", "mobilevlm-v1", "mobilevlm-v2"] {
@@ -265,7 +285,26 @@ fn bench_measures_what_is_asked_for_and_lists_what_there_is() {
 
     run(["bench", "kernels", "--filter", "no such"]).fails(2, &["no such", "--list"]);
     let missing = if cfg!(target_arch = "x86_64") { "neon" } else { "avx2" };
-    run(["bench", "kernels", "--isa", missing]).fails(2, &[missing, "this processor has"]);
+    run(["bench", "kernels", "--isa", missing]).fails(2, &[missing, "there are"]);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn threads_stay_on_the_cores_asked_for_and_others_are_refused() {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let allowed = status.lines().find_map(|l| l.strip_prefix("Cpus_allowed_list:")).unwrap().trim();
+    let last = allowed.rsplit([',', '-']).next().unwrap();
+    let doctor = run(["doctor", "--json", "--cores", last]).json();
+    assert_eq!(doctor["threads"], 1, "one thread for each of the cores");
+    let barrier = doctor["measured"][0]["barrier_microseconds"].as_f64().unwrap();
+    assert!(barrier > 0.0, "{barrier}");
+    let ask = |more: &[&str]| run([&["run", "hello", "--max-tokens", "2"], more].concat());
+    assert_eq!(ask(&["--cores", last, "--decode-threads", "1"]).ok(), ask(&[]).ok());
+    ask(&["--cores", "1023"]).fails(2, &["cores", "1023", allowed]);
+    ask(&["--cores", "3-1"]).fails(2, &["3-1", "0-3,6"]);
+    ask(&["--cores", last, "--threads", "2"]).fails(2, &["threads", "1 cores"]);
+    ask(&["--decode-threads", "2000"]).fails(2, &["decode_threads", "1024"]);
+    ask(&["--backend", "reference", "--cores", last]).fails(2, &["cpu backend"]);
 }
 
 #[test]

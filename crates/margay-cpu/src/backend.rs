@@ -1,7 +1,7 @@
 //! The backend: options, and compilation of programs.
 
 use crate::{
-    Isa, KvType,
+    CoreError, CoreSet, Isa, KvType,
     executable::CpuExecutable,
     kernels::Kernels,
     ops::{Engine, Scratch},
@@ -22,6 +22,12 @@ pub(crate) const ID: &str = "cpu";
 pub struct CpuOptions {
     /// Threads that compute; `None` for as many as the system has processors for us.
     pub threads: Option<usize>,
+    /// Threads that compute where a single token is decoded, which waits for memory more than for arithmetic; `None` for
+    /// all of them.
+    pub decode_threads: Option<usize>,
+    /// The cores that the threads stay on, a calling thread included from its first call on; `None` leaves it to the
+    /// system.
+    pub cores: Option<CoreSet>,
     /// Instruction set; `None` for the best this processor has.
     pub isa: Option<Isa>,
     /// How KV caches are stored.
@@ -46,6 +52,7 @@ pub(crate) enum Encoder {
 #[derive(Debug)]
 pub struct CpuBackend {
     pool: Arc<Pool>,
+    decode_threads: usize,
     isa: Isa,
     kv: KvType,
     encoder: Encoder,
@@ -55,8 +62,8 @@ impl CpuBackend {
     /// Starts the threads and chooses the kernels.
     ///
     /// # Errors
-    /// [`BackendError::Unsupported`] where this processor lacks the instructions asked for, or where an encoder is asked
-    /// to be two things.
+    /// [`BackendError::Unsupported`] where this processor lacks the instructions asked for, the threads cannot be kept
+    /// on the cores asked for, or an encoder is asked to be two things.
     pub fn new(options: CpuOptions) -> Result<Self, BackendError> {
         let isa = options.isa.unwrap_or_else(Isa::detect);
         if !isa.is_supported() {
@@ -80,9 +87,17 @@ impl CpuBackend {
             );
             return Err(BackendError::Unsupported { backend: ID, what });
         }
-        let available = || std::thread::available_parallelism().map_or(1, usize::from);
-        let pool = Arc::new(Pool::new(options.threads.unwrap_or_else(available)));
-        Ok(CpuBackend { pool, isa, kv: options.kv, encoder })
+        if let Some(cores) = &options.cores {
+            let unsupported = |e: CoreError| BackendError::Unsupported { backend: ID, what: e.to_string() };
+            cores.check().map_err(unsupported)?;
+        }
+        let available = || match &options.cores {
+            Some(cores) => cores.len(),
+            None => std::thread::available_parallelism().map_or(1, usize::from),
+        };
+        let pool = Arc::new(Pool::new(options.threads.unwrap_or_else(available), options.cores));
+        let decode_threads = options.decode_threads.unwrap_or(usize::MAX).min(pool.threads());
+        Ok(CpuBackend { pool, decode_threads, isa, kv: options.kv, encoder })
     }
 
     /// The instruction set in use.
@@ -106,6 +121,7 @@ impl CpuBackend {
             pool: self.pool.clone(),
             kernels: Kernels::of(self.isa).expect("invariant: checked in `new`"),
             scratch: Scratch::new(self.threads(), scratch_floats),
+            team: self.threads(),
             cancel: Cancel::new(),
             skipped: AtomicBool::new(false),
         }
@@ -139,8 +155,9 @@ impl Backend for CpuBackend {
         limits: &Bindings,
     ) -> Result<Box<dyn Executable>, BackendError> {
         let kernels = Kernels::of(self.isa).expect("invariant: checked in `new`");
-        let (pool, kv) = (self.pool.clone(), self.kv);
-        let executable = CpuExecutable::compile(program, weights, limits, pool, kernels, kv, self.encoder)?;
+        let threads = (self.pool.clone(), self.decode_threads);
+        let executable =
+            CpuExecutable::compile(program, weights, limits, threads, kernels, self.kv, self.encoder)?;
         Ok(Box::new(executable))
     }
 

@@ -10,12 +10,12 @@ use crate::{
         bf16::{self, Bf16Rows},
         channel::{self, ChannelRows},
         conv,
-        linear::{self, Epilogue, Gated, Matrix, QuantRows, Side},
+        linear::{self, Epilogue, Gated, Layer, Matrix, QuantRows, Side},
         rows::{self, Norm, Source},
         view::{Out, View},
     },
     pack::{BF16_STEP, CHANNEL_STEP},
-    step::{Form, Prepared, Quantize, Step, first_dim},
+    step::{Form, MOST_TOGETHER, Prepared, Quantize, Step, first_dim},
     threads::{Pool, TaskPanic},
 };
 use margay_graph::{
@@ -50,6 +50,8 @@ pub(crate) struct CpuExecutable {
     /// Floats each value may take.
     room: Vec<usize>,
     engine: Engine,
+    /// Threads for a call of one token.
+    decode_threads: usize,
     buffers: Buffers,
     kv: KvType,
     /// Elements of each output as the last run left them.
@@ -86,7 +88,7 @@ impl CpuExecutable {
         program: &Program,
         weights: &dyn WeightSource,
         limits: &Bindings,
-        pool: Arc<Pool>,
+        (pool, decode_threads): (Arc<Pool>, usize),
         kernels: Kernels,
         kv: KvType,
         encoder: Encoder,
@@ -184,8 +186,14 @@ impl CpuExecutable {
         }
         let scratch = Scratch::new(pool.threads(), scratch);
         let channel = ChannelRows::new(whole_rows, whole_elements, kernels.channel.wants_q16);
-        let engine =
-            Engine { pool, kernels, scratch, cancel: Cancel::new(), skipped: AtomicBool::new(false) };
+        let engine = Engine {
+            team: pool.threads(),
+            pool,
+            kernels,
+            scratch,
+            cancel: Cancel::new(),
+            skipped: AtomicBool::new(false),
+        };
         let buffers = Buffers {
             arena: Lines::zeroed(plan.arena_bytes.div_ceil(4)),
             quantized: QuantRows::new(q[0], q[1]),
@@ -205,6 +213,7 @@ impl CpuExecutable {
             places,
             room,
             engine,
+            decode_threads,
             buffers,
             kv,
             output_len,
@@ -286,7 +295,12 @@ impl Executable for CpuExecutable {
     }
 
     fn new_state(&self, options: StateOptions) -> Result<Box<dyn State>, BackendError> {
-        let state = KvState::new(self.program.caches(), self.kv, options.capacity);
+        let partials = self.program.nodes().iter().map(|node| match &node.op {
+            Op::Attention(a) if a.cache.is_some() => attention::partial_floats(a, options.capacity),
+            _ => 0,
+        });
+        let partials = partials.max().unwrap_or(0);
+        let state = KvState::new(self.program.caches(), self.kv, options.capacity, partials);
         let too_large = || {
             call(format!("a KV cache of {} tokens does not fit memory; lower the context", options.capacity))
         };
@@ -339,7 +353,9 @@ impl Executable for CpuExecutable {
                 }
             }
         }
-        self.engine.begin(cancel);
+        let one_token = bindings.get(Sym::Tokens) == Ok(1);
+        let team = if one_token { self.decode_threads } else { self.engine.pool.threads() };
+        self.engine.begin(team, cancel);
         let buffers = &mut self.buffers;
         for (rope, table) in self.prepared.ropes.iter().zip(&mut buffers.ropes) {
             let positions = ints(&self.places, rope.positions, inputs)?;
@@ -364,8 +380,9 @@ impl Executable for CpuExecutable {
             inputs,
             past,
         };
-        for (node, step) in self.program.nodes().iter().zip(&self.prepared.steps) {
-            run.step(node, step, state.as_deref_mut())?;
+        let mut at = 0;
+        while at < self.prepared.steps.len() {
+            at += run.step(at, state.as_deref_mut())?;
             // After it: a step that was cancelled half way has not written all of its result.
             if self.engine.was_cancelled() {
                 return Err(BackendError::Cancelled);
@@ -482,10 +499,40 @@ impl<'a> Run<'a> {
         Norm { kind: op.kind, weight: self.constant(weight), bias, eps: op.eps }
     }
 
-    fn step(&mut self, node: &Node, step: &Step, state: Option<&mut KvState>) -> Result<(), BackendError> {
-        if matches!(step, Step::Nothing) {
-            return Ok(());
+    /// Runs step `at` and those that are run together with it; returns how many.
+    fn step(&mut self, at: usize, state: Option<&mut KvState>) -> Result<usize, BackendError> {
+        match self.prepared.steps[at] {
+            Step::Nothing => Ok(1),
+            Step::Linear { together, .. } if together > 1 => self.together(at, together),
+            ref step => self.single(&self.program.nodes()[at], step, state).map(|()| 1),
         }
+    }
+
+    /// Linear layers of the same quantized rows.
+    fn together(&mut self, first: usize, count: usize) -> Result<usize, BackendError> {
+        let nodes = &self.program.nodes()[first..first + count];
+        let steps = &self.prepared.steps[first..first + count];
+        if let Step::Linear { quantize: Some(Quantize::Fill { wide }), .. } = steps[0] {
+            let source = Source { x: self.view(nodes[0].inputs[0])?, norm: None };
+            self.quantized.fill(self.engine, source, wide).map_err(panicked)?;
+        }
+        let mut layers = [None; MOST_TOGETHER];
+        for (layer, (node, step)) in layers.iter_mut().zip(nodes.iter().zip(steps)) {
+            let (Op::Linear(op), Step::Linear { matrix, bias, .. }) = (&node.op, step) else {
+                unreachable!("invariant: only linear layers are joined");
+            };
+            let matrix = self.prepared.quant(*matrix);
+            let bias = bias.map(|b| self.constant(b));
+            let epilogue = Epilogue { bias, activation: op.activation, residual: None };
+            *layer = Some(Layer { matrix, epilogue, out: self.out(node.output)? });
+        }
+        let layers: [Layer<'_>; MOST_TOGETHER] =
+            std::array::from_fn(|at| layers[at].or(layers[0]).expect("invariant: at least one"));
+        linear::quantized(self.engine, &layers[..count], self.quantized).map_err(panicked)?;
+        Ok(count)
+    }
+
+    fn single(&mut self, node: &Node, step: &Step, state: Option<&mut KvState>) -> Result<(), BackendError> {
         let engine = self.engine;
         let input = |at: usize| node.inputs[at];
         if self.size(node.output)?.0 == 0 {
@@ -525,7 +572,7 @@ impl<'a> Run<'a> {
         let out = self.out(node.output)?;
         let done = match (&node.op, step) {
             (Op::Embed { .. }, Step::Embed { table }) => return self.embed(node, table, out),
-            (Op::Linear(op), Step::Linear { matrix, bias, quantize }) => {
+            (Op::Linear(op), Step::Linear { matrix, bias, quantize, .. }) => {
                 let residual = if op.residual { Some(self.view(input(1))?) } else { None };
                 let bias = bias.map(|b| self.constant(b));
                 let epilogue = Epilogue { bias, activation: op.activation, residual };
@@ -540,7 +587,7 @@ impl<'a> Run<'a> {
                         }
                         let gated = *quantize == Some(Quantize::Gated);
                         let x = if gated { &*self.gated } else { &*self.quantized };
-                        linear::quantized(engine, matrix, x, epilogue, out)
+                        linear::quantized(engine, &[Layer { matrix, epilogue, out }], x)
                     }
                     Matrix::Channel(matrix) => {
                         if let Some(Quantize::Fill { .. }) = quantize {
@@ -573,19 +620,22 @@ impl<'a> Run<'a> {
             }
             (Op::Attention(op), _) => {
                 let [q, k, v] = [self.view(input(0))?, self.view(input(1))?, self.view(input(2))?];
-                let (slot, past) = match (op.cache, state) {
-                    (Some(cache), Some(state)) => (&mut state.slots[cache], self.past),
+                let (slot, partials, past) = match (op.cache, state) {
+                    (Some(cache), Some(state)) => {
+                        (&mut state.slots[cache], &mut state.partials[..], self.past)
+                    }
                     (None, _) => {
                         let fits = |s: &&mut KvSlot| {
                             s.kv_heads == op.kv_heads && s.head_dim == op.head_dim && s.capacity >= k.rows
                         };
                         let slot = self.encoder.iter_mut().find(fits);
-                        (slot.expect("invariant: compile made a slot for each shape"), 0)
+                        let slot = slot.expect("invariant: compile made a slot for each shape");
+                        (slot, &mut [][..], 0)
                     }
                     (Some(_), None) => return Err(call("attention with a cache needs a state")),
                 };
                 attention::append(engine, slot, past, k, v).map_err(panicked)?;
-                attention::attend(engine, op, slot, (past, past + k.rows), q, out)
+                attention::attend(engine, op, slot, partials, (past, past + k.rows), q, out)
             }
             (Op::Activation(act), _) => rows::activation(engine, *act, self.view(input(0))?, out),
             (Op::Glu(act), _) => rows::glu(engine, *act, self.view(input(0))?, self.view(input(1))?, out),

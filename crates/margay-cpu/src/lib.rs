@@ -12,6 +12,7 @@
 //! it would get within a prompt. Quantized matrices are multiplied with activations quantized to int8 in groups of 32.
 
 mod backend;
+mod cores;
 mod executable;
 mod isa;
 mod kernels;
@@ -25,5 +26,6 @@ pub mod threads;
 mod weights;
 
 pub use backend::{CpuBackend, CpuOptions};
+pub use cores::{CoreError, CoreSet};
 pub use isa::Isa;
 pub use kv::KvType;

@@ -60,7 +60,7 @@ impl<T: Plain> Lines<T> {
             return Some(Lines { at: NonNull::dangling(), len, mapping: None });
         }
         if layout.size() >= HUGE_FROM_BYTES
-            && let Some(mapping) = Mapping::new(layout.size(), Pages::Huge)
+            && let Some(mapping) = Mapping::new(layout.size())
         {
             return Some(Lines { at: mapping.start.cast(), len, mapping: Some(Arc::new(mapping)) });
         }
@@ -70,23 +70,17 @@ impl<T: Plain> Lines<T> {
         Some(Lines { at, len, mapping: None })
     }
 
-    /// `len` zeros of which perhaps only a part will be touched, here and there: pages of the ordinary size, so that
-    /// memory holds that part and no more. `None` where the size overflows.
-    pub(crate) fn try_sparse(len: usize) -> Option<Self> {
-        match Mapping::new(Self::layout(len)?.size(), Pages::Ordinary) {
-            Some(mapping) if len > 0 => {
-                Some(Lines { at: mapping.start.cast(), len, mapping: Some(Arc::new(mapping)) })
-            }
-            _ => Self::try_zeroed(len),
-        }
-    }
-
     /// `len` zeros.
     ///
     /// # Panics
     /// Where the size overflows or memory is at its end; callers derive `len` from checked shapes.
     pub(crate) fn zeroed(len: usize) -> Self {
         Self::try_zeroed(len).expect("invariant: buffer sizes come from checked shapes")
+    }
+
+    /// The first element. Whoever writes through it keeps to elements that nobody else reads or writes meanwhile.
+    pub(crate) fn pointer(&self) -> *mut T {
+        self.at.as_ptr()
     }
 
     /// Bytes allocated.
@@ -112,14 +106,6 @@ impl From<Lines<u8>> for Storage {
     }
 }
 
-/// Which pages to ask the system for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Pages {
-    Ordinary,
-    /// Where the system has them to give.
-    Huge,
-}
-
 /// Zeroed pages.
 struct Mapping {
     /// The first byte, at the start of a page of the size asked for.
@@ -134,18 +120,14 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    fn new(bytes: usize, size: Pages) -> Option<Self> {
+    fn new(bytes: usize) -> Option<Self> {
         // Pages that are never touched cost nothing, so there is room to begin at a huge page.
-        let room = if size == Pages::Huge { HUGE_PAGE_BYTES } else { 0 };
-        let mut pages = memmap2::MmapMut::map_anon(bytes.checked_add(room)?).ok()?;
-        // A refusal costs speed, or memory, and nothing else.
+        let mut pages = memmap2::MmapMut::map_anon(bytes.checked_add(HUGE_PAGE_BYTES)?).ok()?;
+        // A refusal costs speed and nothing else.
         #[cfg(target_os = "linux")]
-        let _ = pages.advise(match size {
-            Pages::Huge => memmap2::Advice::HugePage,
-            Pages::Ordinary => memmap2::Advice::NoHugePage,
-        });
+        let _ = pages.advise(memmap2::Advice::HugePage);
         let at = pages.as_mut_ptr();
-        let skip = at.align_offset(room.max(1)).min(room);
+        let skip = at.align_offset(HUGE_PAGE_BYTES).min(HUGE_PAGE_BYTES);
         let start = NonNull::new(at.wrapping_add(skip))?;
         Some(Mapping { start, len: bytes, _pages: pages })
     }
@@ -168,7 +150,7 @@ impl Arena {
         let mut chunk = self.chunk.lock().unwrap_or_else(PoisonError::into_inner);
         let full = chunk.as_ref().is_none_or(|(chunk, used)| chunk.len - used < size);
         if full {
-            let Some(mapping) = Mapping::new(size.max(ARENA_CHUNK_BYTES), Pages::Huge) else {
+            let Some(mapping) = Mapping::new(size.max(ARENA_CHUNK_BYTES)) else {
                 return Lines::zeroed(len);
             };
             *chunk = Some((Arc::new(mapping), 0));

@@ -25,6 +25,8 @@ pub(crate) enum Step {
         matrix: usize,
         bias: Option<usize>,
         quantize: Option<Quantize>,
+        /// Steps from this one on that share their tasks out as one: 1 is this one alone.
+        together: usize,
     },
     /// A linear layer of which only the quantization of its rows is left: a later [`Step::Gated`] multiplies.
     Quantize {
@@ -94,6 +96,9 @@ pub(crate) struct RopeSpec {
     pub(crate) positions: ValueId,
     pub(crate) frequencies: Vec<f64>,
 }
+
+/// Linear layers that may share out their tasks as one: query, key and value.
+pub(crate) const MOST_TOGETHER: usize = 3;
 
 /// The steps of a program and what they share.
 pub(crate) struct Prepared {
@@ -192,7 +197,7 @@ impl Prepared {
                     };
                     matrix_of[linear.weight.index()] = Some(matrix);
                     let bias = linear.bias.map(|b| made.constant(b, &fetch)).transpose()?;
-                    Step::Linear { matrix, bias, quantize: None }
+                    Step::Linear { matrix, bias, quantize: None, together: 1 }
                 }
                 Op::Norm(norm) => Step::Norm {
                     weight: made.constant(norm.weight, &fetch)?,
@@ -238,6 +243,7 @@ impl Prepared {
         made.share_quantized_rows(program, kernels);
         made.fuse_gates(program);
         made.fuse_norms(program);
+        made.join_layers(program);
         Ok(made)
     }
 
@@ -330,7 +336,7 @@ impl Prepared {
                 let alone = readers[value.index()] == [at] && !is_output(program, value);
                 let plain = alone && linear.activation.is_none() && !linear.residual;
                 match self.steps[maker] {
-                    Step::Linear { matrix, bias, quantize: Some(quantize) } if plain => {
+                    Step::Linear { matrix, bias, quantize: Some(quantize), .. } if plain => {
                         let quantized = matches!(self.matrices[matrix], Matrix::Quant(_));
                         quantized.then_some((maker, (matrix, bias), quantize))
                     }
@@ -412,6 +418,31 @@ impl Prepared {
             _ => false,
         });
         (free && same && !readers.iter().any(residual)).then_some((*first, form))
+    }
+
+    /// Finds layers that follow each other and read the same quantized rows. One that adds a residual stays alone: its
+    /// result may lie where another's input lay.
+    fn join_layers(&mut self, program: &Program) {
+        let joins = |made: &Self, at: usize| {
+            let residual = matches!(&program.nodes()[at].op, Op::Linear(linear) if linear.residual);
+            let Step::Linear { matrix, quantize, .. } = made.steps[at] else { return false };
+            let gated = quantize == Some(Quantize::Gated);
+            !residual && !gated && matches!(made.matrices[matrix], Matrix::Quant(_))
+        };
+        for first in 0..self.steps.len() {
+            if !joins(self, first) {
+                continue;
+            }
+            let follows = |at: &usize| {
+                let reuses = matches!(self.steps[*at], Step::Linear { quantize: Some(Quantize::Reuse), .. });
+                reuses && joins(self, *at)
+            };
+            let last = self.steps.len().min(first + MOST_TOGETHER);
+            let count = 1 + (first + 1..last).take_while(follows).count();
+            if let Step::Linear { together, .. } = &mut self.steps[first] {
+                *together = count;
+            }
+        }
     }
 
     fn set_quantize(&mut self, at: usize, choice: Quantize) {

@@ -8,16 +8,22 @@
 //! A thread that the system takes off its core in the middle of a task is waited for. Where other processes want the
 //! core, that happens again and again, and the whole pool would be slower than one thread. So a thread that was late
 //! because it was taken off its core rests for a while before it helps again, longer each time.
+//!
+//! Cores differ: a phone's small ones take three times as long for a task as its big ones. Claiming shares the tasks out
+//! by speed all by itself, but a small core that claims one of the last keeps everybody waiting. So a thread remembers
+//! how many tasks the others begin during one of its own, and leaves the last ones to them where they will be done
+//! sooner.
 
+use crate::cores::CoreSet;
 use std::{
     any::Any,
     cell::Cell,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Condvar, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
-    thread::JoinHandle,
+    thread::{JoinHandle, Thread},
     time::Duration,
 };
 
@@ -39,6 +45,11 @@ const LONGEST_REST: Duration = Duration::from_millis(256);
 /// Jobs without being late after which a thread's rests are short again.
 const JOBS_TO_FORGET: u32 = 256;
 
+/// Tasks over which a worker's pace is averaged.
+const PACE_MEMORY: usize = 8;
+/// The slowest pace that is remembered: a thread that was taken off its core for long is not slow for ever.
+const SLOWEST_PACE: usize = 256;
+
 /// A task panicked; the pool stays usable.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a kernel panicked: {message}")]
@@ -50,6 +61,8 @@ pub struct TaskPanic {
 thread_local! {
     /// True on a thread that is running a task: a nested call runs on that thread alone.
     static IN_TASK: Cell<bool> = const { Cell::new(false) };
+    /// The cores that this thread was last confined to.
+    static CONFINED: Cell<Option<CoreSet>> = const { Cell::new(None) };
 }
 
 type Body<'a> = dyn Fn(usize, usize) + Sync + 'a;
@@ -62,12 +75,22 @@ struct Shared {
     body: Mutex<Option<&'static Body<'static>>>,
     panicked: AtomicBool,
     message: Mutex<Option<String>>,
-    sleepers: AtomicUsize,
-    bed: Mutex<()>,
-    wake: Condvar,
+    /// Threads that take part in the open job: workers from this number on stay out.
+    team: AtomicUsize,
+    workers: Box<[Worker]>,
     stop: AtomicBool,
     /// The generation whose caller last had to nap for threads inside.
     late: AtomicU64,
+}
+
+/// What others may know of a worker.
+#[derive(Default)]
+struct Worker {
+    /// Set before it looks at the gate for the last time and parks.
+    asleep: AtomicBool,
+    thread: OnceLock<Thread>,
+    /// Tasks that all together begin while this worker does one of its own; 0 is unknown.
+    pace: AtomicUsize,
 }
 
 /// Persistent threads that share the tasks of one call at a time.
@@ -75,12 +98,15 @@ pub struct Pool {
     shared: Arc<Shared>,
     submit: Mutex<()>,
     handles: Vec<JoinHandle<()>>,
+    cores: Option<CoreSet>,
 }
 
 impl Pool {
     /// A pool in which `threads` threads work, the caller of [`Pool::run`] included; 0 counts as 1. Where the system
-    /// refuses a thread, the pool has fewer.
-    pub fn new(threads: usize) -> Self {
+    /// refuses a thread, the pool has fewer. With `cores` all of them, a calling thread from its first call on, stay on
+    /// those.
+    pub fn new(threads: usize, cores: Option<CoreSet>) -> Self {
+        let threads = threads.max(1);
         let shared = Arc::new(Shared {
             gate: AtomicU64::new(0),
             next: AtomicUsize::new(0),
@@ -88,20 +114,23 @@ impl Pool {
             body: Mutex::new(None),
             panicked: AtomicBool::new(false),
             message: Mutex::new(None),
-            sleepers: AtomicUsize::new(0),
-            bed: Mutex::new(()),
-            wake: Condvar::new(),
+            team: AtomicUsize::new(threads),
+            workers: (0..threads).map(|_| Worker::default()).collect(),
             stop: AtomicBool::new(false),
             late: AtomicU64::new(0),
         });
-        let handles = (1..threads.max(1))
+        let handles = (1..threads)
             .map_while(|worker| {
                 let shared = shared.clone();
+                let work = move || {
+                    confine(cores);
+                    shared.work(worker);
+                };
                 let name = format!("margay-cpu-{worker}");
-                std::thread::Builder::new().name(name).spawn(move || shared.work(worker)).ok()
+                std::thread::Builder::new().name(name).spawn(work).ok()
             })
             .collect();
-        Pool { shared, submit: Mutex::new(()), handles }
+        Pool { shared, submit: Mutex::new(()), handles, cores }
     }
 
     /// Threads that work, the caller included.
@@ -116,10 +145,20 @@ impl Pool {
     /// # Errors
     /// [`TaskPanic`] where a task panicked; tasks not yet claimed are then skipped.
     pub fn run(&self, tasks: usize, body: &Body<'_>) -> Result<(), TaskPanic> {
+        self.run_on(self.threads(), tasks, body)
+    }
+
+    /// [`Pool::run`] on at most `team` of the threads; 0 counts as 1.
+    ///
+    /// # Errors
+    /// As [`Pool::run`].
+    pub fn run_on(&self, team: usize, tasks: usize, body: &Body<'_>) -> Result<(), TaskPanic> {
         if tasks == 0 {
             return Ok(());
         }
-        if tasks == 1 || self.handles.is_empty() || IN_TASK.get() {
+        confine(self.cores);
+        let team = team.min(self.threads());
+        if tasks == 1 || team <= 1 || IN_TASK.get() {
             return serial(tasks, body);
         }
         let _turn = self.submit.lock().unwrap_or_else(PoisonError::into_inner);
@@ -130,13 +169,11 @@ impl Pool {
         *shared.body.lock().unwrap_or_else(PoisonError::into_inner) = Some(body);
         shared.next.store(0, Ordering::Relaxed);
         shared.tasks.store(tasks, Ordering::Relaxed);
+        shared.team.store(team, Ordering::Relaxed);
         shared.panicked.store(false, Ordering::Relaxed);
         let generation = (shared.gate.load(Ordering::Relaxed) & !(GENERATION - 1)).wrapping_add(GENERATION);
         shared.gate.store(generation | OPEN, Ordering::SeqCst);
-        if shared.sleepers.load(Ordering::SeqCst) > 0 {
-            let _bed = shared.bed.lock().unwrap_or_else(PoisonError::into_inner);
-            shared.wake.notify_all();
-        }
+        shared.workers[1..team].iter().for_each(Worker::wake);
         shared.claim(0, body);
         shared.gate.fetch_and(!OPEN, Ordering::SeqCst);
         shared.wait_until_empty();
@@ -152,10 +189,7 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
-        {
-            let _bed = self.shared.bed.lock().unwrap_or_else(PoisonError::into_inner);
-            self.shared.wake.notify_all();
-        }
+        self.shared.workers.iter().for_each(Worker::wake);
         for handle in self.handles.drain(..) {
             // A worker catches the panics of its tasks, so joining cannot fail with anything worth reporting.
             let _ = handle.join();
@@ -163,8 +197,20 @@ impl Drop for Pool {
     }
 }
 
+impl Worker {
+    fn wake(&self) {
+        if self.asleep.load(Ordering::SeqCst)
+            && let Some(thread) = self.thread.get()
+        {
+            thread.unpark();
+        }
+    }
+}
+
 impl Shared {
     fn work(&self, worker: usize) {
+        // Nobody else sets it.
+        let _ = self.workers[worker].thread.set(std::thread::current());
         let mut seen = 0;
         let mut spins = 0;
         let mut manners = Manners::new();
@@ -172,7 +218,7 @@ impl Shared {
             if self.stop.load(Ordering::Relaxed) {
                 return;
             }
-            if let Some(generation) = self.step_in(seen) {
+            if let Some(generation) = self.step_in(worker, seen) {
                 seen = generation;
                 spins = 0;
                 let body = *self.body.lock().unwrap_or_else(PoisonError::into_inner);
@@ -188,15 +234,15 @@ impl Shared {
                 std::hint::spin_loop();
             } else {
                 spins = 0;
-                self.sleep(seen);
+                self.sleep(worker, seen);
             }
         }
     }
 
     /// Enters an open gate of a generation other than `seen` and returns that generation.
-    fn step_in(&self, seen: u64) -> Option<u64> {
+    fn step_in(&self, worker: usize, seen: u64) -> Option<u64> {
         let mut gate = self.gate.load(Ordering::Relaxed);
-        while gate & OPEN != 0 && gate / GENERATION != seen {
+        while self.is_for(worker, gate, seen) {
             match self.gate.compare_exchange_weak(gate, gate + 1, Ordering::Acquire, Ordering::Relaxed) {
                 Ok(_) => return Some(gate / GENERATION),
                 Err(now) => gate = now,
@@ -205,16 +251,21 @@ impl Shared {
         None
     }
 
-    fn sleep(&self, seen: u64) {
-        let bed = self.bed.lock().unwrap_or_else(PoisonError::into_inner);
-        self.sleepers.fetch_add(1, Ordering::SeqCst);
-        // The caller opens the gate before it looks for sleepers, and we register before we look at the gate.
+    /// Whether that gate is open to a worker who has last seen generation `seen`. The team may be that of another
+    /// generation: a worker too many does no harm, and one that is missing looks again.
+    fn is_for(&self, worker: usize, gate: u64, seen: u64) -> bool {
+        gate & OPEN != 0 && gate / GENERATION != seen && worker < self.team.load(Ordering::Relaxed)
+    }
+
+    fn sleep(&self, worker: usize, seen: u64) {
+        let asleep = &self.workers[worker].asleep;
+        asleep.store(true, Ordering::SeqCst);
+        // The caller opens the gate before it looks for sleepers, and we say that we sleep before we look at the gate.
         let gate = self.gate.load(Ordering::SeqCst);
-        let nothing = gate & OPEN == 0 || gate / GENERATION == seen;
-        if nothing && !self.stop.load(Ordering::SeqCst) {
-            drop(self.wake.wait(bed).unwrap_or_else(PoisonError::into_inner));
+        if !self.is_for(worker, gate, seen) && !self.stop.load(Ordering::SeqCst) {
+            std::thread::park();
         }
-        self.sleepers.fetch_sub(1, Ordering::SeqCst);
+        asleep.store(false, Ordering::SeqCst);
     }
 
     /// Sleeps, in pieces, so that the pool can be dropped meanwhile.
@@ -229,11 +280,16 @@ impl Shared {
 
     fn claim(&self, worker: usize, body: &Body<'_>) {
         let tasks = self.tasks.load(Ordering::Relaxed);
+        let mut last = None;
         IN_TASK.set(true);
-        loop {
+        // The caller never leaves a task to others: they may be asleep.
+        while worker == 0 || !self.leaves_the_rest(worker, tasks) {
             let task = self.next.fetch_add(1, Ordering::Relaxed);
             if task >= tasks {
                 break;
+            }
+            if let Some(last) = last.replace(task) {
+                self.note_pace(worker, task - last);
             }
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| body(worker, task))) {
                 *self.message.lock().unwrap_or_else(PoisonError::into_inner) = Some(text(&*panic));
@@ -242,6 +298,30 @@ impl Shared {
             }
         }
         IN_TASK.set(false);
+    }
+
+    /// True where the others will have done what is left before this worker would finish one more task.
+    fn leaves_the_rest(&self, worker: usize, tasks: usize) -> bool {
+        let pace = &self.workers[worker].pace;
+        let left = tasks.saturating_sub(self.next.load(Ordering::Relaxed));
+        let known = pace.load(Ordering::Relaxed);
+        // During one task of ours the others begin `known - 1`. What is left takes them that long, and before that each
+        // may have to finish one that it has begun.
+        let others = self.team.load(Ordering::Relaxed) - 1;
+        let leaves = left > 0 && left + others < known.saturating_sub(1);
+        if leaves {
+            // Who never works never learns that it has become faster.
+            pace.store(known - known.div_ceil(PACE_MEMORY), Ordering::Relaxed);
+        }
+        leaves
+    }
+
+    fn note_pace(&self, worker: usize, begun: usize) {
+        let pace = &self.workers[worker].pace;
+        let known = pace.load(Ordering::Relaxed);
+        let begun = begun.min(SLOWEST_PACE);
+        let new = if known == 0 { begun } else { (known * (PACE_MEMORY - 1) + begun).div_ceil(PACE_MEMORY) };
+        pace.store(new, Ordering::Relaxed);
     }
 
     fn wait_until_empty(&self) {
@@ -314,6 +394,17 @@ fn preemptions() -> i64 {
     0
 }
 
+/// Keeps the calling thread on `cores` from now on, where it is not there already. A system that will not do so has said
+/// so when the pool was made.
+fn confine(cores: Option<CoreSet>) {
+    if let Some(cores) = cores
+        && CONFINED.get() != Some(cores)
+        && cores.confine()
+    {
+        CONFINED.set(Some(cores));
+    }
+}
+
 fn serial(tasks: usize, body: &Body<'_>) -> Result<(), TaskPanic> {
     let nested = IN_TASK.replace(true);
     let run = catch_unwind(AssertUnwindSafe(|| (0..tasks).for_each(|task| body(0, task))));
@@ -339,7 +430,7 @@ mod tests {
     #[test]
     fn every_task_runs_once_whatever_the_number_of_threads() {
         for threads in [0, 1, 2, 3, 8] {
-            let pool = Pool::new(threads);
+            let pool = Pool::new(threads, None);
             for round in 0..300 {
                 let tasks = round % 17;
                 let hits: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
@@ -355,7 +446,7 @@ mod tests {
 
     #[test]
     fn a_panic_is_an_error_and_the_pool_works_on() {
-        let pool = Pool::new(3);
+        let pool = Pool::new(3, None);
         for _ in 0..50 {
             let err = pool.run(20, &|_, task| assert!(task != 7, "task seven")).unwrap_err();
             assert!(err.message.contains("task seven"));
@@ -366,7 +457,7 @@ mod tests {
 
     #[test]
     fn nested_calls_run_on_their_own_thread() {
-        let pool = Pool::new(2);
+        let pool = Pool::new(2, None);
         let sum = AtomicUsize::new(0);
         pool.run(8, &|_, _| {
             pool.run(5, &|_, inner| {
@@ -380,7 +471,7 @@ mod tests {
 
     #[test]
     fn callers_of_one_pool_take_turns() {
-        let pool = Pool::new(2);
+        let pool = Pool::new(2, None);
         let sum = AtomicUsize::new(0);
         std::thread::scope(|scope| {
             for _ in 0..4 {
@@ -416,8 +507,49 @@ mod tests {
     }
 
     #[test]
+    fn a_team_leaves_the_other_threads_out() {
+        let pool = Pool::new(4, None);
+        for team in [2, 4, 1, 3, 2] {
+            let hits: [AtomicUsize; 4] = Default::default();
+            for _ in 0..50 {
+                pool.run_on(team, 64, &|worker, _| {
+                    hits[worker].fetch_add(1, Ordering::Relaxed);
+                })
+                .unwrap();
+            }
+            let hits = hits.map(AtomicUsize::into_inner);
+            assert_eq!(hits.iter().sum::<usize>(), 50 * 64);
+            // A worker that looks at the gate in the moment in which the team shrinks may still come.
+            assert!(hits[team..].iter().sum::<usize>() <= 64 * 3, "{team}: {hits:?}");
+        }
+    }
+
+    #[test]
+    fn a_slow_thread_leaves_the_last_tasks_to_a_fast_one() {
+        let pool = Pool::new(2, None);
+        let (tasks, jobs) = (60, 6);
+        let mut last_of_slow = 0;
+        for job in 0..jobs {
+            let last = AtomicUsize::new(0);
+            pool.run(tasks, &|worker, task| {
+                std::thread::sleep(Duration::from_millis(if worker == 0 { 1 } else { 15 }));
+                if worker == 1 {
+                    last.fetch_max(task, Ordering::Relaxed);
+                }
+            })
+            .unwrap();
+            if job >= 2 {
+                last_of_slow = last_of_slow.max(last.into_inner());
+            }
+        }
+        // Fifteen tasks of the fast thread go by in one of the slow thread's.
+        assert!(last_of_slow < tasks - 6, "the slow thread began task {last_of_slow} of {tasks}");
+        assert!(pool.shared.workers[1].pace.load(Ordering::Relaxed) > 4);
+    }
+
+    #[test]
     fn sleeping_threads_wake_up() {
-        let pool = Pool::new(4);
+        let pool = Pool::new(4, None);
         for _ in 0..20 {
             // Long enough for every worker to go to bed.
             std::thread::sleep(Duration::from_millis(2));

@@ -46,6 +46,15 @@ fn small_cases_are_within_their_tolerance_on_the_other_instruction_sets() {
 }
 
 #[test]
+fn with_an_8_bit_cache_attention_is_within_the_tolerance_of_8_bits() {
+    let policy = Policy { half_cache: Policy::INT8_CACHE, ..Policy::FAST };
+    let cases: Vec<_> = suite::cases().into_iter().filter(|case| case.capacity.is_some()).collect();
+    for isa in Isa::supported() {
+        assert_passes(&backend(isa, 2, KvType::Q8), &policy, &cases);
+    }
+}
+
+#[test]
 fn with_a_float32_cache_attention_is_float32_throughout() {
     let policy = Policy { half_cache: Policy::FLOAT32.half_cache, ..Policy::FAST };
     let cases: Vec<_> = suite::cases().into_iter().filter(|case| case.capacity.is_some()).collect();

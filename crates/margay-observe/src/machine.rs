@@ -33,6 +33,9 @@ const ARM_CORES: &[(u32, &str)] = &[
     (0xd82, "Cortex-X4"),
 ];
 
+/// A list of processors that names more than this is taken for nonsense.
+const MOST_CORES: usize = 1 << 16;
+
 /// Memory of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Memory {
@@ -62,9 +65,56 @@ pub fn cpu_name(root: &Root) -> Option<String> {
     }
 }
 
+/// Cores that are alike.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CoreKind {
+    /// The system's numbers of them, in order.
+    pub cores: Vec<usize>,
+    /// How much work such a core does, by the kernel's account: 1024 is the fastest core of the machine. `None` where the
+    /// kernel does not say.
+    pub capacity: Option<u64>,
+    /// Highest clock rate, kHz; `None` where the kernel does not say.
+    pub max_khz: Option<u64>,
+}
+
+/// Kinds of cores that are online, the fastest first; empty where the system does not say.
+pub fn core_kinds(root: &Root) -> Vec<CoreKind> {
+    let mut kinds: Vec<CoreKind> = Vec::new();
+    for core in online(root).unwrap_or_default() {
+        let number = |file: &str| {
+            let text = root.read(&format!("sys/devices/system/cpu/cpu{core}/{file}"))?;
+            text.trim().parse::<u64>().ok()
+        };
+        let (capacity, max_khz) = (number("cpu_capacity"), number("cpufreq/cpuinfo_max_freq"));
+        match kinds.iter_mut().find(|k| (k.capacity, k.max_khz) == (capacity, max_khz)) {
+            Some(kind) => kind.cores.push(core),
+            None => kinds.push(CoreKind { cores: vec![core], capacity, max_khz }),
+        }
+    }
+    kinds.sort_by_key(|k| std::cmp::Reverse((k.capacity, k.max_khz)));
+    kinds
+}
+
+/// Cores that are online, those that share a core's units counted once; `None` where the system does not say.
+pub fn physical_cores(root: &Root) -> Option<usize> {
+    let mut firsts = Vec::new();
+    for core in online(root)? {
+        let siblings =
+            root.read(&format!("sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list"))?;
+        firsts.push(*cpu_list(siblings.trim())?.first()?);
+    }
+    firsts.sort_unstable();
+    firsts.dedup();
+    Some(firsts.len())
+}
+
+fn online(root: &Root) -> Option<Vec<usize>> {
+    cpu_list(root.read("sys/devices/system/cpu/online")?.trim())
+}
+
 /// Processors that are online; `None` where the system does not say.
 pub fn logical_cores(root: &Root) -> Option<usize> {
-    let online = root.read("sys/devices/system/cpu/online").and_then(|list| count_cpu_list(list.trim()));
+    let online = online(root).map(|cores| cores.len());
     online.or_else(|| {
         let cpuinfo = root.read("proc/cpuinfo")?;
         let processors =
@@ -106,15 +156,18 @@ fn arm_cores(cpuinfo: &str) -> Vec<String> {
     cores
 }
 
-/// Number of processors in a kernel list such as `0-3,8,10-11`.
-fn count_cpu_list(list: &str) -> Option<usize> {
-    let mut count = 0usize;
+/// Processors in a kernel list such as `0-3,8,10-11`, at most 65536 of them.
+fn cpu_list(list: &str) -> Option<Vec<usize>> {
+    let mut cores = Vec::new();
     for part in list.split(',') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         let (first, last): (usize, usize) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
-        count = count.checked_add(last.checked_sub(first)?.checked_add(1)?)?;
+        if first > last || last >= MOST_CORES {
+            return None;
+        }
+        cores.extend(first..=last);
     }
-    Some(count)
+    Some(cores)
 }
 
 #[cfg(test)]
@@ -122,12 +175,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cpu_lists_are_counted_and_nonsense_is_unknown() {
-        for (list, count) in [("0", Some(1)), ("0-7", Some(8)), ("0-3,8,10-11", Some(7))] {
-            assert_eq!(count_cpu_list(list), count, "{list}");
+    fn cpu_lists_are_read_and_nonsense_is_unknown() {
+        for (list, cores) in [("0", &[0][..]), ("0-2", &[0, 1, 2]), ("0-1,8,10-11", &[0, 1, 8, 10, 11])] {
+            assert_eq!(cpu_list(list).as_deref(), Some(cores), "{list}");
         }
         for list in ["", "x", "3-1", "0-", "0-18446744073709551615"] {
-            assert_eq!(count_cpu_list(list), None, "{list}");
+            assert_eq!(cpu_list(list), None, "{list}");
         }
     }
 }

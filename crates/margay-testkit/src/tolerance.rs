@@ -14,6 +14,18 @@ pub const FLOAT: f64 = 1e-5;
 /// moves its weight by as much. Together below 2e-3.
 pub const HALF_CACHE: f64 = 2e-3;
 
+/// Attention over keys and values rounded to 8 bits, one scale a head: root mean square of the error over that of the
+/// result.
+///
+/// As for [`INT8_RMS`], a row of a head of 128 normal numbers is off by `(amax / rms) / 440 = 0.65%`, a narrower one by
+/// less. For values that is the error of the result. A score is off by as much of its own size, 3 where the softmax is
+/// sharp, which moves its weight by 2%; where few keys share the weight, that is the error of the result. Together 2.1%,
+/// and for the largest scores of a case, which reach 8 times as much where they are scaled, five times that.
+pub const INT8_CACHE_RMS: f64 = 0.03;
+
+/// The largest error that goes with [`INT8_CACHE_RMS`], as [`INT8_MAX`] does with [`INT8_RMS`].
+pub const INT8_CACHE_MAX: f64 = 5.0 * INT8_CACHE_RMS;
+
 /// A product of a quantized matrix with activations rounded to 8 bits: root mean square of the error over that of the
 /// result.
 ///
@@ -96,6 +108,9 @@ impl Policy {
         int8: Tolerance::Rms { rms: INT8_RMS, max: INT8_MAX },
         int8_chain: Tolerance::Rms { rms: INT8_CHAIN_RMS, max: INT8_CHAIN_MAX },
     };
+
+    /// For [`Class::HalfCache`] where the cache has 8 bits.
+    pub const INT8_CACHE: Tolerance = Tolerance::Rms { rms: INT8_CACHE_RMS, max: INT8_CACHE_MAX };
 
     /// The bound of a class.
     pub fn of(&self, class: Class) -> Tolerance {

@@ -1,8 +1,9 @@
 //! The backends: one line each.
 
 use crate::{Error, LoadOptions};
-use margay_cpu::{CpuBackend, CpuOptions, Isa, KvType};
+use margay_cpu::{CoreSet, CpuBackend, CpuOptions, Isa, KvType};
 use margay_graph::Backend;
+use margay_observe::{Root, machine};
 
 /// A backend that a model can run on.
 pub struct BackendEntry {
@@ -40,10 +41,41 @@ pub fn backend(options: &LoadOptions) -> Result<Box<dyn Backend>, Error> {
 }
 
 fn cpu(options: &LoadOptions) -> Result<Box<dyn Backend>, Error> {
+    Ok(Box::new(cpu_backend(options)?))
+}
+
+/// The CPU backend, whichever one the options name, for tools that measure it.
+///
+/// # Errors
+/// [`Error::Unknown`] or [`Error::Option`] where this machine has no such instruction set, or not these cores.
+pub fn cpu_backend(options: &LoadOptions) -> Result<CpuBackend, Error> {
     let isa = options.isa.as_deref().map(isa).transpose()?;
-    let kv = if options.exact_cache { KvType::F32 } else { KvType::F16 };
-    let LoadOptions { threads, int8_encoder, bf16_encoder, .. } = *options;
-    Ok(Box::new(CpuBackend::new(CpuOptions { threads, isa, kv, int8_encoder, bf16_encoder })?))
+    let cores = cores(options)?;
+    let threads = options.threads.or_else(|| cores.is_none().then(default_threads));
+    if let (Some(threads), Some(cores)) = (threads, &cores)
+        && threads > cores.len()
+    {
+        let what = format!("{threads} is more than the {} cores they shall stay on ({cores})", cores.len());
+        return Err(Error::Option { option: "threads", what });
+    }
+    let LoadOptions { kv, decode_threads, int8_encoder, bf16_encoder, .. } = *options;
+    let options = CpuOptions { threads, decode_threads, cores, isa, kv, int8_encoder, bf16_encoder };
+    Ok(CpuBackend::new(options)?)
+}
+
+fn cores(options: &LoadOptions) -> Result<Option<CoreSet>, Error> {
+    let Some(list) = &options.cores else { return Ok(None) };
+    let refused = |e: margay_cpu::CoreError| Error::Option { option: "cores", what: e.to_string() };
+    let cores: CoreSet = list.parse().map_err(refused)?;
+    cores.check().map_err(refused)?;
+    Ok(Some(cores))
+}
+
+/// Threads where nobody says how many: one for each core that this process may use, two that share a core's arithmetic
+/// units counted as one.
+pub fn default_threads() -> usize {
+    let available = std::thread::available_parallelism().map_or(1, usize::from);
+    machine::physical_cores(&Root::system()).map_or(available, |cores| available.min(cores.max(1)))
 }
 
 fn isa(name: &str) -> Result<Isa, Error> {
@@ -57,11 +89,20 @@ fn isa(name: &str) -> Result<Isa, Error> {
 
 #[cfg(feature = "reference")]
 fn reference(options: &LoadOptions) -> Result<Box<dyn Backend>, Error> {
+    if options.cores.is_some() || options.decode_threads.is_some() {
+        let option = if options.cores.is_some() { "cores" } else { "decode_threads" };
+        let what = "the reference does not choose its threads; choose the cpu backend".to_owned();
+        return Err(Error::Option { option, what });
+    }
     for (option, asked) in [("int8_encoder", options.int8_encoder), ("bf16_encoder", options.bf16_encoder)] {
         if asked {
             let what = "the reference computes in float32 only; choose the cpu backend".to_owned();
             return Err(Error::Option { option, what });
         }
+    }
+    if options.kv == KvType::Q8 {
+        let what = "the reference keeps keys and values in float32 only; choose the cpu backend".to_owned();
+        return Err(Error::Option { option: "kv", what });
     }
     Ok(Box::new(margay_reference::ReferenceBackend::new()))
 }

@@ -36,10 +36,11 @@ mod tokenizer;
 mod trace;
 
 pub use answer::{Answer, Event};
-pub use backends::{BACKENDS, BackendEntry, backend};
+pub use backends::{BACKENDS, BackendEntry, backend, cpu_backend, default_threads};
 pub use error::Error;
 pub use image::Image;
 pub use load::{ModelSource, default_context};
+pub use margay_cpu::KvType;
 pub use margay_graph::Cancel;
 pub use margay_observe::Stage;
 pub use model::Model;

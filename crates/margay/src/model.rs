@@ -89,9 +89,11 @@ impl Model {
                 format!("{context} tokens are more than any model was trained for; at most {MOST_CONTEXT}");
             return Err(Error::Option { option: "context", what });
         }
-        if let Some(threads) = options.threads.filter(|n| !(1..=MOST_THREADS).contains(n)) {
-            let what = format!("{threads} is not within 1 to {MOST_THREADS}");
-            return Err(Error::Option { option: "threads", what });
+        for (option, threads) in [("threads", options.threads), ("decode_threads", options.decode_threads)] {
+            if let Some(threads) = threads.filter(|n| !(1..=MOST_THREADS).contains(n)) {
+                let what = format!("{threads} is not within 1 to {MOST_THREADS}");
+                return Err(Error::Option { option, what });
+            }
         }
         let backend = backends::backend(options)?;
         let engine = Engine::new(&source, backend.as_ref(), options, context)?;

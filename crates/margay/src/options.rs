@@ -1,5 +1,6 @@
 //! How to load and how to ask.
 
+use margay_cpu::KvType;
 use std::path::PathBuf;
 
 /// How to load a model.
@@ -9,16 +10,21 @@ pub struct LoadOptions {
     pub mmproj: Option<PathBuf>,
     /// Id of an entry of [`crate::BACKENDS`].
     pub backend: String,
-    /// Threads; `None` takes one per core.
+    /// Threads; `None` takes [`crate::default_threads`].
     pub threads: Option<usize>,
+    /// Threads that decode, which waits for memory more than for arithmetic: where a few use up its bandwidth, more only
+    /// make heat. `None` takes all of them.
+    pub decode_threads: Option<usize>,
+    /// Cores that the threads stay on, as in `0-3,6`; `None` leaves it to the system. Linux and Android only.
+    pub cores: Option<String>,
     /// Instruction set of the CPU kernels; `None` takes the best there is.
     pub isa: Option<String>,
     /// Tokens of context; `None` takes [`crate::default_context`].
     pub context: Option<usize>,
     /// Prompt tokens that are computed together.
     pub batch: usize,
-    /// Keep keys and values in float32 rather than float16: exact, twice the memory.
-    pub exact_cache: bool,
+    /// How keys and values are kept.
+    pub kv: KvType,
     /// Encode pictures with 8-bit products where the encoder's weights are not quantized already: faster, and the
     /// features differ a little.
     pub int8_encoder: bool,
@@ -35,11 +41,13 @@ impl Default for LoadOptions {
             mmproj: None,
             backend: "cpu".to_owned(),
             threads: None,
+            decode_threads: None,
+            cores: None,
             isa: None,
             context: None,
             // Larger batches gain little: the weights of a layer are already read once for 512 rows.
             batch: 512,
-            exact_cache: false,
+            kv: KvType::default(),
             int8_encoder: false,
             bf16_encoder: false,
             packed: true,

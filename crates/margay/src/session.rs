@@ -173,13 +173,13 @@ pub(crate) fn raw_parts(prompt: &str, mark: &str) -> Vec<RenderedPart> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::LoadOptions;
+    use crate::{KvType, LoadOptions};
     use std::path::Path;
 
     #[test]
     fn what_is_reused_gives_the_answer_that_computing_it_again_gives() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/mobilevlm-v2");
-        let options = LoadOptions { exact_cache: true, ..LoadOptions::default() };
+        let options = LoadOptions { kv: KvType::F32, ..LoadOptions::default() };
         let model = Model::load_with(&folder, &options).unwrap();
         let pictures =
             [Image::open(folder.join("image.png")).unwrap(), Image::filled(30, 60, [0, 90, 200]).unwrap()];

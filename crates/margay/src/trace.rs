@@ -4,6 +4,7 @@ use crate::{
     Error, Image, LoadOptions, ModelSource, backends, default_context, engine::compile, packed::PackedFiles,
     session::raw_parts,
 };
+use margay_cpu::KvType;
 use margay_graph::{Bindings, Cancel, InputData, StateOptions, Sym};
 use margay_prompt::{image::preprocess, layout::Layout, text::Message};
 use margay_tensor::{DType, Shape, Storage, Tensor};
@@ -35,7 +36,9 @@ impl ModelSource {
         if prompt.trim().is_empty() && images.is_empty() {
             return Err(Error::EmptyPrompt);
         }
-        let load = LoadOptions { exact_cache: true, ..options.load.clone() };
+        // Half precision would blur what is compared; 8 bits are what somebody wants to see.
+        let kv = if options.load.kv == KvType::Q8 { KvType::Q8 } else { KvType::F32 };
+        let load = LoadOptions { kv, ..options.load.clone() };
         let backend = backends::backend(&load)?;
         let programs = self.config.programs()?;
         let packed =

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use margay::rooms::cpu::Isa;
-use margay::{AskOptions, Error, Event, Image, LoadOptions, Model, Report, Sampling, Stage, Stop};
+use margay::{AskOptions, Error, Event, Image, KvType, LoadOptions, Model, Report, Sampling, Stage, Stop};
 use std::path::{Path, PathBuf};
 
 fn golden(name: &str) -> PathBuf {
@@ -41,7 +41,7 @@ fn the_answer_does_not_depend_on_the_batch_or_the_threads() {
 
 #[test]
 fn a_second_question_computes_only_what_is_new() {
-    let model = model("mobilevlm-v2", LoadOptions { exact_cache: true, ..LoadOptions::default() });
+    let model = model("mobilevlm-v2", LoadOptions { kv: KvType::F32, ..LoadOptions::default() });
     let mut session = model.session().unwrap();
     let first = session.ask_with(&[picture("mobilevlm-v2")], "one", &short()).unwrap().report().unwrap();
     assert_eq!(first.stages.reused_tokens, 0);
@@ -53,6 +53,19 @@ fn a_second_question_computes_only_what_is_new() {
     session.clear();
     let again = session.ask_with(&[picture("mobilevlm-v2")], "one", &short()).unwrap().report().unwrap();
     assert_eq!(again.tokens, first.tokens, "a cleared session is a new one");
+}
+
+#[test]
+fn an_8_bit_cache_takes_less_memory_and_the_reference_refuses_it() {
+    let of = |kv| model("mobilevlm-v2", LoadOptions { kv, ..LoadOptions::default() });
+    let bytes = |kv| of(kv).session().unwrap().cache_bytes();
+    assert!(bytes(KvType::Q8) < bytes(KvType::F16) && bytes(KvType::F16) < bytes(KvType::F32));
+    let report = ask(&of(KvType::Q8), &[picture("mobilevlm-v2")], "one", &short());
+    assert!(!report.tokens.is_empty());
+    let options = LoadOptions { kv: KvType::Q8, backend: "reference".to_owned(), ..LoadOptions::default() };
+    let refused = margay::backend(&options).err().unwrap().to_string();
+    // Where the reference is not compiled in, it is its name that is unknown.
+    assert!(refused.contains("kv") && refused.contains("cpu") || refused.contains("reference"), "{refused}");
 }
 
 #[test]
@@ -99,7 +112,7 @@ fn a_cancelled_answer_ends_and_the_session_goes_on() {
 
 #[test]
 fn a_question_stopped_before_its_first_token_is_taken_back() {
-    let options = LoadOptions { batch: 4, exact_cache: true, ..LoadOptions::default() };
+    let options = LoadOptions { batch: 4, kv: KvType::F32, ..LoadOptions::default() };
     let model = model("mobilevlm-v2", options);
     let other = Image::filled(30, 60, [0, 90, 200]).unwrap();
     let fresh = ask(&model, std::slice::from_ref(&other), "two", &short());

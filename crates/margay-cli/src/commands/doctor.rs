@@ -1,16 +1,15 @@
 //! `margay doctor`: what this machine is, and which kernels it gets.
 
-use crate::{Outcome, environment, output};
+use crate::{Outcome, environment, model::ThreadArgs, output};
 use clap::Args;
 use margay::{
-    BACKENDS, LoadOptions, backend,
+    BACKENDS, LoadOptions, backend, cpu_backend,
     rooms::{
-        cpu::{CpuBackend, CpuOptions, Isa, measure},
+        cpu::{Isa, measure},
         observe::{Clock, Root, machine, report::bytes},
     },
 };
 use serde::Serialize;
-use std::num::NonZeroUsize;
 
 const AFTER_HELP: &str = "\
 EXAMPLES:
@@ -22,9 +21,8 @@ EXAMPLES:
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Doctor {
-    /// Threads; one per core unless given
-    #[arg(long, value_name = "N")]
-    threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    threads: ThreadArgs,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -38,6 +36,9 @@ struct Findings {
     system: &'static str,
     cpu: Option<String>,
     logical_cores: Option<usize>,
+    physical_cores: Option<usize>,
+    /// The fastest first.
+    core_kinds: Vec<machine::CoreKind>,
     memory: Option<machine::Memory>,
     /// Value of `MARGAY_ISA`, where it is set.
     margay_isa: Option<String>,
@@ -55,6 +56,8 @@ struct Findings {
 struct Measured {
     threads: usize,
     limits: Vec<Limit>,
+    /// From handing out tasks that do nothing until all are done.
+    barrier_microseconds: f64,
 }
 
 /// One limit of the processor.
@@ -98,27 +101,23 @@ impl Doctor {
     fn look(&self) -> anyhow::Result<Findings> {
         let root = Root::system();
         let margay_isa = environment::isa();
+        let cpu = LoadOptions::default().backend;
         let backends = BACKENDS.iter().map(|entry| -> anyhow::Result<BackendFinding> {
-            let options = LoadOptions {
-                backend: entry.id.to_owned(),
-                threads: self.threads.map(NonZeroUsize::get),
-                isa: margay_isa.clone(),
-                ..LoadOptions::default()
-            };
+            // Only the CPU backend chooses its threads.
+            let mut options = if entry.id == cpu { self.threads.options() } else { LoadOptions::default() };
+            options.backend = entry.id.to_owned();
             let here = backend(&options)?.describe();
             Ok(BackendFinding { id: entry.id, summary: entry.summary, here })
         });
-        // An instruction set that is not here was refused above.
-        let isa = margay_isa.as_deref().and_then(Isa::from_name);
         let backends: Vec<_> = backends.collect::<Result<_, _>>()?;
-        let threads = self.threads.map(NonZeroUsize::get);
-        let cpu = CpuBackend::new(CpuOptions { threads, isa, ..CpuOptions::default() })?;
+        let options = self.threads.options();
+        let cpu = cpu_backend(&options)?;
         let clock = Clock::start();
         let seconds = || clock.now().as_secs_f64();
         let probe = measure::Probe::new();
         let mut measured = vec![];
         if cpu.threads() > 1 {
-            let one = CpuBackend::new(CpuOptions { threads: Some(1), isa, ..CpuOptions::default() })?;
+            let one = cpu_backend(&LoadOptions { threads: Some(1), ..options })?;
             measured.push(Measured::of(&probe.limits(&one, &seconds)?));
         }
         measured.push(Measured::of(&probe.limits(&cpu, &seconds)?));
@@ -136,10 +135,25 @@ impl Doctor {
             system: std::env::consts::OS,
             cpu: machine::cpu_name(&root),
             logical_cores: machine::logical_cores(&root),
+            physical_cores: machine::physical_cores(&root),
+            core_kinds: machine::core_kinds(&root),
             memory: machine::memory(&root),
             margay_isa,
         })
     }
+}
+
+/// Which cores, and how fast they are said to be.
+fn describe_kind(kind: &machine::CoreKind) -> String {
+    let list: Vec<String> = kind.cores.iter().map(usize::to_string).collect();
+    let mut text = format!("--cores {}", list.join(","));
+    if let Some(capacity) = kind.capacity {
+        text += &format!(", capacity {capacity} of 1024");
+    }
+    if let Some(khz) = kind.max_khz {
+        text += &format!(", at most {:.2} GHz", khz as f64 / 1e6);
+    }
+    text
 }
 
 fn look_at(isa: Isa, chosen: Isa, forced: bool) -> IsaFinding {
@@ -163,6 +177,14 @@ impl Findings {
         fact("margay", format!("{} for {} on {}", self.margay, self.architecture, self.system));
         fact("cpu", self.cpu.clone().unwrap_or_else(unknown));
         fact("cores", self.logical_cores.map_or_else(unknown, |n| n.to_string()));
+        if let (Some(logical), Some(physical)) = (self.logical_cores, self.physical_cores)
+            && physical < logical
+        {
+            fact("", format!("{physical} physical: two threads of one core share its arithmetic units"));
+        }
+        if self.core_kinds.len() > 1 {
+            self.core_kinds.iter().for_each(|kind| fact("", describe_kind(kind)));
+        }
         let available = |m: &machine::Memory| m.available_bytes.map_or_else(unknown, bytes);
         let memory = self.memory.map(|m| format!("{}, {} available", bytes(m.total_bytes), available(&m)));
         fact("memory", memory.unwrap_or_else(unknown));
@@ -180,6 +202,10 @@ impl Findings {
             text += &format!("  {kernel}\n");
         }
         text += &format!("\nlimits of {} instructions, measured now\n{}", self.chosen(), self.limits());
+        for measured in self.measured.iter().filter(|m| m.threads > 1) {
+            let (threads, microseconds) = (measured.threads, measured.barrier_microseconds);
+            text += &format!("  a barrier of {threads} threads takes {microseconds:.2} microseconds\n");
+        }
         text
     }
 
@@ -221,6 +247,6 @@ impl Measured {
         all.extend(limits.int8_exact.map(|p| peak("int8, exact", p)));
         all.push(peak("float32", limits.f32));
         all.extend(limits.bf16.map(|p| peak("bfloat16", p)));
-        Measured { threads: limits.threads, limits: all }
+        Measured { threads: limits.threads, limits: all, barrier_microseconds: limits.barrier * 1e6 }
     }
 }

@@ -1,16 +1,17 @@
 //! `margay prepack`: a model's matrices in the order the kernels read them, in a file beside it.
 
 use crate::{
-    Outcome, environment,
+    Outcome,
     interrupt::{Interrupt, Late},
-    model, output,
+    model::{self, ThreadArgs},
+    output,
     progress::Meter,
 };
 use clap::Args;
-use margay::{Cancel, LoadOptions, backend, rooms::observe::report::bytes};
+use margay::{Cancel, backend, rooms::observe::report::bytes};
 use margay_pack::{PackError, PrepackOutcome, Prepacked, prepack, verify_packed};
 use serde_json::json;
-use std::{num::NonZeroUsize, ops::ControlFlow, path::PathBuf};
+use std::{ops::ControlFlow, path::PathBuf};
 
 const AFTER_HELP: &str = "\
 EXAMPLES:
@@ -31,9 +32,8 @@ pub(crate) struct Prepack {
     /// The model's vision file, where it does not lie beside the model
     #[arg(long, value_name = "FILE")]
     mmproj: Option<PathBuf>,
-    /// Threads; one per core unless given
-    #[arg(long, value_name = "N")]
-    threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    threads: ThreadArgs,
     /// Write even where a file that fits is there, or packing takes no time
     #[arg(long, conflicts_with = "verify")]
     force: bool,
@@ -48,12 +48,7 @@ pub(crate) struct Prepack {
 impl Prepack {
     pub(crate) fn run(self, interrupt: &Interrupt) -> anyhow::Result<Outcome> {
         let source = model::source(Some(&self.model), self.mmproj.as_deref())?;
-        let options = LoadOptions {
-            threads: self.threads.map(NonZeroUsize::get),
-            isa: environment::isa(),
-            ..LoadOptions::default()
-        };
-        let backend = backend(&options)?;
+        let backend = backend(&self.threads.options())?;
         if self.verify {
             let sound = verify_packed(&source, backend.as_ref())?;
             if self.json {

@@ -7,6 +7,8 @@ pub enum Isa {
     Scalar,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
+    /// x86-64 with AVX2, FMA, F16C and AVX-VNNI.
+    AvxVnni,
     /// x86-64 with AVX-512 F, BW, VL and VNNI.
     Avx512,
     /// aarch64, any.
@@ -19,7 +21,8 @@ pub enum Isa {
 
 impl Isa {
     /// Every instruction set, worst first within an architecture.
-    pub const ALL: [Isa; 6] = [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Neon, Isa::Dotprod, Isa::I8mm];
+    pub const ALL: [Isa; 7] =
+        [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512, Isa::Neon, Isa::Dotprod, Isa::I8mm];
 
     /// The best one this processor has.
     pub fn detect() -> Isa {
@@ -31,11 +34,12 @@ impl Isa {
         Isa::ALL.into_iter().filter(|isa| isa.is_supported())
     }
 
-    /// Lower-case name: `scalar`, `avx2`, `avx512`, `neon`, `dotprod`, `i8mm`.
+    /// Lower-case name: `scalar`, `avx2`, `avxvnni`, `avx512`, `neon`, `dotprod`, `i8mm`.
     pub fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "avx2",
+            Isa::AvxVnni => "avxvnni",
             Isa::Avx512 => "avx512",
             Isa::Neon => "neon",
             Isa::Dotprod => "dotprod",
@@ -57,6 +61,8 @@ impl Isa {
                 use std::is_x86_feature_detected as has;
                 has!("avx2") && has!("fma") && has!("f16c")
             }
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => Isa::Avx2.is_supported() && std::is_x86_feature_detected!("avxvnni"),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => {
                 use std::is_x86_feature_detected as has;
@@ -95,5 +101,7 @@ mod tests {
         }
         assert!(Isa::detect().is_supported());
         assert!(Isa::supported().any(|isa| isa == Isa::Scalar));
+        // For scripts/x86-emulated.sh, which looks whether a processor was found to have what it emulates.
+        println!("supported: {}", Isa::supported().map(Isa::name).collect::<Vec<_>>().join(" "));
     }
 }

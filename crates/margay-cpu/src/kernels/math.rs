@@ -1,30 +1,18 @@
 //! Elementary functions in float32, written without branches so that a loop over them becomes SIMD code.
 //!
-//! `FUSED` says whether multiply-adds round once, which takes a processor with such instructions: without them each is
-//! a library call. Whoever agrees on that gets the same bits on every instruction set.
+//! Only additions, products, fused multiply-adds and bit operations in a fixed order: every instruction set gives the
+//! same bits.
 
 use margay_graph::Activation;
 
 /// Adding and taking away 1.5 * 2^23 rounds to the nearest integer, ties to even, for |x| < 2^22.
 pub(crate) const ROUND: f32 = 12_582_912.0;
 
-/// a * b + c
-#[inline(always)]
-fn multiply_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
-    if FUSED { a.mul_add(b, c) } else { a * b + c }
-}
-
 /// The polynomial with these coefficients, that of the highest power first.
 #[inline(always)]
-fn polynomial<const FUSED: bool, const N: usize>(x: f32, coefficients: [f32; N]) -> f32 {
+fn polynomial<const N: usize>(x: f32, coefficients: [f32; N]) -> f32 {
     let [first, rest @ ..] = &coefficients[..] else { return 0.0 };
-    rest.iter().fold(*first, |sum, c| multiply_add::<FUSED>(sum, x, *c))
-}
-
-/// [`exp_of`] without fused multiply-adds.
-#[inline(always)]
-pub(crate) fn exp(x: f32) -> f32 {
-    exp_of::<false>(x)
+    rest.iter().fold(*first, |sum, c| sum.mul_add(x, *c))
 }
 
 /// e^x with a relative error below 2e-7; arguments beyond the range of normal numbers are clamped, NaN stays NaN.
@@ -32,33 +20,51 @@ pub(crate) fn exp(x: f32) -> f32 {
 /// The range reduction is that of Cephes `expf`. The polynomial is the one of degree 5 that begins with 1 and whose
 /// greatest relative error on |x| <= ln(2) / 2 is the least, 9.2e-8 (weighted least squares, reweighted until level).
 #[inline(always)]
-pub(crate) fn exp_of<const FUSED: bool>(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     const MINUS_LN2_HIGH: f32 = -0.693_359_4;
     const MINUS_LN2_LOW: f32 = 2.121_944_4e-4;
     let x = if x > 88.0 { 88.0 } else { x };
     let x = if x < -87.0 { -87.0 } else { x };
-    let shifted = multiply_add::<FUSED>(x, std::f32::consts::LOG2_E, ROUND);
+    let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
-    let r = multiply_add::<FUSED>(n, MINUS_LN2_HIGH, x);
-    let r = multiply_add::<FUSED>(n, MINUS_LN2_LOW, r);
-    let y = polynomial::<FUSED, 6>(
-        r,
-        [8.290_272e-3, 4.189_816e-2, 1.666_763_9e-1, 4.999_914_8e-1, 9.999_997e-1, 1.0],
-    );
+    let r = n.mul_add(MINUS_LN2_HIGH, x);
+    let r = n.mul_add(MINUS_LN2_LOW, r);
+    let y = polynomial(r, [8.290_272e-3, 4.189_816e-2, 1.666_763_9e-1, 4.999_914_8e-1, 9.999_997e-1, 1.0]);
     // The low bits of `shifted` hold n; the clamp keeps n + 127 within 1..=254.
     let power = f32::from_bits(shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23);
     y * power
+}
+
+/// 2^x for x <= 0 with a relative error below 3e-7; below -126 it is 0, and NaN stays NaN.
+///
+/// Fused multiply-adds: a processor without them pays with library calls, and all agree bit for bit. The polynomial is
+/// 1 at 0 and else the one of degree 5 that is nearest to 2^r on [-1/2, 1/2]: off by 9.1e-8 of it at most, by Lawson's
+/// iteration.
+#[allow(clippy::approx_constant, reason = "a coefficient near ln 2, and better here")]
+#[inline(always)]
+pub(crate) fn exp2(x: f32) -> f32 {
+    let shifted = x + ROUND;
+    let r = x - (shifted - ROUND);
+    let p = 1.326_472_7e-3;
+    let p = f32::mul_add(p, r, 9.671_513e-3);
+    let p = f32::mul_add(p, r, 5.550_733_6e-2);
+    let p = f32::mul_add(p, r, 0.240_222_42);
+    let p = f32::mul_add(p, r, 0.693_147);
+    let y = f32::mul_add(p, r, 1.0);
+    // The low bits of `shifted` hold the integer, which is at least -126 where the result is used.
+    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()));
+    if x < -126.0 { 0.0 } else { y * power }
 }
 
 /// The error function with an absolute error below 4e-7.
 ///
 /// Source: the rational approximation on [-4, 4] used by Eigen (`generic_fast_erf_float`, before 2023).
 #[inline(always)]
-pub(crate) fn erf<const FUSED: bool>(x: f32) -> f32 {
+pub(crate) fn erf(x: f32) -> f32 {
     let x = if x > 4.0 { 4.0 } else { x };
     let x = if x < -4.0 { -4.0 } else { x };
     let x2 = x * x;
-    let p = polynomial::<FUSED, 7>(
+    let p = polynomial(
         x2,
         [
             -2.726_142_3e-10,
@@ -70,10 +76,7 @@ pub(crate) fn erf<const FUSED: bool>(x: f32) -> f32 {
             -1.609_603_4e-2,
         ],
     );
-    let q = polynomial::<FUSED, 5>(
-        x2,
-        [-1.456_607_2e-5, -2.133_740_6e-4, -1.682_827e-3, -7.373_329e-3, -1.426_474e-2],
-    );
+    let q = polynomial(x2, [-1.456_607_2e-5, -2.133_740_6e-4, -1.682_827e-3, -7.373_329e-3, -1.426_474e-2]);
     let y = x * p / q;
     // Near 4 the quotient exceeds 1 by some units in the last place.
     let y = if y > 1.0 { 1.0 } else { y };
@@ -82,8 +85,8 @@ pub(crate) fn erf<const FUSED: bool>(x: f32) -> f32 {
 
 /// x / (1 + e^-t)
 #[inline(always)]
-fn times_sigmoid<const FUSED: bool>(x: f32, t: f32) -> f32 {
-    x / (1.0 + exp_of::<FUSED>(-t))
+fn times_sigmoid(x: f32, t: f32) -> f32 {
+    x / (1.0 + exp(-t))
 }
 
 #[inline(always)]
@@ -110,21 +113,21 @@ fn gated(gate: &mut [f32], up: &[f32], f: impl Fn(f32) -> f32) {
 
 /// tanh-GELU is x * sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3)): the factors of x and of x^3.
 const TWICE_SQRT_2_PI: f32 = 1.595_769;
-const CUBIC: f32 = TWICE_SQRT_2_PI * 0.044_715;
+const CUBIC: f32 = 1.595_769 * 0.044_715;
 
 macro_rules! by_activation {
-    ($fused:ident, $act:expr, $apply:ident, $out:expr $(, $gate:expr)?) => {
+    ($act:expr, $apply:ident, $out:expr $(, $gate:expr)?) => {
         match $act {
-            Activation::Silu => $apply($out, $($gate,)? |x| times_sigmoid::<$fused>(x, x)),
+            Activation::Silu => $apply($out, $($gate,)? |x| times_sigmoid(x, x)),
             Activation::GeluErf => $apply($out, $($gate,)? |x| {
                 let half = 0.5 * x;
-                multiply_add::<$fused>(half, erf::<$fused>(x * std::f32::consts::FRAC_1_SQRT_2), half)
+                half.mul_add(erf(x * std::f32::consts::FRAC_1_SQRT_2), half)
             }),
             Activation::GeluTanh => $apply($out, $($gate,)? |x| {
-                let factor = multiply_add::<$fused>(CUBIC, x * x, TWICE_SQRT_2_PI);
-                times_sigmoid::<$fused>(x, x * factor)
+                let factor = (x * x).mul_add(CUBIC, TWICE_SQRT_2_PI);
+                times_sigmoid(x, x * factor)
             }),
-            Activation::QuickGelu => $apply($out, $($gate,)? |x| times_sigmoid::<$fused>(x, 1.702 * x)),
+            Activation::QuickGelu => $apply($out, $($gate,)? |x| times_sigmoid(x, 1.702 * x)),
             Activation::Relu => $apply($out, $($gate,)? |x| if x < 0.0 { 0.0 } else { x }),
             Activation::Hardswish => $apply($out, $($gate,)? |x| x * relu6(x + 3.0) / 6.0),
             Activation::Hardsigmoid => $apply($out, $($gate,)? |x| relu6(x + 3.0) / 6.0),
@@ -134,14 +137,14 @@ macro_rules! by_activation {
 
 /// `x = act(x)`
 #[inline(always)]
-pub(crate) fn activate<const FUSED: bool>(act: Activation, x: &mut [f32]) {
-    by_activation!(FUSED, act, each, x);
+pub(crate) fn activate(act: Activation, x: &mut [f32]) {
+    by_activation!(act, each, x);
 }
 
 /// `gate = act(gate) * up`
 #[inline(always)]
-pub(crate) fn glu<const FUSED: bool>(act: Activation, gate: &mut [f32], up: &[f32]) {
-    by_activation!(FUSED, act, gated, gate, up);
+pub(crate) fn glu(act: Activation, gate: &mut [f32], up: &[f32]) {
+    by_activation!(act, gated, gate, up);
 }
 
 #[cfg(test)]
@@ -166,25 +169,30 @@ mod tests {
     fn exp_is_within_2e_7_of_the_exact_value() {
         for x in grid(-86.9, 88.0) {
             let exact = f64::from(x).exp();
-            for got in [exp(x), exp_of::<true>(x)] {
-                assert!((f64::from(got) - exact).abs() <= 2e-7 * exact, "exp({x}) = {got}");
-            }
+            let got = exp(x);
+            assert!((f64::from(got) - exact).abs() <= 2e-7 * exact, "exp({x}) = {got}");
         }
-        for exp in [exp_of::<false>, exp_of::<true>] {
-            assert!(exp(f32::NAN).is_nan());
-            assert!(exp(f32::NEG_INFINITY) < 1e-37 && exp(1e9) > 1e38);
+        assert!(exp(f32::NAN).is_nan());
+        assert!(exp(f32::NEG_INFINITY) < 1e-37 && exp(1e9) > 1e38);
+    }
+
+    #[test]
+    fn exp2_is_within_3e_7_of_the_exact_value() {
+        for x in grid(-126.0, 0.0) {
+            let exact = f64::from(x).exp2();
+            assert!((f64::from(exp2(x)) - exact).abs() <= 3e-7 * exact, "exp2({x}) = {}", exp2(x));
         }
+        assert!(exp2(f32::NAN).is_nan() && exp2(f32::from_bits(0x7fc0_0001)).is_nan());
+        assert_eq!([exp2(0.0), exp2(-1e30), exp2(f32::NEG_INFINITY)], [1.0, 0.0, 0.0]);
     }
 
     #[test]
     fn erf_is_within_4e_7_of_the_exact_value() {
-        for erf in [erf::<false>, erf::<true>] {
-            for x in grid(-3.99, 3.99).step_by(17) {
-                assert!((f64::from(erf(x)) - erf64(f64::from(x))).abs() <= 4e-7, "erf({x})");
-            }
-            assert_eq!(erf(9.0), erf(4.0));
-            assert!((erf(9.0) - 1.0).abs() < 4e-7 && erf(f32::NAN).is_nan());
+        for x in grid(-3.99, 3.99).step_by(17) {
+            assert!((f64::from(erf(x)) - erf64(f64::from(x))).abs() <= 4e-7, "erf({x})");
         }
+        assert_eq!(erf(9.0), erf(4.0));
+        assert!((erf(9.0) - 1.0).abs() < 4e-7 && erf(f32::NAN).is_nan());
     }
 
     #[test]
@@ -202,12 +210,7 @@ mod tests {
                 Activation::Hardsigmoid => (x + 3.0).clamp(0.0, 6.0) / 6.0,
             }
         }
-        for (act, activate, glu) in Activation::ALL.into_iter().flat_map(|act| {
-            [
-                (act, activate::<false> as fn(_, &mut [f32]), glu::<false> as fn(_, &mut [f32], &[f32])),
-                (act, activate::<true>, glu::<true>),
-            ]
-        }) {
+        for act in Activation::ALL {
             for x in grid(-30.0, 30.0).step_by(37) {
                 let (mut got, want) = ([x], exact(act, f64::from(x)));
                 activate(act, &mut got);

@@ -1,5 +1,6 @@
 //! The kernels, and the table of those that one instruction set uses.
 
+pub(crate) mod attention;
 pub(crate) mod bf16;
 pub(crate) mod channel;
 #[allow(clippy::needless_range_loop, reason = "rows and registers of a tile index several arrays at once")]
@@ -14,6 +15,7 @@ use crate::Isa;
 /// The kernels of one instruction set.
 #[derive(Clone, Copy)]
 pub(crate) struct Kernels {
+    pub(crate) attention: attention::AttentionKernels,
     pub(crate) rows: &'static rows::RowKernels,
     pub(crate) float: &'static float::FloatKernels,
     pub(crate) quant: &'static quant::QuantKernels,
@@ -26,6 +28,7 @@ impl Kernels {
     /// The kernels of `isa`, or `None` where this processor lacks it.
     pub(crate) fn of(isa: Isa) -> Option<Kernels> {
         isa.is_supported().then(|| Kernels {
+            attention: attention::table(isa),
             rows: rows::table(isa),
             float: float::table(isa),
             quant: quant::table(isa),
@@ -39,7 +42,7 @@ impl Kernels {
 pub(crate) fn describe(isa: Isa) -> Vec<String> {
     let quant = quant::table(isa);
     let float = match isa {
-        Isa::Avx2 => "6 x 16 tiles of AVX2 FMA, half precision through F16C",
+        Isa::Avx2 | Isa::AvxVnni => "6 x 16 tiles of AVX2 FMA, half precision through F16C",
         Isa::Avx512 => "12 x 16 tiles of AVX-512 FMA, half precision through F16C",
         Isa::Neon | Isa::Dotprod | Isa::I8mm => "6 x 16 tiles of NEON FMA",
         Isa::Scalar => "portable loops",

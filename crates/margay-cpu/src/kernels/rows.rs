@@ -1,7 +1,6 @@
 //! Kernels over rows of float32 that are the same code for every instruction set, compiled once for each.
 //!
-//! Sums run over [`LANES`] partial sums in a fixed order, so every instruction set gives the same bits; activations do
-//! so on all that have fused multiply-adds.
+//! Sums run over [`LANES`] partial sums in a fixed order, so every instruction set gives the same bits.
 
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -38,9 +37,6 @@ pub(crate) struct RowKernels {
     pub(crate) rope_half: fn(&mut [f32], &[f32], &[f32]),
     /// Turns pairs (2i, 2i + 1) of one head; x: [2n], cos, sin: [n].
     pub(crate) rope_interleaved: fn(&mut [f32], &[f32], &[f32]),
-    /// One step of the online softmax over the scores of a key block: replaces them by `exp(score - max)`, where max
-    /// is the greater of `old_max` and theirs. Returns max and the sum.
-    pub(crate) softmax_block: fn(&mut [f32], f32) -> (f32, f32),
     /// Quantizes a row to int8 in groups of 32: codes, scales [n/32], sums of codes of each 16 [n/16] and 32 [n/32],
     /// and of both the [`Rows::starts16`] and [`Rows::starts32`].
     ///
@@ -63,13 +59,13 @@ mod body {
     use super::{Activation, LANES, math};
 
     #[inline(always)]
-    pub(super) fn activate<const FUSED: bool>(act: Activation, x: &mut [f32]) {
-        math::activate::<FUSED>(act, x);
+    pub(super) fn activate(act: Activation, x: &mut [f32]) {
+        math::activate(act, x);
     }
 
     #[inline(always)]
-    pub(super) fn glu<const FUSED: bool>(act: Activation, gate: &mut [f32], up: &[f32]) {
-        math::glu::<FUSED>(act, gate, up);
+    pub(super) fn glu(act: Activation, gate: &mut [f32], up: &[f32]) {
+        math::glu(act, gate, up);
     }
 
     #[inline(always)]
@@ -165,23 +161,6 @@ mod body {
             let [a, b] = *pair;
             *pair = [a * c - b * s, b * c + a * s];
         }
-    }
-
-    #[inline(always)]
-    pub(super) fn softmax_block(x: &mut [f32], old_max: f32) -> (f32, f32) {
-        // A NaN score is never the greatest, but its exponential and thereby the sum is NaN.
-        let greater = |a: f32, b: f32| if b > a { b } else { a };
-        let max = greater(old_max, reduce(x, f32::NEG_INFINITY, greater, greater));
-        if max == f32::NEG_INFINITY {
-            x.fill(0.0);
-            return (max, 0.0);
-        }
-        for x in x.iter_mut() {
-            // Masked scores are -inf and must give exactly 0; the clamp of exp would not.
-            let y = math::exp(*x - max);
-            *x = if *x == f32::NEG_INFINITY { 0.0 } else { y };
-        }
-        (max, reduce(x, 0.0, |sum, x| sum + x, |a, b| a + b))
     }
 
     /// The bits of the largest |x|. Compared as integers they order like the numbers, with NaN above all, so that NaN and
@@ -283,31 +262,27 @@ mod body {
 }
 
 macro_rules! kernels {
-    ($($name:ident$(<$fused:ident>)?: ($($arg:ident: $type:ty),*) $(-> $ret:ty)?;)*) => {
-        // On aarch64 NEON is part of the baseline, so the portable code is NEON code.
-        kernels!(@module portable, cfg!(target_arch = "aarch64"), [],
-            $($name$(<$fused>)?: ($($arg: $type),*) $(-> $ret)?;)*);
+    ($($name:ident: ($($arg:ident: $type:ty),*) $(-> $ret:ty)?;)*) => {
+        kernels!(@module portable, [], $($name: ($($arg: $type),*) $(-> $ret)?;)*);
         #[cfg(target_arch = "x86_64")]
-        kernels!(@module avx2, true, [#[target_feature(enable = "avx2,fma,f16c")]],
-            $($name$(<$fused>)?: ($($arg: $type),*) $(-> $ret)?;)*);
+        kernels!(@module avx2, [#[target_feature(enable = "avx2,fma,f16c")]],
+            $($name: ($($arg: $type),*) $(-> $ret)?;)*);
     };
-    (@module $module:ident, $has_fused:expr, [$($feature:tt)*],
-     $($name:ident$(<$fused:ident>)?: ($($arg:ident: $type:ty),*) $(-> $ret:ty)?;)*) => {
+    (@module $module:ident, [$($feature:tt)*], $($name:ident: ($($arg:ident: $type:ty),*) $(-> $ret:ty)?;)*) => {
         mod $module {
             use super::{Activation, RowKernels, body};
-            const FUSED: bool = $has_fused;
-            kernels!(@functions [$($feature)*], $($name$(<$fused>)?: ($($arg: $type),*) $(-> $ret)?;)*);
+            kernels!(@functions [$($feature)*], $($name: ($($arg: $type),*) $(-> $ret)?;)*);
             pub(super) const TABLE: RowKernels = RowKernels { $($name),* };
         }
     };
-    (@functions $feature:tt, $($name:ident$(<$fused:ident>)?: $args:tt $(-> $ret:ty)?;)*) => {
-        $(kernels!(@function $feature $name [$($fused)?] $args $(-> $ret)?);)*
+    (@functions $feature:tt, $($name:ident: $args:tt $(-> $ret:ty)?;)*) => {
+        $(kernels!(@function $feature $name $args $(-> $ret)?);)*
     };
-    (@function [$($feature:tt)*] $name:ident [$($fused:ident)?] ($($arg:ident: $type:ty),*) $(-> $ret:ty)?) => {
+    (@function [$($feature:tt)*] $name:ident ($($arg:ident: $type:ty),*) $(-> $ret:ty)?) => {
         fn $name($($arg: $type),*) $(-> $ret)? {
             $($feature)*
             fn inner($($arg: $type),*) $(-> $ret)? {
-                body::$name$(::<$fused>)?($($arg),*)
+                body::$name($($arg),*)
             }
             #[allow(unused_unsafe, reason = "the portable module enables no features")]
             // SAFETY: `table` hands a module out only for an instruction set the processor was found to have.
@@ -319,8 +294,8 @@ macro_rules! kernels {
 }
 
 kernels! {
-    activate<FUSED>: (act: Activation, x: &mut [f32]);
-    glu<FUSED>: (act: Activation, gate: &mut [f32], up: &[f32]);
+    activate: (act: Activation, x: &mut [f32]);
+    glu: (act: Activation, gate: &mut [f32], up: &[f32]);
     add: (x: &mut [f32], y: &[f32]);
     mul: (x: &mut [f32], y: &[f32]);
     scale: (x: &mut [f32], factor: f32);
@@ -329,7 +304,6 @@ kernels! {
     layer_norm: (x: &[f32], y: &mut [f32], weight: &[f32], bias: Option<&[f32]>, eps: f32);
     rope_half: (x: &mut [f32], cos: &[f32], sin: &[f32]);
     rope_interleaved: (x: &mut [f32], cos: &[f32], sin: &[f32]);
-    softmax_block: (x: &mut [f32], old_max: f32) -> (f32, f32);
     quantize: (x: &[f32], q: &mut [i8], scale: &mut [f32], sum16: &mut [f32], sum32: &mut [f32],
         starts16: &mut [[i16; 2]], starts32: &mut [[i16; 2]]);
     quantize_row: (x: &[f32], q: &mut [i8]) -> (f32, i32);
@@ -346,7 +320,7 @@ static AVX2: RowKernels =
 pub(crate) fn table(isa: crate::Isa) -> &'static RowKernels {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        crate::Isa::Avx2 | crate::Isa::Avx512 => &AVX2,
+        crate::Isa::Avx2 | crate::Isa::AvxVnni | crate::Isa::Avx512 => &AVX2,
         _ => &PORTABLE,
     }
 }

@@ -151,7 +151,7 @@ mod tests {
         *,
     };
     use crate::{
-        CpuOptions,
+        CpuOptions, KvType,
         kernels::Kernels,
         lines::Arena,
         measure::Peak,
@@ -177,8 +177,13 @@ mod tests {
             What::Linear { dtype: DType::Q4_0, rows, outputs: 40, inputs: 64 },
             What::Linear { dtype: DType::BF16, rows: 1, outputs: 40, inputs: 64 },
             What::Channel { rows, outputs: 40, inputs: 60 },
-            What::Attention { attention: attention(Mask::Causal, Some(0)), queries: 2, keys: 5 },
-            What::Attention { attention: attention(Mask::Full, None), queries: 5, keys: 5 },
+            What::Attention {
+                attention: attention(Mask::Causal, Some(0)),
+                kv: KvType::Q8,
+                queries: 2,
+                keys: 5,
+            },
+            What::Attention { attention: attention(Mask::Full, None), kv: KvType::F32, queries: 5, keys: 5 },
             What::Quantize { rows, columns },
             What::Norm { kind: NormKind::Layer, rows, columns },
             What::Rope { style: RopeStyle::Half, rows, heads: 4, head_dim: 16 },
@@ -241,6 +246,7 @@ mod tests {
             int8_exact: None,
             f32: peak(100.0),
             bf16: None,
+            barrier: 1e-6,
         };
         let case = &small()[0];
         let of = |ops, bytes, unit| {
@@ -255,7 +261,7 @@ mod tests {
 
     #[test]
     fn every_format_the_packer_knows_is_measured() {
-        let pool = crate::threads::Pool::new(1);
+        let pool = crate::threads::Pool::new(1, None);
         let known: HashSet<String> = cases().into_iter().map(|case| case.kernel).collect();
         let mut packed = 0;
         for format in FORMATS {

@@ -12,6 +12,7 @@ mod x86;
 
 use super::{Pace, timed};
 use crate::{CpuBackend, Isa, lines::Lines, threads::TaskPanic};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Bytes read, beyond any cache.
 const READ_BYTES: usize = 256 << 20;
@@ -23,6 +24,10 @@ const STREAMS: usize = 4;
 const PREFETCH_BYTES: usize = 2048;
 const READ_PACE: Pace = Pace { turns: 1, least_seconds: 0.0, runs: 4 };
 const PEAK_PACE: Pace = Pace { turns: 500, least_seconds: 0.004, runs: 4 };
+
+const BARRIER_PACE: Pace = Pace { turns: 100, least_seconds: 0.0, runs: 20 };
+/// Polls after which a thread that has not come is given up on: some milliseconds.
+const MOST_POLLS: u32 = 100_000;
 
 /// How fast one instruction works.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -52,6 +57,9 @@ pub struct Limits {
     pub f32: Peak,
     /// Dot products of bfloat16, where the processor has them.
     pub bf16: Option<Peak>,
+    /// Seconds from handing out one task a thread, each of which waits for all others to begin, until all are done: what
+    /// an op costs beside its work.
+    pub barrier: f64,
 }
 
 impl Limits {
@@ -71,6 +79,7 @@ impl Limits {
             int8_exact: maybe(self.int8_exact, other.int8_exact),
             f32: peak(self.f32, other.f32),
             bf16: maybe(self.bf16, other.bf16),
+            barrier: self.barrier.min(other.barrier),
             ..self
         }
     }
@@ -111,6 +120,7 @@ impl Probe {
             int8_exact: loops.int8_exact.as_ref().map(peak).transpose()?,
             f32: peak(&loops.f32)?,
             bf16: loops.bf16.as_ref().map(peak).transpose()?,
+            barrier: timed(clock, BARRIER_PACE, |turns| (0..turns).try_for_each(|_| meet(cpu)))?[0],
         })
     }
 
@@ -136,6 +146,19 @@ impl Default for Probe {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// Every thread of `cpu` meets every other once, or gives up on one that the system does not let run.
+fn meet(cpu: &CpuBackend) -> Result<(), TaskPanic> {
+    let arrived = AtomicUsize::new(0);
+    cpu.pool().run(cpu.threads(), &|_, _| {
+        arrived.fetch_add(1, Ordering::Relaxed);
+        let mut polls = 0;
+        while arrived.load(Ordering::Relaxed) < cpu.threads() && polls < MOST_POLLS {
+            polls += 1;
+            std::hint::spin_loop();
+        }
+    })
 }
 
 /// [`Probe::limits`], once.
@@ -247,6 +270,7 @@ mod tests {
             };
             let limits = probe.limits(&cpu, &clock).unwrap();
             assert_eq!((limits.isa, limits.threads), (isa, 2));
+            assert_eq!(limits.barrier, 0.5 / BARRIER_PACE.turns as f64);
             let bytes = 2.0 * f64::from(1 << 20);
             assert_eq!((limits.read_one_stream, limits.read_four_streams), (bytes, bytes));
             let loops = loops(isa);
@@ -287,9 +311,10 @@ mod tests {
             int8_exact: None,
             f32: peak(1.0),
             bf16: bf16.map(peak),
+            barrier: 1.0 / read,
         };
         let both = limits(4.0, 2.0, None).or_better(limits(7.0, 1.0, Some(3.0)));
-        assert_eq!(both, limits(7.0, 2.0, Some(3.0)));
+        assert_eq!(both, limits(7.0, 2.0, Some(3.0)), "the shorter barrier, too");
         assert_eq!((both.read(), limits(4.0, 0.0, None).read()), (7.0, 5.0));
     }
 }

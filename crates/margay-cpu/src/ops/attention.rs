@@ -1,8 +1,12 @@
 //! Attention with an online softmax over blocks of keys.
 //!
-//! A task is a tile of queries of the heads that share one KV head. Keys and values of a block are read once a tile.
-//! Blocks are of fixed size and visited in order, so a row's result depends neither on the tile nor on the threads.
-//! Source: Dao et al., FlashAttention, arXiv 2205.14135, algorithm 1.
+//! Keys are taken in spans of 256, each in blocks of 64: within a span the softmax goes on from block to block, and the
+//! results of spans are then merged in their order. All of that is of fixed size, so a row's result depends neither on
+//! the tile nor on the threads. Source: Dao et al., FlashAttention, arXiv 2205.14135, algorithm 1; merging parts of the
+//! keys: <https://crfm.stanford.edu/2023/10/12/flashdecoding.html>.
+//!
+//! A task is a tile of queries of the heads that share one KV head, so keys and values are read once a tile. With many
+//! queries it goes through all spans; with few, as in decoding, each span is a task of its own.
 
 use super::{
     Engine, carve,
@@ -10,35 +14,46 @@ use super::{
 };
 use crate::{
     kernels::{
+        attention::{FEW_ROWS, FewRows, KEYS, NO_SCORE},
         float::{FloatProduct, NR},
-        math,
     },
-    kv::KvSlot,
+    kv::{KvBlock, KvSlot, KvType},
     pack::FloatType,
     threads::TaskPanic,
 };
 use margay_graph::{Attention, Mask};
 
-/// Keys a block.
-const KEYS: usize = 64;
-/// Rows (queries times heads of a group) a tile aims at: a multiple of the 6-row product tile.
+/// Keys a span: with few heads the longest task that still keeps all threads busy; the results of spans are small
+/// beside its keys and values.
+const SPAN: usize = 4 * KEYS;
+/// Rows (queries times heads of a group) a tile aims at: a multiple of the product tiles of 6 and of 12 rows.
 const TILE_ROWS: usize = 48;
-/// Rows from which on it pays to widen half precision keys to memory instead of in registers.
-const WIDEN_FROM_ROWS: usize = 6;
+/// Rows of which masked keys are left out together.
+const MASK_ROWS: usize = 12;
+/// Queries of which each span is a task of its own, at most: a token, or a few that are guessed ahead.
+const SPLIT_QUERIES: usize = 8;
 
 /// Floats of scratch that a worker needs.
 pub(crate) fn scratch_floats(a: &Attention) -> usize {
-    let rows = tile_rows(a);
+    let rows = queries_a_tile(a) * (a.heads / a.kv_heads);
     let wide = a.head_dim.next_multiple_of(NR);
-    rows * (a.head_dim + wide + KEYS + 2) + KEYS * (a.head_dim + wide) + 8 * 16
+    rows * (a.head_dim + 2 * wide + KEYS + 5) + KEYS * (a.head_dim + wide) + 10 * 16
+}
+
+/// Floats that hold the results of spans while few queries attend to up to `tokens`.
+pub(crate) fn partial_floats(a: &Attention, tokens: usize) -> usize {
+    let spans = tokens.div_ceil(SPAN);
+    let queries = SPLIT_QUERIES.min(queries_a_tile(a));
+    if spans < 2 { 0 } else { (queries * a.heads * partial_row(a)).saturating_mul(spans) }
+}
+
+/// Floats of a row of such results: columns, maximum and sum.
+fn partial_row(a: &Attention) -> usize {
+    a.head_dim.next_multiple_of(NR) + NR
 }
 
 fn queries_a_tile(a: &Attention) -> usize {
     (TILE_ROWS / (a.heads / a.kv_heads)).max(1)
-}
-
-fn tile_rows(a: &Attention) -> usize {
-    queries_a_tile(a) * (a.heads / a.kv_heads)
 }
 
 /// Writes keys and values to `slot` from token `past` on.
@@ -51,13 +66,14 @@ pub(crate) fn append(
 ) -> Result<(), TaskPanic> {
     let (heads, d) = (slot.kv_heads, slot.head_dim);
     let writer = slot.writer();
-    let float = engine.kernels.float;
-    let body = |_: usize, head: usize| {
+    let body = |worker: usize, head: usize| {
+        // SAFETY: a worker runs one task at a time.
+        let scratch = unsafe { engine.scratch.worker(worker) };
         for row in 0..k.rows {
             // SAFETY: nobody writes k and v meanwhile; each task has a head of its own.
             unsafe {
-                let (k, v) = (&k.row(row)[head * d..][..d], &v.row(row)[head * d..][..d]);
-                writer.put(float, head, past + row, k, v);
+                let (k, v) = (k.part(row, head * d, d), v.part(row, head * d, d));
+                writer.put(&engine.kernels, (head, past + row), k, v, scratch);
             }
         }
     };
@@ -68,16 +84,23 @@ pub(crate) fn append(
     engine.run(heads, &body)
 }
 
-/// Attends to the first `keys` tokens of `slot`; under a causal mask query `i` is token `past + i`.
+/// Attends to the first `keys` tokens of `slot`; under a causal mask query `i` is token `past + i`. `partials` is as
+/// large as [`partial_floats`] says, or empty.
 pub(crate) fn attend(
     engine: &Engine,
     a: &Attention,
     slot: &KvSlot,
+    partials: &mut [f32],
     (past, keys): (usize, usize),
     q: View<'_>,
     out: Out<'_>,
 ) -> Result<(), TaskPanic> {
+    let call = Call { engine, a, slot, past, keys, q, out, group: a.heads / a.kv_heads };
     let each = queries_a_tile(a);
+    let spans = keys.div_ceil(SPAN);
+    if spans > 1 && q.rows <= SPLIT_QUERIES.min(each) && !partials.is_empty() {
+        return call.split(spans, partials);
+    }
     let tiles = q.rows.div_ceil(each);
     engine.run(tiles * a.kv_heads, &|worker, task| {
         // Later tiles see more keys: the longest tasks come first.
@@ -85,124 +108,455 @@ pub(crate) fn attend(
         // SAFETY: a worker runs one task at a time.
         let scratch = unsafe { engine.scratch.worker(worker) };
         let query = tile * each;
-        let tile = Tile { query, queries: each.min(q.rows - query), kv_head, past, keys };
-        tile.run(engine, a, slot, q, out, scratch);
+        let tile = Tile { call: &call, query, queries: each.min(q.rows - query), kv_head };
+        tile.whole(scratch);
     })
 }
 
-struct Tile {
+/// One call of [`attend`].
+struct Call<'a> {
+    engine: &'a Engine,
+    a: &'a Attention,
+    slot: &'a KvSlot,
+    past: usize,
+    keys: usize,
+    q: View<'a>,
+    out: Out<'a>,
+    /// Heads that share a KV head.
+    group: usize,
+}
+
+/// Where tasks write the results of spans, each its own.
+#[derive(Clone, Copy)]
+struct Shared(*mut f32);
+
+// SAFETY: see `Call::split`.
+unsafe impl Sync for Shared {}
+
+impl Call<'_> {
+    /// Each span of each KV head is a task; then each KV head merges its spans.
+    fn split(&self, spans: usize, partials: &mut [f32]) -> Result<(), TaskPanic> {
+        let (engine, kv_heads) = (self.engine, self.a.kv_heads);
+        let (rows, width) = (self.q.rows * self.group, partial_row(self.a));
+        let each = rows * width;
+        assert!(spans * kv_heads * each <= partials.len());
+        let shared = Shared(partials.as_mut_ptr());
+        let shared = &shared;
+        let threads = engine.pool.threads();
+        engine.run(spans * kv_heads, &|worker, task| {
+            // SAFETY: a worker runs one task at a time.
+            let mut scratch = unsafe { engine.scratch.worker(worker) };
+            // SAFETY: that many lie there, checked above, and each task has its own.
+            let partial = unsafe { std::slice::from_raw_parts_mut(shared.0.add(task * each), each) };
+            let tile = Tile { call: self, query: 0, queries: self.q.rows, kv_head: task % kv_heads };
+            let mut work = tile.begin(&mut scratch);
+            // The task that this thread probably takes next.
+            let next = (task + threads).min(spans * kv_heads - 1);
+            let next = self.slot.block(next % kv_heads, next / kv_heads * SPAN).keys.as_ptr();
+            tile.span(&mut work, task / kv_heads, next);
+            for (r, row) in partial.chunks_exact_mut(width).enumerate() {
+                let (columns, of) = row.split_at_mut(width - NR);
+                columns.copy_from_slice(work.result_of(r));
+                [of[0], of[1]] = [work.max[r], work.sum[r]];
+            }
+        })?;
+        engine.run(kv_heads, &|_, kv_head| {
+            let tile = Tile { call: self, query: 0, queries: self.q.rows, kv_head };
+            for r in 0..rows {
+                let row = |span: usize| {
+                    let at = (span * kv_heads + kv_head) * each + r * width;
+                    // SAFETY: that many lie there; nobody else touches those of this head any more.
+                    let row = unsafe { std::slice::from_raw_parts_mut(shared.0.add(at), width) };
+                    row.split_at_mut(width - NR)
+                };
+                let (result, of) = row(0);
+                let mut of = (of[0], of[1]);
+                for span in 1..spans {
+                    let (part, of_part) = row(span);
+                    (engine.kernels.attention.softmax.merge)(result, &mut of, part, (of_part[0], of_part[1]));
+                }
+                tile.finish(r, result, of.1);
+            }
+        })
+    }
+}
+
+/// The queries `query..query + queries` of the heads that share `kv_head`.
+struct Tile<'a> {
+    call: &'a Call<'a>,
     query: usize,
     queries: usize,
     kv_head: usize,
-    past: usize,
-    keys: usize,
 }
 
-impl Tile {
-    fn run(
-        &self,
-        engine: &Engine,
-        a: &Attention,
-        slot: &KvSlot,
-        q: View<'_>,
-        out: Out<'_>,
-        mut scratch: &mut [f32],
-    ) {
-        let (d, wide, group) = (a.head_dim, slot.value_stride(), a.heads / a.kv_heads);
-        let rows = self.queries * group;
-        let queries = carve(&mut scratch, rows * d);
-        let result = carve(&mut scratch, rows * wide);
-        let scores = carve(&mut scratch, rows * KEYS);
-        let max = carve(&mut scratch, rows);
-        let sum = carve(&mut scratch, rows);
-        let key_block = carve(&mut scratch, KEYS * d);
-        let value_block = carve(&mut scratch, KEYS * wide);
-        for (r, row) in queries.chunks_exact_mut(d).enumerate() {
+/// What a task holds while it goes through the keys. Row `r` is head `r % group` of query `r / group`.
+struct Work<'a> {
+    /// Times the scale and log2(e). [rows, D]
+    queries: &'a mut [f32],
+    /// [rows, D']
+    result: &'a mut [f32],
+    /// [rows, KEYS]
+    scores: &'a mut [f32],
+    max: &'a mut [f32],
+    sum: &'a mut [f32],
+    keep: &'a mut [f32],
+    /// A block in float32.
+    wide_block: &'a mut [f32],
+    wide: usize,
+}
+
+impl Work<'_> {
+    fn result_of(&mut self, r: usize) -> &mut [f32] {
+        &mut self.result[r * self.wide..][..self.wide]
+    }
+}
+
+impl Tile<'_> {
+    fn rows(&self) -> usize {
+        self.queries * self.call.group
+    }
+
+    /// Takes the room and the queries.
+    fn begin<'s>(&self, scratch: &mut &'s mut [f32]) -> Work<'s> {
+        let Call { a, slot, q, group, .. } = self.call;
+        let (rows, d, wide) = (self.rows(), a.head_dim, slot.wide());
+        let work = Work {
+            queries: carve(scratch, rows * d),
+            result: carve(scratch, rows * wide),
+            scores: carve(scratch, rows * KEYS),
+            max: carve(scratch, rows),
+            sum: carve(scratch, rows),
+            keep: carve(scratch, rows),
+            wide_block: carve(scratch, KEYS * (d + wide)),
+            wide,
+        };
+        for (r, row) in work.queries.chunks_exact_mut(d).enumerate() {
             let head = self.kv_head * group + r % group;
             // SAFETY: nobody writes q meanwhile.
-            row.copy_from_slice(&unsafe { q.row(self.query + r / group) }[head * d..][..d]);
-            (engine.kernels.rows.scale)(row, a.scale);
+            row.copy_from_slice(unsafe { q.part(self.query + r / group, head * d, d) });
+            (self.call.engine.kernels.rows.scale)(row, a.scale * std::f32::consts::LOG2_E);
         }
-        result.fill(0.0);
-        max.fill(f32::NEG_INFINITY);
-        sum.fill(0.0);
-        let causal = a.mask == Mask::Causal;
-        let seen = if causal { self.keys.min(self.past + self.query + self.queries) } else { self.keys };
-        let widen = slot.kind.float_type() == FloatType::F16 && rows >= WIDEN_FROM_ROWS;
-        for start in (0..seen).step_by(KEYS) {
-            let here = KEYS.min(seen - start);
-            let panels = here.div_ceil(NR);
-            let (mut k, mut v) = (slot.keys_at(self.kv_head, start), slot.values_at(self.kv_head, start));
-            let mut kind = slot.kind.float_type();
-            if widen {
-                // SAFETY: whole blocks of 16 keys and values lie there, aligned to 2 bytes.
-                unsafe {
-                    let keys = std::slice::from_raw_parts(k.cast::<u16>(), panels * NR * d);
-                    (engine.kernels.float.widen)(keys, &mut key_block[..panels * NR * d]);
-                    let values = std::slice::from_raw_parts(v.cast::<u16>(), here * wide);
-                    (engine.kernels.float.widen)(values, &mut value_block[..here * wide]);
+        work
+    }
+
+    /// All spans, one after the other.
+    fn whole(&self, mut scratch: &mut [f32]) {
+        let Call { slot, engine, past, keys, .. } = self.call;
+        let mut work = self.begin(&mut scratch);
+        let (rows, wide) = (self.rows(), slot.wide());
+        let seen = match self.call.a.mask {
+            Mask::Causal => (*keys).min(past + self.query + self.queries),
+            Mask::Full => *keys,
+        };
+        let spans = seen.div_ceil(SPAN).max(1);
+        let total = carve(&mut scratch, rows * wide);
+        let (total_max, total_sum) = (carve(&mut scratch, rows), carve(&mut scratch, rows));
+        for span in 0..spans {
+            self.span(&mut work, span, std::ptr::null());
+            if span == 0 && spans > 1 {
+                total.copy_from_slice(work.result);
+                total_max.copy_from_slice(work.max);
+                total_sum.copy_from_slice(work.sum);
+            } else if span > 0 {
+                for (r, total) in total.chunks_exact_mut(wide).enumerate() {
+                    let (mut of, of_part) = ((total_max[r], total_sum[r]), (work.max[r], work.sum[r]));
+                    (engine.kernels.attention.softmax.merge)(total, &mut of, work.result_of(r), of_part);
+                    (total_max[r], total_sum[r]) = of;
                 }
-                (k, v) = (key_block.as_ptr().cast(), value_block.as_ptr().cast());
-                kind = FloatType::F32;
-            }
-            // SAFETY: queries, scores and blocks are as large as the product says.
-            unsafe {
-                (engine.kernels.float.gemm)(&FloatProduct {
-                    rows,
-                    panels,
-                    k: d,
-                    a: queries.as_ptr(),
-                    lda: d,
-                    b: k,
-                    kind,
-                    b_panel: d * NR,
-                    ldb: NR,
-                    c: scores.as_mut_ptr(),
-                    ldc: KEYS,
-                    c_panel: NR,
-                    first: true,
-                });
-            }
-            for r in 0..rows {
-                let scores = &mut scores[r * KEYS..][..here];
-                if causal {
-                    let visible = (self.past + self.query + r / group + 1).saturating_sub(start).min(here);
-                    scores[visible..].fill(f32::NEG_INFINITY);
-                }
-                let (new_max, block_sum) = (engine.kernels.rows.softmax_block)(scores, max[r]);
-                let keep = if max[r] == f32::NEG_INFINITY { 0.0 } else { math::exp(max[r] - new_max) };
-                if keep != 1.0 {
-                    (engine.kernels.rows.scale)(&mut result[r * wide..][..wide], keep);
-                }
-                sum[r] = sum[r] * keep + block_sum;
-                max[r] = new_max;
-            }
-            // SAFETY: as above; the block has `here` values, each `wide` apart.
-            unsafe {
-                (engine.kernels.float.gemm)(&FloatProduct {
-                    rows,
-                    panels: wide / NR,
-                    k: here,
-                    a: scores.as_ptr(),
-                    lda: KEYS,
-                    b: v,
-                    kind,
-                    b_panel: NR,
-                    ldb: wide,
-                    c: result.as_mut_ptr(),
-                    ldc: wide,
-                    c_panel: NR,
-                    first: false,
-                });
             }
         }
         for r in 0..rows {
-            let head = self.kv_head * group + r % group;
-            let result = &mut result[r * wide..][..d];
-            // No key at all gives zeros.
-            (engine.kernels.rows.scale)(result, if sum[r] == 0.0 { 0.0 } else { 1.0 / sum[r] });
-            // SAFETY: these elements are this task's own.
-            unsafe { out.part(self.query + r / group, head * d, d) }.copy_from_slice(result);
+            match spans {
+                1 => self.finish(r, &mut work.result[r * wide..][..wide], work.sum[r]),
+                _ => self.finish(r, &mut total[r * wide..][..wide], total_sum[r]),
+            }
+        }
+    }
+
+    /// Keys of the block at `start` that row `r` sees.
+    fn visible(&self, r: usize, start: usize) -> usize {
+        let Call { past, keys, group, .. } = self.call;
+        let seen = match self.call.a.mask {
+            Mask::Causal => (*keys).min(past + self.query + r / group + 1),
+            Mask::Full => *keys,
+        };
+        seen.saturating_sub(start).min(KEYS)
+    }
+
+    /// One span. `next` is what will be read after it.
+    fn span(&self, work: &mut Work<'_>, span: usize, next: *const u8) {
+        let slot = self.call.slot;
+        work.result.fill(0.0);
+        work.max.fill(NO_SCORE);
+        work.sum.fill(0.0);
+        let last = self.rows() - 1;
+        let start = span * SPAN;
+        if self.visible(last, start) == 0 {
+            return;
+        }
+        let mut block = slot.block(self.kv_head, start);
+        for start in (start..start + SPAN).step_by(KEYS) {
+            let after = start + KEYS;
+            let more = after < (span + 1) * SPAN && self.visible(last, after) > 0;
+            let following = if more { Some(slot.block(self.kv_head, after)) } else { None };
+            self.block(work, start, block, following.map_or(next, |b| b.keys.as_ptr()));
+            match following {
+                Some(following) => block = following,
+                None => break,
+            }
+        }
+    }
+
+    /// One block of keys.
+    fn block(&self, work: &mut Work<'_>, start: usize, block: KvBlock<'_>, next: *const u8) {
+        let kernels = &self.call.engine.kernels;
+        let (rows, d, wide) = (self.rows(), self.call.a.head_dim, work.wide);
+        let few = rows <= FEW_ROWS;
+        let (mut keys, mut values) = (block.keys.as_ptr(), block.values.as_ptr());
+        if !few {
+            let numbers = block.numbers();
+            match self.call.slot.kind {
+                KvType::F32 => {}
+                KvType::F16 => {
+                    // SAFETY: halves, aligned as blocks are.
+                    let halves =
+                        unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast(), numbers.len() / 2) };
+                    (kernels.float.widen)(halves, work.wide_block);
+                }
+                KvType::Q8 => {
+                    // SAFETY: the same bytes.
+                    let codes = unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast(), numbers.len()) };
+                    (kernels.attention.softmax.widen)(codes, work.wide_block);
+                }
+            }
+            if self.call.slot.kind != KvType::F32 {
+                keys = work.wide_block.as_ptr().cast();
+                values = work.wide_block[KEYS * d..].as_ptr().cast();
+            }
+        }
+        // SAFETY: queries, scores and blocks are as large as the products say.
+        unsafe {
+            self.multiply(start, |from, rows, visible| FewRows {
+                rows,
+                panels: visible.div_ceil(NR),
+                k: d,
+                a: work.queries.as_ptr().add(from * d),
+                lda: d,
+                b: keys,
+                b_panel: d * NR,
+                c: work.scores.as_mut_ptr().add(from * KEYS),
+                ldc: KEYS,
+                first: true,
+                ahead: block.values.as_ptr(),
+            });
+        }
+        if let Some([scales, _]) = block.scales {
+            work.scores.chunks_exact_mut(KEYS).for_each(|row| (kernels.rows.mul)(row, scales));
+        }
+        if self.visible(0, start) < KEYS {
+            for (r, row) in work.scores.chunks_exact_mut(KEYS).enumerate() {
+                row[self.visible(r, start)..].fill(f32::NEG_INFINITY);
+            }
+        }
+        (kernels.attention.softmax.block)(work.scores, work.max, work.sum, work.keep);
+        for (result, keep) in work.result.chunks_exact_mut(wide).zip(&*work.keep) {
+            if *keep != 1.0 {
+                (kernels.rows.scale)(result, *keep);
+            }
+        }
+        if let Some([_, scales]) = block.scales {
+            work.scores.chunks_exact_mut(KEYS).for_each(|row| (kernels.rows.mul)(row, scales));
+        }
+        // SAFETY: as above.
+        unsafe {
+            self.multiply(start, |from, rows, visible| FewRows {
+                rows,
+                panels: wide / NR,
+                k: visible,
+                a: work.scores.as_ptr().add(from * KEYS),
+                lda: KEYS,
+                b: values,
+                b_panel: KEYS * NR,
+                c: work.result.as_mut_ptr().add(from * wide),
+                ldc: wide,
+                first: false,
+                ahead: next,
+            });
+        }
+    }
+
+    /// The products that `of` gives for so many rows from one on, of which the last sees so many keys of the block at
+    /// `start`: all rows at once, or, where they see more and more keys, some at a time.
+    ///
+    /// # Safety
+    /// Every pointer of the products is valid for what its field says: numbers as they are stored for up to [`FEW_ROWS`]
+    /// rows, else in float32.
+    unsafe fn multiply(&self, start: usize, mut of: impl FnMut(usize, usize, usize) -> FewRows) {
+        let (kernels, rows) = (&self.call.engine.kernels, self.rows());
+        let most = self.visible(rows - 1, start);
+        // SAFETY: the caller's promise.
+        unsafe {
+            if rows <= FEW_ROWS {
+                return (kernels.attention.few)(&of(0, rows, most), self.call.slot.kind);
+            }
+            let each = if self.visible(0, start) == most { rows } else { MASK_ROWS };
+            for from in (0..rows).step_by(each) {
+                let rows = each.min(rows - from);
+                let p = of(from, rows, self.visible(from + rows - 1, start));
+                (kernels.float.gemm)(&FloatProduct {
+                    rows,
+                    panels: p.panels,
+                    k: p.k,
+                    a: p.a,
+                    lda: p.lda,
+                    b: p.b,
+                    kind: FloatType::F32,
+                    b_panel: p.b_panel,
+                    ldb: NR,
+                    c: p.c,
+                    ldc: p.ldc,
+                    c_panel: NR,
+                    first: p.first,
+                });
+            }
+        }
+    }
+
+    /// Divides row `r` by the sum of its weights and writes it out.
+    fn finish(&self, r: usize, result: &mut [f32], sum: f32) {
+        let Call { engine, a, out, group, .. } = self.call;
+        let (d, head) = (a.head_dim, self.kv_head * group + r % group);
+        // No key at all gives zeros.
+        (engine.kernels.rows.scale)(result, if sum == 0.0 { 0.0 } else { 1.0 / sum });
+        // SAFETY: these elements are this task's own.
+        unsafe { out.part(self.query + r / group, head * d, d) }.copy_from_slice(&result[..d]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{CpuBackend, CpuOptions, Isa};
+
+    /// Float32 sums and exponentials, over the largest result: as `margay_testkit::tolerance::FLOAT`.
+    const FLOAT: f64 = 1e-5;
+
+    fn random(seed: &mut u32, len: usize) -> Vec<f32> {
+        let mut next = || {
+            *seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (*seed >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..len).map(|_| next()).collect()
+    }
+
+    fn view(x: &[f32], columns: usize) -> View<'_> {
+        // SAFETY: borrowed as long as the view.
+        unsafe { View::new(x.as_ptr(), x.len() / columns, columns) }
+    }
+
+    /// Appends all keys and attends to them, `cut` queries a call.
+    fn run(cpu: &CpuBackend, a: &Attention, kv: KvType, [q, k, v]: [&[f32]; 3], cut: usize) -> Vec<f32> {
+        let engine = cpu.engine(scratch_floats(a));
+        let (columns, kv_columns) = (a.heads * a.head_dim, a.kv_heads * a.head_dim);
+        let tokens = q.len() / columns;
+        let mut slot = KvSlot::new(kv, a.kv_heads, a.head_dim, tokens).unwrap();
+        let mut partials = vec![f32::NAN; partial_floats(a, tokens)];
+        let mut y = vec![0.0; q.len()];
+        for past in (0..tokens).step_by(cut) {
+            let end = tokens.min(past + cut);
+            let [k, v] = [k, v].map(|x| view(&x[past * kv_columns..end * kv_columns], kv_columns));
+            append(&engine, &mut slot, past, k, v).unwrap();
+            let q = view(&q[past * columns..end * columns], columns);
+            let y = &mut y[past * columns..end * columns];
+            // SAFETY: borrowed for this call.
+            let out = unsafe { Out::new(y.as_mut_ptr(), end - past, columns) };
+            attend(&engine, a, &slot, &mut partials, (past, end), q, out).unwrap();
+        }
+        y
+    }
+
+    /// What the cache makes of a row of one head.
+    fn stored(kv: KvType, row: &[f32]) -> Vec<f64> {
+        let largest = row.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+        let (inverse, scale) = (127.0 / largest, largest / 127.0);
+        let each = |x: &f32| match kv {
+            KvType::F32 => f64::from(*x),
+            KvType::F16 => half::f16::from_f32(*x).to_f64(),
+            KvType::Q8 => f64::from((x * inverse).round_ties_even()) * f64::from(scale),
+        };
+        row.iter().map(each).collect()
+    }
+
+    /// One query of one head, in float64.
+    fn naive(a: &Attention, kv: KvType, [q, k, v]: [&[f32]; 3], token: usize, head: usize) -> Vec<f64> {
+        let (d, kv_head) = (a.head_dim, head / (a.heads / a.kv_heads));
+        let q = &q[(token * a.heads + head) * d..][..d];
+        let row = |of: &[f32], key: usize| stored(kv, &of[(key * a.kv_heads + kv_head) * d..][..d]);
+        let score = |key: usize| {
+            let product: f64 = row(k, key).iter().zip(q).map(|(k, q)| k * f64::from(*q)).sum();
+            product * f64::from(a.scale)
+        };
+        let scores: Vec<f64> = (0..=token).map(score).collect();
+        let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        let mut result = vec![0.0; d];
+        for (key, weight) in weights.iter().enumerate() {
+            result.iter_mut().zip(row(v, key)).for_each(|(y, v)| *y += weight / total * v);
+        }
+        result
+    }
+
+    #[test]
+    fn over_many_spans_it_is_exact_and_independent_of_cuts_threads_and_instruction_sets() {
+        // Groups of 1, 2, 3, 4 and 8; more tokens than two spans, and no multiple of a block.
+        for (heads, kv_heads, head_dim) in [(2, 2, 72), (4, 2, 40), (3, 1, 64), (4, 1, 128), (8, 1, 5)] {
+            let scale = 2.0 * (head_dim as f32).powf(-0.5);
+            let (mask, cache) = (Mask::Causal, Some(0));
+            let a = Attention { heads, kv_heads, head_dim, scale, mask, cache };
+            let (tokens, mut seed) = (2 * SPAN + 71, 7);
+            let q = random(&mut seed, tokens * heads * head_dim);
+            let k = random(&mut seed, tokens * kv_heads * head_dim);
+            let v = random(&mut seed, tokens * kv_heads * head_dim);
+            let x = [&q[..], &k, &v];
+            for kv in KvType::ALL {
+                let mut first: Option<Vec<u32>> = None;
+                for isa in Isa::supported() {
+                    for (threads, cut) in [(1, tokens), (3, tokens), (2, 1), (2, 5), (3, 100)] {
+                        // Portable multiply-adds are library calls.
+                        if isa == Isa::Scalar && (cut != tokens || head_dim > 5) {
+                            continue;
+                        }
+                        let options =
+                            CpuOptions { threads: Some(threads), isa: Some(isa), ..Default::default() };
+                        let y = run(&CpuBackend::new(options).unwrap(), &a, kv, x, cut);
+                        let bits: Vec<u32> = y.iter().map(|y| y.to_bits()).collect();
+                        match &first {
+                            Some(first) => {
+                                let at = bits.iter().zip(first).position(|(a, b)| a != b);
+                                assert_eq!(at, None, "{a:?} {kv:?} {isa} {threads} threads, {cut} a call");
+                            }
+                            None => {
+                                for token in [0, 1, 63, 64, 255, 256, 300, 511, 512, tokens - 1] {
+                                    for head in [0, heads - 1] {
+                                        let expected = naive(&a, kv, x, token, head);
+                                        let largest = expected.iter().fold(0.0, |m, x| f64::max(m, x.abs()));
+                                        let y = &y[(token * heads + head) * head_dim..][..head_dim];
+                                        for (y, expected) in y.iter().zip(&expected) {
+                                            let error = (f64::from(*y) - expected).abs();
+                                            assert!(
+                                                error <= FLOAT * largest,
+                                                "{a:?} {kv:?} {isa}: token {token} is off by {error} of {largest}"
+                                            );
+                                        }
+                                    }
+                                }
+                                first = Some(bits);
+                            }
+                        }
+                    }
+                }
+            }
         }
     }
 }

@@ -282,23 +282,37 @@ impl Grid {
     }
 }
 
-/// Multiplies quantized rows with a quantized matrix.
-pub(crate) fn quantized(
-    engine: &Engine,
-    matrix: &QuantMatrix,
-    x: &QuantRows,
-    epilogue: Epilogue<'_>,
-    out: Out<'_>,
-) -> Result<(), TaskPanic> {
-    assert_eq!(out.columns, matrix.n);
-    let grid = Grid { rows: out.rows, columns: out.columns };
-    engine.run(grid.tasks(), &|worker, task| {
-        let block = grid.block(task);
+/// One of the layers that [`quantized`] computes.
+#[derive(Clone, Copy)]
+pub(crate) struct Layer<'a> {
+    pub(crate) matrix: &'a QuantMatrix,
+    pub(crate) epilogue: Epilogue<'a>,
+    pub(crate) out: Out<'a>,
+}
+
+/// Multiplies quantized rows with one or more quantized matrices. Several (query, key and value; gate and up) share out
+/// their tasks as one, so that threads wait for each other once.
+pub(crate) fn quantized(engine: &Engine, layers: &[Layer<'_>], x: &QuantRows) -> Result<(), TaskPanic> {
+    let grid = |layer: &Layer<'_>| Grid { rows: layer.out.rows, columns: layer.out.columns };
+    for layer in layers {
+        assert_eq!(layer.out.columns, layer.matrix.n);
+    }
+    let tasks = layers.iter().map(|layer| grid(layer).tasks()).sum();
+    engine.run(tasks, &|worker, mut task| {
+        let mut layers = layers.iter();
+        let (layer, block) = loop {
+            let layer = layers.next().expect("invariant: there are as many tasks as all grids have");
+            let grid = grid(layer);
+            if task < grid.tasks() {
+                break (layer, grid.block(task));
+            }
+            task -= grid.tasks();
+        };
         // SAFETY: a worker runs one task at a time.
         let mut scratch = unsafe { engine.scratch.worker(worker) };
         let tile = carve(&mut scratch, TASK_ROWS * TASK_COLUMNS);
-        products(engine, matrix, x, block, tile, scratch);
-        finish(engine, block, tile, epilogue, out);
+        products(engine, layer.matrix, x, block, tile, scratch);
+        finish(engine, block, tile, layer.epilogue, layer.out);
     })
 }
 

@@ -27,6 +27,8 @@ pub(crate) struct Engine {
     pub(crate) pool: Arc<Pool>,
     pub(crate) kernels: Kernels,
     pub(crate) scratch: Scratch,
+    /// Threads that take part in the call under way.
+    pub(crate) team: usize,
     /// That of the call under way.
     pub(crate) cancel: Cancel,
     /// True once a task of the call under way was skipped, whatever has become of `cancel` since.
@@ -38,7 +40,7 @@ impl Engine {
     /// answer waits for one task and not for an op over a long prompt. What a skipped task would have written is
     /// missing: whoever runs ops asks [`Engine::was_cancelled`] after each.
     pub(crate) fn run(&self, tasks: usize, body: &(dyn Fn(usize, usize) + Sync)) -> Result<(), TaskPanic> {
-        self.pool.run(tasks, &|worker, task| {
+        self.pool.run_on(self.team, tasks, &|worker, task| {
             if self.cancel.is_cancelled() {
                 self.skipped.store(true, Ordering::Relaxed);
             } else {
@@ -47,8 +49,9 @@ impl Engine {
         })
     }
 
-    /// Begins a call that `cancel` stops.
-    pub(crate) fn begin(&mut self, cancel: &Cancel) {
+    /// Begins a call on so many threads, which `cancel` stops.
+    pub(crate) fn begin(&mut self, team: usize, cancel: &Cancel) {
+        self.team = team;
         self.cancel = cancel.clone();
         *self.skipped.get_mut() = false;
     }
@@ -111,9 +114,10 @@ mod tests {
     #[test]
     fn a_cancelled_op_begins_no_further_task() {
         let engine = Engine {
-            pool: Arc::new(Pool::new(1)),
+            pool: Arc::new(Pool::new(1, None)),
             kernels: Kernels::of(Isa::Scalar).unwrap(),
             scratch: Scratch::new(1, 0),
+            team: 1,
             cancel: Cancel::new(),
             skipped: AtomicBool::new(false),
         };

@@ -96,7 +96,7 @@ mod tests {
     }
 
     fn pack(tensor: &Tensor) -> Matrix {
-        Matrix::pack("m", tensor, &Pool::new(2), &Arena::default()).unwrap()
+        Matrix::pack("m", tensor, &Pool::new(2, None), &Arena::default()).unwrap()
     }
 
     /// FNV-1a of form and packed bytes of a matrix of each format.

@@ -16,12 +16,14 @@ pub(super) fn cases(cases: &mut Vec<Case>) {
     for heads in HEADS {
         for mask in [Mask::Full, Mask::Causal] {
             uncached(cases, heads, mask, &[3, 0, 1, 2, 7, 32, 33, 65], "");
-            cached(cases, heads, mask, 1.0);
+            cached(cases, heads, mask, 1.0, &CACHED_TOKENS);
         }
     }
     uncached(cases, (2, 2, 72), Mask::Full, &[729], " 729 patches");
     // Large scores: the softmax is nearly a maximum and must neither overflow nor lose the largest.
-    cached(cases, (4, 2, 64), Mask::Causal, 8.0);
+    cached(cases, (4, 2, 64), Mask::Causal, 8.0, &CACHED_TOKENS);
+    // So many tokens that a backend may cut the keys into parts.
+    cached(cases, (4, 2, 64), Mask::Causal, 1.0, &[300, 1, 8, 0, 3, 250, 1]);
     for style in [RopeStyle::Half, RopeStyle::Interleaved] {
         for (head_dim, rotary) in [(64, 64), (72, 72), (80, 80), (80, 32), (128, 128), (6, 2), (4, 0)] {
             rope(cases, style, head_dim, rotary, false);
@@ -46,12 +48,15 @@ fn uncached(cases: &mut Vec<Case>, heads: (usize, usize, usize), mask: Mask, row
     }));
 }
 
-fn cached(cases: &mut Vec<Case>, heads: (usize, usize, usize), mask: Mask, sharpness: f32) {
+fn cached(cases: &mut Vec<Case>, heads: (usize, usize, usize), mask: Mask, sharpness: f32, tokens: &[usize]) {
     let (h, k, d) = heads;
-    let tail = if sharpness == 1.0 { String::new() } else { format!(", scores x {sharpness}") };
+    let mut tail = if sharpness == 1.0 { String::new() } else { format!(", scores x {sharpness}") };
+    if tokens != CACHED_TOKENS {
+        tail += &format!(", {} tokens", tokens.iter().sum::<usize>());
+    }
     let draft = Draft {
-        sizes: CACHED_TOKENS.iter().map(|t| Sizes::of(&[(Sym::Tokens, *t)])).collect(),
-        capacity: Some(CACHED_TOKENS.iter().sum()),
+        sizes: tokens.iter().map(|t| Sizes::of(&[(Sym::Tokens, *t)])).collect(),
+        capacity: Some(tokens.iter().sum()),
         class: Class::HalfCache,
         ..Draft::new("attention", format!("{mask:?} {h} of {k} heads of {d} cached{tail}"))
     };

@@ -1,19 +1,21 @@
 //! `margay bench kernels`: every kernel at the shapes of real layers.
 
-use crate::{Outcome, Usage, environment, output, progress::Meter};
+use crate::{Outcome, Usage, environment, model::ThreadArgs, output, progress::Meter};
 use clap::{Args, builder::PossibleValuesParser};
-use margay::rooms::{
-    cpu::{
-        CpuBackend, CpuOptions, Isa,
-        measure::{
-            Limits,
-            kernels::{self, Case, Options, Record, Report},
+use margay::{
+    cpu_backend,
+    rooms::{
+        cpu::{
+            CpuBackend, Isa,
+            measure::{
+                Limits,
+                kernels::{self, Case, Options, Record, Report},
+            },
         },
+        observe::{Clock, report::table},
     },
-    observe::{Clock, report::table},
 };
 use serde::Serialize;
-use std::num::NonZeroUsize;
 
 const AFTER_HELP: &str = "\
 EXAMPLES:
@@ -41,9 +43,8 @@ pub(crate) struct Kernels {
     /// One shape of each kernel, fewer repetitions
     #[arg(long)]
     quick: bool,
-    /// Threads; one per core unless given
-    #[arg(long, value_name = "N")]
-    threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    threads: ThreadArgs,
     /// Instruction set; MARGAY_ISA or the best one unless given
     #[arg(long, value_name = "I", ignore_case = true, value_parser = PossibleValuesParser::new(Isa::ALL.map(Isa::name)))]
     isa: Option<String>,
@@ -111,19 +112,9 @@ impl Kernels {
     }
 
     fn cpu(&self) -> anyhow::Result<CpuBackend> {
-        let name = self.isa.clone().or_else(environment::isa);
-        let isa = match &name {
-            Some(name) => {
-                let isa = Isa::from_name(name).filter(|isa| isa.is_supported());
-                let known: Vec<_> = Isa::supported().map(Isa::name).collect();
-                let refused =
-                    || Usage(format!("no {name} instructions: this processor has {}", known.join(", ")));
-                Some(isa.ok_or_else(refused)?)
-            }
-            None => None,
-        };
-        let threads = self.threads.map(NonZeroUsize::get);
-        Ok(CpuBackend::new(CpuOptions { threads, isa, ..CpuOptions::default() })?)
+        let mut options = self.threads.options();
+        options.isa = self.isa.clone().or(options.isa);
+        Ok(cpu_backend(&options)?)
     }
 }
 
@@ -226,6 +217,7 @@ mod tests {
             int8_exact: None,
             f32: peak(2e9),
             bf16: None,
+            barrier: 1e-6,
         };
         let report = Report {
             records: vec![record("gemm/f32", 80.0, 1.0), record("softmax/block", 9.6, 0.0)],

@@ -40,6 +40,7 @@ unsafe fn gemm(p: &ChannelProduct) {
 
 /// # Safety
 /// As [`gemm`], and `row + ROWS <= p.rows`.
+#[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn tile<const ROWS: usize>(p: &ChannelProduct, row: usize) {
     let top_bit = _mm512_set1_epi8(-128);

@@ -5,6 +5,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avxvnni;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
@@ -59,6 +61,8 @@ pub(crate) fn table(isa: Isa) -> &'static ChannelKernels {
     match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => &avx2::TABLE,
+        #[cfg(target_arch = "x86_64")]
+        Isa::AvxVnni => &avxvnni::TABLE,
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => &avx512::TABLE,
         #[cfg(target_arch = "aarch64")]

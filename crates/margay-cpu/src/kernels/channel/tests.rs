@@ -29,10 +29,17 @@ fn numbers(seed: usize, count: usize) -> Vec<f32> {
 }
 
 fn multiply(isa: Isa, threads: usize, weight: &[f32], n: usize, x: &[f32]) -> Vec<f32> {
-    let pool = Arc::new(Pool::new(threads));
+    let pool = Arc::new(Pool::new(threads, None));
     let scratch = Scratch::new(threads, linear::scratch_floats());
     let (kernels, cancel) = (Kernels::of(isa).unwrap(), Cancel::new());
-    let engine = Engine { pool: pool.clone(), kernels, scratch, cancel, skipped: AtomicBool::new(false) };
+    let engine = Engine {
+        pool: pool.clone(),
+        kernels,
+        scratch,
+        team: threads,
+        cancel,
+        skipped: AtomicBool::new(false),
+    };
     let k = weight.len() / n;
     let tensor = Tensor::new(DType::F32, Shape::from([n, k]), Storage::from_f32(weight)).unwrap();
     let matrix = ChannelMatrix::pack("w", &tensor, &pool, &Arena::default()).unwrap();

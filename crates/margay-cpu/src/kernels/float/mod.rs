@@ -58,7 +58,7 @@ pub(crate) struct FloatKernels {
 pub(crate) fn table(isa: Isa) -> &'static FloatKernels {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => &avx2::TABLE,
+        Isa::Avx2 | Isa::AvxVnni => &avx2::TABLE,
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => &avx512::TABLE,
         #[cfg(target_arch = "aarch64")]

@@ -47,7 +47,7 @@ pub(super) static TABLE: QuantKernels = QuantKernels {
 
 /// See [`QuantKernels::scales`].
 #[target_feature(enable = "avx2,fma,f16c")]
-fn unpack_scales(kind: Kind, scaling: Scaling, packed: &[u8], s: &mut [f32], m: &mut [f32]) {
+pub(super) fn unpack_scales(kind: Kind, scaling: Scaling, packed: &[u8], s: &mut [f32], m: &mut [f32]) {
     let (s, m) = (s.as_chunks_mut::<PANEL>().0, m.as_chunks_mut::<PANEL>().0);
     let lines = packed.as_chunks::<{ 2 * PANEL }>().0;
     match (scaling, kind.offset == Offset::Min) {
@@ -147,7 +147,7 @@ unsafe fn unpack(kind: Kind, packed: *const u8, k: usize, out: *mut u8) {
 /// # Safety
 /// `packed` holds `k * 8` bytes, `out` room for `k * 16`.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn unpack_nibbles(packed: *const u8, k: usize, out: *mut u8) {
+pub(super) unsafe fn unpack_nibbles(packed: *const u8, k: usize, out: *mut u8) {
     let mask = _mm256_set1_epi8(15);
     for i in 0..k / 8 {
         for half in [0, 32] {
@@ -358,6 +358,9 @@ unsafe fn tile<const DEPTH: usize, const HALVES: usize, const OFFSET: u8, const 
         let starts32 = p.a.starts32.add(row * p.a.k / 32);
         let (lda, ldg) = (p.a.k, p.a.k / 32);
         for group in 0..p.groups {
+            if ROWS == 1 {
+                _mm_prefetch::<_MM_HINT_T0>(p.ahead.wrapping_add(group * p.ahead_step).cast());
+            }
             let mut t = [[_mm256_setzero_ps(); PANELS]; ROWS];
             for half in 0..HALVES {
                 let mut sums = [[_mm256_setzero_si256(); PANELS]; ROWS];
@@ -378,11 +381,14 @@ unsafe fn tile<const DEPTH: usize, const HALVES: usize, const OFFSET: u8, const 
                             }
                         }
                         for i in 0..2 * steps {
-                            let chunk = first + run * depth + i;
-                            let w0 = _mm256_loadu_si256(p.codes.add(chunk * CHUNK).cast());
-                            let w1 = _mm256_loadu_si256(p.codes.add(chunk * CHUNK + 32).cast());
+                            let codes = p.codes.add((first + run * depth + i) * CHUNK);
+                            if ROWS == 1 {
+                                _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(PREFETCH_BYTES).cast());
+                            }
+                            let w0 = _mm256_loadu_si256(codes.cast());
+                            let w1 = _mm256_loadu_si256(codes.add(32).cast());
                             for r in 0..ROWS {
-                                let a = broadcast4(q.add(r * lda + chunk * 4));
+                                let a = broadcast4(q.add(r * lda + (first + run * depth + i) * 4));
                                 let (p0, p1) = (_mm256_maddubs_epi16(w0, a), _mm256_maddubs_epi16(w1, a));
                                 pairs[r][0] = _mm256_add_epi16(pairs[r][0], p0);
                                 pairs[r][1] = _mm256_add_epi16(pairs[r][1], p1);

@@ -1,32 +1,28 @@
-//! AVX-512 VNNI integer kernels: `vpdpbusd` multiplies unsigned codes with signed activations and adds 4 neighbours in
-//! 32 bits, without saturation. Signed codes become unsigned by flipping the top bit, which adds 128: a zero point. Zero
-//! points cost nothing: sums begin at minus the zero point times the sum of the activations.
+//! AVX-512 VNNI integer kernels: a register holds 4 columns of all 16 outputs of a panel.
 
-use super::{Product, QuantKernels, scales};
-use crate::pack::{Codes, Kind, Offset, PANEL, Scaling};
-use std::arch::x86_64::*;
+use super::{
+    Product, QuantKernels, avx2,
+    vnni::{self, CHUNK, GROUPS, PREFETCH_BYTES, RowFacts},
+};
+use crate::pack::{Codes, Offset, PANEL, Scaling};
+use std::{arch::x86_64::*, mem::MaybeUninit};
 
-/// Bytes of 4 columns of a panel: one register.
-const CHUNK: usize = 4 * PANEL;
-/// Rows a tile keeps in registers: enough to hide the latency of `vpdpbusd`. Of 12 the results no longer fit beside the
-/// sums; static models give the same rate for both.
-const TILE_ROWS: usize = 8;
-/// How far ahead of its loads decode asks for weights, bytes.
-const PREFETCH_BYTES: usize = 2048;
+/// Rows a tile keeps in registers where a group has one scale: sums and results of 12 take 24 registers, and 13 loads go
+/// with 12 products, two of each a cycle.
+const TILE_ROWS: usize = 12;
+/// The same for all others: of more rows, what the first half gave no longer fits.
+const FEWER_ROWS: usize = 8;
 
 pub(super) static TABLE: QuantKernels = QuantKernels {
     name: "vpdpbusd of AVX-512 VNNI",
     wants_q16: |_| false,
     copy_rows: super::widen_rows,
-    unpacked_bytes: |codes| usize::from(codes == Codes::U4),
-    gemv_reads_packed: |_, _| false,
-    unpack: |_, packed, k, out| {
-        // SAFETY: the caller's promise, and AVX-512 was detected.
-        unsafe { unpack_nibbles(packed, k, out) }
-    },
+    unpacked_bytes: vnni::unpacked_bytes,
+    gemv_reads_packed: |kind, scaling| kind.halves == 1 && scaling == Scaling::Plain,
+    unpack: vnni::unpack,
     scales: |kind, scaling, packed, s, m| {
-        // SAFETY: AVX-512 was detected.
-        unsafe { unpack_scales(kind, scaling, packed, s, m) }
+        // SAFETY: AVX-512 is detected only together with AVX2, FMA and F16C.
+        unsafe { avx2::unpack_scales(kind, scaling, packed, s, m) }
     },
     gemm: |p| {
         // SAFETY: the caller's promise, and AVX-512 was detected.
@@ -38,23 +34,124 @@ pub(super) static TABLE: QuantKernels = QuantKernels {
     },
 };
 
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
-fn unpack_scales(kind: Kind, scaling: Scaling, packed: &[u8], s: &mut [f32], m: &mut [f32]) {
-    scales::unpack::<PANEL>(kind, scaling, packed, s, m);
+/// # Safety
+/// As [`QuantKernels::gemm`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,fma")]
+unsafe fn gemm(p: &Product) {
+    assert!(p.groups <= GROUPS);
+    // SAFETY: the caller's promise.
+    unsafe {
+        match (p.kind.halves, p.kind.offset) {
+            (1, Offset::Min) => tiles::<1, true>(p),
+            (1, _) => tiles::<1, false>(p),
+            (_, Offset::Min) => tiles::<2, true>(p),
+            _ => tiles::<2, false>(p),
+        }
+    }
 }
 
 /// # Safety
-/// `packed` holds `k * 8` bytes, `out` room for `k * 16`.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn unpack_nibbles(packed: *const u8, k: usize, out: *mut u8) {
-    let mask = _mm512_set1_epi8(15);
-    for i in 0..k / 8 {
-        // SAFETY: 64 packed bytes become 128.
-        unsafe {
-            let both = _mm512_loadu_si512(packed.add(i * CHUNK).cast());
-            let high = _mm512_and_si512(_mm512_srli_epi16::<4>(both), mask);
-            _mm512_storeu_si512(out.add(2 * i * CHUNK).cast(), _mm512_and_si512(both, mask));
-            _mm512_storeu_si512(out.add((2 * i + 1) * CHUNK).cast(), high);
+/// As [`gemm`], and `p.groups <= GROUPS`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,fma")]
+unsafe fn tiles<const HALVES: usize, const MIN: bool>(p: &Product) {
+    let mut row = 0;
+    // SAFETY: the caller's promise; rows stay below `p.rows`.
+    unsafe {
+        while HALVES == 1 && p.rows - row >= TILE_ROWS {
+            tile::<HALVES, MIN, TILE_ROWS>(p, row);
+            row += TILE_ROWS;
+        }
+        while p.rows - row >= FEWER_ROWS {
+            tile::<HALVES, MIN, FEWER_ROWS>(p, row);
+            row += FEWER_ROWS;
+        }
+        if p.rows - row >= 4 {
+            tile::<HALVES, MIN, 4>(p, row);
+            row += 4;
+        }
+        if p.rows - row >= 2 {
+            tile::<HALVES, MIN, 2>(p, row);
+            row += 2;
+        }
+        if p.rows > row {
+            tile::<HALVES, MIN, 1>(p, row);
+        }
+    }
+}
+
+/// `ROWS` rows from `row` on, times a panel of unsigned bytes.
+///
+/// # Safety
+/// As [`tiles`], and `row + ROWS <= p.rows`.
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,fma")]
+unsafe fn tile<const HALVES: usize, const MIN: bool, const ROWS: usize>(p: &Product, row: usize) {
+    let mut facts = MaybeUninit::uninit();
+    let mut acc = [_mm512_setzero_ps(); ROWS];
+    // SAFETY: all offsets lie within what the fields of `Product` describe.
+    unsafe {
+        let facts = RowFacts::<ROWS>::fill::<HALVES, MIN>(&mut facts, p, row, 0);
+        let c = p.c.add(row * p.ldc);
+        if !p.first {
+            for (r, acc) in acc.iter_mut().enumerate() {
+                *acc = _mm512_loadu_ps(c.add(r * p.ldc));
+            }
+        }
+        let lda = p.a.k;
+        let mut q = vnni::threes::<ROWS, 4>(p.a.q.add(row * lda), lda);
+        let (mut codes, mut scales, mut mins) = (p.codes, p.scales, p.mins);
+        for group in 0..p.groups {
+            let mut t = [_mm512_setzero_ps(); ROWS];
+            // No loop: the compiler keeps it, and a branch within.
+            macro_rules! half {
+                ($half:literal) => {
+                    let mut products = [_mm512_setzero_si512(); ROWS];
+                    if !MIN {
+                        for (r, product) in products.iter_mut().enumerate() {
+                            *product = _mm512_set1_epi32(RowFacts::start(facts, r, group * HALVES + $half));
+                        }
+                    }
+                    for i in 0..8 / HALVES {
+                        let w = _mm512_loadu_si512(codes.add(i * CHUNK).cast());
+                        for (r, product) in products.iter_mut().enumerate() {
+                            let a = q[r / 3].add(r % 3 * lda + 4 * i).cast::<i32>().read_unaligned();
+                            *product = _mm512_dpbusd_epi32(*product, w, _mm512_set1_epi32(a));
+                        }
+                    }
+                    codes = codes.add(8 / HALVES * CHUNK);
+                    q = q.map(|q| q.wrapping_add(32 / HALVES));
+                    let s = _mm512_loadu_ps(scales);
+                    scales = scales.add(PANEL);
+                    for (t, product) in t.iter_mut().zip(products) {
+                        let product = _mm512_cvtepi32_ps(product);
+                        *t = if $half == 0 {
+                            _mm512_mul_ps(product, s)
+                        } else {
+                            _mm512_fmadd_ps(product, s, *t)
+                        };
+                    }
+                };
+            }
+            half!(0);
+            if HALVES == 2 {
+                half!(1);
+            }
+            if MIN {
+                for half in 0..HALVES {
+                    let m = _mm512_loadu_ps(mins);
+                    mins = mins.add(PANEL);
+                    for (r, t) in t.iter_mut().enumerate() {
+                        let sum = RowFacts::sum(facts, r, group * HALVES + half);
+                        *t = _mm512_fmadd_ps(m, _mm512_set1_ps(sum), *t);
+                    }
+                }
+            }
+            for (r, (acc, t)) in acc.iter_mut().zip(t).enumerate() {
+                *acc = _mm512_fmadd_ps(t, _mm512_set1_ps(RowFacts::scale(facts, r, group)), *acc);
+            }
+        }
+        for (r, acc) in acc.into_iter().enumerate() {
+            _mm512_storeu_ps(c.add(r * p.ldc), acc);
         }
     }
 }
@@ -66,40 +163,15 @@ const MIN: u8 = 2;
 const SIGNED: u8 = 3;
 
 macro_rules! by_kind {
-    ($p:ident, $row:expr, $nibbles:literal, $rows:literal) => {
+    ($p:ident, $nibbles:literal, $packed:literal) => {
         match ($p.kind.codes, $p.kind.halves, $p.kind.offset) {
-            (Codes::I8, _, _) => tile::<$nibbles, 1, SIGNED, $rows>($p, $row),
-            (_, 1, Offset::Min) => tile::<$nibbles, 1, MIN, $rows>($p, $row),
-            (_, 1, _) => tile::<$nibbles, 1, ZERO, $rows>($p, $row),
-            (_, _, Offset::Min) => tile::<$nibbles, 2, MIN, $rows>($p, $row),
-            (_, _, _) => tile::<$nibbles, 2, ZERO, $rows>($p, $row),
+            (Codes::I8, _, _) => one_row::<false, $packed, 1, SIGNED>($p),
+            (_, 1, Offset::Min) => one_row::<$nibbles, $packed, 1, MIN>($p),
+            (_, 1, _) => one_row::<$nibbles, $packed, 1, ZERO>($p),
+            (_, _, Offset::Min) => one_row::<$nibbles, false, 2, MIN>($p),
+            (_, _, _) => one_row::<$nibbles, false, 2, ZERO>($p),
         }
     };
-}
-
-/// # Safety
-/// As [`QuantKernels::gemm`].
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,fma")]
-unsafe fn gemm(p: &Product) {
-    let mut row = 0;
-    // SAFETY: the caller's promise; rows stay below `p.rows`.
-    unsafe {
-        while p.rows - row >= TILE_ROWS {
-            by_kind!(p, row, false, 8);
-            row += TILE_ROWS;
-        }
-        if p.rows - row >= 4 {
-            by_kind!(p, row, false, 4);
-            row += 4;
-        }
-        if p.rows - row >= 2 {
-            by_kind!(p, row, false, 2);
-            row += 2;
-        }
-        if p.rows > row {
-            by_kind!(p, row, false, 1);
-        }
-    }
 }
 
 /// # Safety
@@ -107,128 +179,98 @@ unsafe fn gemm(p: &Product) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,fma")]
 unsafe fn gemv(p: &Product) {
     // SAFETY: the caller's promise.
-    unsafe { if p.kind.codes == Codes::U4 { by_kind!(p, 0, true, 1) } else { by_kind!(p, 0, false, 1) } }
+    unsafe {
+        match (p.kind.codes, p.packed_scales.is_null()) {
+            (Codes::U4, false) => by_kind!(p, true, true),
+            (Codes::U4, true) => by_kind!(p, true, false),
+            (_, false) => by_kind!(p, false, true),
+            (_, true) => by_kind!(p, false, false),
+        }
+    }
 }
 
-/// `ROWS` rows from `row` on, times a panel of bytes or of packed nibbles.
+/// One row times a panel as packed: `NIBBLES` or bytes, with `PACKED` scales or those that were unpacked.
 ///
 /// # Safety
-/// As [`QuantKernels::gemm`], and `row + ROWS <= p.rows`.
+/// As [`QuantKernels::gemv`].
+#[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,fma")]
-unsafe fn tile<const NIBBLES: bool, const HALVES: usize, const OFFSET: u8, const ROWS: usize>(
+unsafe fn one_row<const NIBBLES: bool, const PACKED: bool, const HALVES: usize, const OFFSET: u8>(
     p: &Product,
-    row: usize,
 ) {
-    let zeros = _mm512_set1_epi16(match p.kind.offset {
-        Offset::Zero(zero) => i16::from(zero),
-        _ => 128,
-    });
+    let zeros = _mm512_set1_epi16(vnni::zero(p.kind));
     let top_bit = _mm512_set1_epi8(-128);
     let mask = _mm512_set1_epi8(15);
-    let (lda, ldg) = (p.a.k, p.a.k / 32);
-    let mut acc = [_mm512_setzero_ps(); ROWS];
     // SAFETY: all offsets lie within what the fields of `Product` describe; prefetches may point anywhere.
     unsafe {
-        let c = p.c.add(row * p.ldc);
-        if !p.first {
-            for (r, acc) in acc.iter_mut().enumerate() {
-                *acc = _mm512_loadu_ps(c.add(r * p.ldc));
-            }
-        }
-        let mut q = threes::<ROWS, _>(p.a.q.add(row * lda), lda);
-        let mut scale = threes::<ROWS, _>(p.a.scale.add(row * ldg), ldg);
-        // Per group, or per half group.
-        let (sums, starts, lds) = match HALVES {
-            1 => (p.a.sum32.add(row * ldg), p.a.starts32.add(row * ldg), ldg),
-            _ => (p.a.sum16.add(row * ldg * 2), p.a.starts16.add(row * ldg * 2), ldg * 2),
-        };
-        let mut sums = threes::<ROWS, _>(sums, lds);
-        let mut starts = threes::<ROWS, _>(starts, lds);
-        let (mut codes, mut scales, mut mins) = (p.codes, p.scales, p.mins);
+        let mut acc = if p.first { _mm512_setzero_ps() } else { _mm512_loadu_ps(p.c) };
+        let mut codes = p.codes;
         for group in 0..p.groups {
-            if ROWS == 1 {
-                _mm_prefetch::<_MM_HINT_T0>(p.ahead.wrapping_add(group * p.ahead_step).cast());
-            }
-            let mut t = [_mm512_setzero_ps(); ROWS];
+            _mm_prefetch::<_MM_HINT_T0>(p.ahead.wrapping_add(group * p.ahead_step).cast());
+            let mut t = _mm512_setzero_ps();
             for half in 0..HALVES {
-                let mut products = [_mm512_setzero_si512(); ROWS];
-                if OFFSET == ZERO || OFFSET == SIGNED {
-                    for (r, product) in products.iter_mut().enumerate() {
-                        let pair = starts[r / 3].add(r % 3 * lds).cast::<i32>().read_unaligned();
-                        *product = _mm512_madd_epi16(_mm512_set1_epi32(pair), zeros);
-                    }
+                let i = group * HALVES + half;
+                let mut product = _mm512_setzero_si512();
+                if OFFSET != MIN {
+                    let pair = if HALVES == 1 { p.a.starts32.add(i) } else { p.a.starts16.add(i) };
+                    let pair = pair.cast::<i32>().read_unaligned();
+                    product = _mm512_madd_epi16(_mm512_set1_epi32(pair), zeros);
                 }
-                // Two chunks a step: those that share bytes where codes are packed.
-                for _ in 0..4 / HALVES {
-                    let w = if NIBBLES {
+                let q = p.a.q.add(i * 32 / HALVES);
+                let activations =
+                    |chunk: usize| _mm512_set1_epi32(q.add(4 * chunk).cast::<i32>().read_unaligned());
+                if NIBBLES {
+                    for step in 0..4 / HALVES {
                         let both = _mm512_loadu_si512(codes.cast());
                         _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(PREFETCH_BYTES).cast());
                         codes = codes.add(CHUNK);
-                        [_mm512_and_si512(both, mask), _mm512_and_si512(_mm512_srli_epi16::<4>(both), mask)]
-                    } else {
-                        let two = [codes, codes.add(CHUNK)];
-                        codes = codes.add(2 * CHUNK);
-                        two.map(|at| {
-                            if ROWS == 1 {
-                                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES).cast());
-                            }
-                            let w = _mm512_loadu_si512(at.cast());
-                            if OFFSET == SIGNED { _mm512_xor_si512(w, top_bit) } else { w }
-                        })
-                    };
-                    for (i, w) in w.into_iter().enumerate() {
-                        for (r, product) in products.iter_mut().enumerate() {
-                            let a = q[r / 3].add(r % 3 * lda + 4 * i).cast::<i32>().read_unaligned();
-                            *product = _mm512_dpbusd_epi32(*product, w, _mm512_set1_epi32(a));
-                        }
+                        let high = _mm512_and_si512(_mm512_srli_epi16::<4>(both), mask);
+                        product =
+                            _mm512_dpbusd_epi32(product, _mm512_and_si512(both, mask), activations(2 * step));
+                        product = _mm512_dpbusd_epi32(product, high, activations(2 * step + 1));
                     }
-                    step(&mut q, 8);
+                } else {
+                    for chunk in 0..8 / HALVES {
+                        let w = _mm512_loadu_si512(codes.cast());
+                        _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(PREFETCH_BYTES).cast());
+                        codes = codes.add(CHUNK);
+                        let w = if OFFSET == SIGNED { _mm512_xor_si512(w, top_bit) } else { w };
+                        product = _mm512_dpbusd_epi32(product, w, activations(chunk));
+                    }
                 }
-                let s = _mm512_loadu_ps(scales);
-                scales = scales.add(PANEL);
-                for (t, product) in t.iter_mut().zip(products) {
-                    let product = _mm512_cvtepi32_ps(product);
-                    *t = if half == 0 { _mm512_mul_ps(product, s) } else { _mm512_fmadd_ps(product, s, *t) };
-                }
-                step(&mut starts, 1);
+                let product = _mm512_cvtepi32_ps(product);
+                let s = if PACKED {
+                    halves(p.packed_scales.add(i * if OFFSET == MIN { 4 * PANEL } else { 2 * PANEL }))
+                } else {
+                    _mm512_loadu_ps(p.scales.add(i * PANEL))
+                };
+                t = if half == 0 { _mm512_mul_ps(product, s) } else { _mm512_fmadd_ps(product, s, t) };
             }
             if OFFSET == MIN {
-                for _ in 0..HALVES {
-                    let m = _mm512_loadu_ps(mins);
-                    mins = mins.add(PANEL);
-                    for (r, t) in t.iter_mut().enumerate() {
-                        let sum = *sums[r / 3].add(r % 3 * lds);
-                        *t = _mm512_fmadd_ps(m, _mm512_set1_ps(sum), *t);
-                    }
-                    step(&mut sums, 1);
+                for half in 0..HALVES {
+                    let i = group * HALVES + half;
+                    let m = if PACKED {
+                        halves(p.packed_scales.add(i * 4 * PANEL + 2 * PANEL))
+                    } else {
+                        _mm512_loadu_ps(p.mins.add(i * PANEL))
+                    };
+                    let sum = if HALVES == 1 { *p.a.sum32.add(i) } else { *p.a.sum16.add(i) };
+                    t = _mm512_fmadd_ps(m, _mm512_set1_ps(sum), t);
                 }
             }
-            for (r, (acc, t)) in acc.iter_mut().zip(t).enumerate() {
-                let a = _mm512_set1_ps(*scale[r / 3].add(r % 3 * ldg));
-                *acc = _mm512_fmadd_ps(t, a, *acc);
-            }
-            step(&mut scale, 1);
+            acc = _mm512_fmadd_ps(t, _mm512_set1_ps(*p.a.scale.add(group)), acc);
         }
-        for (r, acc) in acc.into_iter().enumerate() {
-            _mm512_storeu_ps(c.add(r * p.ldc), acc);
-        }
+        _mm512_storeu_ps(p.c, acc);
     }
 }
 
-/// A pointer to every third row: an address of x86 reaches one, two or no rows further by itself.
+/// 16 numbers of half precision.
 ///
 /// # Safety
-/// `ROWS` rows, `stride` elements apart, lie at `first`.
-#[inline(always)]
-unsafe fn threes<const ROWS: usize, T>(first: *const T, stride: usize) -> [*const T; 3] {
-    // SAFETY: the caller's promise; rows beyond `ROWS` are not named.
-    [0, 3, 6].map(|r| if r < ROWS { unsafe { first.add(r * stride) } } else { first })
-}
-
-/// Moves every pointer by `elements`; it may then point at the end, where it is not read.
-#[inline(always)]
-fn step<T>(pointers: &mut [*const T; 3], elements: usize) {
-    for pointer in pointers {
-        *pointer = pointer.wrapping_add(elements);
-    }
+/// They lie at `at`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn halves(at: *const u8) -> __m512 {
+    // SAFETY: the caller's promise.
+    _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(at.cast()) })
 }

@@ -6,7 +6,7 @@ use crate::{
     lines::Arena,
     ops::{
         Engine, Scratch,
-        linear::{self, Epilogue, QuantRows},
+        linear::{self, Epilogue, Layer, QuantRows},
         rows::Source,
         view::{Out, View},
     },
@@ -67,10 +67,17 @@ fn rows(m: usize, k: usize) -> Vec<f32> {
 }
 
 fn multiply(isa: Isa, threads: usize, tensor: &Tensor, x: &[f32]) -> Vec<f32> {
-    let pool = Arc::new(Pool::new(threads));
+    let pool = Arc::new(Pool::new(threads, None));
     let scratch = Scratch::new(threads, linear::scratch_floats());
     let (kernels, cancel) = (Kernels::of(isa).unwrap(), Cancel::new());
-    let engine = Engine { pool: pool.clone(), kernels, scratch, cancel, skipped: AtomicBool::new(false) };
+    let engine = Engine {
+        pool: pool.clone(),
+        kernels,
+        scratch,
+        team: threads,
+        cancel,
+        skipped: AtomicBool::new(false),
+    };
     let matrix = QuantMatrix::pack(tensor, &pool, &Arena::default()).unwrap().unwrap();
     let m = x.len() / matrix.k;
     let mut quantized = QuantRows::new(x.len(), x.len());
@@ -79,7 +86,7 @@ fn multiply(isa: Isa, threads: usize, tensor: &Tensor, x: &[f32]) -> Vec<f32> {
     let (x, out) = unsafe { (View::new(x.as_ptr(), m, matrix.k), Out::new(y.as_mut_ptr(), m, matrix.n)) };
     quantized.fill(&engine, Source { x, norm: None }, true).unwrap();
     let epilogue = Epilogue { bias: None, activation: None, residual: None };
-    linear::quantized(&engine, &matrix, &quantized, epilogue, out).unwrap();
+    linear::quantized(&engine, &[Layer { matrix: &matrix, epilogue, out }], &quantized).unwrap();
     y
 }
 

@@ -1,6 +1,6 @@
 //! Which kernels at which shapes.
 
-use crate::{Isa, kernels::bf16};
+use crate::{Isa, KvType, kernels::bf16};
 use margay_graph::{Activation, Attention, Mask, NormKind, RopeStyle};
 use margay_tensor::DType;
 
@@ -86,6 +86,7 @@ pub(super) enum What {
     },
     Attention {
         attention: Attention,
+        kv: KvType,
         queries: usize,
         keys: usize,
     },
@@ -144,16 +145,16 @@ pub fn cases() -> Vec<Case> {
     all.extend(ENCODERS.map(|(rows, outputs, inputs)| {
         encoder("encoder/bf16", [rows, outputs, inputs], What::Bf16 { rows, outputs, inputs })
     }));
-    let causal = |queries, keys| {
-        HEADS.map(|(heads, kv_heads, head_dim)| {
-            let kernel = if queries == 1 { "attention/decode" } else { "attention/prefill" };
-            attention(kernel, Mask::Causal, (queries, keys), (heads, kv_heads, head_dim))
-        })
-    };
-    all.extend(causal(PROMPT, PROMPT));
-    all.extend(DEPTHS.into_iter().flat_map(|depth| causal(1, depth)));
+    for (kv, tail) in [(KvType::F16, ""), (KvType::Q8, "/q8")] {
+        let causal = |kernel: &str, queries, keys| {
+            let kernel = format!("attention/{kernel}{tail}");
+            HEADS.map(|heads| attention(&kernel, Mask::Causal, kv, (queries, keys), heads))
+        };
+        all.extend(causal("prefill", PROMPT, PROMPT));
+        all.extend(DEPTHS.into_iter().flat_map(|depth| causal("decode", 1, depth)));
+    }
     all.extend(ENCODER_HEADS.map(|(rows, heads, head_dim)| {
-        attention("attention/encode", Mask::Full, (rows, rows), (heads, heads, head_dim))
+        attention("attention/encode", Mask::Full, KvType::F32, (rows, rows), (heads, heads, head_dim))
     }));
     let (width, ffn) = (2048, 5632);
     all.push(rows_of("quantize/int8", PROMPT, width, |rows, columns| What::Quantize { rows, columns }));
@@ -215,15 +216,16 @@ fn encoder(kernel: &str, [rows, outputs, inputs]: [usize; 3], what: What) -> Cas
 fn attention(
     kernel: &str,
     mask: Mask,
+    kv: KvType,
     (queries, keys): (usize, usize),
     (heads, kv_heads, head_dim): (usize, usize, usize),
 ) -> Case {
-    let kv = if heads == kv_heads { String::new() } else { format!("/{kv_heads}") };
-    let shape = format!("{queries}x{keys}, {heads}{kv}x{head_dim}");
+    let shared = if heads == kv_heads { String::new() } else { format!("/{kv_heads}") };
+    let shape = format!("{queries}x{keys}, {heads}{shared}x{head_dim}");
     let cache = (mask == Mask::Causal).then_some(0);
     let scale = (head_dim as f32).powf(-0.5);
     let attention = Attention { heads, kv_heads, head_dim, scale, mask, cache };
-    case(kernel, shape, What::Attention { attention, queries, keys })
+    case(kernel, shape, What::Attention { attention, kv, queries, keys })
 }
 
 fn rows_of(kernel: &str, rows: usize, columns: usize, what: impl Fn(usize, usize) -> What) -> Case {

@@ -3,14 +3,16 @@
 use super::cases::{Case, What};
 use crate::{
     CpuBackend, KvType,
+    kernels::attention::NO_SCORE,
     kv::KvSlot,
     lines::{Arena, Lines},
     ops::{
         Engine, attention,
         bf16::{self, Bf16Rows},
+        carve,
         channel::{self, ChannelRows},
         conv::{self, ConvWeight},
-        linear::{self, Epilogue, Matrix, QuantRows},
+        linear::{self, Epilogue, Layer, Matrix, QuantRows},
         rows::{self, Norm, Source},
         view::{Out, View},
     },
@@ -45,8 +47,8 @@ pub(super) struct Prepared {
 
 /// Float operations of `math::exp`.
 const EXP_OPS: usize = 22;
-/// Softmax of an element: greatest, difference, exponential, sum.
-const SOFTMAX_OPS: usize = EXP_OPS + 3;
+/// Softmax of an element: greatest, difference, sum, and the 14 operations of `math::exp2`.
+const SOFTMAX_OPS: usize = 14 + 3;
 /// An activation of one exponential: its argument, a sum, a quotient, a product.
 const ACTIVATION_OPS: usize = EXP_OPS + 4;
 /// Scale, greatest, rounding and sum of an element.
@@ -62,8 +64,8 @@ pub(super) fn prepare(cpu: &CpuBackend, case: &Case, rotate_bytes: usize) -> Res
         }
         What::Channel { rows, outputs, inputs } => channel(cpu, [*rows, *outputs, *inputs]),
         What::Bf16 { rows, outputs, inputs } => rounded(cpu, [*rows, *outputs, *inputs]),
-        What::Attention { attention, queries, keys } => {
-            attend(cpu, attention.clone(), *queries, *keys, rotate_bytes)
+        What::Attention { attention, kv, queries, keys } => {
+            attend(cpu, attention.clone(), *kv, (*queries, *keys), rotate_bytes)
         }
         What::Quantize { rows, columns } => quantize(cpu, *rows, *columns, rotate_bytes),
         What::Softmax { rows, columns } => Ok(softmax(cpu, *rows, *columns)),
@@ -157,7 +159,9 @@ fn linear(
         let epilogue = Epilogue { bias: None, activation: None, residual: None };
         let out = out(&mut y, rows, outputs);
         match (&matrices[turn], &quantized) {
-            (Matrix::Quant(matrix), Some(q)) => linear::quantized(&engine, matrix, q, epilogue, out),
+            (Matrix::Quant(matrix), Some(q)) => {
+                linear::quantized(&engine, &[Layer { matrix, epilogue, out }], q)
+            }
             (Matrix::Float(matrix), _) => {
                 linear::float(&engine, matrix, view(&x, rows, inputs), epilogue, out)
             }
@@ -217,13 +221,11 @@ fn rounded(cpu: &CpuBackend, [rows, outputs, inputs]: [usize; 3]) -> Result<Prep
 fn attend(
     cpu: &CpuBackend,
     a: Attention,
-    queries: usize,
-    keys: usize,
+    kv: KvType,
+    (queries, keys): (usize, usize),
     rotate_bytes: usize,
 ) -> Result<Prepared, BackendError> {
     let engine = cpu.engine(attention::scratch_floats(&a));
-    // As `Executable` keeps them: caches in half precision, an encoder's keys in full.
-    let kv = if a.cache.is_some() { KvType::default() } else { KvType::F32 };
     let kv_columns = a.kv_heads * a.head_dim;
     let (k, v) = (random(keys * kv_columns), random(keys * kv_columns));
     let mut slots = vec![];
@@ -247,11 +249,12 @@ fn attend(
         bytes: (slots[0].size_bytes() + q.size_bytes() + y.size_bytes()) as f64,
         unit: Unit::F32,
     };
+    let mut partials = Lines::zeroed(attention::partial_floats(&a, keys));
     let mut turn = 0;
     let run = move || {
         turn = (turn + 1) % slots.len();
         let (q, out) = (view(&q, queries, columns), out(&mut y, queries, columns));
-        attention::attend(&engine, &a, &slots[turn], (past, keys), q, out)
+        attention::attend(&engine, &a, &slots[turn], &mut partials, (past, keys), q, out)
     };
     Ok(Prepared { work, run: Box::new(run) })
 }
@@ -304,7 +307,7 @@ fn glu(cpu: &CpuBackend, act: Activation, rows: usize, columns: usize, rotate_by
 
 /// Rows of scores as attention has them, in the first-level cache of each thread.
 fn softmax(cpu: &CpuBackend, rows: usize, columns: usize) -> Prepared {
-    let engine = cpu.engine(rows * columns);
+    let engine = cpu.engine(rows * columns + 3 * (rows + 16));
     let scores = random(rows * columns);
     let tasks = engine.pool.threads() * CACHED_PASSES;
     let work = Work {
@@ -315,12 +318,14 @@ fn softmax(cpu: &CpuBackend, rows: usize, columns: usize) -> Prepared {
     let run = move || {
         engine.run(tasks, &|worker, _| {
             // SAFETY: a worker runs one task at a time.
-            let tile = &mut unsafe { engine.scratch.worker(worker) }[..rows * columns];
+            let mut scratch = unsafe { engine.scratch.worker(worker) };
+            let tile = carve(&mut scratch, rows * columns);
+            let [max, sum, keep] = [(); 3].map(|()| carve(&mut scratch, rows));
             for _ in 0..CACHED_PASSES {
                 tile.copy_from_slice(&scores);
-                for row in tile.chunks_exact_mut(columns) {
-                    std::hint::black_box((engine.kernels.rows.softmax_block)(row, f32::NEG_INFINITY));
-                }
+                max.fill(NO_SCORE);
+                sum.fill(0.0);
+                (engine.kernels.attention.softmax.block)(tile, max, sum, keep);
             }
         })
     };

@@ -75,6 +75,7 @@ twelve!(sse2_f32, sse2, ONES.0, ONES.1, "mulps", "addps");
 twelve!(avx2_int8, avx2, "avx2", BYTES.0, BYTES.1, "vpmaddubsw");
 twelve!(avx2_int8_exact, avx2, "avx2", WORDS.0, WORDS.1, "vpmaddwd");
 twelve!(avx2_f32, avx2, "avx2,fma", FLOATS.0, FLOATS.1, "vfmadd231ps");
+twelve!(avxvnni_int8, avx2, "avx2,avxvnni", BYTES.0, BYTES.1, "{{vex}} vpdpbusd");
 twelve!(avx512_int8, avx512, "avx512f,avx512vnni", BYTES.0, BYTES.1, "vpdpbusd");
 twelve!(avx512_f32, avx512, "avx512f", FLOATS.0, FLOATS.1, "vfmadd231ps");
 twelve!(avx512_bf16, avx512, "avx512f,avx512bf16", BFLOATS.0, BFLOATS.1, "vdpbf16ps");
@@ -89,6 +90,13 @@ pub(super) fn loops(isa: Isa) -> Loops {
             int8_exact: None,
             f32: of("vfmadd231ps zmm", 32, avx512_f32),
             bf16: is_x86_feature_detected!("avx512bf16").then(|| of("vdpbf16ps zmm", 64, avx512_bf16)),
+        },
+        Isa::AvxVnni => Loops {
+            int8: of("vpdpbusd ymm", 64, avxvnni_int8),
+            // As above.
+            int8_exact: None,
+            f32: of("vfmadd231ps ymm", 16, avx2_f32),
+            bf16: None,
         },
         Isa::Avx2 => Loops {
             // Pairs of products are added in 16 bits, which two full signed bytes overflow.

@@ -1,0 +1,303 @@
+//! AVX-VNNI integer kernels: `vpdpbusd` of 32 bytes on processors without AVX-512.
+
+use super::{
+    Product, QuantKernels,
+    avx2::{self, broadcast4},
+    vnni::{self, CHUNK, GROUPS, PREFETCH_BYTES, RowFacts},
+};
+use crate::pack::{Codes, Offset, PANEL, Scaling};
+use std::{arch::x86_64::*, mem::MaybeUninit};
+
+/// Outputs a register holds.
+const NR: usize = 8;
+/// Registers a panel takes.
+const PANELS: usize = PANEL / NR;
+/// Rows a tile keeps in registers. Of 5 and 6 more is spilled than they save.
+const TILE_ROWS: usize = 4;
+/// 1.5 * 2^23: integers below 2^22 added to its bits give the bits of its sum with them, and subtracting it again is
+/// exact. Where sums begin here their conversion is a subtraction, for which Intel's cores have a port that multiplies
+/// nothing; `vcvtdq2ps` takes one of the two that `vpdpbusd` needs.
+const MAGIC: f32 = 12_582_912.0;
+
+pub(super) static TABLE: QuantKernels = QuantKernels {
+    name: "vpdpbusd of AVX-VNNI",
+    wants_q16: |_| false,
+    copy_rows: super::widen_rows,
+    unpacked_bytes: vnni::unpacked_bytes,
+    gemv_reads_packed: |kind, scaling| kind.halves == 1 && scaling == Scaling::Plain,
+    unpack: vnni::unpack,
+    scales: |kind, scaling, packed, s, m| {
+        // SAFETY: AVX-VNNI is used only together with AVX2, FMA and F16C.
+        unsafe { avx2::unpack_scales(kind, scaling, packed, s, m) }
+    },
+    gemm: |p| {
+        // SAFETY: the caller's promise, and AVX-VNNI was detected.
+        unsafe { gemm(p) }
+    },
+    gemv: |p| {
+        // SAFETY: the caller's promise, and AVX-VNNI was detected.
+        unsafe { gemv(p) }
+    },
+};
+
+/// # Safety
+/// As [`QuantKernels::gemm`].
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+unsafe fn gemm(p: &Product) {
+    assert!(p.groups <= GROUPS);
+    // SAFETY: the caller's promise.
+    unsafe {
+        match (p.kind.halves, p.kind.offset) {
+            (1, Offset::Min) => tiles::<1, true>(p),
+            (1, _) => tiles::<1, false>(p),
+            (_, Offset::Min) => tiles::<2, true>(p),
+            _ => tiles::<2, false>(p),
+        }
+    }
+}
+
+/// # Safety
+/// As [`gemm`], and `p.groups <= GROUPS`.
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+unsafe fn tiles<const HALVES: usize, const MIN: bool>(p: &Product) {
+    let mut row = 0;
+    // SAFETY: the caller's promise; rows stay below `p.rows`.
+    unsafe {
+        while p.rows - row >= TILE_ROWS {
+            tile::<HALVES, MIN, TILE_ROWS>(p, row);
+            row += TILE_ROWS;
+        }
+        if p.rows - row >= 2 {
+            tile::<HALVES, MIN, 2>(p, row);
+            row += 2;
+        }
+        if p.rows > row {
+            tile::<HALVES, MIN, 1>(p, row);
+        }
+    }
+}
+
+/// `ROWS` rows from `row` on, times a panel of unsigned bytes.
+///
+/// # Safety
+/// As [`tiles`], and `row + ROWS <= p.rows`.
+#[inline(never)]
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+unsafe fn tile<const HALVES: usize, const MIN: bool, const ROWS: usize>(p: &Product, row: usize) {
+    let magic = _mm256_set1_ps(MAGIC);
+    let mut facts = MaybeUninit::uninit();
+    let mut acc = [[_mm256_setzero_ps(); PANELS]; ROWS];
+    // SAFETY: all offsets lie within what the fields of `Product` describe.
+    unsafe {
+        let facts = RowFacts::<ROWS>::fill::<HALVES, MIN>(&mut facts, p, row, MAGIC.to_bits() as i32);
+        let c = p.c.add(row * p.ldc);
+        if !p.first {
+            for r in 0..ROWS {
+                for w in 0..PANELS {
+                    acc[r][w] = _mm256_loadu_ps(c.add(r * p.ldc + w * NR));
+                }
+            }
+        }
+        let lda = p.a.k;
+        let q: [*const i8; ROWS] = std::array::from_fn(|r| p.a.q.add((row + r) * lda));
+        let (mut codes, mut scales, mut mins) = (p.codes, p.scales, p.mins);
+        for group in 0..p.groups {
+            let mut t = [[_mm256_setzero_ps(); PANELS]; ROWS];
+            // No loop: the compiler keeps it, and a branch within.
+            macro_rules! half {
+                ($half:literal) => {
+                    let mut products = [[_mm256_castps_si256(magic); PANELS]; ROWS];
+                    if !MIN {
+                        for (r, products) in products.iter_mut().enumerate() {
+                            let start = RowFacts::start(facts, r, group * HALVES + $half);
+                            *products = [_mm256_set1_epi32(start); PANELS];
+                        }
+                    }
+                    for i in 0..8 / HALVES {
+                        let at = codes.add(i * CHUNK);
+                        let w = [_mm256_loadu_si256(at.cast()), _mm256_loadu_si256(at.add(32).cast())];
+                        for (r, products) in products.iter_mut().enumerate() {
+                            let a = broadcast4(q[r].add(group * 32 + $half * 16 + 4 * i));
+                            for (product, w) in products.iter_mut().zip(w) {
+                                *product = _mm256_dpbusd_avx_epi32(*product, w, a);
+                            }
+                        }
+                    }
+                    codes = codes.add(8 / HALVES * CHUNK);
+                    for w in 0..PANELS {
+                        let s = _mm256_loadu_ps(scales.add(w * NR));
+                        for (t, products) in t.iter_mut().zip(products) {
+                            let product = _mm256_sub_ps(_mm256_castsi256_ps(products[w]), magic);
+                            t[w] = if $half == 0 {
+                                _mm256_mul_ps(product, s)
+                            } else {
+                                _mm256_fmadd_ps(product, s, t[w])
+                            };
+                        }
+                    }
+                    scales = scales.add(PANEL);
+                };
+            }
+            half!(0);
+            if HALVES == 2 {
+                half!(1);
+            }
+            if MIN {
+                for half in 0..HALVES {
+                    for w in 0..PANELS {
+                        let m = _mm256_loadu_ps(mins.add(w * NR));
+                        for (r, t) in t.iter_mut().enumerate() {
+                            let sum = RowFacts::sum(facts, r, group * HALVES + half);
+                            t[w] = _mm256_fmadd_ps(m, _mm256_set1_ps(sum), t[w]);
+                        }
+                    }
+                    mins = mins.add(PANEL);
+                }
+            }
+            for (r, (acc, t)) in acc.iter_mut().zip(t).enumerate() {
+                let a = _mm256_set1_ps(RowFacts::scale(facts, r, group));
+                for (acc, t) in acc.iter_mut().zip(t) {
+                    *acc = _mm256_fmadd_ps(t, a, *acc);
+                }
+            }
+        }
+        for (r, acc) in acc.into_iter().enumerate() {
+            for (w, acc) in acc.into_iter().enumerate() {
+                _mm256_storeu_ps(c.add(r * p.ldc + w * NR), acc);
+            }
+        }
+    }
+}
+
+/// What stands between codes and weights.
+const ZERO: u8 = 1;
+const MIN: u8 = 2;
+/// Signed bytes, made unsigned.
+const SIGNED: u8 = 3;
+
+macro_rules! by_kind {
+    ($p:ident, $nibbles:literal, $packed:literal) => {
+        match ($p.kind.codes, $p.kind.halves, $p.kind.offset) {
+            (Codes::I8, _, _) => one_row::<false, $packed, 1, SIGNED>($p),
+            (_, 1, Offset::Min) => one_row::<$nibbles, $packed, 1, MIN>($p),
+            (_, 1, _) => one_row::<$nibbles, $packed, 1, ZERO>($p),
+            (_, _, Offset::Min) => one_row::<$nibbles, false, 2, MIN>($p),
+            (_, _, _) => one_row::<$nibbles, false, 2, ZERO>($p),
+        }
+    };
+}
+
+/// # Safety
+/// As [`QuantKernels::gemv`].
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+unsafe fn gemv(p: &Product) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match (p.kind.codes, p.packed_scales.is_null()) {
+            (Codes::U4, false) => by_kind!(p, true, true),
+            (Codes::U4, true) => by_kind!(p, true, false),
+            (_, false) => by_kind!(p, false, true),
+            (_, true) => by_kind!(p, false, false),
+        }
+    }
+}
+
+/// One row times a panel as packed: `NIBBLES` or bytes, with `PACKED` scales or those that were unpacked.
+///
+/// # Safety
+/// As [`QuantKernels::gemv`].
+#[inline(never)]
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+unsafe fn one_row<const NIBBLES: bool, const PACKED: bool, const HALVES: usize, const OFFSET: u8>(
+    p: &Product,
+) {
+    let zeros = _mm256_set1_epi16(vnni::zero(p.kind));
+    let top_bit = _mm256_set1_epi8(-128);
+    let mask = _mm256_set1_epi8(15);
+    // SAFETY: all offsets lie within what the fields of `Product` describe; prefetches may point anywhere.
+    unsafe {
+        let mut acc = [_mm256_setzero_ps(); PANELS];
+        if !p.first {
+            acc = [_mm256_loadu_ps(p.c), _mm256_loadu_ps(p.c.add(NR))];
+        }
+        let mut codes = p.codes;
+        for group in 0..p.groups {
+            _mm_prefetch::<_MM_HINT_T0>(p.ahead.wrapping_add(group * p.ahead_step).cast());
+            let mut t = [_mm256_setzero_ps(); PANELS];
+            for half in 0..HALVES {
+                let i = group * HALVES + half;
+                let mut products = [_mm256_setzero_si256(); PANELS];
+                if OFFSET != MIN {
+                    let pair = if HALVES == 1 { p.a.starts32.add(i) } else { p.a.starts16.add(i) };
+                    products = [_mm256_madd_epi16(broadcast4(pair), zeros); PANELS];
+                }
+                let q = p.a.q.add(i * 32 / HALVES);
+                if NIBBLES {
+                    for step in 0..4 / HALVES {
+                        let (a0, a1) = (broadcast4(q.add(8 * step)), broadcast4(q.add(8 * step + 4)));
+                        _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(PREFETCH_BYTES).cast());
+                        for (w, product) in products.iter_mut().enumerate() {
+                            let both = _mm256_loadu_si256(codes.add(w * 32).cast());
+                            let high = _mm256_and_si256(_mm256_srli_epi16::<4>(both), mask);
+                            *product = _mm256_dpbusd_avx_epi32(*product, _mm256_and_si256(both, mask), a0);
+                            *product = _mm256_dpbusd_avx_epi32(*product, high, a1);
+                        }
+                        codes = codes.add(CHUNK);
+                    }
+                } else {
+                    for chunk in 0..8 / HALVES {
+                        let a = broadcast4(q.add(4 * chunk));
+                        _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(PREFETCH_BYTES).cast());
+                        for (w, product) in products.iter_mut().enumerate() {
+                            let code = _mm256_loadu_si256(codes.add(w * 32).cast());
+                            let code = if OFFSET == SIGNED { _mm256_xor_si256(code, top_bit) } else { code };
+                            *product = _mm256_dpbusd_avx_epi32(*product, code, a);
+                        }
+                        codes = codes.add(CHUNK);
+                    }
+                }
+                for w in 0..PANELS {
+                    let product = _mm256_cvtepi32_ps(products[w]);
+                    let s = if PACKED {
+                        halves(p.packed_scales.add(i * if OFFSET == MIN { 64 } else { 32 } + w * 16))
+                    } else {
+                        _mm256_loadu_ps(p.scales.add(i * PANEL + w * NR))
+                    };
+                    t[w] =
+                        if half == 0 { _mm256_mul_ps(product, s) } else { _mm256_fmadd_ps(product, s, t[w]) };
+                }
+            }
+            if OFFSET == MIN {
+                for half in 0..HALVES {
+                    let i = group * HALVES + half;
+                    let sum = _mm256_set1_ps(if HALVES == 1 { *p.a.sum32.add(i) } else { *p.a.sum16.add(i) });
+                    for w in 0..PANELS {
+                        let m = if PACKED {
+                            halves(p.packed_scales.add(i * 64 + 32 + w * 16))
+                        } else {
+                            _mm256_loadu_ps(p.mins.add(i * PANEL + w * NR))
+                        };
+                        t[w] = _mm256_fmadd_ps(m, sum, t[w]);
+                    }
+                }
+            }
+            let a = _mm256_set1_ps(*p.a.scale.add(group));
+            for (acc, t) in acc.iter_mut().zip(t) {
+                *acc = _mm256_fmadd_ps(t, a, *acc);
+            }
+        }
+        _mm256_storeu_ps(p.c, acc[0]);
+        _mm256_storeu_ps(p.c.add(NR), acc[1]);
+    }
+}
+
+/// 8 numbers of half precision.
+///
+/// # Safety
+/// They lie at `at`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn halves(at: *const u8) -> __m256 {
+    // SAFETY: the caller's promise.
+    _mm256_cvtph_ps(unsafe { _mm_loadu_si128(at.cast()) })
+}
