@@ -3,11 +3,11 @@
 #
 # Runs margay-cpu's unit tests, or those whose name holds a FILTER, on emulated processors with the instructions that
 # this one may lack (qemu and valgrind emulate none of them): AVX-512 F, BW, VL and VNNI on Bochs' `tigerlake`, then
-# AVX-VNNI without AVX-512 on its `arrow_lake`, which Bochs 3 has. They run a static test binary, as all there is on a
-# small Linux system. DIR is a folder for what that takes; made if missing, and of use again. The last line is
-# `N passed, N failed`; the exit status is not 0 when a test failed, when Margay did not find those instructions, or
-# when a run was not over within MARGAY_BOCHS_MINUTES. DIR/serial.MODEL is all the system said. A model that
-# this Bochs lacks is passed over with a line that says so.
+# AVX-VNNI without AVX-512 on its `arrow_lake`, and AVX512_BF16 on its `sapphire_rapids`, which Bochs 3 has. They run a
+# static test binary, as all there is on a small Linux system. DIR is a folder for what that takes; made if missing, and
+# of use again. The last line is `N passed, N failed`; the exit status is not 0 when a test failed, when Margay did not
+# find those instructions, or when a run was not over within MARGAY_BOCHS_MINUTES. DIR/serial.MODEL is all the system
+# said. A model that this Bochs lacks is passed over with a line that says so.
 #
 # For Debian 12 with Rust; as root the first time, to install the packages. Debian's Bochs is version 2.7, so it shows
 # AVX-512 alone. Too slow for CI: beside the build a processor takes five minutes of one core with Debian's Bochs, whose
@@ -192,6 +192,7 @@ RC
 
 on tigerlake scalar avx2 avx512
 on arrow_lake scalar avx2 avxvnni
+on sapphire_rapids scalar avx2 avxvnni avx512
 touch "$run/serials"
 awk -v bad="$status" '
     /^test .* \.\.\. ok$/ { running++ }

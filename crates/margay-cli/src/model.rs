@@ -48,6 +48,9 @@ pub(crate) struct LoadArgs {
     /// Encode pictures with 8-bit products: faster, and answers may differ a little (float encoders only)
     #[arg(long)]
     pub int8_encoder: bool,
+    /// Encode pictures in bfloat16, where the processor multiplies it (float encoders only)
+    #[arg(long, conflicts_with = "int8_encoder")]
+    pub bf16_encoder: bool,
     /// How keys and values are kept: q8 takes half the memory of f16 and answers may differ a little, f32 twice
     #[arg(long, value_name = "TYPE", default_value = KvType::default().name(),
         value_parser = PossibleValuesParser::new(KvType::ALL.map(KvType::name)))]
@@ -69,6 +72,7 @@ impl LoadArgs {
             decode_threads: self.decode_threads.map(NonZeroUsize::get),
             context: self.context.map(NonZeroUsize::get),
             int8_encoder: self.int8_encoder,
+            bf16_encoder: self.bf16_encoder,
             kv: KvType::from_name(&self.kv).unwrap_or_default(),
             packed: !self.no_packed,
             ..self.threads.options()

@@ -35,6 +35,17 @@ pub struct CpuOptions {
     /// Multiply in the blocks of picture encoders with int8 weights, one scale an output, and int8 activations, one
     /// scale a row, where the weights are not quantized already. Faster; results differ by the rounding.
     pub int8_encoder: bool,
+    /// Multiply in the blocks of picture encoders in bfloat16, where the weights are not quantized already. Faster than
+    /// float32; results differ by the rounding of both sides. Refused where the processor has no such instructions.
+    pub bf16_encoder: bool,
+}
+
+/// What the matrices of an encoder's blocks become that are not quantized already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Encoder {
+    AsStored,
+    Int8,
+    Bf16,
 }
 
 /// Runs programs on the processor's cores.
@@ -44,20 +55,36 @@ pub struct CpuBackend {
     decode_threads: usize,
     isa: Isa,
     kv: KvType,
-    int8_encoder: bool,
+    encoder: Encoder,
 }
 
 impl CpuBackend {
     /// Starts the threads and chooses the kernels.
     ///
     /// # Errors
-    /// [`BackendError::Unsupported`] where this processor lacks the instruction set asked for, or the threads cannot be
-    /// kept on the cores asked for.
+    /// [`BackendError::Unsupported`] where this processor lacks the instructions asked for, the threads cannot be kept
+    /// on the cores asked for, or an encoder is asked to be two things.
     pub fn new(options: CpuOptions) -> Result<Self, BackendError> {
         let isa = options.isa.unwrap_or_else(Isa::detect);
         if !isa.is_supported() {
             let known: Vec<_> = Isa::supported().map(Isa::name).collect();
             let what = format!("{isa} instructions: this processor has {}", known.join(", "));
+            return Err(BackendError::Unsupported { backend: ID, what });
+        }
+        let encoder = match (options.int8_encoder, options.bf16_encoder) {
+            (false, false) => Encoder::AsStored,
+            (true, false) => Encoder::Int8,
+            (false, true) => Encoder::Bf16,
+            (true, true) => {
+                let what = "an encoder in int8 and in bfloat16 at once: ask for one".to_owned();
+                return Err(BackendError::Unsupported { backend: ID, what });
+            }
+        };
+        if encoder == Encoder::Bf16 && crate::kernels::bf16::table(isa).is_none() {
+            let what = format!(
+                "an encoder in bfloat16: {isa} on this processor has no products of it (they take AVX512_BF16 with \
+                 avx512, or bf16 with i8mm); leave the option away, or ask for int8"
+            );
             return Err(BackendError::Unsupported { backend: ID, what });
         }
         if let Some(cores) = &options.cores {
@@ -70,7 +97,7 @@ impl CpuBackend {
         };
         let pool = Arc::new(Pool::new(options.threads.unwrap_or_else(available), options.cores));
         let decode_threads = options.decode_threads.unwrap_or(usize::MAX).min(pool.threads());
-        Ok(CpuBackend { pool, decode_threads, isa, kv: options.kv, int8_encoder: options.int8_encoder })
+        Ok(CpuBackend { pool, decode_threads, isa, kv: options.kv, encoder })
     }
 
     /// The instruction set in use.
@@ -130,7 +157,7 @@ impl Backend for CpuBackend {
         let kernels = Kernels::of(self.isa).expect("invariant: checked in `new`");
         let threads = (self.pool.clone(), self.decode_threads);
         let executable =
-            CpuExecutable::compile(program, weights, limits, threads, kernels, self.kv, self.int8_encoder)?;
+            CpuExecutable::compile(program, weights, limits, threads, kernels, self.kv, self.encoder)?;
         Ok(Box::new(executable))
     }
 

@@ -1,19 +1,20 @@
 //! A compiled program, and running it.
 
 use crate::{
-    backend::ID,
+    backend::{Encoder, ID},
     kernels::Kernels,
     kv::{KvSlot, KvState, KvType},
     lines::Lines,
     ops::{
         Engine, Scratch, attention,
+        bf16::{self, Bf16Rows},
         channel::{self, ChannelRows},
         conv,
         linear::{self, Epilogue, Gated, Layer, Matrix, QuantRows, Side},
         rows::{self, Norm, Source},
         view::{Out, View},
     },
-    pack::CHANNEL_STEP,
+    pack::{BF16_STEP, CHANNEL_STEP},
     step::{Form, MOST_TOGETHER, Prepared, Quantize, Step, first_dim},
     threads::{Pool, TaskPanic},
 };
@@ -64,6 +65,7 @@ struct Buffers {
     /// Results of gated ops, which are made while the rows above are read.
     gated: QuantRows,
     channel: ChannelRows,
+    bf16: Bf16Rows,
     unrolled: Lines<f32>,
     ropes: Vec<RopeTable>,
     /// Keys and values of attention without a cache, one for each shape.
@@ -89,10 +91,10 @@ impl CpuExecutable {
         (pool, decode_threads): (Arc<Pool>, usize),
         kernels: Kernels,
         kv: KvType,
-        int8_encoder: bool,
+        encoder: Encoder,
     ) -> Result<Self, BackendError> {
         let program = passes::optimize(program);
-        let prepared = Prepared::new(&program, weights, &pool, &kernels, int8_encoder)?;
+        let prepared = Prepared::new(&program, weights, &pool, &kernels, encoder)?;
         let plan = memory::plan_without(&program, limits, &prepared.absent)?;
         let mut places = Vec::with_capacity(program.values().len());
         let mut room = Vec::with_capacity(program.values().len());
@@ -106,7 +108,7 @@ impl CpuExecutable {
         let mut unrolled = 0;
         // Elements that are quantized in groups, of them those with a wide copy; the same of gated results.
         let (mut q, mut gated) = ([0; 2], [0; 2]);
-        let (mut whole_rows, mut whole_elements) = (0, 0);
+        let (mut whole_rows, mut whole_elements, mut rounded) = (0, 0, 0);
         let mut scratch = linear::scratch_floats();
         let mut encoder: Vec<KvSlot> = vec![];
         for (node, step) in program.nodes().iter().zip(&prepared.steps) {
@@ -122,9 +124,7 @@ impl CpuExecutable {
                 Step::Norm { quantize: Some(form), .. } => Some((node.output, *form)),
                 Step::Quantize { wide } => Some((node.inputs[0], Form::Groups { wide: *wide })),
                 Step::Linear { matrix, quantize: Some(Quantize::Fill { wide }), .. } => {
-                    let whole = matches!(prepared.matrices[*matrix], Matrix::Channel(_));
-                    let form = if whole { Form::Whole } else { Form::Groups { wide: *wide } };
-                    Some((node.inputs[0], form))
+                    prepared.form(*matrix, *wide).map(|form| (node.inputs[0], form))
                 }
                 _ => None,
             };
@@ -138,6 +138,7 @@ impl CpuExecutable {
                         whole_rows = whole_rows.max(rows);
                         whole_elements = whole_elements.max(rows * columns.next_multiple_of(CHANNEL_STEP));
                     }
+                    Form::Bf16 => rounded = rounded.max(rows * columns.next_multiple_of(BF16_STEP)),
                 }
             }
             if let Step::Norm { .. } = step {
@@ -198,6 +199,7 @@ impl CpuExecutable {
             quantized: QuantRows::new(q[0], q[1]),
             gated: QuantRows::new(gated[0], gated[1]),
             channel,
+            bf16: Bf16Rows::new(rounded),
             unrolled: Lines::zeroed(unrolled),
             ropes,
             encoder,
@@ -284,6 +286,7 @@ impl Executable for CpuExecutable {
                 + b.quantized.size_bytes()
                 + b.gated.size_bytes()
                 + b.channel.size_bytes()
+                + b.bf16.size_bytes()
                 + b.unrolled.size_bytes()
                 + ropes
                 + encoder
@@ -369,6 +372,7 @@ impl Executable for CpuExecutable {
             quantized: &mut buffers.quantized,
             gated: &mut buffers.gated,
             channel: &mut buffers.channel,
+            bf16: &mut buffers.bf16,
             unrolled: &mut buffers.unrolled,
             ropes: &buffers.ropes,
             encoder: &mut buffers.encoder,
@@ -436,6 +440,7 @@ struct Run<'a> {
     quantized: &'a mut QuantRows,
     gated: &'a mut QuantRows,
     channel: &'a mut ChannelRows,
+    bf16: &'a mut Bf16Rows,
     unrolled: &'a mut Lines<f32>,
     ropes: &'a [RopeTable],
     encoder: &'a mut [KvSlot],
@@ -545,6 +550,7 @@ impl<'a> Run<'a> {
                 let done = match form {
                     Form::Groups { wide } => self.quantized.fill(engine, source, *wide),
                     Form::Whole => self.channel.fill(engine, source),
+                    Form::Bf16 => self.bf16.fill(engine, source),
                 };
                 return done.map_err(panicked);
             }
@@ -589,6 +595,15 @@ impl<'a> Run<'a> {
                             self.channel.fill(engine, source).map_err(panicked)?;
                         }
                         channel::multiply(engine, matrix, self.channel, epilogue, out)
+                    }
+                    Matrix::Bf16(matrix) => {
+                        if let Some(Quantize::Fill { .. }) = quantize {
+                            let source = Source { x: self.view(input(0))?, norm: None };
+                            self.bf16.fill(engine, source).map_err(panicked)?;
+                        }
+                        let kernels =
+                            engine.kernels.bf16.expect("invariant: checked when the backend was made");
+                        bf16::multiply(engine, kernels, matrix, self.bf16, epilogue, out)
                     }
                 }
             }

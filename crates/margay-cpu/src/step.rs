@@ -1,11 +1,11 @@
 //! Ops made ready to run: weights packed, choices made.
 
 use crate::{
-    backend::ID,
+    backend::{Encoder, ID},
     kernels::Kernels,
     lines::Arena,
     ops::{conv::ConvWeight, linear::Matrix, rows},
-    pack::{ChannelMatrix, QuantMatrix},
+    pack::{Bf16Matrix, ChannelMatrix, QuantMatrix},
     threads::Pool,
 };
 use margay_graph::{
@@ -72,6 +72,22 @@ pub(crate) enum Form {
     Groups { wide: bool },
     /// As wholes.
     Whole,
+    /// Not quantized but rounded.
+    Bf16,
+}
+
+/// The buffers that rows are prepared in.
+const BUFFERS: usize = 3;
+
+impl Form {
+    /// The number of its buffer.
+    fn buffer(self) -> usize {
+        match self {
+            Form::Groups { .. } => 0,
+            Form::Whole => 1,
+            Form::Bf16 => 2,
+        }
+    }
 }
 
 /// Angles that rope ops of the same positions share.
@@ -107,7 +123,7 @@ impl Prepared {
         weights: &dyn WeightSource,
         pool: &Pool,
         kernels: &Kernels,
-        int8_encoder: bool,
+        encoder: Encoder,
     ) -> Result<Self, BackendError> {
         let mut made = Prepared {
             steps: vec![],
@@ -122,6 +138,7 @@ impl Prepared {
         let arena = Arena::default();
         let mut matrix_of: Vec<Option<usize>> = vec![None; program.weights().len()];
         let fetch = |id: WeightId| fetch(program, weights, id);
+        let mut changed = false;
         for node in program.nodes() {
             let step = match &node.op {
                 Op::Input => Step::Nothing,
@@ -139,12 +156,15 @@ impl Prepared {
                         Some(matrix) => matrix,
                         None => {
                             let (spec, tensor) = (program.weight(linear.weight), fetch(linear.weight)?);
-                            let in_int8 =
-                                int8_encoder && is_of_encoder(program.stage(), spec.role, tensor.dtype());
+                            let own = match is_of_encoder(program.stage(), spec.role, tensor.dtype()) {
+                                true => encoder,
+                                false => Encoder::AsStored,
+                            };
+                            changed |= own != Encoder::AsStored;
                             // What is kept of it is in full precision.
-                            let kept = match in_int8 {
-                                true => None,
-                                false => weights.packed(&spec.name, &Matrix::form_of(&tensor)),
+                            let kept = match own {
+                                Encoder::AsStored => weights.packed(&spec.name, &Matrix::form_of(&tensor)),
+                                Encoder::Int8 | Encoder::Bf16 => None,
                             };
                             let kept = kept.and_then(|parts| {
                                 parts.iter().for_each(Storage::prefetch);
@@ -156,12 +176,15 @@ impl Prepared {
                                     kept
                                 }
                                 None => {
-                                    let packed = if in_int8 {
-                                        Matrix::Channel(ChannelMatrix::pack(
-                                            &spec.name, &tensor, pool, &arena,
-                                        )?)
-                                    } else {
-                                        Matrix::pack(&spec.name, &tensor, pool, &arena)?
+                                    let name = &spec.name;
+                                    let packed = match own {
+                                        Encoder::AsStored => Matrix::pack(name, &tensor, pool, &arena)?,
+                                        Encoder::Int8 => {
+                                            Matrix::Channel(ChannelMatrix::pack(name, &tensor, pool, &arena)?)
+                                        }
+                                        Encoder::Bf16 => {
+                                            Matrix::Bf16(Bf16Matrix::pack(name, &tensor, pool, &arena)?)
+                                        }
                                     };
                                     made.packed_bytes += packed.size_bytes();
                                     // Memory need not hold the file's bytes beside the packed ones.
@@ -210,6 +233,13 @@ impl Prepared {
             };
             made.steps.push(step);
         }
+        if encoder != Encoder::AsStored && program.stage() == Stage::Encode && !changed {
+            let what =
+                "another precision of an encoder whose matrices are all quantized already: leave the option \
+                        away, or use a file with a float encoder"
+                    .to_owned();
+            return Err(BackendError::Unsupported { backend: ID, what });
+        }
         made.share_quantized_rows(program, kernels);
         made.fuse_gates(program);
         made.fuse_norms(program);
@@ -222,12 +252,12 @@ impl Prepared {
         self.constant_of.iter().find(|(known, _)| *known == id).map(|(_, at)| *at)
     }
 
-    /// How the rows are quantized that a linear step reads.
-    fn form(&self, step: &Step, kernels: &Kernels) -> Option<Form> {
-        let Step::Linear { matrix, .. } = step else { return None };
-        match &self.matrices[*matrix] {
-            Matrix::Quant(m) => Some(Form::Groups { wide: (kernels.quant.wants_q16)(m.kind.codes) }),
+    /// How the rows are prepared that matrix `at` multiplies; `None` where it takes floats.
+    pub(crate) fn form(&self, at: usize, wide: bool) -> Option<Form> {
+        match &self.matrices[at] {
+            Matrix::Quant(_) => Some(Form::Groups { wide }),
             Matrix::Channel(_) => Some(Form::Whole),
+            Matrix::Bf16(_) => Some(Form::Bf16),
             Matrix::Float(_) => None,
         }
     }
@@ -272,14 +302,14 @@ impl Prepared {
 
     /// Layers in a row that read the same value (q, k, v; gate, up) quantize it once.
     fn share_quantized_rows(&mut self, program: &Program, kernels: &Kernels) {
-        // Of groups, and of whole rows.
-        let mut filled: [Option<(ValueId, usize)>; 2] = [None; 2];
+        let mut filled: [Option<(ValueId, usize)>; BUFFERS] = [None; BUFFERS];
         for (at, node) in program.nodes().iter().enumerate() {
-            let (kind, needs_wide) = match self.form(&self.steps[at], kernels) {
-                Some(Form::Groups { wide }) => (0, wide),
-                Some(Form::Whole) => (1, false),
-                None => continue,
+            let Step::Linear { matrix, .. } = self.steps[at] else { continue };
+            let needs_wide = match &self.matrices[matrix] {
+                Matrix::Quant(m) => (kernels.quant.wants_q16)(m.kind.codes),
+                _ => false,
             };
+            let Some(kind) = self.form(matrix, needs_wide).map(Form::buffer) else { continue };
             let x = node.inputs[0];
             let (choice, filler) = match filled[kind] {
                 Some((value, filler)) if value == x => (Quantize::Reuse, filler),
@@ -369,21 +399,16 @@ impl Prepared {
         let form = match self.steps[*first] {
             Step::Quantize { wide } => Form::Groups { wide },
             Step::Linear { matrix, quantize: Some(Quantize::Fill { wide }), .. } => {
-                match self.matrices[matrix] {
-                    Matrix::Quant(_) => Form::Groups { wide },
-                    _ => Form::Whole,
-                }
+                self.form(matrix, wide)?
             }
             _ => return None,
         };
         let kind_of = |step: &Step| match step {
-            Step::Linear { matrix, quantize: Some(_), .. } => {
-                Some(!matches!(self.matrices[*matrix], Matrix::Quant(_)))
-            }
-            Step::Quantize { .. } | Step::Gated { .. } => Some(false),
+            Step::Linear { matrix, .. } => self.form(*matrix, false).map(Form::buffer),
+            Step::Quantize { .. } | Step::Gated { .. } => Some(Form::Groups { wide: false }.buffer()),
             _ => None,
         };
-        let kind = Some(form == Form::Whole);
+        let kind = Some(form.buffer());
         let free = (at + 1..*first).all(|i| kind_of(&self.steps[i]) != kind);
         let residual = |reader: &usize| program.nodes()[*reader].inputs[1..].contains(&value);
         // Those that `fuse_gates` has taken are part of a step that reads quantized rows.

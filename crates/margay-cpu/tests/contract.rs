@@ -316,6 +316,33 @@ fn an_instruction_set_the_processor_lacks_is_refused_by_name() {
 }
 
 #[test]
+fn another_precision_of_an_encoder_is_refused_where_it_would_change_nothing_or_cannot_be() {
+    let mut b = Builder::new(Stage::Encode);
+    let x = b.input_f32("x", [Sym::Tokens.into(), WIDTH.into()]);
+    let weight = b.weight("w", [WIDTH, WIDTH], Role::FfnUp);
+    let y = b.linear(x, weight, None).unwrap();
+    b.output("y", y);
+    let program = b.finish().unwrap();
+    let limits = Bindings::new().with(Sym::Tokens, 2);
+    let compile = |dtype: DType, options: CpuOptions| {
+        let values = vec![0.5; WIDTH * WIDTH];
+        let weight = margay_quant::encode_tensor(&values, Shape::from([WIDTH, WIDTH]), dtype).unwrap();
+        let weights = Weights(HashMap::from([("w".to_owned(), weight)]));
+        let cpu = CpuBackend::new(options).map_err(|e| e.to_string())?;
+        cpu.compile(&program, &weights, &limits).map(|_| ()).map_err(|e| e.to_string())
+    };
+    let int8 = CpuOptions { int8_encoder: true, ..Default::default() };
+    assert_eq!(compile(DType::F16, int8), Ok(()));
+    let quantized = compile(DType::Q8_0, int8).unwrap_err();
+    assert!(quantized.contains("quantized already"), "{quantized}");
+    let scalar = CpuOptions { isa: Some(Isa::Scalar), bf16_encoder: true, ..Default::default() };
+    let lacking = compile(DType::F16, scalar).unwrap_err();
+    assert!(lacking.contains("bfloat16") && lacking.contains("scalar"), "{lacking}");
+    let both = compile(DType::F16, CpuOptions { bf16_encoder: true, ..int8 }).unwrap_err();
+    assert!(both.contains("ask for one"), "{both}");
+}
+
+#[test]
 fn weights_of_another_shape_are_refused_by_name() {
     let (program, mut weights) = decoder();
     weights.0.insert("norm".to_owned(), Tensor::from_f32(Shape::from([3]), &[1.0; 3]).unwrap());

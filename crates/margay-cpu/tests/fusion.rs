@@ -1,6 +1,10 @@
 //! What steps hand on quantized and never write changes no bit of a result: programs are compared with the same programs
 //! whose inner values are outputs too, which have to be written.
-#![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a panic is a failed test; what is skipped says so"
+)]
 
 use margay_cpu::{CpuBackend, CpuOptions, Isa};
 use margay_graph::{
@@ -80,13 +84,16 @@ fn run(options: CpuOptions, program: &Program, rows: usize) -> (Vec<u32>, usize)
 }
 
 /// Compares with the program whose values are all written. Gives the bytes of the arena.
-fn compare(stage: Stage, int8_encoder: bool, body: impl Fn(&mut Builder, ValueId) -> Vec<ValueId>) -> usize {
+fn compare(stage: Stage, options: CpuOptions, body: impl Fn(&mut Builder, ValueId) -> Vec<ValueId>) -> usize {
     let (plain, tapped) = (program(stage, false, &body), program(stage, true, &body));
     let mut most = 0;
     for isa in Isa::supported() {
         for (threads, rows) in [(1, 1), (2, 2), (3, 5), (2, MOST_ROWS)] {
-            let options =
-                CpuOptions { threads: Some(threads), isa: Some(isa), int8_encoder, ..Default::default() };
+            let options = CpuOptions { threads: Some(threads), isa: Some(isa), ..options };
+            if options.bf16_encoder && CpuBackend::new(options).is_err() {
+                println!("skipped: {isa} on this processor has no products of bfloat16");
+                continue;
+            }
             let ((got, bytes), (expected, _)) = (run(options, &plain, rows), run(options, &tapped, rows));
             assert_eq!(got, expected, "{isa}, {threads} threads, {rows} rows");
             most = most.max(bytes);
@@ -98,7 +105,7 @@ fn compare(stage: Stage, int8_encoder: bool, body: impl Fn(&mut Builder, ValueId
 #[test]
 fn gated_blocks_of_every_kind_of_codes_give_the_bits_of_their_parts() {
     for (gate, up, down) in [("q4_0", "q4_0", "q4_0"), ("q8_0", "q4_1", "q8_0"), ("q5_0", "q5_0", "f16")] {
-        let bytes = compare(Stage::Text, false, |b, x| {
+        let bytes = compare(Stage::Text, CpuOptions::default(), |b, x| {
             let h = norm(b, x, NormKind::Rms);
             let g = linear(b, h, &format!("gate.{gate}"), [FFN, WIDTH], Role::FfnGate);
             let u = linear(b, h, &format!("up.{up}"), [FFN, WIDTH], Role::FfnUp);
@@ -116,7 +123,7 @@ fn gated_blocks_of_every_kind_of_codes_give_the_bits_of_their_parts() {
 #[test]
 fn a_norm_that_others_read_as_it_is_is_written() {
     for second in ["q4_0", "f16", "f32"] {
-        compare(Stage::Text, false, |b, x| {
+        compare(Stage::Text, CpuOptions::default(), |b, x| {
             let h = norm(b, x, NormKind::Layer);
             let a = linear(b, h, "a.q4_0", [WIDTH, WIDTH], Role::AttentionQ);
             let c = linear(b, h, &format!("c.{second}"), [WIDTH, WIDTH], Role::AttentionK);
@@ -130,7 +137,7 @@ fn a_norm_that_others_read_as_it_is_is_written() {
 
 #[test]
 fn rows_in_use_are_not_overwritten_by_a_norm_between() {
-    compare(Stage::Text, false, |b, x| {
+    compare(Stage::Text, CpuOptions::default(), |b, x| {
         let h = norm(b, x, NormKind::Rms);
         let a = linear(b, h, "a.q4_0", [WIDTH, WIDTH], Role::AttentionQ);
         let between = norm(b, a, NormKind::Layer);
@@ -144,7 +151,7 @@ fn rows_in_use_are_not_overwritten_by_a_norm_between() {
 
 #[test]
 fn a_gated_block_whose_rows_another_layer_replaces_gives_the_same_bits() {
-    compare(Stage::Text, false, |b, x| {
+    compare(Stage::Text, CpuOptions::default(), |b, x| {
         let h = norm(b, x, NormKind::Rms);
         let g = linear(b, h, "gate.q4_0", [FFN, WIDTH], Role::FfnGate);
         let u = linear(b, h, "up.q4_0", [FFN, WIDTH], Role::FfnUp);
@@ -161,14 +168,18 @@ fn a_gated_block_whose_rows_another_layer_replaces_gives_the_same_bits() {
 }
 
 #[test]
-fn an_int8_encoder_takes_its_rows_from_the_norm() {
-    let bytes = compare(Stage::Encode, true, |b, x| {
-        let h = norm(b, x, NormKind::Layer);
-        let [q, k, v] = [("q", Role::AttentionQ), ("k", Role::AttentionK), ("v", Role::AttentionV)]
-            .map(|(name, role)| linear(b, h, name, [WIDTH, WIDTH], role));
-        let s = b.add(q, k).unwrap();
-        vec![h, q, k, v, s, b.add(s, v).unwrap()]
-    });
-    // q, k and v, and not the norm.
-    assert!(bytes <= MOST_ROWS * 3 * WIDTH * 4, "{bytes}");
+fn an_encoder_of_another_precision_takes_its_rows_from_the_norm() {
+    for bf16_encoder in [false, true] {
+        let options = CpuOptions { int8_encoder: !bf16_encoder, bf16_encoder, ..Default::default() };
+        let bytes = compare(Stage::Encode, options, |b, x| {
+            let h = norm(b, x, NormKind::Layer);
+            let [q, k, v] =
+                [("q", Role::AttentionQ), ("k.f16", Role::AttentionK), ("v.bf16", Role::AttentionV)]
+                    .map(|(name, role)| linear(b, h, name, [WIDTH, WIDTH], role));
+            let s = b.add(q, k).unwrap();
+            vec![h, q, k, v, s, b.add(s, v).unwrap()]
+        });
+        // q, k and v, and not the norm.
+        assert!(bytes <= MOST_ROWS * 3 * WIDTH * 4, "{bytes}");
+    }
 }

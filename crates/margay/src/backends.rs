@@ -58,8 +58,9 @@ pub fn cpu_backend(options: &LoadOptions) -> Result<CpuBackend, Error> {
         let what = format!("{threads} is more than the {} cores they shall stay on ({cores})", cores.len());
         return Err(Error::Option { option: "threads", what });
     }
-    let (kv, decode_threads, int8_encoder) = (options.kv, options.decode_threads, options.int8_encoder);
-    Ok(CpuBackend::new(CpuOptions { threads, decode_threads, cores, isa, kv, int8_encoder })?)
+    let LoadOptions { kv, decode_threads, int8_encoder, bf16_encoder, .. } = *options;
+    let options = CpuOptions { threads, decode_threads, cores, isa, kv, int8_encoder, bf16_encoder };
+    Ok(CpuBackend::new(options)?)
 }
 
 fn cores(options: &LoadOptions) -> Result<Option<CoreSet>, Error> {
@@ -93,9 +94,11 @@ fn reference(options: &LoadOptions) -> Result<Box<dyn Backend>, Error> {
         let what = "the reference does not choose its threads; choose the cpu backend".to_owned();
         return Err(Error::Option { option, what });
     }
-    if options.int8_encoder {
-        let what = "the reference computes in float32 only; choose the cpu backend".to_owned();
-        return Err(Error::Option { option: "int8_encoder", what });
+    for (option, asked) in [("int8_encoder", options.int8_encoder), ("bf16_encoder", options.bf16_encoder)] {
+        if asked {
+            let what = "the reference computes in float32 only; choose the cpu backend".to_owned();
+            return Err(Error::Option { option, what });
+        }
     }
     if options.kv == KvType::Q8 {
         let what = "the reference keeps keys and values in float32 only; choose the cpu backend".to_owned();

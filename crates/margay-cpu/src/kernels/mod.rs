@@ -1,6 +1,7 @@
 //! The kernels, and the table of those that one instruction set uses.
 
 pub(crate) mod attention;
+pub(crate) mod bf16;
 pub(crate) mod channel;
 #[allow(clippy::needless_range_loop, reason = "rows and registers of a tile index several arrays at once")]
 pub(crate) mod float;
@@ -19,6 +20,8 @@ pub(crate) struct Kernels {
     pub(crate) float: &'static float::FloatKernels,
     pub(crate) quant: &'static quant::QuantKernels,
     pub(crate) channel: &'static channel::ChannelKernels,
+    /// Where this processor multiplies bfloat16.
+    pub(crate) bf16: Option<&'static bf16::Bf16Kernels>,
 }
 
 impl Kernels {
@@ -30,6 +33,7 @@ impl Kernels {
             float: float::table(isa),
             quant: quant::table(isa),
             channel: channel::table(isa),
+            bf16: bf16::table(isa),
         })
     }
 }
@@ -47,6 +51,10 @@ pub(crate) fn describe(isa: Isa) -> Vec<String> {
         format!("integer products: {}", quant.name),
         format!("integer products of encoders: {}", channel::table(isa).name),
         format!("float products: {float}"),
+        match bf16::table(isa) {
+            Some(kernels) => format!("bfloat16 products of encoders, on request: {}", kernels.name),
+            None => format!("bfloat16 products of encoders: none that go with {isa} on this processor"),
+        },
         format!("row ops: one source, compiled for {isa}"),
     ]
 }

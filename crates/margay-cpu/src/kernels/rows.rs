@@ -45,6 +45,8 @@ pub(crate) struct RowKernels {
     pub(crate) quantize: Quantize,
     /// Quantizes a whole row to int8: codes; gives the scale and the sum of codes.
     pub(crate) quantize_row: fn(&[f32], &mut [i8]) -> (f32, i32),
+    /// To bfloat16, ties to even.
+    pub(crate) round_to_bf16: fn(&[f32], &mut [u16]),
     /// The bits of integer sums to `(sum - offset) * scales * factor`.
     pub(crate) scale_sums: fn(&mut [f32], &[f32], i32, f32),
 }
@@ -197,6 +199,18 @@ mod body {
     }
 
     #[inline(always)]
+    pub(super) fn round_to_bf16(x: &[f32], y: &mut [u16]) {
+        for (y, x) in y.iter_mut().zip(x) {
+            let bits = x.to_bits();
+            // A carry into the exponent is the next power of two, or infinity.
+            let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+            // The highest bit of its fraction keeps a NaN one.
+            let nan = bits >> 16 | 0x40;
+            *y = if bits & 0x7fff_ffff > 0x7f80_0000 { nan } else { nearest } as u16;
+        }
+    }
+
+    #[inline(always)]
     pub(super) fn scale_sums(sums: &mut [f32], scales: &[f32], offset: i32, factor: f32) {
         for (sum, scale) in sums.iter_mut().zip(scales) {
             let exact = (sum.to_bits() as i32).wrapping_sub(offset);
@@ -293,6 +307,7 @@ kernels! {
     quantize: (x: &[f32], q: &mut [i8], scale: &mut [f32], sum16: &mut [f32], sum32: &mut [f32],
         starts16: &mut [[i16; 2]], starts32: &mut [[i16; 2]]);
     quantize_row: (x: &[f32], q: &mut [i8]) -> (f32, i32);
+    round_to_bf16: (x: &[f32], y: &mut [u16]);
     scale_sums: (sums: &mut [f32], scales: &[f32], offset: i32, factor: f32);
 }
 

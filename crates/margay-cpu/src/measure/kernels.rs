@@ -74,7 +74,7 @@ pub struct Record {
 /// What [`run`] found.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
-    /// One of each case, in their order.
+    /// One of each case that [`Case::runs_on`] the processor, in their order.
     pub records: Vec<Record>,
     /// The limits measured before each case, and after the last.
     pub limits: Vec<Limits>,
@@ -105,7 +105,7 @@ fn run_with(
     let pace = Pace { turns: 1, least_seconds: options.least_seconds, runs: options.repetitions.max(1) };
     let mut limits = vec![probe.limits(cpu, clock).map_err(panicked)?];
     let mut records = Vec::with_capacity(cases.len());
-    for case in cases {
+    for case in cases.iter().filter(|case| case.runs_on(cpu.isa())) {
         progress(records.len(), case);
         let mut prepared = work::prepare(cpu, case, options.rotate_bytes)?;
         let seconds = timed(clock, pace, |turns| (0..turns).try_for_each(|_| (prepared.run)()));
@@ -176,6 +176,7 @@ mod tests {
         let whats = [
             What::Linear { dtype: DType::Q4_0, rows, outputs: 40, inputs: 64 },
             What::Linear { dtype: DType::BF16, rows: 1, outputs: 40, inputs: 64 },
+            What::Channel { rows, outputs: 40, inputs: 60 },
             What::Attention {
                 attention: attention(Mask::Causal, Some(0)),
                 kv: KvType::Q8,
@@ -219,7 +220,7 @@ mod tests {
                 assert_eq!((r.isa, r.threads, &*r.shape), (isa, 2, "small"));
                 assert!(r.percent_of_peak > 0.0, "{r:?}");
             }
-            let (product, prefix, encode) = (&report.records[0], &report.records[2], &report.records[3]);
+            let (product, prefix, encode) = (&report.records[0], &report.records[3], &report.records[4]);
             assert_eq!(product.gops, 2.0 * (3 * 40 * 64) as f64 / 0.5 / 1e9);
             // 3 panels of 16 rows of 64 columns, half a byte each with 2 bytes of scale for 32; a row of codes, scale,
             // two sums of 16 and one of 32, and as many starts, for each 32 columns; results.

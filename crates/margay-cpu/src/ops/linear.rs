@@ -11,7 +11,7 @@ use crate::{
         quant::{Product, Rows},
     },
     lines::{Arena, Lines},
-    pack::{ChannelMatrix, FloatMatrix, FloatType, PANEL, QuantMatrix},
+    pack::{Bf16Matrix, ChannelMatrix, FloatMatrix, FloatType, PANEL, QuantMatrix},
     threads::{Pool, TaskPanic},
 };
 use margay_graph::{Activation, BackendError};
@@ -40,6 +40,8 @@ pub(crate) enum Matrix {
     Float(FloatMatrix),
     /// Of an encoder that was asked to use int8.
     Channel(ChannelMatrix),
+    /// Of an encoder that was asked to use bfloat16.
+    Bf16(Bf16Matrix),
 }
 
 impl Matrix {
@@ -61,6 +63,7 @@ impl Matrix {
             Matrix::Quant(m) => m.size_bytes(),
             Matrix::Float(m) => m.size_bytes(),
             Matrix::Channel(m) => m.size_bytes(),
+            Matrix::Bf16(m) => m.size_bytes(),
         }
     }
 }

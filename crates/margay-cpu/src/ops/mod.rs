@@ -1,6 +1,7 @@
 //! The ops: how each cuts its work into tasks and which kernels it calls.
 
 pub(crate) mod attention;
+pub(crate) mod bf16;
 pub(crate) mod channel;
 pub(crate) mod conv;
 pub(crate) mod linear;

@@ -50,8 +50,8 @@ impl Matrix {
         let parts = match self {
             Matrix::Quant(m) => m.storages().into_iter().cloned().collect(),
             Matrix::Float(m) => vec![m.storage().clone()],
-            // Quantized anew at each load: what is kept serves the exact encoder.
-            Matrix::Channel(_) => vec![],
+            // Made anew at each load: what is kept serves the exact encoder.
+            Matrix::Channel(_) | Matrix::Bf16(_) => vec![],
         };
         PackedWeight { form: Self::form_of(tensor), parts }
     }

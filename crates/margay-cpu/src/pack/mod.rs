@@ -1,10 +1,12 @@
 //! Weights in the order in which the kernels read them.
 
+mod bf16;
 mod channel;
 mod float;
 mod kept;
 mod quant;
 
+pub(crate) use bf16::{BF16_STEP, Bf16Matrix};
 pub(crate) use channel::{CHANNEL_STEP, ChannelMatrix};
 pub(crate) use float::{FLOAT_PANEL, FloatMatrix, FloatType};
 pub(crate) use kept::LAYOUT_VERSION;

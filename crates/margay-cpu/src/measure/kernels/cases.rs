@@ -1,6 +1,6 @@
 //! Which kernels at which shapes.
 
-use crate::KvType;
+use crate::{Isa, KvType, kernels::bf16};
 use margay_graph::{Activation, Attention, Mask, NormKind, RopeStyle};
 use margay_tensor::DType;
 
@@ -56,18 +56,76 @@ pub struct Case {
     pub(super) what: What,
 }
 
+impl Case {
+    /// Whether `isa` has a kernel for it on this processor.
+    pub fn runs_on(&self, isa: Isa) -> bool {
+        !matches!(self.what, What::Bf16 { .. }) || bf16::table(isa).is_some()
+    }
+}
+
 /// What a case runs.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum What {
-    Linear { dtype: DType, rows: usize, outputs: usize, inputs: usize },
-    Attention { attention: Attention, kv: KvType, queries: usize, keys: usize },
-    Quantize { rows: usize, columns: usize },
-    Norm { kind: NormKind, rows: usize, columns: usize },
-    Rope { style: RopeStyle, rows: usize, heads: usize, head_dim: usize },
-    Softmax { rows: usize, columns: usize },
-    Activation { act: Activation, rows: usize, columns: usize },
-    Glu { act: Activation, rows: usize, columns: usize },
-    Conv { side: usize, size: usize, stride: usize, groups: usize, channels: usize },
+    Linear {
+        dtype: DType,
+        rows: usize,
+        outputs: usize,
+        inputs: usize,
+    },
+    /// With int8 codes that have a scale a row.
+    Channel {
+        rows: usize,
+        outputs: usize,
+        inputs: usize,
+    },
+    /// With both sides rounded to bfloat16, where the processor multiplies that.
+    Bf16 {
+        rows: usize,
+        outputs: usize,
+        inputs: usize,
+    },
+    Attention {
+        attention: Attention,
+        kv: KvType,
+        queries: usize,
+        keys: usize,
+    },
+    Quantize {
+        rows: usize,
+        columns: usize,
+    },
+    Norm {
+        kind: NormKind,
+        rows: usize,
+        columns: usize,
+    },
+    Rope {
+        style: RopeStyle,
+        rows: usize,
+        heads: usize,
+        head_dim: usize,
+    },
+    Softmax {
+        rows: usize,
+        columns: usize,
+    },
+    Activation {
+        act: Activation,
+        rows: usize,
+        columns: usize,
+    },
+    Glu {
+        act: Activation,
+        rows: usize,
+        columns: usize,
+    },
+    Conv {
+        side: usize,
+        size: usize,
+        stride: usize,
+        groups: usize,
+        channels: usize,
+    },
 }
 
 /// Every kernel at every shape, those of one kernel together.
@@ -81,6 +139,12 @@ pub fn cases() -> Vec<Case> {
         all.extend(shapes.map(|(r, o, i)| linear(&format!("gemm/{name}"), dtype, r, o, i)));
         all.extend(DECODERS.map(|(o, i)| linear(&format!("gemv/{name}"), dtype, 1, o, i)));
     }
+    all.extend(ENCODERS.map(|(rows, outputs, inputs)| {
+        encoder("encoder/int8", [rows, outputs, inputs], What::Channel { rows, outputs, inputs })
+    }));
+    all.extend(ENCODERS.map(|(rows, outputs, inputs)| {
+        encoder("encoder/bf16", [rows, outputs, inputs], What::Bf16 { rows, outputs, inputs })
+    }));
     for (kv, tail) in [(KvType::F16, ""), (KvType::Q8, "/q8")] {
         let causal = |kernel: &str, queries, keys| {
             let kernel = format!("attention/{kernel}{tail}");
@@ -142,6 +206,10 @@ pub fn cases() -> Vec<Case> {
 
 fn linear(kernel: &str, dtype: DType, rows: usize, outputs: usize, inputs: usize) -> Case {
     let what = What::Linear { dtype, rows, outputs, inputs };
+    case(kernel, format!("{rows}x{outputs}x{inputs}"), what)
+}
+
+fn encoder(kernel: &str, [rows, outputs, inputs]: [usize; 3], what: What) -> Case {
     case(kernel, format!("{rows}x{outputs}x{inputs}"), what)
 }
 

@@ -7,13 +7,16 @@ use crate::{
     kv::KvSlot,
     lines::{Arena, Lines},
     ops::{
-        Engine, attention, carve,
+        Engine, attention,
+        bf16::{self, Bf16Rows},
+        carve,
+        channel::{self, ChannelRows},
         conv::{self, ConvWeight},
         linear::{self, Epilogue, Layer, Matrix, QuantRows},
         rows::{self, Norm, Source},
         view::{Out, View},
     },
-    pack::FloatType,
+    pack::{Bf16Matrix, ChannelMatrix, FloatType},
     threads::TaskPanic,
 };
 use margay_graph::{Activation, Attention, BackendError, Builder, Conv2d, Mask, NormKind, Role, Rope, Stage};
@@ -59,6 +62,8 @@ pub(super) fn prepare(cpu: &CpuBackend, case: &Case, rotate_bytes: usize) -> Res
         What::Linear { dtype, rows, outputs, inputs } => {
             linear(cpu, *dtype, [*rows, *outputs, *inputs], rotate_bytes)
         }
+        What::Channel { rows, outputs, inputs } => channel(cpu, [*rows, *outputs, *inputs]),
+        What::Bf16 { rows, outputs, inputs } => rounded(cpu, [*rows, *outputs, *inputs]),
         What::Attention { attention, kv, queries, keys } => {
             attend(cpu, attention.clone(), *kv, (*queries, *keys), rotate_bytes)
         }
@@ -144,7 +149,7 @@ fn linear(
         }
         Matrix::Float(matrix) if matrix.kind == FloatType::Bf16 => Unit::Bf16,
         Matrix::Float(_) => Unit::F32,
-        Matrix::Channel(_) => unreachable!("packed only for encoders that ask for it"),
+        Matrix::Channel(_) | Matrix::Bf16(_) => unreachable!("packed only for encoders that ask for it"),
     };
     let bytes = matrices[0].size_bytes() + x_bytes + y.size_bytes();
     let work = Work { ops: 2.0 * rows as f64 * outputs as f64 * inputs as f64, bytes: bytes as f64, unit };
@@ -160,8 +165,54 @@ fn linear(
             (Matrix::Float(matrix), _) => {
                 linear::float(&engine, matrix, view(&x, rows, inputs), epilogue, out)
             }
-            (Matrix::Quant(_) | Matrix::Channel(_), _) => unreachable!("quantized above"),
+            (Matrix::Quant(_) | Matrix::Channel(_) | Matrix::Bf16(_), _) => unreachable!("quantized above"),
         }
+    };
+    Ok(Prepared { work, run: Box::new(run) })
+}
+
+/// The product of an encoder in int8, its rows quantized before.
+fn channel(cpu: &CpuBackend, [rows, outputs, inputs]: [usize; 3]) -> Result<Prepared, BackendError> {
+    let engine = cpu.engine(linear::scratch_floats());
+    let tensor = weight(DType::F32, outputs, inputs)?;
+    let matrix = ChannelMatrix::pack("weight", &tensor, &engine.pool, &Arena::default())?;
+    let x = random(rows * inputs);
+    let mut q = ChannelRows::new(rows, rows * matrix.k, engine.kernels.channel.wants_q16);
+    q.fill(&engine, Source { x: view(&x, rows, inputs), norm: None }).map_err(super::panicked)?;
+    let mut y = Lines::zeroed(rows * outputs);
+    let work = Work {
+        ops: 2.0 * rows as f64 * outputs as f64 * inputs as f64,
+        bytes: (matrix.size_bytes() + q.size_bytes() + y.size_bytes()) as f64,
+        unit: Unit::Int8,
+    };
+    let run = move || {
+        let epilogue = Epilogue { bias: None, activation: None, residual: None };
+        channel::multiply(&engine, &matrix, &q, epilogue, out(&mut y, rows, outputs))
+    };
+    Ok(Prepared { work, run: Box::new(run) })
+}
+
+/// The product of an encoder in bfloat16, its rows rounded before.
+fn rounded(cpu: &CpuBackend, [rows, outputs, inputs]: [usize; 3]) -> Result<Prepared, BackendError> {
+    let engine = cpu.engine(linear::scratch_floats());
+    let Some(kernels) = engine.kernels.bf16 else {
+        let what = format!("products of bfloat16 with {}", cpu.isa());
+        return Err(BackendError::Unsupported { backend: crate::backend::ID, what });
+    };
+    let tensor = weight(DType::BF16, outputs, inputs)?;
+    let matrix = Bf16Matrix::pack("weight", &tensor, &engine.pool, &Arena::default())?;
+    let x = random(rows * inputs);
+    let mut half = Bf16Rows::new(rows * matrix.k);
+    half.fill(&engine, Source { x: view(&x, rows, inputs), norm: None }).map_err(super::panicked)?;
+    let mut y = Lines::zeroed(rows * outputs);
+    let work = Work {
+        ops: 2.0 * rows as f64 * outputs as f64 * inputs as f64,
+        bytes: (matrix.size_bytes() + half.size_bytes() + y.size_bytes()) as f64,
+        unit: Unit::Bf16,
+    };
+    let run = move || {
+        let epilogue = Epilogue { bias: None, activation: None, residual: None };
+        bf16::multiply(&engine, kernels, &matrix, &half, epilogue, out(&mut y, rows, outputs))
     };
     Ok(Prepared { work, run: Box::new(run) })
 }

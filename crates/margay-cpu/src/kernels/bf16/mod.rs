@@ -1,0 +1,57 @@
+//! Products of bfloat16 rows and bfloat16 matrices with float32 sums, where the processor has instructions for them.
+//!
+//! For each output, pairs of products are added in the order of k, so the result depends neither on the number of rows
+//! nor on how the work is cut. How an instruction rounds its two additions is its own affair: x86 rounds each to the
+//! nearest, ARM both to odd unless told otherwise, and either takes denormals for zero.
+
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(test)]
+mod tests;
+
+use crate::Isa;
+
+/// One product: `rows` rows times a panel of 16 outputs over `k` columns.
+#[cfg_attr(
+    not(any(target_arch = "x86_64", target_arch = "aarch64")),
+    allow(dead_code, reason = "other processors have no such kernels")
+)]
+pub(crate) struct Bf16Product {
+    pub(crate) rows: usize,
+    /// A multiple of [`crate::pack::BF16_STEP`].
+    pub(crate) k: usize,
+    /// Activations; rows `lda` apart.
+    pub(crate) a: *const u16,
+    pub(crate) lda: usize,
+    /// The panel, `[k / 2][16][2]`.
+    pub(crate) b: *const u16,
+    /// Sums, `[rows][16]`, rows `ldc` apart.
+    pub(crate) c: *mut f32,
+    pub(crate) ldc: usize,
+    /// True where the sums are to be set, false where they are to be added to.
+    pub(crate) first: bool,
+}
+
+/// The kernels of one instruction set.
+pub(crate) struct Bf16Kernels {
+    /// For people.
+    pub(crate) name: &'static str,
+    /// Adds to the sums.
+    ///
+    /// # Safety
+    /// Every pointer of the product is valid for what its field says.
+    pub(crate) gemm: unsafe fn(&Bf16Product),
+}
+
+/// The kernels that go with those of `isa`, where this processor has them.
+pub(crate) fn table(isa: Isa) -> Option<&'static Bf16Kernels> {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => is_x86_feature_detected!("avx512bf16").then_some(&avx512::TABLE),
+        #[cfg(target_arch = "aarch64")]
+        Isa::I8mm => std::arch::is_aarch64_feature_detected!("bf16").then_some(&neon::TABLE),
+        _ => None,
+    }
+}
