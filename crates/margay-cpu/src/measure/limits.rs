@@ -11,7 +11,7 @@ mod portable;
 mod x86;
 
 use super::{Pace, timed};
-use crate::{CpuBackend, Isa, lines::Lines, threads::TaskPanic};
+use crate::{CpuBackend, Isa, kernels::prefetch, lines::Lines, threads::TaskPanic};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Bytes read, beyond any cache.
@@ -194,24 +194,6 @@ fn read_four(lines: &[[u8; 64]]) -> [u64; 8] {
     }
     rest.iter().for_each(|line| add_line(&mut sums, line));
     sums
-}
-
-/// Asks for the cache line at `at`, which may lie anywhere.
-#[inline(always)]
-fn prefetch(at: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch never faults.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(at.cast());
-    }
-    #[cfg(target_arch = "aarch64")]
-    // SAFETY: a prefetch never faults.
-    unsafe {
-        std::arch::asm!("prfm pldl1keep, [{}]", in(reg) at, options(nostack, preserves_flags, readonly));
-    }
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    let _ = at;
 }
 
 /// A loop over independent copies of an instruction.

@@ -8,6 +8,7 @@ use super::{
 use crate::{
     kernels::{
         float::{FloatProduct, NR},
+        prefetch,
         quant::{Product, Rows},
     },
     lines::{Arena, Lines},
@@ -466,13 +467,23 @@ fn many_rows(
     let codes = carve(&mut scratch, K_CHUNK * PANEL * unpacked / 4);
     let scales = carve(&mut scratch, groups_of(K_CHUNK) * PANEL);
     let mins = carve(&mut scratch, groups_of(K_CHUNK) * PANEL);
+    let first = block.column / PANEL;
     for k in (0..matrix.k).step_by(K_CHUNK) {
         let len = K_CHUNK.min(matrix.k - k);
         for column in (0..block.columns).step_by(PANEL) {
-            let panel = (block.column + column) / PANEL;
+            let panel = first + column / PANEL;
             let packed = matrix.scales_at(panel, k, len);
             (kernels.scales)(matrix.kind, matrix.scaling, packed, scales, mins);
             let mut panel_codes = matrix.codes_at(panel, k);
+            // What is unpacked next arrives while the rows pass by.
+            let next = if column + PANEL < block.columns { (panel + 1, k) } else { (first, k + len) };
+            if next.1 < matrix.k {
+                let len = K_CHUNK.min(matrix.k - next.1);
+                let scales = matrix.scales_at(next.0, next.1, len);
+                let codes = matrix.codes_at(next.0, next.1);
+                (0..matrix.code_bytes(len)).step_by(64).for_each(|at| prefetch(codes.wrapping_add(at)));
+                scales.chunks(64).for_each(|line| prefetch(line.as_ptr()));
+            }
             if unpacked > 0 {
                 // SAFETY: `codes` has room for `K_CHUNK >= len` columns.
                 unsafe {
