@@ -454,7 +454,7 @@ mod tests {
         unsafe { View::new(x.as_ptr(), x.len() / columns, columns) }
     }
 
-    /// Appends all keys and attends to them, `cut` queries a call.
+    /// Appends all keys and attends to them, `cut` queries a call; a few a call begin shortly before the second span ends.
     fn run(cpu: &CpuBackend, a: &Attention, kv: KvType, [q, k, v]: [&[f32]; 3], cut: usize) -> Vec<f32> {
         let engine = cpu.engine(scratch_floats(a));
         let (columns, kv_columns) = (a.heads * a.head_dim, a.kv_heads * a.head_dim);
@@ -462,8 +462,10 @@ mod tests {
         let mut slot = KvSlot::new(kv, a.kv_heads, a.head_dim, tokens).unwrap();
         let mut partials = vec![f32::NAN; partial_floats(a, tokens)];
         let mut y = vec![0.0; q.len()];
-        for past in (0..tokens).step_by(cut) {
-            let end = tokens.min(past + cut);
+        let mut end = 0;
+        while end < tokens {
+            let past = end;
+            end = if past == 0 && cut <= 8 { 2 * SPAN - 8 } else { tokens.min(past + cut) };
             let [k, v] = [k, v].map(|x| view(&x[past * kv_columns..end * kv_columns], kv_columns));
             append(&engine, &mut slot, past, k, v).unwrap();
             let q = view(&q[past * columns..end * columns], columns);
@@ -514,14 +516,16 @@ mod tests {
             let scale = 2.0 * (head_dim as f32).powf(-0.5);
             let (mask, cache) = (Mask::Causal, Some(0));
             let a = Attention { heads, kv_heads, head_dim, scale, mask, cache };
-            let (tokens, mut seed) = (2 * SPAN + 71, 7);
+            let (tokens, mut seed) = (2 * SPAN + 37, 7);
             let q = random(&mut seed, tokens * heads * head_dim);
             let k = random(&mut seed, tokens * kv_heads * head_dim);
             let v = random(&mut seed, tokens * kv_heads * head_dim);
             let x = [&q[..], &k, &v];
             for kv in KvType::ALL {
                 let mut first: Option<Vec<u32>> = None;
-                for isa in Isa::supported() {
+                // The sets of ARM share their float kernels.
+                let shared = |isa: &Isa| matches!(isa, Isa::Neon | Isa::Dotprod) && *isa != Isa::detect();
+                for isa in Isa::supported().filter(|isa| !shared(isa)) {
                     for (threads, cut) in [(1, tokens), (3, tokens), (2, 1), (2, 5), (3, 100)] {
                         // Portable multiply-adds are library calls.
                         if isa == Isa::Scalar && (cut != tokens || head_dim > 5) {
