@@ -20,6 +20,7 @@ FOLDERS = [
     "llama-sharded",
     "llama-odd",
     "llava-hf",
+    "siglip",
     "llava",
     "mobilevlm-v2",
     "mobilevlm-v1",
@@ -123,27 +124,39 @@ def decoder(w, config, h, prefix):
 # ---------------------------------------------------------------- tower
 
 
+def gelu_tanh(x):
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
 def tower(w, config, pixels, prefix):
-    """hidden_states[-2] without CLS: every layer but the last, no final norm."""
+    """CLIP: hidden_states[-2] without CLS. SigLIP: hidden_states[-1]. No final norm."""
+    clip = config["model_type"] == "clip_vision_model"
+    eps = config["layer_norm_eps"]
     patch, width = config["patch_size"], config["hidden_size"]
     side = config["image_size"] // patch
     heads = config["num_attention_heads"]
-    x = pixels.reshape(3, side, patch, side, patch).transpose(1, 3, 0, 2, 4)
+    used = side * patch
+    x = pixels[:, :used, :used].reshape(3, side, patch, side, patch).transpose(1, 3, 0, 2, 4)
     kernel = w[prefix + "embeddings.patch_embedding.weight"].reshape(width, -1)
-    x = x.reshape(side * side, -1) @ kernel.T
-    h = np.concatenate([w[prefix + "embeddings.class_embedding"][None], x])
+    h = x.reshape(side * side, -1) @ kernel.T
+    if clip:
+        h = np.concatenate([w[prefix + "embeddings.class_embedding"][None], h])
+    else:
+        h = h + w[prefix + "embeddings.patch_embedding.bias"]
     h = h + w[prefix + "embeddings.position_embedding.weight"]
-    h = layer_norm(h, w, prefix + "pre_layrnorm")
-    for i in range(config["num_hidden_layers"] - 1):
+    if clip:
+        h = layer_norm(h, w, prefix + "pre_layrnorm", eps)
+    for i in range(config["num_hidden_layers"] - int(clip)):
         p = f"{prefix}encoder.layers.{i}."
-        x = layer_norm(h, w, p + "layer_norm1")
+        x = layer_norm(h, w, p + "layer_norm1", eps)
         q, k, v = (
             linear(x, w, f"{p}self_attn.{n}_proj").reshape(len(x), heads, -1) for n in "qkv"
         )
         h = h + linear(attention(q, k, v), w, p + "self_attn.out_proj")
-        x = linear(layer_norm(h, w, p + "layer_norm2"), w, p + "mlp.fc1")
-        h = h + linear(x / (1 + np.exp(-1.702 * x)), w, p + "mlp.fc2")
-    return h[1:]
+        x = linear(layer_norm(h, w, p + "layer_norm2", eps), w, p + "mlp.fc1")
+        x = x / (1 + np.exp(-1.702 * x)) if clip else gelu_tanh(x)
+        h = h + linear(x, w, p + "mlp.fc2")
+    return h[1:] if clip else h
 
 
 # ---------------------------------------------------------------- projectors
@@ -203,7 +216,7 @@ def check(name):
         weights |= read(path)
     golden = read(folder / "golden.safetensors")
     config = json.loads((folder / "config.json").read_text())
-    hf = name == "llava-hf"
+    hf = "text_config" in config
     text = config["text_config"] if hf else config
     prefix = "language_model.model." if hf else "model."
     ids = golden["input_ids"]
@@ -215,7 +228,7 @@ def check(name):
         pixels = golden["pixel_values"][0]
         mine["encode"] = tower(weights, config["vision_config"], pixels, at)[None]
         at = "multi_modal_projector." if hf else "model.mm_projector."
-        kind = name if hf else config["mm_projector_type"]
+        kind = "llava-hf" if hf else config["mm_projector_type"]
         mine["project"] = projector(weights, kind, mine["encode"][0], at)[None]
         h[ids < 0] = mine["project"][0]
     hidden, last = decoder(weights, text, h, prefix)

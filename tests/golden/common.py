@@ -144,11 +144,11 @@ def picture(width, height, seed):
     return image
 
 
-def normalise(image):
+def normalise(image, mean=CLIP_MEAN, std=CLIP_STD):
     """Hugging Face's arithmetic: rescale in f64, round to f32, normalise in f32."""
     pixels = np.asarray(image.convert("RGB"), dtype=np.uint8)
     scaled = (pixels.astype(np.float64) * (1 / 255)).astype(np.float32)
-    out = (scaled - np.array(CLIP_MEAN, np.float32)) / np.array(CLIP_STD, np.float32)
+    out = (scaled - np.array(mean, np.float32)) / np.array(std, np.float32)
     return torch.from_numpy(out.transpose(2, 0, 1).copy())[None]
 
 
@@ -164,6 +164,10 @@ def centre_crop(image, size):
     width, height = image.size
     left, top = (width - size) // 2, (height - size) // 2
     return image.crop((left, top, left + size, top + size))
+
+
+def squash(image, size):
+    return image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
 
 
 def expand_to_square(image):

@@ -1,7 +1,8 @@
 //! A model's configuration as GGUF metadata, read and written.
 
 use crate::{
-    Family, GgufParts, ModelConfig, ModelError, RopeScaling, TextConfig, VisionConfig, VitConfig, projector,
+    Family, GgufPart, GgufParts, ModelConfig, ModelError, RopeScaling, TextConfig, VisionConfig, VitConfig,
+    projector,
 };
 use margay_file::gguf::{Metadata, Value};
 use margay_graph::Activation;
@@ -28,10 +29,11 @@ pub(crate) fn projector_type(vision: &Metadata) -> Result<&str, ModelError> {
 }
 
 pub(crate) fn read(family: &Family, arch: &str, parts: &GgufParts<'_>) -> Result<ModelConfig, ModelError> {
-    let text = read_text(arch, parts)?;
-    let vision = parts.vision.map(|meta| read_vision(family, meta)).transpose()?;
+    let text = read_text(arch, parts.text)?;
+    let vision = parts.vision.map(|part| read_vision(family, part)).transpose()?;
     if let Some(vision) = &vision
-        && let Some(out) = parts.vision.and_then(|m| m.opt_usize("clip.vision.projection_dim").transpose())
+        && let Some(out) =
+            parts.vision.and_then(|p| p.metadata.opt_usize("clip.vision.projection_dim").transpose())
         && out? != text.width
         && vision.projector.id != "mlp"
     {
@@ -40,12 +42,12 @@ pub(crate) fn read(family: &Family, arch: &str, parts: &GgufParts<'_>) -> Result
             format!("does not fit a decoder of width {}", text.width),
         ));
     }
-    let name = parts.text.opt_str("general.name")?.unwrap_or(family.id).to_owned();
+    let name = parts.text.metadata.opt_str("general.name")?.unwrap_or(family.id).to_owned();
     Ok(ModelConfig { family: family.id, name, text, vision, prompt: family.prompt })
 }
 
-fn read_text(arch: &str, parts: &GgufParts<'_>) -> Result<TextConfig, ModelError> {
-    let meta = parts.text;
+fn read_text(arch: &str, part: GgufPart<'_>) -> Result<TextConfig, ModelError> {
+    let GgufPart { metadata: meta, tensors } = part;
     let key = |name: &str| format!("{arch}.{name}");
     let width = meta.usize(&key("embedding_length"))?;
     let heads = meta.usize(&key("attention.head_count"))?;
@@ -57,7 +59,7 @@ fn read_text(arch: &str, parts: &GgufParts<'_>) -> Result<TextConfig, ModelError
         let what = format!("{value_length} differs from the key length {head_dim}, which is not supported");
         return Err(field(&key("attention.value_length"), what));
     }
-    let table = parts.tensors.info("token_embd.weight");
+    let table = tensors.info("token_embd.weight");
     let table = table.ok_or_else(|| ModelError::weight("token_embd.weight", "the file does not hold it"))?;
     let vocabulary = table.shape.dims().first().copied().unwrap_or(0);
     let tokens = meta.opt_strings("tokenizer.ggml.tokens")?.map(|t| t.len());
@@ -65,9 +67,9 @@ fn read_text(arch: &str, parts: &GgufParts<'_>) -> Result<TextConfig, ModelError
         return Err(field("tokenizer.ggml.tokens", format!("{tokens} tokens for {vocabulary} embeddings")));
     }
     let rope_scaling = match meta.opt_str(&key("rope.scaling.type"))? {
-        None | Some("none") if parts.tensors.info("rope_freqs.weight").is_some() => RopeScaling::Factors,
+        None | Some("none") if tensors.info("rope_freqs.weight").is_some() => RopeScaling::Factors,
         None | Some("none") => RopeScaling::None,
-        Some(kind) if parts.tensors.info("rope_freqs.weight").is_some() => {
+        Some(kind) if tensors.info("rope_freqs.weight").is_some() => {
             let what = format!("{kind:?} beside rope_freqs.weight is not supported");
             return Err(field(&key("rope.scaling.type"), what));
         }
@@ -87,12 +89,13 @@ fn read_text(arch: &str, parts: &GgufParts<'_>) -> Result<TextConfig, ModelError
         rope_scaling,
         norm_eps: meta.f32(&key("attention.layer_norm_rms_epsilon"))?,
         context: meta.usize(&key("context_length"))?,
-        tied: parts.tensors.info("output.weight").is_none(),
+        tied: tensors.info("output.weight").is_none(),
     }
     .checked("GGUF metadata")
 }
 
-fn read_vision(family: &Family, meta: &Metadata) -> Result<VisionConfig, ModelError> {
+fn read_vision(family: &Family, part: GgufPart<'_>) -> Result<VisionConfig, ModelError> {
+    let GgufPart { metadata: meta, tensors } = part;
     let kind = projector_type(meta)?;
     let projector = projector::by_id(kind)
         .ok_or_else(|| field("clip.projector_type", format!("the projector {kind:?} is not supported")))?;
@@ -114,14 +117,15 @@ fn read_vision(family: &Family, meta: &Metadata) -> Result<VisionConfig, ModelEr
         layers: layers_that_run(meta, stored)?,
         norm_eps: meta.f32(&key("attention.layer_norm_epsilon"))?,
         activation: activation(meta)?,
-        class_token: true,
-        pre_norm: true,
-        patch_bias: false,
+        // No key tells the towers apart; what a file holds does.
+        class_token: tensors.info("v.class_embd").is_some(),
+        pre_norm: tensors.info("v.pre_ln.weight").is_some(),
+        patch_bias: tensors.info("v.patch_embd.bias").is_some(),
     }
     .checked("GGUF metadata")?;
     let image = match meta.opt_str(IMAGE_SPEC_KEY)? {
         Some(json) => serde_json::from_str(json).map_err(|e| field(IMAGE_SPEC_KEY, e.to_string()))?,
-        None => default_image(family, meta, vit.image)?,
+        None => default_image(family, meta, &vit)?,
     };
     if image.size != (vit.image as u32, vit.image as u32) {
         let what = format!("{} x {} pixels do not fit a tower of {}", image.size.0, image.size.1, vit.image);
@@ -165,11 +169,11 @@ fn activation(meta: &Metadata) -> Result<Activation, ModelError> {
     })
 }
 
-fn default_image(family: &Family, meta: &Metadata, side: usize) -> Result<ImageSpec, ModelError> {
+fn default_image(family: &Family, meta: &Metadata, vit: &VitConfig) -> Result<ImageSpec, ModelError> {
     let make = family
         .image
         .ok_or_else(|| field("clip.vision.image_size", "this family has no image side".into()))?;
-    let mut spec = make(side as u32);
+    let mut spec = make(vit);
     for (key, slot) in [("clip.vision.image_mean", &mut spec.mean), ("clip.vision.image_std", &mut spec.std)]
     {
         if let Some(values) = meta.opt_f32s(key)? {

@@ -125,10 +125,6 @@ fn rope_scaling(config: &HfConfig<'_>) -> Result<RopeScaling, ModelError> {
 /// A CLIP tower up to hidden state `select` (negative: from the end); defaults are those of `CLIPVisionConfig`, which
 /// leaves out fields that equal them.
 pub(crate) fn clip_vit(config: &HfConfig<'_>, select: i64) -> Result<VitConfig, ModelError> {
-    if let Some(kind) = config.str("model_type").filter(|kind| *kind != "clip_vision_model") {
-        return Err(config
-            .bad("model_type", &format!("the vision tower {kind:?} is not supported here, expected CLIP")));
-    }
     let stored = config.usize("num_hidden_layers", 12)?;
     let vit = VitConfig {
         image: config.usize("image_size", 224)?,
@@ -146,6 +142,25 @@ pub(crate) fn clip_vit(config: &HfConfig<'_>, select: i64) -> Result<VitConfig, 
     vit.checked(config.place())
 }
 
+/// A SigLIP tower up to hidden state `select` (negative: from the end); defaults are those of `SiglipVisionConfig`.
+pub(crate) fn siglip_vit(config: &HfConfig<'_>, select: i64) -> Result<VitConfig, ModelError> {
+    let stored = config.usize("num_hidden_layers", 12)?;
+    let vit = VitConfig {
+        image: config.usize("image_size", 224)?,
+        patch: config.usize("patch_size", 16)?,
+        width: config.usize("hidden_size", 768)?,
+        ffn: config.usize("intermediate_size", 3072)?,
+        heads: config.usize("num_attention_heads", 12)?,
+        layers: selected_layers(config, stored, select)?,
+        norm_eps: config.f32("layer_norm_eps", 1e-6)?,
+        activation: activation(config, config.str("hidden_act").unwrap_or("gelu_pytorch_tanh"))?,
+        class_token: false,
+        pre_norm: false,
+        patch_bias: true,
+    };
+    vit.checked(config.place())
+}
+
 /// The tower of LLaVA-1.5 and MobileVLM where the checkpoint only names it: CLIP ViT-L/14-336.
 /// Source: `openai/clip-vit-large-patch14-336`, `config.json`.
 pub(crate) fn clip_l14_336() -> Value {
@@ -153,6 +168,15 @@ pub(crate) fn clip_l14_336() -> Value {
         "model_type": "clip_vision_model", "image_size": 336, "patch_size": 14, "hidden_size": 1024,
         "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "layer_norm_eps": 1e-5,
         "hidden_act": "quick_gelu"
+    })
+}
+
+/// The tower of Imp and TinyLLaVA where the checkpoint only names it: SigLIP-so400m/14-384.
+/// Source: `google/siglip-so400m-patch14-384`, `config.json`.
+pub(crate) fn siglip_so400m_14_384() -> Value {
+    serde_json::json!({
+        "model_type": "siglip_vision_model", "image_size": 384, "patch_size": 14, "hidden_size": 1152,
+        "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16
     })
 }
 

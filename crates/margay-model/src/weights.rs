@@ -272,10 +272,17 @@ impl Canonical {
 
 /// Whether leaving this weight out may change the answers of a model whose tower runs `layers` blocks.
 fn would_matter(name: &str, layers: usize) -> bool {
-    // Blocks behind the features, the norm behind them, and tables that follow from the sizes.
+    // Blocks behind the features, the norm and the pooling head behind them, and tables that follow from the sizes.
     let block = ["v.blk.", "encoder.layers."].iter().find_map(|mark| name.split_once(mark));
     let block: Option<usize> = block.and_then(|(_, rest)| rest.split('.').next()?.parse().ok());
-    let inert = ["post_ln", "post_layernorm", "position_ids", "rotary_emb.inv_freq"];
+    let inert = [
+        "post_ln",
+        "post_layernorm",
+        "vision_model.head.",
+        "vision_tower.head.",
+        "position_ids",
+        "rotary_emb.inv_freq",
+    ];
     if block.is_some_and(|block| block >= layers) || inert.iter().any(|part| name.contains(part)) {
         return false;
     }
@@ -366,6 +373,7 @@ mod tests {
             "vision_tower.vision_model.encoder.layers.2.mlp.fc1.weight",
             "model.vision_tower.vision_tower.vision_model.post_layernorm.weight",
             "model.vision_tower.vision_tower.vision_model.embeddings.position_ids",
+            "vision_tower.vision_model.head.attention.in_proj_weight",
             "model.layers.0.self_attn.rotary_emb.inv_freq",
             "output.weight",
             "lm_head.weight",

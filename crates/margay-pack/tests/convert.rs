@@ -5,17 +5,21 @@
 use margay::{
     Image, ModelSource, TraceOptions,
     rooms::{
-        file::{SafeTensors, TensorSource},
+        file::{
+            Gguf, SafeTensors, TensorSource,
+            gguf::{GgufWriter, Metadata},
+        },
         tensor::{DType, Tensor},
     },
 };
-use margay_pack::{ConvertOptions, ConvertReport, PackError, convert};
+use margay_pack::{ConvertOptions, ConvertReport, PackError, convert, mmproj_path};
 use std::{
     ops::ControlFlow,
     path::{Path, PathBuf},
 };
 
-const FOLDERS: &[&str] = &["llama", "llama-odd", "llava", "llava-hf", "mobilevlm-v1", "mobilevlm-v2"];
+const FOLDERS: &[&str] =
+    &["llama", "llama-odd", "llava", "llava-hf", "mobilevlm-v1", "mobilevlm-v2", "siglip"];
 /// As for the checkpoints themselves: float32 weights go through the file unchanged.
 const LOGITS_TOLERANCE: f32 = 1e-4;
 
@@ -73,7 +77,12 @@ fn converted_checkpoints_keep_the_published_logits() {
             let error = error(&logits(&read, &folder), &expected);
             assert!(error <= LOGITS_TOLERANCE, "{name}, single {single}: {error:e}");
             // GGUF has no key of its own for a dummy space at the start of the prompt alone; ours says it.
-            assert_eq!(report.notes.len(), usize::from(*name == "llava-hf"), "{name}: {:?}", report.notes);
+            assert_eq!(
+                report.notes.len(),
+                usize::from(["llava-hf", "siglip"].contains(name)),
+                "{name}: {:?}",
+                report.notes
+            );
         }
     }
 }
@@ -90,13 +99,40 @@ fn source_text(source: &ModelSource) -> margay::rooms::model::TextConfig {
 #[test]
 fn converting_a_converted_model_changes_no_byte() {
     let out = tempfile::tempdir().unwrap();
-    for name in ["llama", "llava", "llava-hf", "mobilevlm-v1"] {
+    for name in ["llama", "llava", "llava-hf", "mobilevlm-v1", "siglip"] {
         let source = ModelSource::open(&golden(name), None).unwrap();
         let [first, second] = ["first", "second"].map(|n| out.path().join(format!("{name}-{n}.gguf")));
         converted(&source, &first, DType::F16, true);
         converted(&ModelSource::open(&first, None).unwrap(), &second, DType::F16, true);
         assert_eq!(std::fs::read(&first).unwrap(), std::fs::read(&second).unwrap(), "{name}");
     }
+}
+
+#[test]
+fn a_public_siglip_file_needs_none_of_our_own_keys() {
+    let out = tempfile::tempdir().unwrap();
+    let folder = golden("siglip");
+    let source = ModelSource::open(&folder, None).unwrap();
+    let path = out.path().join("m.gguf");
+    converted(&source, &path, DType::F32, false);
+    // Public converters know nothing of `margay.*`, and say `use_gelu`, mean and deviation only.
+    let ours = Gguf::open(mmproj_path(&path)).unwrap();
+    let mut public = Metadata::new();
+    for (key, value) in ours.metadata().iter().filter(|(key, _)| !key.starts_with("margay.")) {
+        public.insert(key, value.clone());
+    }
+    let theirs = out.path().join("theirs.gguf");
+    let infos: Vec<_> = ours.tensors().map(|(name, info)| (name.to_owned(), info.clone())).collect();
+    let mut writer = GgufWriter::create(&theirs, &public, &infos).unwrap();
+    for (name, _) in &infos {
+        writer.write_tensor(name, &ours.tensor(name).unwrap()).unwrap();
+    }
+    writer.finish().unwrap();
+
+    let read = ModelSource::open(&path, Some(&theirs)).unwrap();
+    assert_eq!(read.config.vision, source.config.vision);
+    let error = error(&logits(&read, &folder), &logits(&source, &folder));
+    assert!(error <= LOGITS_TOLERANCE, "{error:e}");
 }
 
 #[test]
