@@ -24,6 +24,8 @@ FOLDERS = [
     "llava",
     "mobilevlm-v2",
     "mobilevlm-v1",
+    "phi2",
+    "imp",
 ]
 LIMIT = 5e-6
 
@@ -121,6 +123,33 @@ def decoder(w, config, h, prefix):
     return hidden, rms(h, prefix + "norm")
 
 
+def phi_decoder(w, config, h, prefix):
+    tokens, heads = len(h), config["num_attention_heads"]
+    dim, eps = config["hidden_size"] // heads, config["layer_norm_eps"]
+    rope = config.get("rope_parameters") or config
+    turning = int(dim * rope["partial_rotary_factor"])
+    inv = rope["rope_theta"] ** (-np.arange(0, turning, 2) / turning)
+    angle = np.arange(tokens)[:, None] * inv
+    cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
+    mask = np.triu(np.full((tokens, tokens), -np.inf), 1)
+
+    def rotate(x):
+        a, b, rest = np.split(x, [turning // 2, turning], -1)
+        return np.concatenate([a * cos - b * sin, b * cos + a * sin, rest], -1)
+
+    hidden = [h]
+    for i in range(config["num_hidden_layers"]):
+        p = f"{prefix}layers.{i}."
+        x = layer_norm(h, w, p + "input_layernorm", eps)
+        q, k, v = (
+            linear(x, w, f"{p}self_attn.{n}_proj").reshape(tokens, heads, dim) for n in "qkv"
+        )
+        attended = linear(attention(rotate(q), rotate(k), v, mask), w, p + "self_attn.dense")
+        h = h + attended + linear(gelu_tanh(linear(x, w, p + "mlp.fc1")), w, p + "mlp.fc2")
+        hidden.append(h)
+    return hidden, layer_norm(h, w, prefix + "final_layernorm", eps)
+
+
 # ---------------------------------------------------------------- tower
 
 
@@ -128,8 +157,8 @@ def gelu_tanh(x):
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
-def tower(w, config, pixels, prefix):
-    """CLIP: hidden_states[-2] without CLS. SigLIP: hidden_states[-1]. No final norm."""
+def tower(w, config, pixels, prefix, blocks):
+    """The hidden state behind `blocks` blocks, without CLS and without the final norm."""
     clip = config["model_type"] == "clip_vision_model"
     eps = config["layer_norm_eps"]
     patch, width = config["patch_size"], config["hidden_size"]
@@ -146,7 +175,7 @@ def tower(w, config, pixels, prefix):
     h = h + w[prefix + "embeddings.position_embedding.weight"]
     if clip:
         h = layer_norm(h, w, prefix + "pre_layrnorm", eps)
-    for i in range(config["num_hidden_layers"] - int(clip)):
+    for i in range(blocks):
         p = f"{prefix}encoder.layers.{i}."
         x = layer_norm(h, w, p + "layer_norm1", eps)
         q, k, v = (
@@ -223,18 +252,22 @@ def check(name):
     embedding = weights[prefix + "embed_tokens.weight"]
     h = embedding[np.maximum(ids, 0)]
     mine = {}
+    phi = config["model_type"] in ("phi", "imp")
     if "pixel_values" in golden:
         at = "vision_tower." if hf else "model.vision_tower.vision_tower.vision_model."
         pixels = golden["pixel_values"][0]
-        mine["encode"] = tower(weights, config["vision_config"], pixels, at)[None]
+        vision = config["vision_config"]
+        select = config["vision_feature_layer" if hf else "mm_vision_select_layer"]
+        blocks = vision["num_hidden_layers"] + 1 + select
+        mine["encode"] = tower(weights, vision, pixels, at, blocks)[None]
         at = "multi_modal_projector." if hf else "model.mm_projector."
         kind = "llava-hf" if hf else config["mm_projector_type"]
         mine["project"] = projector(weights, kind, mine["encode"][0], at)[None]
         h[ids < 0] = mine["project"][0]
-    hidden, last = decoder(weights, text, h, prefix)
+    hidden, last = (phi_decoder if phi else decoder)(weights, text, h, prefix)
     mine |= {f"hidden.{i}": v for i, v in enumerate(hidden)}
     head = weights.get("language_model.lm_head.weight" if hf else "lm_head.weight", embedding)
-    mine["logits"] = last @ head.T
+    mine["logits"] = last @ head.T + (weights["lm_head.bias"] if phi else 0.0)
     worst = 0.0
     for key, value in mine.items():
         if key in golden:

@@ -1,7 +1,7 @@
-"""Vision-language checkpoints: llava-hf/, siglip/, llava/, mobilevlm-v1/, mobilevlm-v2/.
+"""Vision-language checkpoints: llava-hf/, siglip/, llava/, mobilevlm-v1/, mobilevlm-v2/, imp/.
 
 The towers and decoders are those of transformers (CLIPVisionModel, SiglipVisionModel,
-LlamaForCausalLM, LlavaForConditionalGeneration); the projectors are in projectors.py.
+LlamaForCausalLM, PhiForCausalLM, LlavaForConditionalGeneration); the projectors are in projectors.py.
 
 Usage: python make_vlm.py [folder ...]     (after make_tokenizer.py)
 """
@@ -29,29 +29,32 @@ from common import (
     squash,
     tokenize,
 )
+from make_phi import TOKENIZER, phi_config, write_tokenizer
 from make_tokenizer import OUT, convert_spm, write_spm_files
 from projectors import PROJECTORS
 
 import torch
 from PIL import Image
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer
 from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
     LlamaConfig,
     LlamaForCausalLM,
+    PhiForCausalLM,
     SiglipVisionConfig,
+    SiglipVisionModel,
 )
 from transformers.models.llava import LlavaConfig, LlavaForConditionalGeneration
 
 TOWER = "model.vision_tower.vision_tower.vision_model."
 PROJECTOR = "model.mm_projector."
-SEEDS = {"llava-hf": 34, "siglip": 71, "llava": 41, "mobilevlm-v2": 51, "mobilevlm-v1": 61}
+SEEDS = {"llava-hf": 34, "siglip": 71, "llava": 41, "mobilevlm-v2": 51, "mobilevlm-v1": 61, "imp": 92}
 
 # What cannot move the logits: the vision layer after the selected one, the final norm and the
 # pooling head of the tower, and its key biases (they add the same number to every score of a
 # softmax row).
-INERT = ("encoder.layers.2.", "post_layernorm", "vision_tower.head.", "k_proj.bias")
+INERT = ("encoder.layers.2.", "post_layernorm", ".head.", "encoder.*k_proj.bias")
 
 
 def vision_config(hidden, heads, ffn, size):
@@ -92,9 +95,11 @@ class Composite:
     """Tower, projector and decoder under the names of the original repositories."""
 
     def __init__(self, vision, text, projector):
-        self.tower = CLIPVisionModel(vision).eval()
+        self.clip = isinstance(vision, CLIPVisionConfig)
+        self.tower = (CLIPVisionModel if self.clip else SiglipVisionModel)(vision).eval()
         self.projector = PROJECTORS[projector](vision.hidden_size, text.hidden_size).eval()
-        self.decoder = LlamaForCausalLM(text).eval()
+        llama = isinstance(text, LlamaConfig)
+        self.decoder = (LlamaForCausalLM if llama else PhiForCausalLM)(text).eval()
 
     def random_state(self, seed):
         state = random_state(self.tower, seed, TOWER)
@@ -115,7 +120,7 @@ class Composite:
     def features(self, pixels):
         out = self.tower(pixels, output_hidden_states=True)
         assert len(out.hidden_states) == self.tower.config.num_hidden_layers + 1
-        encode = out.hidden_states[-2][:, 1:]
+        encode = out.hidden_states[-2][:, int(self.clip) :]
         return encode, self.projector(encode)
 
     def splice(self, ids, project):
@@ -129,7 +134,7 @@ class Composite:
         return self.decoder(inputs_embeds=self.splice(ids, project), use_cache=False).logits[0]
 
 
-def trace(model, pixels, prompt):
+def trace(model, pixels, prompt, tokenize=tokenize):
     encode, project = model.features(pixels)
     ids = tokenize(prompt, project.shape[1])
     embeds = model.splice(ids, project)
@@ -255,6 +260,87 @@ def make_original(name, kind, projector, vision, text, prompt, image, old_proces
     dump(folder / "prompt.json", {"prompt": prompt, "image": "image.png"})
     save_golden(folder, golden)
     describe(name, golden)
+
+
+def phi_tokenize(prompt, image_tokens):
+    """LLaVA's way with Phi's tokenizer: each side of <image> on its own, no BOS."""
+    tokenizer = Tokenizer.from_file(str(TOKENIZER / "tokenizer.json"))
+    before, after = (tokenizer.encode(side).ids for side in prompt.split("<image>"))
+    return before + [-1] * image_tokens + after
+
+
+def imp():
+    """SigLIP, MLP and Phi under the names of Imp's training repository."""
+    name, prompt = "imp", "USER: <image>\nWhat does the sign say? ASSISTANT:"
+    folder = clean(HERE / name)
+    size, half = 60, [0.5] * 3
+    vision, text = siglip_config(36, 2, 70, size), phi_config(40, 2, 96)
+    model = Composite(vision, text, "mlp2x_gelu")
+    state = model.random_state(SEEDS[name])
+    model.load(state)
+    picture(75, 118, 6).save(folder / "image.png", optimize=True)
+    pixels = normalise(squash(Image.open(folder / "image.png"), size), half, half)
+    golden, gap = trace(model, pixels, prompt, phi_tokenize)
+    ids = golden["input_ids"]
+    check_greedy(name, golden["greedy"], gap)
+    assert all(i < 597 for i in golden["greedy"]), "no text, choose another seed"
+    check_every_weight(name, state, lambda s: model.load(s).logits(pixels, ids), INERT)
+    model.load(state)
+
+    save_weights(folder / "model.safetensors", state)
+    config = json.loads(text.to_json_string())
+    del config["rope_parameters"]
+    config |= {
+        "architectures": ["ImpForCausalLM"],
+        "image_aspect_ratio": "square",
+        "mm_hidden_size": vision.hidden_size,
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_use_im_patch_token": False,
+        "mm_use_im_start_end": False,
+        "mm_vision_select_feature": "patch",
+        "mm_vision_select_layer": -2,
+        "mm_vision_tower": "google/siglip-so400m-patch14-384",
+        "model_type": "imp",
+        "partial_rotary_factor": 0.4,
+        "rope_scaling": None,
+        "rope_theta": 10000.0,
+        "torch_dtype": "float32",
+        "transformers_version": "4.36.0",
+        "vision_config": {
+            "hidden_size": vision.hidden_size,
+            "image_size": size,
+            "intermediate_size": vision.intermediate_size,
+            "layer_norm_eps": 1e-06,
+            "model_type": "siglip_vision_model",
+            "num_attention_heads": vision.num_attention_heads,
+            "num_hidden_layers": vision.num_hidden_layers,
+            "patch_size": vision.patch_size,
+        },
+    }
+    dump(folder / "config.json", dict(sorted(config.items())))
+    dump(folder / "preprocessor_config.json", siglip_processor(size))
+    dump(folder / "generation_config.json", {"bos_token_id": 597, "eos_token_id": 597})
+    write_tokenizer(folder)
+    dump(folder / "prompt.json", {"prompt": prompt, "image": "image.png"})
+    save_golden(folder, golden)
+    describe(name, golden)
+
+
+def siglip_processor(size):
+    """preprocessor_config.json as SigLIP's folders hold it."""
+    return {
+        "do_convert_rgb": None,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": [0.5] * 3,
+        "image_processor_type": "SiglipImageProcessor",
+        "image_std": [0.5] * 3,
+        "processor_class": "SiglipProcessor",
+        "resample": 3,
+        "rescale_factor": 0.00392156862745098,
+        "size": {"height": size, "width": size},
+    }
 
 
 def describe(name, golden):
@@ -488,19 +574,7 @@ def siglip():
         siglip_config(36, 2, 70, size, layers=2),
         SiglipImageProcessorPil(size={"height": size, "width": size}),
         lambda opened: normalise(squash(opened, size), half, half),
-        {
-            "do_convert_rgb": None,
-            "do_normalize": True,
-            "do_rescale": True,
-            "do_resize": True,
-            "image_mean": half,
-            "image_processor_type": "SiglipImageProcessor",
-            "image_std": half,
-            "processor_class": "SiglipProcessor",
-            "resample": 3,
-            "rescale_factor": 0.00392156862745098,
-            "size": {"height": size, "width": size},
-        },
+        siglip_processor(size),
         "USER: <image>\nWhat stands on the table? ASSISTANT:",
         picture(118, 75, 5),
     )
@@ -549,6 +623,7 @@ FOLDERS = {
     "llava": llava,
     "mobilevlm-v2": mobilevlm_v2,
     "mobilevlm-v1": mobilevlm_v1,
+    "imp": imp,
 }
 
 

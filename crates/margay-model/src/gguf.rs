@@ -1,11 +1,11 @@
 //! A model's configuration as GGUF metadata, read and written.
 
 use crate::{
-    Family, GgufPart, GgufParts, ModelConfig, ModelError, RopeScaling, TextConfig, VisionConfig, VitConfig,
-    projector,
+    Decoder, Family, GgufPart, GgufParts, ModelConfig, ModelError, RopeScaling, TextConfig, VisionConfig,
+    VitConfig, decoder, projector,
 };
 use margay_file::gguf::{Metadata, Value};
-use margay_graph::Activation;
+use margay_graph::{Activation, NormKind};
 use margay_prompt::image::ImageSpec;
 
 /// Our own key: how a picture becomes pixels, as JSON of an [`ImageSpec`]. Other runtimes ignore it.
@@ -48,6 +48,8 @@ pub(crate) fn read(family: &Family, arch: &str, parts: &GgufParts<'_>) -> Result
 
 fn read_text(arch: &str, part: GgufPart<'_>) -> Result<TextConfig, ModelError> {
     let GgufPart { metadata: meta, tensors } = part;
+    let decoder = decoder::by_arch(arch)
+        .ok_or_else(|| field("general.architecture", format!("{arch:?} is not supported")))?;
     let key = |name: &str| format!("{arch}.{name}");
     let width = meta.usize(&key("embedding_length"))?;
     let heads = meta.usize(&key("attention.head_count"))?;
@@ -77,6 +79,7 @@ fn read_text(arch: &str, part: GgufPart<'_>) -> Result<TextConfig, ModelError> {
         Some(other) => return Err(field(&key("rope.scaling.type"), format!("{other:?} is not supported"))),
     };
     TextConfig {
+        decoder,
         vocabulary,
         width,
         layers: meta.usize(&key("block_count"))?,
@@ -87,11 +90,18 @@ fn read_text(arch: &str, part: GgufPart<'_>) -> Result<TextConfig, ModelError> {
         rotary: meta.opt_usize(&key("rope.dimension_count"))?.unwrap_or(head_dim),
         rope_base: meta.opt_f32(&key("rope.freq_base"))?.unwrap_or(10000.0),
         rope_scaling,
-        norm_eps: meta.f32(&key("attention.layer_norm_rms_epsilon"))?,
+        norm_eps: meta.f32(&key(norm_eps_key(decoder)))?,
         context: meta.usize(&key("context_length"))?,
         tied: tensors.info("output.weight").is_none(),
     }
     .checked("GGUF metadata")
+}
+
+fn norm_eps_key(decoder: &Decoder) -> &'static str {
+    match decoder.norm {
+        NormKind::Rms => "attention.layer_norm_rms_epsilon",
+        NormKind::Layer => "attention.layer_norm_epsilon",
+    }
 }
 
 fn read_vision(family: &Family, part: GgufPart<'_>) -> Result<VisionConfig, ModelError> {
@@ -197,7 +207,7 @@ fn field(key: &str, what: String) -> ModelError {
 pub fn text_metadata(config: &ModelConfig) -> Metadata {
     let mut meta = Metadata::new();
     let text = &config.text;
-    let arch = crate::family(config.family).and_then(|f| f.gguf.first()).map_or("llama", |(arch, _)| arch);
+    let arch = text.decoder.arch;
     let mut put = |name: &str, value: Value| meta.insert(name, value);
     put("general.architecture", arch.into());
     put("general.type", "model".into());
@@ -215,7 +225,7 @@ pub fn text_metadata(config: &ModelConfig) -> Metadata {
     size("rope.dimension_count", text.rotary);
     size("vocab_size", text.vocabulary);
     put(&format!("{arch}.rope.freq_base"), text.rope_base.into());
-    put(&format!("{arch}.attention.layer_norm_rms_epsilon"), text.norm_eps.into());
+    put(&format!("{arch}.{}", norm_eps_key(text.decoder)), text.norm_eps.into());
     if let RopeScaling::Linear(factor) = text.rope_scaling {
         put(&format!("{arch}.rope.scaling.type"), "linear".into());
         put(&format!("{arch}.rope.scaling.factor"), factor.into());

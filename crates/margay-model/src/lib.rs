@@ -16,6 +16,7 @@ mod vision;
 mod weights;
 
 pub use config::{ModelConfig, PromptStyle, RopeScaling, TextConfig, VisionConfig, VitConfig};
+pub use decoder::{DECODERS, Decoder};
 pub use error::ModelError;
 pub use families::{
     FAMILIES, Family, GgufPart, GgufParts, HfParts, ModelPrograms, family, from_gguf, from_hf,

@@ -7,9 +7,9 @@ use margay::{
     rooms::{
         file::{
             Gguf, SafeTensors, TensorSource,
-            gguf::{GgufWriter, Metadata},
+            gguf::{Metadata, write_gguf},
         },
-        tensor::{DType, Tensor},
+        tensor::{DType, Shape, Tensor},
     },
 };
 use margay_pack::{ConvertOptions, ConvertReport, PackError, convert, mmproj_path};
@@ -19,7 +19,7 @@ use std::{
 };
 
 const FOLDERS: &[&str] =
-    &["llama", "llama-odd", "llava", "llava-hf", "mobilevlm-v1", "mobilevlm-v2", "siglip"];
+    &["imp", "llama", "llama-odd", "llava", "llava-hf", "mobilevlm-v1", "mobilevlm-v2", "phi2", "siglip"];
 /// As for the checkpoints themselves: float32 weights go through the file unchanged.
 const LOGITS_TOLERANCE: f32 = 1e-4;
 
@@ -99,7 +99,7 @@ fn source_text(source: &ModelSource) -> margay::rooms::model::TextConfig {
 #[test]
 fn converting_a_converted_model_changes_no_byte() {
     let out = tempfile::tempdir().unwrap();
-    for name in ["llama", "llava", "llava-hf", "mobilevlm-v1", "siglip"] {
+    for name in ["imp", "llama", "llava", "llava-hf", "mobilevlm-v1", "siglip"] {
         let source = ModelSource::open(&golden(name), None).unwrap();
         let [first, second] = ["first", "second"].map(|n| out.path().join(format!("{name}-{n}.gguf")));
         converted(&source, &first, DType::F16, true);
@@ -122,17 +122,47 @@ fn a_public_siglip_file_needs_none_of_our_own_keys() {
         public.insert(key, value.clone());
     }
     let theirs = out.path().join("theirs.gguf");
-    let infos: Vec<_> = ours.tensors().map(|(name, info)| (name.to_owned(), info.clone())).collect();
-    let mut writer = GgufWriter::create(&theirs, &public, &infos).unwrap();
-    for (name, _) in &infos {
-        writer.write_tensor(name, &ours.tensor(name).unwrap()).unwrap();
-    }
-    writer.finish().unwrap();
+    let tensors: Vec<_> = ours.tensors().map(|(name, _)| (name, ours.tensor(name).unwrap())).collect();
+    let named: Vec<(&str, &Tensor)> = tensors.iter().map(|(name, tensor)| (*name, tensor)).collect();
+    write_gguf(&theirs, &public, &named).unwrap();
 
     let read = ModelSource::open(&path, Some(&theirs)).unwrap();
     assert_eq!(read.config.vision, source.config.vision);
     let error = error(&logits(&read, &folder), &logits(&source, &folder));
     assert!(error <= LOGITS_TOLERANCE, "{error:e}");
+}
+
+#[test]
+fn queries_keys_and_values_in_one_matrix_are_the_same_model() {
+    let out = tempfile::tempdir().unwrap();
+    let folder = golden("phi2");
+    let path = out.path().join("apart.gguf");
+    converted(&ModelSource::open(&folder, None).unwrap(), &path, DType::F32, true);
+    let apart = Gguf::open(&path).unwrap();
+    let is_part = |name: &str| ["attn_q.", "attn_k.", "attn_v."].iter().any(|part| name.contains(part));
+    let mut tensors: Vec<(String, Tensor)> = apart
+        .tensors()
+        .filter(|(name, _)| !is_part(name))
+        .map(|(name, _)| (name.to_owned(), apart.tensor(name).unwrap()))
+        .collect();
+    for (layer, kind) in [(0, "weight"), (0, "bias"), (1, "weight"), (1, "bias")] {
+        let parts = ["q", "k", "v"].map(|p| apart.tensor(&format!("blk.{layer}.attn_{p}.{kind}")).unwrap());
+        let mut dims = parts[0].shape().dims().to_vec();
+        dims[0] *= 3;
+        let values: Vec<f32> = parts.iter().flat_map(f32s).collect();
+        let whole = Tensor::from_f32(Shape::from(dims), &values).unwrap();
+        tensors.push((format!("blk.{layer}.attn_qkv.{kind}"), whole));
+    }
+    let fused = out.path().join("fused.gguf");
+    let named: Vec<(&str, &Tensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    write_gguf(&fused, apart.metadata(), &named).unwrap();
+    let [apart, fused] = [path, fused].map(|path| ModelSource::open(&path, None).unwrap());
+    assert_eq!(logits(&fused, &folder), logits(&apart, &folder));
+
+    // Converting takes them apart.
+    let again = out.path().join("again.gguf");
+    converted(&fused, &again, DType::F32, true);
+    assert_eq!(std::fs::read(&again).unwrap(), std::fs::read(out.path().join("apart.gguf")).unwrap());
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use super::{Family, authors_image, processor_image, rename_vlm, tower};
 use crate::{
-    HfConfig, ModelConfig, ModelError, PromptStyle, VisionConfig,
+    HfConfig, ModelConfig, ModelError, PromptStyle, TextConfig, VisionConfig,
     hf::{clip_l14_336, llama_text, siglip_so400m_14_384},
     projector,
 };
@@ -27,7 +27,7 @@ pub(super) const VICUNA: PromptStyle =
 
 fn read_hf(config: &HfConfig<'_>, parts: &super::HfParts<'_>) -> Result<ModelConfig, ModelError> {
     let Some(text) = config.object("text_config") else {
-        return original(LLAVA.id, config, parts);
+        return original(LLAVA.id, config, llama_text(config)?, parts);
     };
     let vision = config.object("vision_config").ok_or_else(|| config.bad("vision_config", "is missing"))?;
     let select = config.get("vision_feature_layer").map_or(Some(-2), |v| v.as_i64());
@@ -57,11 +57,12 @@ fn read_hf(config: &HfConfig<'_>, parts: &super::HfParts<'_>) -> Result<ModelCon
     })
 }
 
-/// The layout of the original LLaVA repository, which MobileVLM shares: the decoder's fields at the top, the vision
+/// The layout of the original LLaVA repository, which MobileVLM and Imp share: the fields of the decoder `text` at the top, the vision
 /// side in `mm_*` fields.
 pub(super) fn original(
     family: &'static str,
     config: &HfConfig<'_>,
+    text: TextConfig,
     parts: &super::HfParts<'_>,
 ) -> Result<ModelConfig, ModelError> {
     let kind = config.str("mm_projector_type").unwrap_or("linear");
@@ -97,7 +98,7 @@ pub(super) fn original(
     Ok(ModelConfig {
         family,
         name: config.str("_name_or_path").filter(|n| !n.is_empty()).unwrap_or(family).to_owned(),
-        text: llama_text(config)?,
+        text,
         vision: Some(VisionConfig { vit, projector, image }),
         prompt: VICUNA,
     })

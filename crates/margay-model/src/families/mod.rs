@@ -1,8 +1,10 @@
 //! The families: one file each, one line in [`FAMILIES`].
 
+mod imp;
 mod llama;
 mod llava;
 mod mobilevlm;
+mod phi;
 
 use crate::{
     HfConfig, ModelConfig, ModelError, PromptStyle, Rename, VisionConfig, VitConfig, decoder, hf, projector,
@@ -14,7 +16,7 @@ use margay_prompt::image::{Filter, Fit, ImageSpec};
 use serde_json::Value;
 
 /// All families.
-pub const FAMILIES: &[&Family] = &[&llama::LLAMA, &llava::LLAVA, &mobilevlm::MOBILEVLM];
+pub const FAMILIES: &[&Family] = &[&llama::LLAMA, &phi::PHI, &llava::LLAVA, &mobilevlm::MOBILEVLM, &imp::IMP];
 
 /// One model family.
 #[derive(Debug)]
@@ -81,7 +83,7 @@ impl ModelConfig {
     /// # Errors
     /// [`ModelError::Graph`] where its sizes do not fit together.
     pub fn programs(&self) -> Result<ModelPrograms, ModelError> {
-        let text = decoder::llama::text(&self.text, self.vision.is_some())?;
+        let text = decoder::text(&self.text, self.vision.is_some())?;
         let Some(VisionConfig { vit, projector, .. }) = &self.vision else {
             return Ok(ModelPrograms { encode: None, project: None, text });
         };
@@ -140,7 +142,7 @@ fn rename_vlm(config: &ModelConfig, name: &str) -> Option<Rename> {
     {
         return (vision.projector.rename)(inner).map(|to| Rename { to, transform: crate::Transform::None });
     }
-    vision::vit::rename(name).or_else(|| decoder::llama::rename(&config.text, name))
+    vision::vit::rename(name).or_else(|| decoder::rename(&config.text, name))
 }
 
 /// A tower up to hidden state `select` (negative: from the end), by the `model_type` of its own configuration.
@@ -204,6 +206,15 @@ fn side(vit: &VitConfig) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_processor_says_how_its_pictures_are_resized() {
+        assert_eq!(resampling(&2.into()), Some(Filter::Bilinear));
+        assert_eq!(resampling(&3.into()), Some(Filter::Bicubic));
+        for unknown in [Value::from(5), Value::from(-1), Value::from("bicubic")] {
+            assert_eq!(resampling(&unknown), None, "{unknown}");
+        }
+    }
 
     #[test]
     fn ids_and_files_agree() {
