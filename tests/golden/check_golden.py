@@ -20,9 +20,12 @@ FOLDERS = [
     "llama-sharded",
     "llama-odd",
     "llava-hf",
+    "siglip",
     "llava",
     "mobilevlm-v2",
     "mobilevlm-v1",
+    "phi2",
+    "imp",
 ]
 LIMIT = 5e-6
 
@@ -120,30 +123,69 @@ def decoder(w, config, h, prefix):
     return hidden, rms(h, prefix + "norm")
 
 
+def phi_decoder(w, config, h, prefix):
+    tokens, heads = len(h), config["num_attention_heads"]
+    dim, eps = config["hidden_size"] // heads, config["layer_norm_eps"]
+    rope = config.get("rope_parameters") or config
+    turning = int(dim * rope["partial_rotary_factor"])
+    inv = rope["rope_theta"] ** (-np.arange(0, turning, 2) / turning)
+    angle = np.arange(tokens)[:, None] * inv
+    cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
+    mask = np.triu(np.full((tokens, tokens), -np.inf), 1)
+
+    def rotate(x):
+        a, b, rest = np.split(x, [turning // 2, turning], -1)
+        return np.concatenate([a * cos - b * sin, b * cos + a * sin, rest], -1)
+
+    hidden = [h]
+    for i in range(config["num_hidden_layers"]):
+        p = f"{prefix}layers.{i}."
+        x = layer_norm(h, w, p + "input_layernorm", eps)
+        q, k, v = (
+            linear(x, w, f"{p}self_attn.{n}_proj").reshape(tokens, heads, dim) for n in "qkv"
+        )
+        attended = linear(attention(rotate(q), rotate(k), v, mask), w, p + "self_attn.dense")
+        h = h + attended + linear(gelu_tanh(linear(x, w, p + "mlp.fc1")), w, p + "mlp.fc2")
+        hidden.append(h)
+    return hidden, layer_norm(h, w, prefix + "final_layernorm", eps)
+
+
 # ---------------------------------------------------------------- tower
 
 
-def tower(w, config, pixels, prefix):
-    """hidden_states[-2] without CLS: every layer but the last, no final norm."""
+def gelu_tanh(x):
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def tower(w, config, pixels, prefix, blocks):
+    """The hidden state behind `blocks` blocks, without CLS and without the final norm."""
+    clip = config["model_type"] == "clip_vision_model"
+    eps = config["layer_norm_eps"]
     patch, width = config["patch_size"], config["hidden_size"]
     side = config["image_size"] // patch
     heads = config["num_attention_heads"]
-    x = pixels.reshape(3, side, patch, side, patch).transpose(1, 3, 0, 2, 4)
+    used = side * patch
+    x = pixels[:, :used, :used].reshape(3, side, patch, side, patch).transpose(1, 3, 0, 2, 4)
     kernel = w[prefix + "embeddings.patch_embedding.weight"].reshape(width, -1)
-    x = x.reshape(side * side, -1) @ kernel.T
-    h = np.concatenate([w[prefix + "embeddings.class_embedding"][None], x])
+    h = x.reshape(side * side, -1) @ kernel.T
+    if clip:
+        h = np.concatenate([w[prefix + "embeddings.class_embedding"][None], h])
+    else:
+        h = h + w[prefix + "embeddings.patch_embedding.bias"]
     h = h + w[prefix + "embeddings.position_embedding.weight"]
-    h = layer_norm(h, w, prefix + "pre_layrnorm")
-    for i in range(config["num_hidden_layers"] - 1):
+    if clip:
+        h = layer_norm(h, w, prefix + "pre_layrnorm", eps)
+    for i in range(blocks):
         p = f"{prefix}encoder.layers.{i}."
-        x = layer_norm(h, w, p + "layer_norm1")
+        x = layer_norm(h, w, p + "layer_norm1", eps)
         q, k, v = (
             linear(x, w, f"{p}self_attn.{n}_proj").reshape(len(x), heads, -1) for n in "qkv"
         )
         h = h + linear(attention(q, k, v), w, p + "self_attn.out_proj")
-        x = linear(layer_norm(h, w, p + "layer_norm2"), w, p + "mlp.fc1")
-        h = h + linear(x / (1 + np.exp(-1.702 * x)), w, p + "mlp.fc2")
-    return h[1:]
+        x = linear(layer_norm(h, w, p + "layer_norm2", eps), w, p + "mlp.fc1")
+        x = x / (1 + np.exp(-1.702 * x)) if clip else gelu_tanh(x)
+        h = h + linear(x, w, p + "mlp.fc2")
+    return h[1:] if clip else h
 
 
 # ---------------------------------------------------------------- projectors
@@ -203,25 +245,29 @@ def check(name):
         weights |= read(path)
     golden = read(folder / "golden.safetensors")
     config = json.loads((folder / "config.json").read_text())
-    hf = name == "llava-hf"
+    hf = "text_config" in config
     text = config["text_config"] if hf else config
     prefix = "language_model.model." if hf else "model."
     ids = golden["input_ids"]
     embedding = weights[prefix + "embed_tokens.weight"]
     h = embedding[np.maximum(ids, 0)]
     mine = {}
+    phi = config["model_type"] in ("phi", "imp")
     if "pixel_values" in golden:
         at = "vision_tower." if hf else "model.vision_tower.vision_tower.vision_model."
         pixels = golden["pixel_values"][0]
-        mine["encode"] = tower(weights, config["vision_config"], pixels, at)[None]
+        vision = config["vision_config"]
+        select = config["vision_feature_layer" if hf else "mm_vision_select_layer"]
+        blocks = vision["num_hidden_layers"] + 1 + select
+        mine["encode"] = tower(weights, vision, pixels, at, blocks)[None]
         at = "multi_modal_projector." if hf else "model.mm_projector."
-        kind = name if hf else config["mm_projector_type"]
+        kind = "llava-hf" if hf else config["mm_projector_type"]
         mine["project"] = projector(weights, kind, mine["encode"][0], at)[None]
         h[ids < 0] = mine["project"][0]
-    hidden, last = decoder(weights, text, h, prefix)
+    hidden, last = (phi_decoder if phi else decoder)(weights, text, h, prefix)
     mine |= {f"hidden.{i}": v for i, v in enumerate(hidden)}
     head = weights.get("language_model.lm_head.weight" if hf else "lm_head.weight", embedding)
-    mine["logits"] = last @ head.T
+    mine["logits"] = last @ head.T + (weights["lm_head.bias"] if phi else 0.0)
     worst = 0.0
     for key, value in mine.items():
         if key in golden:

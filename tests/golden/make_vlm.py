@@ -1,9 +1,9 @@
-"""Vision-language checkpoints: llava-hf/, llava/, mobilevlm-v1/, mobilevlm-v2/.
+"""Vision-language checkpoints: llava-hf/, siglip/, llava/, mobilevlm-v1/, mobilevlm-v2/, imp/.
 
-The towers and decoders are those of transformers (CLIPVisionModel, LlamaForCausalLM,
-LlavaForConditionalGeneration); the projectors are in projectors.py.
+The towers and decoders are those of transformers (CLIPVisionModel, SiglipVisionModel,
+LlamaForCausalLM, PhiForCausalLM, LlavaForConditionalGeneration); the projectors are in projectors.py.
 
-Usage: python make_vlm.py     (after make_tokenizer.py)
+Usage: python make_vlm.py [folder ...]     (after make_tokenizer.py)
 """
 
 import json
@@ -19,30 +19,42 @@ from common import (
     dump,
     greedy,
     load,
+    normalise,
     picture,
     preprocess,
     random_state,
     run_llama,
     save_golden,
     save_weights,
+    squash,
     tokenize,
 )
+from make_phi import TOKENIZER, phi_config, write_tokenizer
 from make_tokenizer import OUT, convert_spm, write_spm_files
 from projectors import PROJECTORS
 
 import torch
 from PIL import Image
-from tokenizers import AddedToken
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+from tokenizers import AddedToken, Tokenizer
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PhiForCausalLM,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 from transformers.models.llava import LlavaConfig, LlavaForConditionalGeneration
 
 TOWER = "model.vision_tower.vision_tower.vision_model."
 PROJECTOR = "model.mm_projector."
-SEEDS = {"llava-hf": 34, "llava": 41, "mobilevlm-v2": 51, "mobilevlm-v1": 61}
+SEEDS = {"llava-hf": 34, "siglip": 71, "llava": 41, "mobilevlm-v2": 51, "mobilevlm-v1": 61, "imp": 92}
 
-# What cannot move the logits: the vision layer after the selected one, the final norm of the
-# tower, and key biases (they add the same number to every score of a softmax row).
-INERT = ("encoder.layers.2.", "post_layernorm", "k_proj.bias")
+# What cannot move the logits: the vision layer after the selected one, the final norm and the
+# pooling head of the tower, and its key biases (they add the same number to every score of a
+# softmax row).
+INERT = ("encoder.layers.2.", "post_layernorm", ".head.", "encoder.*k_proj.bias")
 
 
 def vision_config(hidden, heads, ffn, size):
@@ -83,9 +95,11 @@ class Composite:
     """Tower, projector and decoder under the names of the original repositories."""
 
     def __init__(self, vision, text, projector):
-        self.tower = CLIPVisionModel(vision).eval()
+        self.clip = isinstance(vision, CLIPVisionConfig)
+        self.tower = (CLIPVisionModel if self.clip else SiglipVisionModel)(vision).eval()
         self.projector = PROJECTORS[projector](vision.hidden_size, text.hidden_size).eval()
-        self.decoder = LlamaForCausalLM(text).eval()
+        llama = isinstance(text, LlamaConfig)
+        self.decoder = (LlamaForCausalLM if llama else PhiForCausalLM)(text).eval()
 
     def random_state(self, seed):
         state = random_state(self.tower, seed, TOWER)
@@ -106,7 +120,7 @@ class Composite:
     def features(self, pixels):
         out = self.tower(pixels, output_hidden_states=True)
         assert len(out.hidden_states) == self.tower.config.num_hidden_layers + 1
-        encode = out.hidden_states[-2][:, 1:]
+        encode = out.hidden_states[-2][:, int(self.clip) :]
         return encode, self.projector(encode)
 
     def splice(self, ids, project):
@@ -120,7 +134,7 @@ class Composite:
         return self.decoder(inputs_embeds=self.splice(ids, project), use_cache=False).logits[0]
 
 
-def trace(model, pixels, prompt):
+def trace(model, pixels, prompt, tokenize=tokenize):
     encode, project = model.features(pixels)
     ids = tokenize(prompt, project.shape[1])
     embeds = model.splice(ids, project)
@@ -248,19 +262,113 @@ def make_original(name, kind, projector, vision, text, prompt, image, old_proces
     describe(name, golden)
 
 
+def phi_tokenize(prompt, image_tokens):
+    """LLaVA's way with Phi's tokenizer: each side of <image> on its own, no BOS."""
+    tokenizer = Tokenizer.from_file(str(TOKENIZER / "tokenizer.json"))
+    before, after = (tokenizer.encode(side).ids for side in prompt.split("<image>"))
+    return before + [-1] * image_tokens + after
+
+
+def imp():
+    """SigLIP, MLP and Phi under the names of Imp's training repository."""
+    name, prompt = "imp", "USER: <image>\nWhat does the sign say? ASSISTANT:"
+    folder = clean(HERE / name)
+    size, half = 60, [0.5] * 3
+    vision, text = siglip_config(36, 2, 70, size), phi_config(40, 2, 96)
+    model = Composite(vision, text, "mlp2x_gelu")
+    state = model.random_state(SEEDS[name])
+    model.load(state)
+    picture(75, 118, 6).save(folder / "image.png", optimize=True)
+    pixels = normalise(squash(Image.open(folder / "image.png"), size), half, half)
+    golden, gap = trace(model, pixels, prompt, phi_tokenize)
+    ids = golden["input_ids"]
+    check_greedy(name, golden["greedy"], gap)
+    assert all(i < 597 for i in golden["greedy"]), "no text, choose another seed"
+    check_every_weight(name, state, lambda s: model.load(s).logits(pixels, ids), INERT)
+    model.load(state)
+
+    save_weights(folder / "model.safetensors", state)
+    config = json.loads(text.to_json_string())
+    del config["rope_parameters"]
+    config |= {
+        "architectures": ["ImpForCausalLM"],
+        "image_aspect_ratio": "square",
+        "mm_hidden_size": vision.hidden_size,
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_use_im_patch_token": False,
+        "mm_use_im_start_end": False,
+        "mm_vision_select_feature": "patch",
+        "mm_vision_select_layer": -2,
+        "mm_vision_tower": "google/siglip-so400m-patch14-384",
+        "model_type": "imp",
+        "partial_rotary_factor": 0.4,
+        "rope_scaling": None,
+        "rope_theta": 10000.0,
+        "torch_dtype": "float32",
+        "transformers_version": "4.36.0",
+        "vision_config": {
+            "hidden_size": vision.hidden_size,
+            "image_size": size,
+            "intermediate_size": vision.intermediate_size,
+            "layer_norm_eps": 1e-06,
+            "model_type": "siglip_vision_model",
+            "num_attention_heads": vision.num_attention_heads,
+            "num_hidden_layers": vision.num_hidden_layers,
+            "patch_size": vision.patch_size,
+        },
+    }
+    dump(folder / "config.json", dict(sorted(config.items())))
+    dump(folder / "preprocessor_config.json", siglip_processor(size))
+    dump(folder / "generation_config.json", {"bos_token_id": 597, "eos_token_id": 597})
+    write_tokenizer(folder)
+    dump(folder / "prompt.json", {"prompt": prompt, "image": "image.png"})
+    save_golden(folder, golden)
+    describe(name, golden)
+
+
+def siglip_processor(size):
+    """preprocessor_config.json as SigLIP's folders hold it."""
+    return {
+        "do_convert_rgb": None,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": [0.5] * 3,
+        "image_processor_type": "SiglipImageProcessor",
+        "image_std": [0.5] * 3,
+        "processor_class": "SiglipProcessor",
+        "resample": 3,
+        "rescale_factor": 0.00392156862745098,
+        "size": {"height": size, "width": size},
+    }
+
+
 def describe(name, golden):
     shapes = {k: tuple(torch.as_tensor(v).shape) for k, v in golden.items()}
     print(f"{name}: {shapes}")
 
 
+def siglip_config(hidden, heads, ffn, size, layers=3):
+    return SiglipVisionConfig(
+        hidden_size=hidden,
+        intermediate_size=ffn,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        image_size=size,
+        patch_size=14,
+        attn_implementation="eager",
+    )
+
+
 def llava_model(vision, text, image_token):
+    clip = isinstance(vision, CLIPVisionConfig)
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,
         image_token_index=image_token,
         image_seq_length=(vision.image_size // vision.patch_size) ** 2,
-        vision_feature_layer=-2,
-        vision_feature_select_strategy="default",
+        vision_feature_layer=-2 if clip else -1,
+        vision_feature_select_strategy="default" if clip else "full",
         projector_hidden_act="gelu",
         tie_word_embeddings=False,
         attn_implementation="eager",
@@ -314,13 +422,16 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_llava_hf(prompt, image):
-    from transformers import LlavaProcessor, PreTrainedTokenizerFast
-    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+def make_llava_hf(name, vision, image_processor, preprocess_own, stored, prompt, image):
+    """A checkpoint as LlavaForConditionalGeneration writes it, with its processor.
 
-    name, size, pieces, vocab = "llava-hf", 56, 512, 576
+    `preprocess_own` is our own arithmetic for the same pixels, `stored` the preprocessor_config.json
+    of published folders."""
+    from transformers import LlavaProcessor, PreTrainedTokenizerFast
+
+    pieces, vocab = 512, 576
+    clip = isinstance(vision, CLIPVisionConfig)
     folder = clean(HERE / name)
-    vision = vision_config(24, 3, 56, size)
     text = text_config(32, 4, 2, 96, 1e-5, vocab)
     model = llava_model(vision, text, pieces)
     state = random_state(model, SEEDS[name])
@@ -341,22 +452,19 @@ def make_llava_hf(prompt, image):
         padding_side="left",
         extra_special_tokens={"image_token": "<image>"},
     )
-    crop = LlavaImageProcessorPil(
-        size={"shortest_edge": size}, crop_size={"height": size, "width": size}
-    )
     processor = LlavaProcessor(
-        image_processor=crop,
+        image_processor=image_processor,
         tokenizer=tokenizer,
         patch_size=14,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
+        vision_feature_select_strategy=model.config.vision_feature_select_strategy,
+        num_additional_image_tokens=int(clip),
         chat_template=CHAT_TEMPLATE,
     )
     image.save(folder / "image.png", optimize=True)
     opened = Image.open(folder / "image.png")
     inputs = processor(images=opened, text=prompt, return_tensors="pt")
     pixels = inputs["pixel_values"]
-    own = preprocess(opened, size, pad=False)
+    own = preprocess_own(opened)
     assert torch.equal(pixels, own), (pixels - own).abs().max()
 
     ids = inputs["input_ids"]
@@ -415,10 +523,7 @@ def make_llava_hf(prompt, image):
     processor.save_pretrained(str(folder))
     # transformers 5 puts the image processor inside processor_config.json; the published folders
     # hold it as preprocessor_config.json too, and so does this one.
-    dump(
-        folder / "preprocessor_config.json",
-        image_processor(size) | {"image_processor_type": "CLIPImageProcessor"},
-    )
+    dump(folder / "preprocessor_config.json", stored)
     dump(folder / "prompt.json", {"prompt": prompt, "image": "image.png"})
     # How transformers 4 names the same tensors (the published llava-hf folders).
     from safetensors import safe_open
@@ -441,8 +546,41 @@ def make_llava_hf(prompt, image):
     assert torch.equal(again, logits)
 
 
-def main():
-    make_llava_hf("USER: <image>\nWhat is in the picture? ASSISTANT:", picture(118, 75, 1))
+def llava_hf():
+    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+    size = 56
+    make_llava_hf(
+        "llava-hf",
+        vision_config(24, 3, 56, size),
+        LlavaImageProcessorPil(
+            size={"shortest_edge": size}, crop_size={"height": size, "width": size}
+        ),
+        lambda opened: preprocess(opened, size, pad=False),
+        image_processor(size) | {"image_processor_type": "CLIPImageProcessor"},
+        "USER: <image>\nWhat is in the picture? ASSISTANT:",
+        picture(118, 75, 1),
+    )
+
+
+def siglip():
+    """60 pixels in patches of 14 leave a border of 4, as 384 leave one of 6."""
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    size = 60
+    half = [0.5] * 3
+    make_llava_hf(
+        "siglip",
+        siglip_config(36, 2, 70, size, layers=2),
+        SiglipImageProcessorPil(size={"height": size, "width": size}),
+        lambda opened: normalise(squash(opened, size), half, half),
+        siglip_processor(size),
+        "USER: <image>\nWhat stands on the table? ASSISTANT:",
+        picture(118, 75, 5),
+    )
+
+
+def llava():
     make_original(
         "llava",
         "llava",
@@ -452,6 +590,9 @@ def main():
         "USER: <image>\nWhat does the sign say? ASSISTANT:",
         picture(118, 75, 2),
     )
+
+
+def mobilevlm_v2():
     make_original(
         "mobilevlm-v2",
         "mobilevlm",
@@ -461,6 +602,9 @@ def main():
         "USER: <image>\nWhere is the small cat? ASSISTANT:",
         picture(75, 118, 3),
     )
+
+
+def mobilevlm_v1():
     make_original(
         "mobilevlm-v1",
         "mobilevlm",
@@ -471,6 +615,21 @@ def main():
         picture(118, 75, 4),
         old_processor=True,
     )
+
+
+FOLDERS = {
+    "llava-hf": llava_hf,
+    "siglip": siglip,
+    "llava": llava,
+    "mobilevlm-v2": mobilevlm_v2,
+    "mobilevlm-v1": mobilevlm_v1,
+    "imp": imp,
+}
+
+
+def main():
+    for name in sys.argv[1:] or FOLDERS:
+        FOLDERS[name]()
 
 
 if __name__ == "__main__":

@@ -115,11 +115,25 @@ fn inspect_tells_a_whole_model_a_half_and_an_unknown_one() {
 
 #[test]
 fn inspect_predicts_the_memory_of_each_golden_model_and_the_cost_of_a_picture() {
-    for model in ["llama", "llama-sharded", "llava", "llava-hf", "mobilevlm-v1", "mobilevlm-v2"] {
+    for model in [
+        "imp",
+        "llama",
+        "llama-sharded",
+        "llava",
+        "llava-hf",
+        "mobilevlm-v1",
+        "mobilevlm-v2",
+        "phi2",
+        "siglip",
+    ] {
         let seen = run(["inspect", &golden(model), "--json"]).json();
         let memory = &seen["memory"];
         assert!(memory["text_arena_bytes"].as_u64().unwrap() > 0, "{model}");
-        assert_eq!(memory["encode_arena_bytes"].is_null(), model.starts_with("llama"), "{model}");
+        assert_eq!(
+            memory["encode_arena_bytes"].is_null(),
+            ["llama", "llama-sharded", "phi2"].contains(&model),
+            "{model}"
+        );
         assert_eq!(seen["weights"].as_array().unwrap().last().unwrap()["bytes"], memory["weight_bytes"]);
     }
     let seen = run(["inspect", "--json", "--image", &golden("llava/image.png")]).json();
@@ -201,7 +215,7 @@ fn an_8_bit_cache_changes_the_logits_a_little_and_nothing_before_them() {
 #[test]
 fn trace_on_the_reference_backend_equals_the_original() {
     let folder = tempfile::tempdir().unwrap();
-    for model in ["llama", "llava", "llava-hf", "mobilevlm-v1", "mobilevlm-v2"] {
+    for model in ["imp", "llama", "llava", "llava-hf", "mobilevlm-v1", "mobilevlm-v2", "phi2", "siglip"] {
         let prompt = std::fs::read(golden(&format!("{model}/prompt.json"))).unwrap();
         let prompt: serde_json::Value = serde_json::from_slice(&prompt).unwrap();
         let out = word(folder.path(), "stages.safetensors");

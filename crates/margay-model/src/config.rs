@@ -1,6 +1,6 @@
 //! The numbers that describe a model, whatever file they came from.
 
-use crate::{ModelError, Projector};
+use crate::{Decoder, ModelError, Projector};
 use margay_graph::Activation;
 use margay_prompt::image::ImageSpec;
 
@@ -19,9 +19,11 @@ pub struct ModelConfig {
     pub prompt: PromptStyle,
 }
 
-/// A LLaMA-like decoder.
+/// A decoder.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TextConfig {
+    /// Which one.
+    pub decoder: &'static Decoder,
     /// Rows of the embedding table.
     pub vocabulary: usize,
     /// E
@@ -42,7 +44,7 @@ pub struct TextConfig {
     pub rope_base: f32,
     /// How the frequencies are stretched for long contexts.
     pub rope_scaling: RopeScaling,
-    /// Epsilon of the RMS norms.
+    /// Epsilon of the norms.
     pub norm_eps: f32,
     /// Positions the model was trained for.
     pub context: usize,

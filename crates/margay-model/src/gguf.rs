@@ -1,10 +1,11 @@
 //! A model's configuration as GGUF metadata, read and written.
 
 use crate::{
-    Family, GgufParts, ModelConfig, ModelError, RopeScaling, TextConfig, VisionConfig, VitConfig, projector,
+    Decoder, Family, GgufPart, GgufParts, ModelConfig, ModelError, RopeScaling, TextConfig, VisionConfig,
+    VitConfig, decoder, projector,
 };
 use margay_file::gguf::{Metadata, Value};
-use margay_graph::Activation;
+use margay_graph::{Activation, NormKind};
 use margay_prompt::image::ImageSpec;
 
 /// Our own key: how a picture becomes pixels, as JSON of an [`ImageSpec`]. Other runtimes ignore it.
@@ -28,10 +29,11 @@ pub(crate) fn projector_type(vision: &Metadata) -> Result<&str, ModelError> {
 }
 
 pub(crate) fn read(family: &Family, arch: &str, parts: &GgufParts<'_>) -> Result<ModelConfig, ModelError> {
-    let text = read_text(arch, parts)?;
-    let vision = parts.vision.map(|meta| read_vision(family, meta)).transpose()?;
+    let text = read_text(arch, parts.text)?;
+    let vision = parts.vision.map(|part| read_vision(family, part)).transpose()?;
     if let Some(vision) = &vision
-        && let Some(out) = parts.vision.and_then(|m| m.opt_usize("clip.vision.projection_dim").transpose())
+        && let Some(out) =
+            parts.vision.and_then(|p| p.metadata.opt_usize("clip.vision.projection_dim").transpose())
         && out? != text.width
         && vision.projector.id != "mlp"
     {
@@ -40,12 +42,14 @@ pub(crate) fn read(family: &Family, arch: &str, parts: &GgufParts<'_>) -> Result
             format!("does not fit a decoder of width {}", text.width),
         ));
     }
-    let name = parts.text.opt_str("general.name")?.unwrap_or(family.id).to_owned();
+    let name = parts.text.metadata.opt_str("general.name")?.unwrap_or(family.id).to_owned();
     Ok(ModelConfig { family: family.id, name, text, vision, prompt: family.prompt })
 }
 
-fn read_text(arch: &str, parts: &GgufParts<'_>) -> Result<TextConfig, ModelError> {
-    let meta = parts.text;
+fn read_text(arch: &str, part: GgufPart<'_>) -> Result<TextConfig, ModelError> {
+    let GgufPart { metadata: meta, tensors } = part;
+    let decoder = decoder::by_arch(arch)
+        .ok_or_else(|| field("general.architecture", format!("{arch:?} is not supported")))?;
     let key = |name: &str| format!("{arch}.{name}");
     let width = meta.usize(&key("embedding_length"))?;
     let heads = meta.usize(&key("attention.head_count"))?;
@@ -57,7 +61,7 @@ fn read_text(arch: &str, parts: &GgufParts<'_>) -> Result<TextConfig, ModelError
         let what = format!("{value_length} differs from the key length {head_dim}, which is not supported");
         return Err(field(&key("attention.value_length"), what));
     }
-    let table = parts.tensors.info("token_embd.weight");
+    let table = tensors.info("token_embd.weight");
     let table = table.ok_or_else(|| ModelError::weight("token_embd.weight", "the file does not hold it"))?;
     let vocabulary = table.shape.dims().first().copied().unwrap_or(0);
     let tokens = meta.opt_strings("tokenizer.ggml.tokens")?.map(|t| t.len());
@@ -65,9 +69,9 @@ fn read_text(arch: &str, parts: &GgufParts<'_>) -> Result<TextConfig, ModelError
         return Err(field("tokenizer.ggml.tokens", format!("{tokens} tokens for {vocabulary} embeddings")));
     }
     let rope_scaling = match meta.opt_str(&key("rope.scaling.type"))? {
-        None | Some("none") if parts.tensors.info("rope_freqs.weight").is_some() => RopeScaling::Factors,
+        None | Some("none") if tensors.info("rope_freqs.weight").is_some() => RopeScaling::Factors,
         None | Some("none") => RopeScaling::None,
-        Some(kind) if parts.tensors.info("rope_freqs.weight").is_some() => {
+        Some(kind) if tensors.info("rope_freqs.weight").is_some() => {
             let what = format!("{kind:?} beside rope_freqs.weight is not supported");
             return Err(field(&key("rope.scaling.type"), what));
         }
@@ -75,6 +79,7 @@ fn read_text(arch: &str, parts: &GgufParts<'_>) -> Result<TextConfig, ModelError
         Some(other) => return Err(field(&key("rope.scaling.type"), format!("{other:?} is not supported"))),
     };
     TextConfig {
+        decoder,
         vocabulary,
         width,
         layers: meta.usize(&key("block_count"))?,
@@ -85,14 +90,22 @@ fn read_text(arch: &str, parts: &GgufParts<'_>) -> Result<TextConfig, ModelError
         rotary: meta.opt_usize(&key("rope.dimension_count"))?.unwrap_or(head_dim),
         rope_base: meta.opt_f32(&key("rope.freq_base"))?.unwrap_or(10000.0),
         rope_scaling,
-        norm_eps: meta.f32(&key("attention.layer_norm_rms_epsilon"))?,
+        norm_eps: meta.f32(&key(norm_eps_key(decoder)))?,
         context: meta.usize(&key("context_length"))?,
-        tied: parts.tensors.info("output.weight").is_none(),
+        tied: tensors.info("output.weight").is_none(),
     }
     .checked("GGUF metadata")
 }
 
-fn read_vision(family: &Family, meta: &Metadata) -> Result<VisionConfig, ModelError> {
+fn norm_eps_key(decoder: &Decoder) -> &'static str {
+    match decoder.norm {
+        NormKind::Rms => "attention.layer_norm_rms_epsilon",
+        NormKind::Layer => "attention.layer_norm_epsilon",
+    }
+}
+
+fn read_vision(family: &Family, part: GgufPart<'_>) -> Result<VisionConfig, ModelError> {
+    let GgufPart { metadata: meta, tensors } = part;
     let kind = projector_type(meta)?;
     let projector = projector::by_id(kind)
         .ok_or_else(|| field("clip.projector_type", format!("the projector {kind:?} is not supported")))?;
@@ -114,14 +127,15 @@ fn read_vision(family: &Family, meta: &Metadata) -> Result<VisionConfig, ModelEr
         layers: layers_that_run(meta, stored)?,
         norm_eps: meta.f32(&key("attention.layer_norm_epsilon"))?,
         activation: activation(meta)?,
-        class_token: true,
-        pre_norm: true,
-        patch_bias: false,
+        // No key tells the towers apart; what a file holds does.
+        class_token: tensors.info("v.class_embd").is_some(),
+        pre_norm: tensors.info("v.pre_ln.weight").is_some(),
+        patch_bias: tensors.info("v.patch_embd.bias").is_some(),
     }
     .checked("GGUF metadata")?;
     let image = match meta.opt_str(IMAGE_SPEC_KEY)? {
         Some(json) => serde_json::from_str(json).map_err(|e| field(IMAGE_SPEC_KEY, e.to_string()))?,
-        None => default_image(family, meta, vit.image)?,
+        None => default_image(family, meta, &vit)?,
     };
     if image.size != (vit.image as u32, vit.image as u32) {
         let what = format!("{} x {} pixels do not fit a tower of {}", image.size.0, image.size.1, vit.image);
@@ -165,11 +179,11 @@ fn activation(meta: &Metadata) -> Result<Activation, ModelError> {
     })
 }
 
-fn default_image(family: &Family, meta: &Metadata, side: usize) -> Result<ImageSpec, ModelError> {
+fn default_image(family: &Family, meta: &Metadata, vit: &VitConfig) -> Result<ImageSpec, ModelError> {
     let make = family
         .image
         .ok_or_else(|| field("clip.vision.image_size", "this family has no image side".into()))?;
-    let mut spec = make(side as u32);
+    let mut spec = make(vit);
     for (key, slot) in [("clip.vision.image_mean", &mut spec.mean), ("clip.vision.image_std", &mut spec.std)]
     {
         if let Some(values) = meta.opt_f32s(key)? {
@@ -193,7 +207,7 @@ fn field(key: &str, what: String) -> ModelError {
 pub fn text_metadata(config: &ModelConfig) -> Metadata {
     let mut meta = Metadata::new();
     let text = &config.text;
-    let arch = crate::family(config.family).and_then(|f| f.gguf.first()).map_or("llama", |(arch, _)| arch);
+    let arch = text.decoder.arch;
     let mut put = |name: &str, value: Value| meta.insert(name, value);
     put("general.architecture", arch.into());
     put("general.type", "model".into());
@@ -211,7 +225,7 @@ pub fn text_metadata(config: &ModelConfig) -> Metadata {
     size("rope.dimension_count", text.rotary);
     size("vocab_size", text.vocabulary);
     put(&format!("{arch}.rope.freq_base"), text.rope_base.into());
-    put(&format!("{arch}.attention.layer_norm_rms_epsilon"), text.norm_eps.into());
+    put(&format!("{arch}.{}", norm_eps_key(text.decoder)), text.norm_eps.into());
     if let RopeScaling::Linear(factor) = text.rope_scaling {
         put(&format!("{arch}.rope.scaling.type"), "linear".into());
         put(&format!("{arch}.rope.scaling.factor"), factor.into());

@@ -1,6 +1,6 @@
 //! Reads a Hugging Face `config.json`, with errors that name the field.
 
-use crate::{ModelError, RopeScaling, TextConfig, VitConfig};
+use crate::{ModelError, RopeScaling, TextConfig, VitConfig, decoder};
 use margay_graph::Activation;
 use serde_json::Value;
 
@@ -90,6 +90,7 @@ pub(crate) fn llama_text(config: &HfConfig<'_>) -> Result<TextConfig, ModelError
     let rope = config.object("rope_parameters").unwrap_or_else(|| config.clone());
     let scaling = config.object("rope_scaling").or_else(|| config.object("rope_parameters"));
     let text = TextConfig {
+        decoder: &decoder::llama::LLAMA,
         vocabulary: config.usize("vocab_size", 32000)?,
         width,
         layers: config.usize("num_hidden_layers", 32)?,
@@ -101,6 +102,42 @@ pub(crate) fn llama_text(config: &HfConfig<'_>) -> Result<TextConfig, ModelError
         rope_base: rope.f32("rope_theta", config.f32("rope_theta", 10000.0)?)?,
         rope_scaling: scaling.map_or(Ok(RopeScaling::None), |s| rope_scaling(&s))?,
         norm_eps: config.f32("rms_norm_eps", 1e-6)?,
+        context: config.usize("max_position_embeddings", 2048)?,
+        tied: config.bool("tie_word_embeddings", false)?,
+    };
+    text.checked(config.place())
+}
+
+/// A Phi decoder; defaults are those of transformers' `PhiConfig`.
+pub(crate) fn phi_text(config: &HfConfig<'_>) -> Result<TextConfig, ModelError> {
+    let act = config.str("hidden_act").unwrap_or("gelu_new");
+    if activation(config, act)? != Activation::GeluTanh {
+        return Err(config.bad(
+            "hidden_act",
+            &format!("{act:?} is not supported in a phi decoder, expected \"gelu_new\""),
+        ));
+    }
+    if config.bool("qk_layernorm", false)? {
+        return Err(config.bad("qk_layernorm", "norms of queries and keys are not supported"));
+    }
+    let heads = config.usize("num_attention_heads", 32)?;
+    let width = config.usize("hidden_size", 2048)?;
+    let head_dim = config.usize("head_dim", width / heads.max(1))?;
+    let rope = config.object("rope_parameters").unwrap_or_else(|| config.clone());
+    let scaling = config.object("rope_scaling").or_else(|| config.object("rope_parameters"));
+    let text = TextConfig {
+        decoder: &decoder::phi2::PHI2,
+        vocabulary: config.usize("vocab_size", 51200)?,
+        width,
+        layers: config.usize("num_hidden_layers", 24)?,
+        ffn: config.usize("intermediate_size", 8192)?,
+        heads,
+        kv_heads: config.usize("num_key_value_heads", heads)?,
+        head_dim,
+        rotary: (head_dim as f32 * rope.f32("partial_rotary_factor", 0.5)?) as usize,
+        rope_base: rope.f32("rope_theta", 10000.0)?,
+        rope_scaling: scaling.map_or(Ok(RopeScaling::None), |s| rope_scaling(&s))?,
+        norm_eps: config.f32("layer_norm_eps", 1e-5)?,
         context: config.usize("max_position_embeddings", 2048)?,
         tied: config.bool("tie_word_embeddings", false)?,
     };
@@ -125,10 +162,6 @@ fn rope_scaling(config: &HfConfig<'_>) -> Result<RopeScaling, ModelError> {
 /// A CLIP tower up to hidden state `select` (negative: from the end); defaults are those of `CLIPVisionConfig`, which
 /// leaves out fields that equal them.
 pub(crate) fn clip_vit(config: &HfConfig<'_>, select: i64) -> Result<VitConfig, ModelError> {
-    if let Some(kind) = config.str("model_type").filter(|kind| *kind != "clip_vision_model") {
-        return Err(config
-            .bad("model_type", &format!("the vision tower {kind:?} is not supported here, expected CLIP")));
-    }
     let stored = config.usize("num_hidden_layers", 12)?;
     let vit = VitConfig {
         image: config.usize("image_size", 224)?,
@@ -146,6 +179,25 @@ pub(crate) fn clip_vit(config: &HfConfig<'_>, select: i64) -> Result<VitConfig, 
     vit.checked(config.place())
 }
 
+/// A SigLIP tower up to hidden state `select` (negative: from the end); defaults are those of `SiglipVisionConfig`.
+pub(crate) fn siglip_vit(config: &HfConfig<'_>, select: i64) -> Result<VitConfig, ModelError> {
+    let stored = config.usize("num_hidden_layers", 12)?;
+    let vit = VitConfig {
+        image: config.usize("image_size", 224)?,
+        patch: config.usize("patch_size", 16)?,
+        width: config.usize("hidden_size", 768)?,
+        ffn: config.usize("intermediate_size", 3072)?,
+        heads: config.usize("num_attention_heads", 12)?,
+        layers: selected_layers(config, stored, select)?,
+        norm_eps: config.f32("layer_norm_eps", 1e-6)?,
+        activation: activation(config, config.str("hidden_act").unwrap_or("gelu_pytorch_tanh"))?,
+        class_token: false,
+        pre_norm: false,
+        patch_bias: true,
+    };
+    vit.checked(config.place())
+}
+
 /// The tower of LLaVA-1.5 and MobileVLM where the checkpoint only names it: CLIP ViT-L/14-336.
 /// Source: `openai/clip-vit-large-patch14-336`, `config.json`.
 pub(crate) fn clip_l14_336() -> Value {
@@ -153,6 +205,15 @@ pub(crate) fn clip_l14_336() -> Value {
         "model_type": "clip_vision_model", "image_size": 336, "patch_size": 14, "hidden_size": 1024,
         "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "layer_norm_eps": 1e-5,
         "hidden_act": "quick_gelu"
+    })
+}
+
+/// The tower of Imp and TinyLLaVA where the checkpoint only names it: SigLIP-so400m/14-384.
+/// Source: `google/siglip-so400m-patch14-384`, `config.json`.
+pub(crate) fn siglip_so400m_14_384() -> Value {
+    serde_json::json!({
+        "model_type": "siglip_vision_model", "image_size": 384, "patch_size": 14, "hidden_size": 1152,
+        "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16
     })
 }
 

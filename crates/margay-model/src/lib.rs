@@ -16,8 +16,11 @@ mod vision;
 mod weights;
 
 pub use config::{ModelConfig, PromptStyle, RopeScaling, TextConfig, VisionConfig, VitConfig};
+pub use decoder::{DECODERS, Decoder};
 pub use error::ModelError;
-pub use families::{FAMILIES, Family, GgufParts, HfParts, ModelPrograms, family, from_gguf, from_hf};
+pub use families::{
+    FAMILIES, Family, GgufPart, GgufParts, HfParts, ModelPrograms, family, from_gguf, from_hf,
+};
 pub use hf::HfConfig;
 pub use projector::{PROJECTORS, Projector};
 pub use weights::{Canonical, Rename, Transform, rope_factors};

@@ -18,7 +18,7 @@ pub struct Rename {
     pub transform: Transform,
 }
 
-/// A reordering of a weight.
+/// A reordering of a weight, or a part of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transform {
     /// None.
@@ -28,34 +28,69 @@ pub enum Transform {
         /// Heads in the rows.
         heads: usize,
     },
+    /// Some of its rows, as they lie there.
+    Rows {
+        /// The first.
+        start: usize,
+        /// How many.
+        rows: usize,
+    },
 }
 
 impl Transform {
     /// The tensor after the change.
     ///
     /// # Errors
-    /// [`ModelError::Weight`] where the rows do not divide into heads of an even width.
+    /// [`ModelError::Weight`] where the rows do not divide into heads of an even width, or are too few.
     pub fn apply(self, name: &str, tensor: Tensor) -> Result<Tensor, ModelError> {
-        let Transform::InterleaveHeads { heads } = self else { return Ok(tensor) };
-        let rows = tensor.shape().dims().first().copied().unwrap_or(0);
-        if heads == 0 || rows == 0 || !rows.is_multiple_of(2 * heads) {
-            return Err(ModelError::weight(
-                name,
-                format!("{rows} rows are no {heads} heads of an even width"),
-            ));
+        match self {
+            Transform::None => Ok(tensor),
+            Transform::InterleaveHeads { heads } => interleave_heads(name, &tensor, heads),
+            Transform::Rows { start, rows } => some_rows(name, &tensor, start, rows),
         }
-        let row_bytes = tensor.bytes().len() / rows;
-        let half = rows / heads / 2;
-        let storage = Storage::build(tensor.bytes().len(), |out| {
-            for (to, bytes) in out.chunks_exact_mut(row_bytes.max(1)).enumerate() {
-                let (head, within) = (to / (2 * half), to % (2 * half));
-                let from = head * 2 * half + (within % 2) * half + within / 2;
-                bytes.copy_from_slice(&tensor.bytes()[from * row_bytes..(from + 1) * row_bytes]);
-            }
-        });
-        Tensor::new(tensor.dtype(), tensor.shape().clone(), storage)
-            .map_err(|e| ModelError::weight(name, e.to_string()))
     }
+
+    /// Type and shape after the change.
+    fn info(self, mut info: TensorInfo) -> TensorInfo {
+        if let Transform::Rows { rows, .. } = self {
+            info.shape = with_rows(&info.shape, rows);
+        }
+        info
+    }
+}
+
+fn interleave_heads(name: &str, tensor: &Tensor, heads: usize) -> Result<Tensor, ModelError> {
+    let rows = tensor.shape().dims().first().copied().unwrap_or(0);
+    if heads == 0 || rows == 0 || !rows.is_multiple_of(2 * heads) {
+        return Err(ModelError::weight(name, format!("{rows} rows are no {heads} heads of an even width")));
+    }
+    let row_bytes = tensor.bytes().len() / rows;
+    let half = rows / heads / 2;
+    let storage = Storage::build(tensor.bytes().len(), |out| {
+        for (to, bytes) in out.chunks_exact_mut(row_bytes.max(1)).enumerate() {
+            let (head, within) = (to / (2 * half), to % (2 * half));
+            let from = head * 2 * half + (within % 2) * half + within / 2;
+            bytes.copy_from_slice(&tensor.bytes()[from * row_bytes..(from + 1) * row_bytes]);
+        }
+    });
+    Tensor::new(tensor.dtype(), tensor.shape().clone(), storage)
+        .map_err(|e| ModelError::weight(name, e.to_string()))
+}
+
+/// A view, not a copy.
+fn some_rows(name: &str, tensor: &Tensor, start: usize, rows: usize) -> Result<Tensor, ModelError> {
+    let stored = tensor.shape().dims().first().copied().unwrap_or(0);
+    let row_bytes = tensor.bytes().len() / stored.max(1);
+    let storage = tensor.storage().slice(start * row_bytes..(start + rows) * row_bytes);
+    let what = || ModelError::weight(name, format!("has {stored} rows, not {}", start + rows));
+    Tensor::new(tensor.dtype(), with_rows(tensor.shape(), rows), storage.ok_or_else(what)?)
+        .map_err(|e| ModelError::weight(name, e.to_string()))
+}
+
+fn with_rows(shape: &Shape, rows: usize) -> Shape {
+    let mut dims = shape.dims().to_vec();
+    dims.iter_mut().take(1).for_each(|first| *first = rows);
+    Shape::from(dims)
 }
 
 /// The weights of a model under GGUF names: renamed, reordered and completed on the fly.
@@ -121,6 +156,7 @@ impl Canonical {
         }
         let mut weights = Canonical { sources: files, entries, unused: vec![] };
         weights.untangle_ffn(config);
+        weights.part_qkv(&config.text)?;
         weights.complete(config);
         weights.note_undeclared(config)?;
         weights.refuse_unknown(config)?;
@@ -135,7 +171,9 @@ impl Canonical {
     /// Type and shape as stored.
     pub fn info(&self, name: &str) -> Option<TensorInfo> {
         match self.entries.get(name)? {
-            Entry::Stored { source, name, .. } => self.sources[*source].info(name),
+            Entry::Stored { source, name, transform } => {
+                self.sources[*source].info(name).map(|info| transform.info(info))
+            }
             Entry::Made(tensor) => Some(TensorInfo::from(tensor)),
         }
     }
@@ -154,11 +192,13 @@ impl Canonical {
         }
     }
 
-    /// Which file (counted as they were given) holds that weight, and under which name; `None` where it is reordered on
-    /// its way, or follows from the configuration.
+    /// Which file (counted as they were given) holds the bytes of that weight, and a name that no other weight of that
+    /// file has: the stored one, or its own where it is a part of a stored one. `None` where it is reordered on its way, or
+    /// follows from the configuration.
     pub fn stored(&self, name: &str) -> Option<(usize, &str)> {
-        match self.entries.get(name)? {
-            Entry::Stored { source, name, transform: Transform::None } => Some((*source, name)),
+        match self.entries.get_key_value(name)? {
+            (_, Entry::Stored { source, name, transform: Transform::None }) => Some((*source, name)),
+            (part, Entry::Stored { source, transform: Transform::Rows { .. }, .. }) => Some((*source, part)),
             _ => None,
         }
     }
@@ -226,6 +266,30 @@ impl Canonical {
         }
     }
 
+    /// Some converters write the queries, keys and values of a block as one matrix, in that order.
+    /// Source: llama.cpp `llama-model.cpp`, `attn_qkv`.
+    fn part_qkv(&mut self, text: &TextConfig) -> Result<(), ModelError> {
+        let (q, kv) = (text.heads * text.head_dim, text.kv_heads * text.head_dim);
+        for (layer, kind) in (0..text.layers).flat_map(|layer| [(layer, "weight"), (layer, "bias")]) {
+            let fused = format!("blk.{layer}.attn_qkv.{kind}");
+            let Some(info) = self.info(&fused) else { continue };
+            let rows = info.shape.dims().first().copied().unwrap_or(0);
+            if rows != q + 2 * kv {
+                return Err(ModelError::weight(fused, format!("has {rows} rows, expected {}", q + 2 * kv)));
+            }
+            let Some(Entry::Stored { source, name, .. }) = self.entries.remove(&fused) else { continue };
+            for (part, start, rows) in [("attn_q", 0, q), ("attn_k", q, kv), ("attn_v", q + kv, kv)] {
+                let part = format!("blk.{layer}.{part}.{kind}");
+                let transform = Transform::Rows { start, rows };
+                let entry = Entry::Stored { source, name: name.clone(), transform };
+                if self.entries.insert(part.clone(), entry).is_some() {
+                    return Err(ModelError::weight(part, format!("is there beside {fused}")));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The weight as a program declares it: its shape checked. A plain tensor may be stored with its sizes split
     /// otherwise (a patch kernel as `[out, 3, p, p]`, a squeezed convolution), as long as the rows are the same.
     ///
@@ -272,10 +336,17 @@ impl Canonical {
 
 /// Whether leaving this weight out may change the answers of a model whose tower runs `layers` blocks.
 fn would_matter(name: &str, layers: usize) -> bool {
-    // Blocks behind the features, the norm behind them, and tables that follow from the sizes.
+    // Blocks behind the features, the norm and the pooling head behind them, and tables that follow from the sizes.
     let block = ["v.blk.", "encoder.layers."].iter().find_map(|mark| name.split_once(mark));
     let block: Option<usize> = block.and_then(|(_, rest)| rest.split('.').next()?.parse().ok());
-    let inert = ["post_ln", "post_layernorm", "position_ids", "rotary_emb.inv_freq"];
+    let inert = [
+        "post_ln",
+        "post_layernorm",
+        "vision_model.head.",
+        "vision_tower.head.",
+        "position_ids",
+        "rotary_emb.inv_freq",
+    ];
     if block.is_some_and(|block| block >= layers) || inert.iter().any(|part| name.contains(part)) {
         return false;
     }
@@ -288,6 +359,8 @@ fn would_matter(name: &str, layers: usize) -> bool {
         "multi_modal_projector",
         "vision_tower",
         "newline",
+        "output.bias",
+        "lm_head.bias",
     ];
     places.iter().any(|place| name.starts_with(place) || (place.len() > 4 && name.contains(place)))
 }
@@ -348,6 +421,8 @@ mod tests {
     fn what_would_change_answers_is_told_from_what_would_not() {
         for name in [
             "blk.0.attn_q.bias",
+            "output.bias",
+            "language_model.lm_head.bias",
             "v.patch_embd.bias",
             "v.blk.1.attn_norm.weight",
             "mm.2.weight",
@@ -366,6 +441,7 @@ mod tests {
             "vision_tower.vision_model.encoder.layers.2.mlp.fc1.weight",
             "model.vision_tower.vision_tower.vision_model.post_layernorm.weight",
             "model.vision_tower.vision_tower.vision_model.embeddings.position_ids",
+            "vision_tower.vision_model.head.attention.in_proj_weight",
             "model.layers.0.self_attn.rotary_emb.inv_freq",
             "output.weight",
             "lm_head.weight",

@@ -5,17 +5,21 @@
 use margay::{
     Image, ModelSource, TraceOptions,
     rooms::{
-        file::{SafeTensors, TensorSource},
-        tensor::{DType, Tensor},
+        file::{
+            Gguf, SafeTensors, TensorSource,
+            gguf::{Metadata, write_gguf},
+        },
+        tensor::{DType, Shape, Tensor},
     },
 };
-use margay_pack::{ConvertOptions, ConvertReport, PackError, convert};
+use margay_pack::{ConvertOptions, ConvertReport, PackError, convert, mmproj_path};
 use std::{
     ops::ControlFlow,
     path::{Path, PathBuf},
 };
 
-const FOLDERS: &[&str] = &["llama", "llama-odd", "llava", "llava-hf", "mobilevlm-v1", "mobilevlm-v2"];
+const FOLDERS: &[&str] =
+    &["imp", "llama", "llama-odd", "llava", "llava-hf", "mobilevlm-v1", "mobilevlm-v2", "phi2", "siglip"];
 /// As for the checkpoints themselves: float32 weights go through the file unchanged.
 const LOGITS_TOLERANCE: f32 = 1e-4;
 
@@ -73,7 +77,12 @@ fn converted_checkpoints_keep_the_published_logits() {
             let error = error(&logits(&read, &folder), &expected);
             assert!(error <= LOGITS_TOLERANCE, "{name}, single {single}: {error:e}");
             // GGUF has no key of its own for a dummy space at the start of the prompt alone; ours says it.
-            assert_eq!(report.notes.len(), usize::from(*name == "llava-hf"), "{name}: {:?}", report.notes);
+            assert_eq!(
+                report.notes.len(),
+                usize::from(["llava-hf", "siglip"].contains(name)),
+                "{name}: {:?}",
+                report.notes
+            );
         }
     }
 }
@@ -90,13 +99,70 @@ fn source_text(source: &ModelSource) -> margay::rooms::model::TextConfig {
 #[test]
 fn converting_a_converted_model_changes_no_byte() {
     let out = tempfile::tempdir().unwrap();
-    for name in ["llama", "llava", "llava-hf", "mobilevlm-v1"] {
+    for name in ["imp", "llama", "llava", "llava-hf", "mobilevlm-v1", "siglip"] {
         let source = ModelSource::open(&golden(name), None).unwrap();
         let [first, second] = ["first", "second"].map(|n| out.path().join(format!("{name}-{n}.gguf")));
         converted(&source, &first, DType::F16, true);
         converted(&ModelSource::open(&first, None).unwrap(), &second, DType::F16, true);
         assert_eq!(std::fs::read(&first).unwrap(), std::fs::read(&second).unwrap(), "{name}");
     }
+}
+
+#[test]
+fn a_public_siglip_file_needs_none_of_our_own_keys() {
+    let out = tempfile::tempdir().unwrap();
+    let folder = golden("siglip");
+    let source = ModelSource::open(&folder, None).unwrap();
+    let path = out.path().join("m.gguf");
+    converted(&source, &path, DType::F32, false);
+    // Public converters know nothing of `margay.*`, and say `use_gelu`, mean and deviation only.
+    let ours = Gguf::open(mmproj_path(&path)).unwrap();
+    let mut public = Metadata::new();
+    for (key, value) in ours.metadata().iter().filter(|(key, _)| !key.starts_with("margay.")) {
+        public.insert(key, value.clone());
+    }
+    let theirs = out.path().join("theirs.gguf");
+    let tensors: Vec<_> = ours.tensors().map(|(name, _)| (name, ours.tensor(name).unwrap())).collect();
+    let named: Vec<(&str, &Tensor)> = tensors.iter().map(|(name, tensor)| (*name, tensor)).collect();
+    write_gguf(&theirs, &public, &named).unwrap();
+
+    let read = ModelSource::open(&path, Some(&theirs)).unwrap();
+    assert_eq!(read.config.vision, source.config.vision);
+    let error = error(&logits(&read, &folder), &logits(&source, &folder));
+    assert!(error <= LOGITS_TOLERANCE, "{error:e}");
+}
+
+#[test]
+fn queries_keys_and_values_in_one_matrix_are_the_same_model() {
+    let out = tempfile::tempdir().unwrap();
+    let folder = golden("phi2");
+    let path = out.path().join("apart.gguf");
+    converted(&ModelSource::open(&folder, None).unwrap(), &path, DType::F32, true);
+    let apart = Gguf::open(&path).unwrap();
+    let is_part = |name: &str| ["attn_q.", "attn_k.", "attn_v."].iter().any(|part| name.contains(part));
+    let mut tensors: Vec<(String, Tensor)> = apart
+        .tensors()
+        .filter(|(name, _)| !is_part(name))
+        .map(|(name, _)| (name.to_owned(), apart.tensor(name).unwrap()))
+        .collect();
+    for (layer, kind) in [(0, "weight"), (0, "bias"), (1, "weight"), (1, "bias")] {
+        let parts = ["q", "k", "v"].map(|p| apart.tensor(&format!("blk.{layer}.attn_{p}.{kind}")).unwrap());
+        let mut dims = parts[0].shape().dims().to_vec();
+        dims[0] *= 3;
+        let values: Vec<f32> = parts.iter().flat_map(f32s).collect();
+        let whole = Tensor::from_f32(Shape::from(dims), &values).unwrap();
+        tensors.push((format!("blk.{layer}.attn_qkv.{kind}"), whole));
+    }
+    let fused = out.path().join("fused.gguf");
+    let named: Vec<(&str, &Tensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    write_gguf(&fused, apart.metadata(), &named).unwrap();
+    let [apart, fused] = [path, fused].map(|path| ModelSource::open(&path, None).unwrap());
+    assert_eq!(logits(&fused, &folder), logits(&apart, &folder));
+
+    // Converting takes them apart.
+    let again = out.path().join("again.gguf");
+    converted(&fused, &again, DType::F32, true);
+    assert_eq!(std::fs::read(&again).unwrap(), std::fs::read(out.path().join("apart.gguf")).unwrap());
 }
 
 #[test]

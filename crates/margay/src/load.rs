@@ -2,7 +2,7 @@
 
 use crate::{Error, tokenizer_of};
 use margay_file::{Gguf, ModelFiles, TensorSource, open_model};
-use margay_model::{Canonical, Family, GgufParts, HfParts, ModelConfig};
+use margay_model::{Canonical, Family, GgufPart, GgufParts, HfParts, ModelConfig};
 use margay_prompt::text::{ChatTemplate, Message, RenderOptions, RenderedPart, Tokenizer};
 use margay_tensor::Storage;
 use std::{path::Path, sync::Arc};
@@ -97,7 +97,8 @@ impl ModelSource {
 }
 
 fn from_gguf(text: &Gguf, vision: Option<&Gguf>) -> Result<(&'static Family, ModelConfig, Canonical), Error> {
-    let parts = GgufParts { text: text.metadata(), vision: vision.map(Gguf::metadata), tensors: text };
+    let part = |file| GgufPart { metadata: Gguf::metadata(file), tensors: file };
+    let parts = GgufParts { text: part(text), vision: vision.map(part) };
     let (family, config) = margay_model::from_gguf(&parts)?;
     let mut files: Vec<Arc<dyn TensorSource + Send + Sync>> = vec![Arc::new(text.clone())];
     // Where one file holds both sides, they are the same file.

@@ -20,8 +20,18 @@ const STAGE_TOLERANCE: f32 = 1e-5;
 const LOGITS_TOLERANCE: f32 = 1e-4;
 
 /// Folders of `tests/golden`, and whether they ask about a picture.
-const CHECKPOINTS: &[&str] =
-    &["llama", "llama-odd", "llama-sharded", "llava", "llava-hf", "mobilevlm-v1", "mobilevlm-v2"];
+const CHECKPOINTS: &[&str] = &[
+    "imp",
+    "llama",
+    "llama-odd",
+    "llama-sharded",
+    "llava",
+    "llava-hf",
+    "mobilevlm-v1",
+    "mobilevlm-v2",
+    "phi2",
+    "siglip",
+];
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name)
@@ -99,7 +109,7 @@ fn end_to_end_cpu_matches_the_published_implementations_on_every_isa() {
 
 #[test]
 fn every_isa_gives_the_same_bits() {
-    for name in ["llama-odd", "llava", "mobilevlm-v1"] {
+    for name in ["llama-odd", "llava", "mobilevlm-v1", "phi2", "siglip"] {
         let folder = golden(name);
         let source = ModelSource::open(&folder, None).unwrap();
         let Prompt { text, images } = prompt(&folder);

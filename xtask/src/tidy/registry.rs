@@ -16,6 +16,7 @@ struct Registry {
 const REGISTRIES: &[Registry] = &[
     Registry { folder: "crates/margay-quant/src/formats", lists: &["const FORMATS: &["] },
     Registry { folder: "crates/margay-model/src/families", lists: &["const FAMILIES: &["] },
+    Registry { folder: "crates/margay-model/src/decoder", lists: &["const DECODERS: &["] },
     Registry { folder: "crates/margay-model/src/projector", lists: &["const PROJECTORS: &["] },
     Registry { folder: "crates/margay-cli/src/commands", lists: &["const COMMANDS: &[", "enum Command"] },
 ];

@@ -20,5 +20,5 @@ pub(super) const LLAMA: Family = Family {
             prompt: LLAMA.prompt,
         })
     },
-    rename: |config, name| decoder::llama::rename(&config.text, name),
+    rename: |config, name| decoder::rename(&config.text, name),
 };

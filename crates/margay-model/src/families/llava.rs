@@ -1,21 +1,21 @@
-//! LLaVA-1.5: CLIP ViT-L/14-336, a two-layer MLP, Vicuna. Both namings: the original repository's, which pads pictures
-//! to a square, and `llava-hf`, which crops them. Source: haotian-liu/LLaVA; transformers `modeling_llava.py`.
+//! LLaVA-1.5: CLIP ViT-L/14-336, a two-layer MLP, Vicuna; and its like with a SigLIP tower. Both namings: the original
+//! repository's, which pads pictures to a square, and `llava-hf`, which crops them. Source: haotian-liu/LLaVA; transformers `modeling_llava.py`.
 
-use super::{Family, clip_image, rename_vlm};
+use super::{Family, authors_image, processor_image, rename_vlm, tower};
 use crate::{
-    HfConfig, ModelConfig, ModelError, PromptStyle, VisionConfig,
-    hf::{clip_l14_336, clip_vit, llama_text},
+    HfConfig, ModelConfig, ModelError, PromptStyle, TextConfig, VisionConfig,
+    hf::{clip_l14_336, llama_text, siglip_so400m_14_384},
     projector,
 };
-use margay_prompt::image::ImageSpec;
+use serde_json::Value;
 
 pub(super) const LLAVA: Family = Family {
     id: "llava",
-    summary: "LLaVA-1.5: CLIP ViT-L/14-336 + MLP + Vicuna, 576 visual tokens",
+    summary: "LLaVA-1.5 and its like: CLIP ViT-L/14-336 or SigLIP + MLP + Vicuna, 576 or 729 visual tokens",
     hf: &["llava", "llava_llama"],
     gguf: &[("llama", Some("mlp"))],
     prompt: VICUNA,
-    image: Some(ImageSpec::llava_pad),
+    image: Some(authors_image),
     verified: "transformers LlavaForConditionalGeneration",
     read_hf,
     rename: rename_vlm,
@@ -27,23 +27,26 @@ pub(super) const VICUNA: PromptStyle =
 
 fn read_hf(config: &HfConfig<'_>, parts: &super::HfParts<'_>) -> Result<ModelConfig, ModelError> {
     let Some(text) = config.object("text_config") else {
-        return original(LLAVA.id, config, parts);
+        return original(LLAVA.id, config, llama_text(config)?, parts);
     };
-    let tower = config.object("vision_config").ok_or_else(|| config.bad("vision_config", "is missing"))?;
+    let vision = config.object("vision_config").ok_or_else(|| config.bad("vision_config", "is missing"))?;
     let select = config.get("vision_feature_layer").map_or(Some(-2), |v| v.as_i64());
     let select = select.ok_or_else(|| config.bad("vision_feature_layer", "is no single layer"))?;
+    let vit = tower(&vision, select)?;
+    // "default" drops the first row, whatever it is: SigLIP has no class token to drop.
+    let wanted = if vit.class_token { "default" } else { "full" };
     match config.str("vision_feature_select_strategy").unwrap_or("default") {
-        "default" => {}
+        strategy if strategy == wanted => {}
         other => {
-            return Err(config.bad("vision_feature_select_strategy", &format!("{other:?} is not supported")));
+            let what = format!("{other:?} is not supported with this tower, expected {wanted:?}");
+            return Err(config.bad("vision_feature_select_strategy", &what));
         }
     }
     match config.str("projector_hidden_act").unwrap_or("gelu") {
         "gelu" => {}
         other => return Err(config.bad("projector_hidden_act", &format!("{other:?} is not supported"))),
     }
-    let vit = clip_vit(&tower, select)?;
-    let image = clip_image(false, vit.image, parts)?;
+    let image = processor_image(false, &vit, parts)?;
     let projector = projector::by_id("mlp").expect("invariant: the MLP is registered");
     Ok(ModelConfig {
         family: LLAVA.id,
@@ -54,14 +57,12 @@ fn read_hf(config: &HfConfig<'_>, parts: &super::HfParts<'_>) -> Result<ModelCon
     })
 }
 
-/// The tower that checkpoints mean when they only name it, by the end of its name.
-const KNOWN_TOWER: &str = "clip-vit-large-patch14-336";
-
-/// The layout of the original LLaVA repository, which MobileVLM shares: the decoder's fields at the top, the vision
+/// The layout of the original LLaVA repository, which MobileVLM and Imp share: the fields of the decoder `text` at the top, the vision
 /// side in `mm_*` fields.
 pub(super) fn original(
     family: &'static str,
     config: &HfConfig<'_>,
+    text: TextConfig,
     parts: &super::HfParts<'_>,
 ) -> Result<ModelConfig, ModelError> {
     let kind = config.str("mm_projector_type").unwrap_or("linear");
@@ -87,25 +88,31 @@ pub(super) fn original(
     if config.bool("mm_use_im_start_end", false)? {
         return Err(config.bad("mm_use_im_start_end", "marks around the picture are not supported"));
     }
-    let named_tower = config.str("mm_vision_tower").unwrap_or(KNOWN_TOWER);
-    if config.object("vision_config").is_none() && !named_tower.contains(KNOWN_TOWER) {
-        let what = format!("{named_tower:?} is not known; put its own config.json here as vision_config");
-        return Err(config.bad("mm_vision_tower", &what));
-    }
     let select = config.get("mm_vision_select_layer").map_or(Some(-2), |v| v.as_i64());
     let select = select.ok_or_else(|| config.bad("mm_vision_select_layer", "is no whole number"))?;
-    let named = clip_l14_336();
-    let tower = match config.object("vision_config") {
-        Some(tower) => tower,
-        None => HfConfig::new(&named),
+    let vit = match config.object("vision_config") {
+        Some(own) => tower(&own, select)?,
+        None => tower(&HfConfig::new(&known_tower(config)?), select)?,
     };
-    let vit = clip_vit(&tower, select)?;
-    let image = clip_image(pad, vit.image, parts)?;
+    let image = processor_image(pad, &vit, parts)?;
     Ok(ModelConfig {
         family,
         name: config.str("_name_or_path").filter(|n| !n.is_empty()).unwrap_or(family).to_owned(),
-        text: llama_text(config)?,
+        text,
         vision: Some(VisionConfig { vit, projector, image }),
         prompt: VICUNA,
     })
+}
+
+/// The tower of a checkpoint that only names it.
+fn known_tower(config: &HfConfig<'_>) -> Result<Value, ModelError> {
+    match config.str("mm_vision_tower") {
+        None => Ok(clip_l14_336()),
+        Some(name) if name.contains("clip-vit-large-patch14-336") => Ok(clip_l14_336()),
+        Some(name) if name.contains("siglip-so400m-patch14-384") => Ok(siglip_so400m_14_384()),
+        Some(name) => {
+            let what = format!("{name:?} is not known; put its own config.json here as vision_config");
+            Err(config.bad("mm_vision_tower", &what))
+        }
+    }
 }

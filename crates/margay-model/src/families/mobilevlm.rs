@@ -1,8 +1,8 @@
 //! MobileVLM V1 (LDP) and V2 (LDPv2): CLIP ViT-L/14-336, a projector that quarters the visual tokens, MobileLLaMA.
 //! Source: Meituan-AutoML/MobileVLM.
 
-use super::{Family, llava, rename_vlm};
-use margay_prompt::image::ImageSpec;
+use super::{Family, authors_image, llava, rename_vlm};
+use crate::hf::llama_text;
 
 pub(super) const MOBILEVLM: Family = Family {
     id: "mobilevlm",
@@ -10,8 +10,8 @@ pub(super) const MOBILEVLM: Family = Family {
     hf: &["mobilevlm"],
     gguf: &[("llama", Some("ldp")), ("llama", Some("ldpv2"))],
     prompt: llava::VICUNA,
-    image: Some(ImageSpec::llava_pad),
+    image: Some(authors_image),
     verified: "transformers CLIP and LLaMA; PyTorch modules of the LDP and LDPv2 projectors",
-    read_hf: |config, parts| llava::original(MOBILEVLM.id, config, parts),
+    read_hf: |config, parts| llava::original(MOBILEVLM.id, config, llama_text(config)?, parts),
     rename: rename_vlm,
 };

@@ -1,19 +1,22 @@
 //! The families: one file each, one line in [`FAMILIES`].
 
+mod imp;
 mod llama;
 mod llava;
 mod mobilevlm;
+mod phi;
 
 use crate::{
-    HfConfig, ModelConfig, ModelError, PromptStyle, Rename, VisionConfig, decoder, projector, vision,
+    HfConfig, ModelConfig, ModelError, PromptStyle, Rename, VisionConfig, VitConfig, decoder, hf, projector,
+    vision,
 };
 use margay_file::{TensorSource, gguf::Metadata};
 use margay_graph::Program;
-use margay_prompt::image::ImageSpec;
+use margay_prompt::image::{Filter, Fit, ImageSpec};
 use serde_json::Value;
 
 /// All families.
-pub const FAMILIES: &[&Family] = &[&llama::LLAMA, &llava::LLAVA, &mobilevlm::MOBILEVLM];
+pub const FAMILIES: &[&Family] = &[&llama::LLAMA, &phi::PHI, &llava::LLAVA, &mobilevlm::MOBILEVLM, &imp::IMP];
 
 /// One model family.
 #[derive(Debug)]
@@ -28,8 +31,8 @@ pub struct Family {
     pub gguf: &'static [(&'static str, Option<&'static str>)],
     /// How prompts are written.
     pub prompt: PromptStyle,
-    /// Picture to pixels where the file does not say, for a tower of that many pixels a side.
-    pub image: Option<fn(side: u32) -> ImageSpec>,
+    /// Picture to pixels where the file does not say, for that tower.
+    pub image: Option<fn(&VitConfig) -> ImageSpec>,
     /// Against what it was compared, stage by stage.
     pub verified: &'static str,
     pub(crate) read_hf: fn(&HfConfig<'_>, &HfParts<'_>) -> Result<ModelConfig, ModelError>,
@@ -48,11 +51,18 @@ pub struct HfParts<'a> {
 
 /// The GGUF files of a model.
 pub struct GgufParts<'a> {
-    /// Metadata of the text file.
-    pub text: &'a Metadata,
-    /// Metadata of the vision file; the text file's own where it holds both.
-    pub vision: Option<&'a Metadata>,
-    /// The weights of both.
+    /// The text file.
+    pub text: GgufPart<'a>,
+    /// The vision file; the text file itself where it holds both.
+    pub vision: Option<GgufPart<'a>>,
+}
+
+/// A GGUF file.
+#[derive(Clone, Copy)]
+pub struct GgufPart<'a> {
+    /// Its metadata.
+    pub metadata: &'a Metadata,
+    /// Its weights.
     pub tensors: &'a dyn TensorSource,
 }
 
@@ -73,7 +83,7 @@ impl ModelConfig {
     /// # Errors
     /// [`ModelError::Graph`] where its sizes do not fit together.
     pub fn programs(&self) -> Result<ModelPrograms, ModelError> {
-        let text = decoder::llama::text(&self.text, self.vision.is_some())?;
+        let text = decoder::text(&self.text, self.vision.is_some())?;
         let Some(VisionConfig { vit, projector, .. }) = &self.vision else {
             return Ok(ModelPrograms { encode: None, project: None, text });
         };
@@ -109,8 +119,8 @@ pub fn from_hf(config: &Value, parts: &HfParts<'_>) -> Result<(&'static Family, 
 /// # Errors
 /// [`ModelError`] where no family reads it or a key is wrong.
 pub fn from_gguf(parts: &GgufParts<'_>) -> Result<(&'static Family, ModelConfig), ModelError> {
-    let arch = parts.text.str("general.architecture")?;
-    let projector = parts.vision.map(crate::gguf::projector_type).transpose()?;
+    let arch = parts.text.metadata.str("general.architecture")?;
+    let projector = parts.vision.map(|part| crate::gguf::projector_type(part.metadata)).transpose()?;
     let family = FAMILIES.iter().copied().find(|f| f.gguf.contains(&(arch, projector)));
     let family = family.ok_or_else(|| match projector {
         Some(projector) => unknown(format!("the file (architecture {arch:?} with projector {projector:?})")),
@@ -132,21 +142,37 @@ fn rename_vlm(config: &ModelConfig, name: &str) -> Option<Rename> {
     {
         return (vision.projector.rename)(inner).map(|to| Rename { to, transform: crate::Transform::None });
     }
-    vision::vit::rename(name).or_else(|| decoder::llama::rename(&config.text, name))
+    vision::vit::rename(name).or_else(|| decoder::rename(&config.text, name))
 }
 
-/// The image front end of a CLIP tower: the processor's numbers, and padding where the checkpoint asks for it.
-fn clip_image(pad: bool, side: usize, parts: &HfParts<'_>) -> Result<ImageSpec, ModelError> {
-    let side = u32::try_from(side).unwrap_or(u32::MAX);
-    let mut spec = if pad { ImageSpec::llava_pad(side) } else { ImageSpec::clip_crop(side) };
-    let Some(processor) = parts.preprocessor else { return Ok(spec) };
+/// A tower up to hidden state `select` (negative: from the end), by the `model_type` of its own configuration.
+fn tower(config: &HfConfig<'_>, select: i64) -> Result<VitConfig, ModelError> {
+    match config.str("model_type").unwrap_or("clip_vision_model") {
+        "clip_vision_model" => hf::clip_vit(config, select),
+        "siglip_vision_model" => hf::siglip_vit(config, select),
+        other => {
+            Err(config.bad("model_type", &format!("the vision tower {other:?} is no CLIP and no SigLIP")))
+        }
+    }
+}
+
+/// The image front end of a tower as its authors run it: CLIP sees padded squares, SigLIP squashed pictures.
+fn authors_image(vit: &VitConfig) -> ImageSpec {
+    if vit.class_token { ImageSpec::llava_pad(side(vit)) } else { ImageSpec::siglip_squash(side(vit)) }
+}
+
+/// The image front end of a checkpoint: the processor's numbers, and padding where the checkpoint asks for it.
+fn processor_image(pad: bool, vit: &VitConfig, parts: &HfParts<'_>) -> Result<ImageSpec, ModelError> {
+    let crops = vit.class_token && !pad;
+    let mut spec = if crops { ImageSpec::clip_crop(side(vit)) } else { authors_image(vit) };
     let bad = |field: &str, what: &str| ModelError::Field {
         place: "preprocessor_config.json".into(),
         field: field.into(),
         what: what.into(),
     };
+    let said = |field: &str| parts.preprocessor?.get(field).filter(|v| !v.is_null());
     for (field, slot) in [("image_mean", &mut spec.mean), ("image_std", &mut spec.std)] {
-        let Some(values) = processor.get(field).filter(|v| !v.is_null()) else { continue };
+        let Some(values) = said(field) else { continue };
         let values: Option<Vec<f32>> =
             values.as_array().and_then(|a| a.iter().map(|v| v.as_f64().map(|v| v as f32)).collect());
         *slot = values
@@ -156,15 +182,39 @@ fn clip_image(pad: bool, side: usize, parts: &HfParts<'_>) -> Result<ImageSpec, 
     if !spec.std.iter().all(|s| *s > 0.0) {
         return Err(bad("image_std", "must be positive"));
     }
+    if let Some(resample) = said("resample") {
+        spec.filter = resampling(resample)
+            .ok_or_else(|| bad("resample", &format!("{resample} is not supported; known are 0 to 4")))?;
+    }
     if pad {
-        spec.fit = margay_prompt::image::Fit::PadToSquare { fill: spec.mean.map(|m| (m * 255.0) as u8) };
+        spec.fit = Fit::PadToSquare { fill: spec.mean.map(|m| (m * 255.0) as u8) };
     }
     Ok(spec)
+}
+
+/// Source: Pillow `Image.py`, `Resampling`.
+fn resampling(number: &Value) -> Option<Filter> {
+    const NUMBERED: [Filter; 5] =
+        [Filter::Nearest, Filter::Lanczos3, Filter::Bilinear, Filter::Bicubic, Filter::Box];
+    NUMBERED.get(usize::try_from(number.as_u64()?).ok()?).copied()
+}
+
+fn side(vit: &VitConfig) -> u32 {
+    u32::try_from(vit.image).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_processor_says_how_its_pictures_are_resized() {
+        assert_eq!(resampling(&2.into()), Some(Filter::Bilinear));
+        assert_eq!(resampling(&3.into()), Some(Filter::Bicubic));
+        for unknown in [Value::from(5), Value::from(-1), Value::from("bicubic")] {
+            assert_eq!(resampling(&unknown), None, "{unknown}");
+        }
+    }
 
     #[test]
     fn ids_and_files_agree() {

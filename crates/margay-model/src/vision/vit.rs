@@ -1,5 +1,5 @@
-//! The vision transformer of CLIP: equal patches, learned positions, pre-norm blocks.
-//! Weights by the names of GGUF mmproj files. Source: transformers `modeling_clip.py`.
+//! The vision transformer of CLIP and SigLIP: equal patches, learned positions, pre-norm blocks.
+//! Weights by the names of GGUF mmproj files. Source: transformers `modeling_clip.py`, `modeling_siglip.py`.
 
 use crate::{
     ModelError, VitConfig,
@@ -82,7 +82,7 @@ pub(crate) fn linear(
     Ok(b.linear(x, weight, Some(bias))?)
 }
 
-/// The name in a GGUF file of a CLIP weight of a Hugging Face checkpoint, wherever the tower stands in it.
+/// The name in a GGUF file of a tower's weight in a Hugging Face checkpoint, wherever the tower stands in it.
 pub(crate) fn rename(name: &str) -> Option<Rename> {
     // The last two are how transformers 5 writes a tower: without its inner `vision_model`.
     const PLACES: [&str; 7] = [

@@ -1,0 +1,24 @@
+//! Phi-1.5 and Phi-2: text only.
+
+use super::Family;
+use crate::{ModelConfig, PromptStyle, decoder, hf::phi_text};
+
+pub(super) const PHI: Family = Family {
+    id: "phi",
+    summary: "Phi-1.5 and Phi-2: text",
+    hf: &["phi"],
+    gguf: &[("phi2", None)],
+    prompt: PromptStyle { template: "plain", image_mark: "<image>", stops: &[] },
+    image: None,
+    verified: "transformers PhiForCausalLM",
+    read_hf: |config, _| {
+        Ok(ModelConfig {
+            family: PHI.id,
+            name: config.str("_name_or_path").filter(|n| !n.is_empty()).unwrap_or("phi").to_owned(),
+            text: phi_text(config)?,
+            vision: None,
+            prompt: PHI.prompt,
+        })
+    },
+    rename: |config, name| decoder::rename(&config.text, name),
+};
