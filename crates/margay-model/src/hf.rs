@@ -235,3 +235,23 @@ fn activation(config: &HfConfig<'_>, name: &str) -> Result<Activation, ModelErro
         other => Err(config.bad("hidden_act", &format!("{other:?} is not supported"))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_spellings_of_a_configuration_are_one() {
+        type Read = fn(&HfConfig<'_>) -> Result<TextConfig, ModelError>;
+        for (folder, read) in [("llama-odd", llama_text as Read), ("phi2", phi_text)] {
+            let of = |file: &str| {
+                let at = format!("{}/../../tests/golden/{folder}/{file}", env!("CARGO_MANIFEST_DIR"));
+                let json: Value = serde_json::from_str(&std::fs::read_to_string(at).unwrap()).unwrap();
+                read(&HfConfig::new(&json)).unwrap()
+            };
+            assert_eq!(of("config.json"), of("config.transformers4.json"), "{folder}");
+        }
+        let phi = phi_text(&HfConfig::new(&serde_json::json!({}))).unwrap();
+        assert_eq!((phi.width, phi.rotary), (2048, 32), "Phi-1.5 leaves out what equals the defaults");
+    }
+}

@@ -16,12 +16,13 @@ use margay_graph::{
 pub struct Decoder {
     /// `general.architecture` in a GGUF file.
     pub arch: &'static str,
+    /// Its norms.
     pub(crate) norm: NormKind,
     /// Which columns of a head turn together in a GGUF file.
     pub(crate) rope: RopeStyle,
     /// Norms and head have biases.
     pub(crate) biases: bool,
-    /// Block number `layer` over `x` [T, E].
+    /// One block; gives [T, E].
     pub(crate) block: fn(&mut Builder, &TextConfig, Layer) -> Result<ValueId, ModelError>,
     /// The name behind `blk.N.` in a GGUF file of what stands behind `layers.N.` in a checkpoint, without `weight` or
     /// `bias`, and what becomes of it.

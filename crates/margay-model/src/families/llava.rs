@@ -1,5 +1,6 @@
 //! LLaVA-1.5: CLIP ViT-L/14-336, a two-layer MLP, Vicuna; and its like with a SigLIP tower. Both namings: the original
-//! repository's, which pads pictures to a square, and `llava-hf`, which crops them. Source: haotian-liu/LLaVA; transformers `modeling_llava.py`.
+//! repository's, which pads pictures to a square, and `llava-hf`, which crops them.
+//! Source: haotian-liu/LLaVA; transformers `modeling_llava.py`.
 
 use super::{Family, authors_image, processor_image, rename_vlm, tower};
 use crate::{
@@ -57,8 +58,8 @@ fn read_hf(config: &HfConfig<'_>, parts: &super::HfParts<'_>) -> Result<ModelCon
     })
 }
 
-/// The layout of the original LLaVA repository, which MobileVLM and Imp share: the fields of the decoder `text` at the top, the vision
-/// side in `mm_*` fields.
+/// The layout of the original LLaVA repository, which MobileVLM and Imp share: the fields of the decoder, read as `text`,
+/// at the top, the vision side in `mm_*` fields.
 pub(super) fn original(
     family: &'static str,
     config: &HfConfig<'_>,
