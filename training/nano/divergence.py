@@ -5,7 +5,7 @@
 
 Each question is traced twice: by the reference backend (float32 throughout, the weights as the file has them) and by
 the CPU with a variant's options. KL(reference || variant), in nats, is taken at each position of the prompt from the
-first visual token on; `agree` is the share of positions with the same likeliest token. --from RUN OPTIONS compares with
+first visual token on, with keys and values in float32 unless a variant says --kv q8; `agree` is the share of positions with the same likeliest token. --from RUN OPTIONS compares with
 another run of the CPU instead, such as --from= for its defaults.
 """
 

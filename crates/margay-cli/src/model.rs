@@ -11,7 +11,7 @@ use std::{
 /// Which threads compute.
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct ThreadArgs {
-    /// Threads; one per physical core unless given
+    /// Threads; one per physical core, or per core of --cores, unless given
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
     /// Cores that the threads stay on, as in 0-3,6; `margay doctor` shows which are fast

@@ -74,19 +74,12 @@ pub(crate) struct KvSlot {
 /// What one head of a block has.
 #[derive(Clone, Copy)]
 pub(crate) struct KvBlock<'a> {
-    /// Keys, and behind them values.
+    /// Keys and values in one.
+    pub(crate) numbers: &'a [u8],
     pub(crate) keys: &'a [u8],
     pub(crate) values: &'a [u8],
     /// Of keys and of values, where there are any.
     pub(crate) scales: Option<[&'a [f32]; 2]>,
-}
-
-impl<'a> KvBlock<'a> {
-    /// Keys and values in one.
-    pub(crate) fn numbers(self) -> &'a [u8] {
-        // SAFETY: the values lie right behind the keys, in the same piece of memory.
-        unsafe { std::slice::from_raw_parts(self.keys.as_ptr(), self.keys.len() + self.values.len()) }
-    }
 }
 
 impl KvSlot {
@@ -133,14 +126,15 @@ impl KvSlot {
         // SAFETY: it lies within the memory, and whoever writes has this slot to itself meanwhile.
         let block =
             unsafe { std::slice::from_raw_parts(self.memory.pointer().add(offset + head * each), each) };
-        let (keys, rest) = block.split_at(KEYS * self.head_dim * self.kind.bytes());
-        let (values, scales) = rest.split_at(KEYS * self.wide() * self.kind.bytes());
+        let key_bytes = KEYS * self.head_dim * self.kind.bytes();
+        let (numbers, scales) = block.split_at(key_bytes + KEYS * self.wide() * self.kind.bytes());
+        let (keys, values) = numbers.split_at(key_bytes);
         let scales = (self.kind == KvType::Q8).then(|| {
             // SAFETY: 64 scales of keys and 64 of values are there, aligned as blocks are.
             let scales = unsafe { std::slice::from_raw_parts(scales.as_ptr().cast::<f32>(), 2 * KEYS) };
             [&scales[..KEYS], &scales[KEYS..]]
         });
-        KvBlock { keys, values, scales }
+        KvBlock { numbers, keys, values, scales }
     }
 
     /// A view that tasks may write through, each its own heads.
@@ -302,7 +296,7 @@ mod tests {
                     for head in 0..slot.kv_heads {
                         let block = slot.block(head, at);
                         let scales = block.scales.map_or(0, |[k, v]| size_of_val(k) + size_of_val(v));
-                        places.push((block.keys.as_ptr().addr(), block.numbers().len() + scales));
+                        places.push((block.keys.as_ptr().addr(), block.numbers.len() + scales));
                     }
                 }
             }

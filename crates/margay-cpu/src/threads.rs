@@ -45,11 +45,6 @@ const LONGEST_REST: Duration = Duration::from_millis(256);
 /// Jobs without being late after which a thread's rests are short again.
 const JOBS_TO_FORGET: u32 = 256;
 
-/// Tasks over which a worker's pace is averaged.
-const PACE_MEMORY: usize = 8;
-/// The slowest pace that is remembered: a thread that was taken off its core for long is not slow for ever.
-const SLOWEST_PACE: usize = 256;
-
 /// A task panicked; the pool stays usable.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a kernel panicked: {message}")]
@@ -89,7 +84,7 @@ struct Worker {
     /// Set before it looks at the gate for the last time and parks.
     asleep: AtomicBool,
     thread: OnceLock<Thread>,
-    /// Tasks that all together begin while this worker does one of its own; 0 is unknown.
+    /// Tasks that all together begin while this worker does one of its own, as far as it has learned; at first 0.
     pace: AtomicUsize,
 }
 
@@ -311,17 +306,15 @@ impl Shared {
         let leaves = left > 0 && left + others < known.saturating_sub(1);
         if leaves {
             // Who never works never learns that it has become faster.
-            pace.store(known - known.div_ceil(PACE_MEMORY), Ordering::Relaxed);
+            pace.store(known - 1, Ordering::Relaxed);
         }
         leaves
     }
 
     fn note_pace(&self, worker: usize, begun: usize) {
         let pace = &self.workers[worker].pace;
-        let known = pace.load(Ordering::Relaxed);
-        let begun = begun.min(SLOWEST_PACE);
-        let new = if known == 0 { begun } else { (known * (PACE_MEMORY - 1) + begun).div_ceil(PACE_MEMORY) };
-        pace.store(new, Ordering::Relaxed);
+        // Rises slowly and falls at once: a thread that was taken off its core for a while is not slow.
+        pace.store(begun.min(pace.load(Ordering::Relaxed) + 1), Ordering::Relaxed);
     }
 
     fn wait_until_empty(&self) {
@@ -511,16 +504,21 @@ mod tests {
         let pool = Pool::new(4, None);
         for team in [2, 4, 1, 3, 2] {
             let hits: [AtomicUsize; 4] = Default::default();
-            for _ in 0..50 {
+            for round in 0..10 {
                 pool.run_on(team, 64, &|worker, _| {
-                    hits[worker].fetch_add(1, Ordering::Relaxed);
+                    // Long enough for every thread to come. The first round says which team it is: a worker that looks at
+                    // the gate just then may still belong to the last one.
+                    std::thread::sleep(Duration::from_micros(200));
+                    if round > 0 {
+                        hits[worker].fetch_add(1, Ordering::Relaxed);
+                    }
                 })
                 .unwrap();
             }
             let hits = hits.map(AtomicUsize::into_inner);
-            assert_eq!(hits.iter().sum::<usize>(), 50 * 64);
-            // A worker that looks at the gate in the moment in which the team shrinks may still come.
-            assert!(hits[team..].iter().sum::<usize>() <= 64 * 3, "{team}: {hits:?}");
+            assert_eq!(hits.iter().sum::<usize>(), 9 * 64);
+            assert!(hits[..team].iter().all(|h| *h > 0), "{team}: {hits:?}");
+            assert_eq!(hits[team..].iter().sum::<usize>(), 0, "{team}: {hits:?}");
         }
     }
 
@@ -545,6 +543,22 @@ mod tests {
         // Fifteen tasks of the fast thread go by in one of the slow thread's.
         assert!(last_of_slow < tasks - 6, "the slow thread began task {last_of_slow} of {tasks}");
         assert!(pool.shared.workers[1].pace.load(Ordering::Relaxed) > 4);
+    }
+
+    #[test]
+    fn one_long_absence_does_not_make_a_thread_slow() {
+        let pool = Pool::new(2, None);
+        let (shared, pace) = (&pool.shared, || pool.shared.workers[1].pace.load(Ordering::Relaxed));
+        for begun in [2, 3, 500, 2, 1, 2] {
+            shared.note_pace(1, begun);
+        }
+        assert_eq!(pace(), 2);
+        assert!(!shared.leaves_the_rest(1, 1), "one of two equal threads takes the last task");
+        (0..40).for_each(|_| shared.note_pace(1, 20));
+        assert_eq!(pace(), 20);
+        assert!(shared.leaves_the_rest(1, 10) && !shared.leaves_the_rest(1, 60));
+        assert_eq!(pace(), 19, "who leaves tasks to others becomes willing again");
+        assert!(!shared.leaves_the_rest(1, 0), "nothing is left");
     }
 
     #[test]

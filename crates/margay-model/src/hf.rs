@@ -125,6 +125,8 @@ pub(crate) fn phi_text(config: &HfConfig<'_>) -> Result<TextConfig, ModelError> 
     let head_dim = config.usize("head_dim", width / heads.max(1))?;
     let rope = config.object("rope_parameters").unwrap_or_else(|| config.clone());
     let scaling = config.object("rope_scaling").or_else(|| config.object("rope_parameters"));
+    let factor = config.f32("partial_rotary_factor", 0.5)?;
+    let factor = rope.f32("partial_rotary_factor", factor)?;
     let text = TextConfig {
         decoder: &decoder::phi2::PHI2,
         vocabulary: config.usize("vocab_size", 51200)?,
@@ -134,8 +136,8 @@ pub(crate) fn phi_text(config: &HfConfig<'_>) -> Result<TextConfig, ModelError> 
         heads,
         kv_heads: config.usize("num_key_value_heads", heads)?,
         head_dim,
-        rotary: (head_dim as f32 * rope.f32("partial_rotary_factor", 0.5)?) as usize,
-        rope_base: rope.f32("rope_theta", 10000.0)?,
+        rotary: (head_dim as f32 * factor) as usize,
+        rope_base: rope.f32("rope_theta", config.f32("rope_theta", 10000.0)?)?,
         rope_scaling: scaling.map_or(Ok(RopeScaling::None), |s| rope_scaling(&s))?,
         norm_eps: config.f32("layer_norm_eps", 1e-5)?,
         context: config.usize("max_position_embeddings", 2048)?,
@@ -253,5 +255,10 @@ mod tests {
         }
         let phi = phi_text(&HfConfig::new(&serde_json::json!({}))).unwrap();
         assert_eq!((phi.width, phi.rotary), (2048, 32), "Phi-1.5 leaves out what equals the defaults");
+        let mixed = serde_json::json!({
+            "rope_parameters": { "rope_type": "default" }, "partial_rotary_factor": 0.25, "rope_theta": 5000.0,
+        });
+        let phi = phi_text(&HfConfig::new(&mixed)).unwrap();
+        assert_eq!((phi.rotary, phi.rope_base), (16, 5000.0), "what the object leaves out stands beside it");
     }
 }

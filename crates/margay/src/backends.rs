@@ -5,6 +5,9 @@ use margay_cpu::{CoreSet, CpuBackend, CpuOptions, Isa, KvType};
 use margay_graph::Backend;
 use margay_observe::{Root, machine};
 
+/// Threads at most: more than any machine Margay is meant for has cores.
+const MOST_THREADS: usize = 1024;
+
 /// A backend that a model can run on.
 pub struct BackendEntry {
     /// Its id.
@@ -47,8 +50,14 @@ fn cpu(options: &LoadOptions) -> Result<Box<dyn Backend>, Error> {
 /// The CPU backend, whichever one the options name, for tools that measure it.
 ///
 /// # Errors
-/// [`Error::Unknown`] or [`Error::Option`] where this machine has no such instruction set, or not these cores.
+/// [`Error::Unknown`] or [`Error::Option`] where this machine has no such instruction set, not these cores, or the threads are too many.
 pub fn cpu_backend(options: &LoadOptions) -> Result<CpuBackend, Error> {
+    for (option, threads) in [("threads", options.threads), ("decode_threads", options.decode_threads)] {
+        if let Some(threads) = threads.filter(|n| !(1..=MOST_THREADS).contains(n)) {
+            let what = format!("{threads} is not within 1 to {MOST_THREADS}");
+            return Err(Error::Option { option, what });
+        }
+    }
     let isa = options.isa.as_deref().map(isa).transpose()?;
     let cores = cores(options)?;
     let threads = options.threads.or_else(|| cores.is_none().then(default_threads));
@@ -71,8 +80,8 @@ fn cores(options: &LoadOptions) -> Result<Option<CoreSet>, Error> {
     Ok(Some(cores))
 }
 
-/// Threads where nobody says how many: one for each core that this process may use, two that share a core's arithmetic
-/// units counted as one.
+/// Threads where nobody says how many: as many as this machine has cores, two that share a core's arithmetic units counted
+/// as one, and no more than this process may use.
 pub fn default_threads() -> usize {
     let available = std::thread::available_parallelism().map_or(1, usize::from);
     machine::physical_cores(&Root::system()).map_or(available, |cores| available.min(cores.max(1)))

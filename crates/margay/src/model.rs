@@ -17,8 +17,6 @@ static NANO: &[u8] = include_bytes!("../assets/margay-nano.gguf");
 
 /// Tokens of context at most: positions stay exact far beyond, and a size typed wrong is caught.
 const MOST_CONTEXT: usize = 1 << 24;
-/// Threads at most: more than any machine Margay is meant for has cores.
-const MOST_THREADS: usize = 1024;
 
 /// A loaded model. Cloning shares it; sessions on one model take turns, token by token.
 #[derive(Clone)]
@@ -88,12 +86,6 @@ impl Model {
             let what =
                 format!("{context} tokens are more than any model was trained for; at most {MOST_CONTEXT}");
             return Err(Error::Option { option: "context", what });
-        }
-        for (option, threads) in [("threads", options.threads), ("decode_threads", options.decode_threads)] {
-            if let Some(threads) = threads.filter(|n| !(1..=MOST_THREADS).contains(n)) {
-                let what = format!("{threads} is not within 1 to {MOST_THREADS}");
-                return Err(Error::Option { option, what });
-            }
         }
         let backend = backends::backend(options)?;
         let engine = Engine::new(&source, backend.as_ref(), options, context)?;

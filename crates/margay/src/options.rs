@@ -15,7 +15,9 @@ pub struct LoadOptions {
     /// Threads that decode, which waits for memory more than for arithmetic: where a few use up its bandwidth, more only
     /// make heat. `None` takes all of them.
     pub decode_threads: Option<usize>,
-    /// Cores that the threads stay on, as in `0-3,6`; `None` leaves it to the system. Linux and Android only.
+    /// Cores that the threads stay on, as in `0-3,6`, one thread a core unless `threads` says otherwise; `None` leaves it
+    /// to the system. Linux and Android only. The thread that loads the model and asks stays on them afterwards, so that
+    /// another model loaded from it can only use cores among these.
     pub cores: Option<String>,
     /// Instruction set of the CPU kernels; `None` takes the best there is.
     pub isa: Option<String>,

@@ -27,6 +27,8 @@ EXAMPLES:
   margay trace ./llava -i a.png --raw-prompt -p \"USER: <image>\\nHi ASSISTANT:\" -o a.safetensors
   margay trace --prompt Hello --backend reference --greedy 16 -o hello.safetensors --json
 
+Keys and values are kept in float32, so that stages can be compared closely; in 8 bits with --kv q8.
+
 TENSORS (float32, ids int32):
   pixel_values    [N, 3, H, W]
   encode          [N, P, C]

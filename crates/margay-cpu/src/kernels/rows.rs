@@ -8,6 +8,8 @@ mod x86;
 use super::math;
 use margay_graph::Activation;
 
+/// Rows whose largest number is no larger are quantized to zeros: 127 over it is near the end of float32, or beyond.
+const NOTHING: f32 = 1e-36;
 /// Partial sums of a reduction.
 const LANES: usize = 16;
 
@@ -56,7 +58,7 @@ pub(crate) type Quantize =
     fn(&[f32], &mut [i8], &mut [f32], &mut [f32], &mut [f32], &mut [[i16; 2]], &mut [[i16; 2]]);
 
 mod body {
-    use super::{Activation, LANES, math};
+    use super::{Activation, LANES, NOTHING, math};
 
     #[inline(always)]
     pub(super) fn activate(act: Activation, x: &mut [f32]) {
@@ -188,7 +190,7 @@ mod body {
     #[inline(always)]
     pub(super) fn quantize_row(x: &[f32], q: &mut [i8]) -> (f32, i32) {
         let max = largest(x);
-        let inverse = if max > 0.0 { 127.0 / max } else { 0.0 };
+        let inverse = if max > NOTHING { 127.0 / max } else { 0.0 };
         let mut total = 0;
         for (q, x) in q.iter_mut().zip(x) {
             let code = code(*x, inverse);
@@ -235,7 +237,7 @@ mod body {
             groups.zip(scale).zip(sums).zip(starts)
         {
             let max = largest(x);
-            let inverse = if max > 0.0 { 127.0 / max } else { 0.0 };
+            let inverse = if max > NOTHING { 127.0 / max } else { 0.0 };
             *scale = max / 127.0;
             let mut codes = [0i32; 32];
             for (code, x) in codes.iter_mut().zip(x) {

@@ -142,7 +142,7 @@ impl Call<'_> {
         assert!(spans * kv_heads * each <= partials.len());
         let shared = Shared(partials.as_mut_ptr());
         let shared = &shared;
-        let threads = engine.pool.threads();
+        let threads = engine.team;
         engine.run(spans * kv_heads, &|worker, task| {
             // SAFETY: a worker runs one task at a time.
             let mut scratch = unsafe { engine.scratch.worker(worker) };
@@ -314,7 +314,7 @@ impl Tile<'_> {
         let few = rows <= FEW_ROWS;
         let (mut keys, mut values) = (block.keys.as_ptr(), block.values.as_ptr());
         if !few {
-            let numbers = block.numbers();
+            let numbers = block.numbers;
             match self.call.slot.kind {
                 KvType::F32 => {}
                 KvType::F16 => {

@@ -63,7 +63,7 @@ pub(crate) struct AttentionKernels {
 pub(crate) fn table(isa: Isa) -> AttentionKernels {
     let few = match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => avx2::few,
+        Isa::Avx2 | Isa::AvxVnni => avx2::few,
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => avx512::few,
         #[cfg(target_arch = "aarch64")]

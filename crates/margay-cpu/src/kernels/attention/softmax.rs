@@ -127,7 +127,7 @@ compiled!(avx512, [#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma
 pub(super) fn table(isa: crate::Isa) -> &'static SoftmaxKernels {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        crate::Isa::Avx2 => &avx2::TABLE,
+        crate::Isa::Avx2 | crate::Isa::AvxVnni => &avx2::TABLE,
         #[cfg(target_arch = "x86_64")]
         crate::Isa::Avx512 => &avx512::TABLE,
         _ => &portable::TABLE,

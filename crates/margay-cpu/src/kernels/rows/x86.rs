@@ -1,5 +1,6 @@
 //! Quantization with AVX2: what the compiler makes of the portable code takes twice as long.
 
+use super::NOTHING;
 use std::arch::x86_64::*;
 
 /// Groups whose scales are computed together.
@@ -74,7 +75,7 @@ fn whole_row(x: &[f32], q: &mut [i8]) -> (f32, i32) {
     }
     let rest_max = rest.iter().fold(0, |top, x| u32::max(top, x.to_bits() & 0x7fff_ffff));
     let max = f32::from_bits(u32::max(greatest(top), rest_max));
-    let inverse = if max > 0.0 { 127.0 / max } else { 0.0 };
+    let inverse = if max > NOTHING { 127.0 / max } else { 0.0 };
     let (q_groups, q_rest) = q.as_chunks_mut::<32>();
     let mut total = _mm256_setzero_si256();
     for (x, q) in groups.iter().zip(q_groups) {
@@ -131,7 +132,7 @@ fn scales_of(max: [f32; GROUPS]) -> ([f32; GROUPS], [f32; GROUPS]) {
     unsafe {
         let max = _mm256_loadu_ps(max.as_ptr());
         let codes = _mm256_set1_ps(127.0);
-        let some = _mm256_cmp_ps::<_CMP_GT_OQ>(max, _mm256_setzero_ps());
+        let some = _mm256_cmp_ps::<_CMP_GT_OQ>(max, _mm256_set1_ps(NOTHING));
         _mm256_storeu_ps(scales.as_mut_ptr(), _mm256_div_ps(max, codes));
         _mm256_storeu_ps(inverses.as_mut_ptr(), _mm256_and_ps(some, _mm256_div_ps(codes, max)));
     }
@@ -167,7 +168,7 @@ mod tests {
                 match i / 32 % 4 {
                     0 => 0.0,
                     1 => (i % 32) as f32 * 0.5 - 7.75,
-                    2 => x * 1e-30,
+                    2 => x * [1e-30, 1e-36, 1e-38][i / 128 % 3],
                     _ => x * 50.0,
                 }
             })
