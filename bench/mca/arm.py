@@ -18,12 +18,12 @@ import argparse
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
+from assembly import compiled, functions, run
+
 TARGET = "aarch64-unknown-linux-gnu"
-ROOT = Path(__file__).resolve().parents[2]
 # Models to ask, by the instruction that multiplies.
 PROCESSORS = {
     "smlal": ["cortex-a53", "cortex-a57"],
@@ -86,46 +86,9 @@ KERNELS = [
 ]
 
 
-def run(command, **options):
-    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
-    if done.returncode:
-        sys.exit(f"{command[0]} failed:\n{done.stderr[-2000:]}")
-    return done.stdout
-
-
-def compile_to_assembly():
-    """margay-cpu's assembly, with symbols that say what a generic function was made for."""
-    flags = "-Csymbol-mangling-version=v0 -Ccodegen-units=1"
+def compile_for_arm():
     sysroot = os.environ.get("MARGAY_AARCH64_SYSROOT")
-    if sysroot:
-        flags += f" --sysroot={sysroot}"
-    target_dir = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "mca"
-    environment = dict(os.environ, CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS=flags, CARGO_TARGET_DIR=str(target_dir))
-    where = target_dir / TARGET / "release" / "deps"
-    for old in where.glob("margay_cpu-*.s"):
-        old.unlink()
-    # Touched so that cargo compiles it again where nothing changed and the assembly was removed.
-    (ROOT / "crates/margay-cpu/src/lib.rs").touch()
-    run(
-        ["cargo", "rustc", "--release", "-p", "margay-cpu", "--lib", "--target", TARGET, "--", "--emit", "asm"],
-        cwd=ROOT,
-        env=environment,
-    )
-    return next(where.glob("margay_cpu-*.s"))
-
-
-def functions(assembly):
-    """Lines of each function by its readable name, without directives."""
-    found, name = {}, None
-    for line in run(["c++filt"], input=assembly.read_text()).splitlines():
-        if re.match(r"^[^\s.].*:$", line):
-            name = re.sub(r"^.*neon::", "", line[:-1])
-            found[name] = []
-        elif line.startswith(".Lfunc_end"):
-            name = None
-        elif name and not re.match(r"\s+\.|\s*//|\s*$", line):
-            found[name].append(line)
-    return found
+    return compiled(TARGET, *([f"--sysroot={sysroot}"] if sysroot else []))
 
 
 def loop(lines, product):
@@ -162,7 +125,7 @@ def main():
     parser.add_argument("--dispatch", type=int, help="instructions a cycle, instead of the models' own")
     parser.add_argument("--processors", help="comma-separated, instead of the usual ones")
     options = parser.parse_args()
-    code = functions(options.asm or compile_to_assembly())
+    code = functions(options.asm or compile_for_arm(), r"^.*neon::", "//")
     peaks, rows = {}, []
     for name, instruction, symbol, read in KERNELS:
         body, products = loop(code[symbol], PRODUCT[instruction] if "scales" not in symbol else r"\bfmul\t")

@@ -21,14 +21,12 @@ Needs c++filt of binutils and llvm-mca of a recent LLVM.
 
 import argparse
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+from assembly import compiled, functions, run
+
 TARGET = "x86_64-unknown-linux-gnu"
-ROOT = Path(__file__).resolve().parents[2]
 PROCESSORS = {
     "avxvnni": ["alderlake", "znver4"],
     "avx512": ["icelake-server", "cascadelake", "sapphirerapids", "znver4"],
@@ -72,45 +70,6 @@ def kernels():
             yield isa, name, f"quant::{isa}::one_row::<{parameters}>", read
 
 
-def run(command, **options):
-    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
-    if done.returncode:
-        sys.exit(f"{command[0]} failed:\n{done.stderr[-2000:]}")
-    return done.stdout
-
-
-def compile_to_assembly():
-    """margay-cpu's assembly, with symbols that say what a generic function was made for."""
-    flags = "-Csymbol-mangling-version=v0 -Ccodegen-units=1"
-    target_dir = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "mca"
-    environment = dict(os.environ, CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS=flags, CARGO_TARGET_DIR=str(target_dir))
-    where = target_dir / TARGET / "release" / "deps"
-    for old in where.glob("margay_cpu-*.s"):
-        old.unlink()
-    # Touched so that cargo compiles it again where nothing changed and the assembly was removed.
-    (ROOT / "crates/margay-cpu/src/lib.rs").touch()
-    run(
-        ["cargo", "rustc", "--release", "-p", "margay-cpu", "--lib", "--target", TARGET, "--", "--emit", "asm"],
-        cwd=ROOT,
-        env=environment,
-    )
-    return next(where.glob("margay_cpu-*.s"))
-
-
-def functions(assembly):
-    """Lines of each function by its readable name, without directives."""
-    found, name = {}, None
-    for line in run(["c++filt"], input=assembly.read_text()).splitlines():
-        if re.match(r"^[^\s.#].*:$", line):
-            name = re.sub(r"^.*?kernels::", "", line[:-1])
-            found[name] = []
-        elif line.startswith(".Lfunc_end"):
-            name = None
-        elif name and not re.match(r"\s+\.|\s*#|\s*$", line):
-            found[name].append(line)
-    return found
-
-
 def loops(lines, instruction):
     """The innermost loops with such instructions: from a label to the last branch back to it."""
     label = {line[:-1]: at for at, line in enumerate(lines) if re.match(r"^\.\w+:", line)}
@@ -143,7 +102,7 @@ def main():
     parser.add_argument("--loop", help="print the loop of the kernels of this name instead")
     parser.add_argument("--processors", help="comma-separated, instead of the usual ones")
     options = parser.parse_args()
-    code = functions(options.asm or compile_to_assembly())
+    code = functions(options.asm or compiled(TARGET), r"^.*?kernels::", "#")
     peaks, rows = {}, []
     for isa, name, symbol, read in kernels():
         body = max(loops(code[symbol], "vpdpbusd"), key=len)

@@ -23,8 +23,10 @@ def of_inspection(inspection: dict) -> Work:
     """From `margay inspect --tensors --json`."""
     tensors = inspection["tensors"]
     text = [t for t in tensors if not t["name"].startswith(("v.", "mm."))]
-    read = [t for t in text if t["name"] != "token_embd.weight"]
-    matrices = [t for t in read if len(t["shape"]) == 2 and t["name"] != "output.weight"]
+    # A decoded token reads one row of the embeddings, and all of them where they are the output head as well.
+    tied = all(t["name"] != "output.weight" for t in text)
+    read = [t for t in text if tied or t["name"] != "token_embd.weight"]
+    matrices = [t for t in read if len(t["shape"]) == 2 and t["name"] not in ("output.weight", "token_embd.weight")]
     values = sum(t["shape"][0] * t["shape"][1] for t in matrices)
     meta = {entry["key"]: entry["value"] for entry in inspection["metadata"]}
     first = next(entry["value"] for entry in inspection["metadata"] if entry["key"] == "general.architecture")
