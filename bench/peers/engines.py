@@ -1,44 +1,37 @@
-"""Margay and the peers: each does a job in a process of its own and tells rows of figures."""
+"""Margay and the peers: how each is started, and what it is told for each kind of job."""
 
 import importlib.util
 import json
 import os
-import signal
-import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from live import Failed, Live, Missing, Refused, busy, run
 from plan import Job
 
 HERE = Path(__file__).parent
 MARGAY, MARGAY_INT8 = "Margay", "Margay int8 encoder"
 MARGAY_PACKED = "Margay packed before"
 LLAMA, IK, GENAI = "llama.cpp", "ik_llama.cpp", "OpenVINO GenAI"
-# Pictures that a peer encodes after a first; the median counts.
-REPEATS = 2
+VITS = {
+    f"{engine} {kind}": (engine, kind)
+    for engine, kind in [
+        ("OpenVINO", "f32"),
+        ("OpenVINO", "bf16"),
+        ("OpenVINO", "int8"),
+        ("onnxruntime", "f32"),
+        ("onnxruntime", "int8"),
+    ]
+}
 CONTEXT = 2048
-
-
-class Refused(Exception):
-    """The engine does not do this job; the text says why."""
-
-
-class Missing(Exception):
-    """The engine, or a file, is not here."""
-
-
-class Failed(Exception):
-    """Something broke."""
 
 
 @dataclass
 class Row:
-    """One figure of one run."""
+    """One figure."""
 
     stage: str
     value: float
@@ -46,6 +39,9 @@ class Row:
     depth: int = 0
     # Of several ways to run the same engine; the table shows the better one.
     variant: str = ""
+    # Operations and bytes of it, as Margay counts them, where they are known.
+    operations: float | None = None
+    bytes: float | None = None
     more: dict = field(default_factory=dict)
 
 
@@ -59,90 +55,94 @@ class Setting:
     folder: Path
     boost: bool
     timeout_s: float
-    # Which of llama.cpp's attentions was the faster so far, by model and threads.
-    attention: dict[tuple[Path, int], str] = field(default_factory=dict)
-    # Tokens that Margay's template adds to a prompt's words, by model.
-    overhead: dict[Path, int] = field(default_factory=dict)
-    running: subprocess.Popen | None = None
 
-    def run(self, command: list[str], cores: list[int] | None = None) -> str:
-        """What a command prints. Nothing else of this program runs meanwhile."""
-        process = self.start(command, cores, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        self.running = process
-        try:
-            out, errors = process.communicate(timeout=self.timeout_s)
-        except subprocess.TimeoutExpired:
-            raise Failed(f"not done after {self.timeout_s:.0f} s") from None
-        finally:
-            end(process)
-            self.running = None
-        lines = [line for line in errors.splitlines() if line.strip()]
-        last = lines[-1].strip() if lines else ""
-        if process.returncode == 0:
-            return out
-        if process.returncode == 1 and command[0] == str(self.margay):
-            raise Refused(last.removeprefix("margay: error: "))
-        if process.returncode < 0:
-            raise Failed(f"ended by {signal.Signals(-process.returncode).name}: {last}")
-        raise Failed(last)
+    def run(self, command: list[str]) -> str:
+        return run(command, self.boost, self.timeout_s)
 
-    def start(self, command: list[str], cores: list[int] | None, **more) -> subprocess.Popen:
-        """A session of its own, so that all of it can be ended, and scheduled as one."""
+    def worker(self, script: str, task: dict, cores: list[int] | None = None) -> Live:
+        return Live([sys.executable, str(HERE / script), json.dumps(task)], cores, self.boost, self.timeout_s)
 
-        def prepare() -> None:
-            if cores:
-                os.sched_setaffinity(0, cores)
-            if self.boost:
-                Path("/proc/self/autogroup").write_text("-20")
-
-        return subprocess.Popen(command, start_new_session=True, preexec_fn=prepare, **more)
-
-    def worker(self, script: str, task: dict, cores: list[int] | None = None) -> dict:
-        out = self.run([sys.executable, str(HERE / script), json.dumps(task)], cores)
-        result = json.loads(out.strip().splitlines()[-1])
-        if "refused" in result:
-            raise Refused(result["refused"])
-        return result
+    def orders(self, job: Job, *options: str, threads: int | None = None, cores: list[int] | None = None) -> Live:
+        """Margay, waiting for orders. Weights are packed as they are loaded."""
+        command = [str(self.margay), "bench", "stages", str(alone(self, job.model)), "--orders", "--no-packed"]
+        command += ["--threads", str(threads or job.threads), "--image", str(self.image)]
+        command += ["--context", str(job.context()), *options]
+        if job.mmproj:
+            command += ["--mmproj", str(job.mmproj)]
+        return Live(command, cores, self.boost, self.timeout_s)
 
 
-def end(process: subprocess.Popen) -> None:
-    """Ends a command and all that it started."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+@dataclass
+class Player:
+    """An engine that waits for its turn."""
+
+    engine: str
+    live: Live
+    variant: str = ""
+    # What its orders say besides.
+    extra: dict = field(default_factory=dict)
+
+    def ask(self, order: dict) -> dict:
+        return self.live.ask(order | self.extra)
 
 
-def engines_of(job: Job) -> dict[str, Callable[[Setting, Job], list[Row]]]:
+def names_of(job: Job) -> list[str]:
     """Who takes part in a job."""
-    if job.kind == "text":
-        return {MARGAY: margay_text, LLAMA: llama_text, GENAI: genai_text, IK: ik_text}
-    if job.kind == "encode":
-        vits = {f"{engine} {kind}": vit(engine, kind) for engine, kind in VITS}
-        return {MARGAY: margay_encode, MARGAY_INT8: margay_encode_int8, LLAMA: llama_encode} | vits
-    if job.kind == "load":
-        return {MARGAY_PACKED: margay_load_packed, MARGAY: margay_load, LLAMA: llama_load, GENAI: genai_load}
-    if job.kind == "memory":
-        return {MARGAY: margay_memory, LLAMA: llama_memory}
-    if job.kind == "two-process":
-        return {MARGAY: shared(margay_text), LLAMA: shared(llama_text), GENAI: shared(genai_text)}
-    no_pictures = {GENAI: no_vision_file, IK: no_vision_bench}
-    return {MARGAY: margay_study, LLAMA: llama_study} | no_pictures
+    return {
+        "text": [MARGAY, LLAMA, GENAI, IK],
+        "encode": [MARGAY, MARGAY_INT8, LLAMA, *VITS],
+        "load": [MARGAY_PACKED, MARGAY, LLAMA, GENAI],
+        "memory": [MARGAY, LLAMA],
+        "two-process": [MARGAY, LLAMA],
+        "study": [MARGAY, LLAMA],
+    }[job.kind]
 
 
-# --- Margay ---
+def players(setting: Setting, job: Job, engine: str, stack: ExitStack) -> list[Player]:
+    """An engine in its variants, started; it loads at its first order."""
+
+    def opened(live: Live) -> Live:
+        stack.callback(live.close)
+        return live
+
+    if engine == MARGAY:
+        return [Player(MARGAY, opened(setting.orders(job)))]
+    if engine == MARGAY_INT8:
+        return [Player(MARGAY_INT8, opened(setting.orders(job, "--int8-encoder")))]
+    if engine == LLAMA:
+        live = opened(llama(setting, job))
+        if job.kind == "encode":
+            return [Player(LLAMA, live)]
+        ways = ["off", "on"] if job.both_attentions else ["on"]
+        return [Player(LLAMA, live, f"flash attention {how}", {"attention": how}) for how in ways]
+    if engine == GENAI:
+        if not job.genai_rounds:
+            raise Missing("left out of this preset")
+        need_package("openvino_genai", GENAI)
+        return [Player(GENAI, opened(setting.worker("worker_genai.py", {"model": str(job.model), "threads": job.threads})))]
+    package, kind = VITS[engine]
+    need_package(package.lower(), package)
+    need_package("onnx", "onnx, which writes the encoder,")
+    task = {"engine": package.lower(), "kind": kind, "threads": job.threads}
+    task |= {"mmproj": str(job.mmproj), "folder": str(setting.folder)}
+    return [Player(engine, opened(setting.worker("worker_vit.py", task)))]
 
 
-def doctor(setting: Setting, threads: int) -> list[dict]:
-    """The machine's limits right now, with so many threads."""
-    told = json.loads(setting.run([str(setting.margay), "doctor", "--json", "--threads", str(threads)]))
-    return next(m["limits"] for m in told["measured"] if m["threads"] == threads)
+def build_vit(setting: Setting, job: Job) -> None:
+    """The encoder as ONNX, which every ONNX runtime then finds."""
+    need_package("onnxruntime", "onnxruntime, which quantizes the encoder,")
+    need_package("onnx", "onnx, which writes the encoder,")
+    live = setting.worker("worker_vit.py", {"mmproj": str(job.mmproj), "folder": str(setting.folder)})
+    try:
+        live.ask({"do": "build"})
+    finally:
+        live.close()
 
 
-def inspect(setting: Setting, job: Job) -> dict:
-    command = [str(setting.margay), "inspect", str(alone(setting, job.model)), "--tensors", "--json"]
-    if job.mmproj:
-        command += ["--mmproj", str(job.mmproj)]
-    return json.loads(setting.run(command + ["--context", str(CONTEXT)]))
+def llama(setting: Setting, job: Job, threads: int | None = None, cores: list[int] | None = None) -> Live:
+    need_package("llama_cpp", LLAMA)
+    task = {"model": str(job.model), "mmproj": str(job.mmproj), "image": str(setting.image)}
+    return setting.worker("worker_llama.py", task | {"threads": threads or job.threads, "context": job.context()}, cores)
 
 
 def alone(setting: Setting, model: Path) -> Path:
@@ -155,82 +155,30 @@ def alone(setting: Setting, model: Path) -> Path:
     return link
 
 
-def margay_run(setting: Setting, job: Job, words: int, answer: int, options: list[str], cores=None) -> dict:
-    command = [str(setting.margay), "run", "--model", str(alone(setting, job.model)), "--json"]
-    command += ["--prompt", " ".join(["a"] * max(words, 1)), "--max-tokens", str(answer)]
-    command += ["--threads", str(job.threads), *options]
-    if "--context" not in options:
-        command += ["--context", str(context_for(words, answer))]
-    return json.loads(setting.run(command, cores))
-
-
-def context_for(words: int, answer: int) -> int:
-    """Room for the template and a picture as well."""
-    return words + answer + 1024
-
-
-def words_for(setting: Setting, job: Job, tokens: int) -> int:
-    """Words that make a prompt of so many tokens: each is one, and the template may add some."""
-    if tokens <= 2:
-        return 1
-    if job.model not in setting.overhead:
-        shortest = margay_run(setting, job, 1, 1, ["--no-packed"])
-        setting.overhead[job.model] = shortest["stages"]["prefill_tokens"] - 1
-    return max(tokens - setting.overhead[job.model], 1)
-
-
-def rate(tokens: int, milliseconds: float | None) -> float:
-    if not milliseconds or not tokens:
-        raise Failed("nothing was computed")
+def rate(tokens: int, milliseconds: float) -> float:
     return tokens * 1000 / milliseconds
 
 
-def margay_text(setting: Setting, job: Job, cores=None) -> list[Row]:
-    rows = []
-    for depth in job.depths:
-        words = words_for(setting, job, depth)
-        # The first token of an answer comes from prefill.
-        told = margay_run(setting, job, words, job.decoded + 1, ["--no-packed"], cores)
-        stages = told["stages"]
-        more = {"prompt_tokens": stages["prefill_tokens"], "decoded_tokens": stages["decode_tokens"]}
-        more |= {"peak_rss_bytes": told["peak_rss_bytes"], "context": context_for(words, job.decoded + 1)}
-        if depth > 0:
-            prefill = rate(stages["prefill_tokens"], stages["prefill_ms"])
-            rows.append(Row("prefill", prefill, "tok/s", depth, more=more))
-        decode = rate(stages["decode_tokens"], stages["decode_ms"])
-        rows.append(Row("decode", decode, "tok/s", depth, more=more))
-    return rows
+# --- loading and memory: a process for each figure ---
 
 
-def with_picture(setting: Setting, job: Job) -> list[str]:
-    return ["--mmproj", str(job.mmproj), "--image", str(setting.image)]
-
-
-def margay_encode(setting: Setting, job: Job, *options: str) -> list[Row]:
-    told = margay_run(setting, job, 1, 1, ["--no-packed", *with_picture(setting, job), *options])
-    stages = told["stages"]
-    more = {"project_ms": stages["project_ms"], "peak_rss_bytes": told["peak_rss_bytes"]}
-    return [Row("encode", stages["encode_ms"] + stages["project_ms"], "ms", more=more)]
-
-
-def margay_encode_int8(setting: Setting, job: Job) -> list[Row]:
-    return margay_encode(setting, job, "--int8-encoder")
-
-
-def margay_load(setting: Setting, job: Job, options: tuple[str, ...] = ("--no-packed",)) -> list[Row]:
+def load(setting: Setting, job: Job, engine: str) -> list[Row]:
     into_page_cache(job.model)
-    told = margay_run(setting, job, 1, 1, ["--context", str(CONTEXT), *options])
-    load, first = told["stages"]["load_ms"], told["stages"]["ttft_ms"]
-    return [Row("load", load, "ms"), Row("first token", load + first, "ms")]
+    if engine in (MARGAY, MARGAY_PACKED):
+        told = margay_run(setting, job, ["--no-packed"] if engine == MARGAY else packed(setting, job))
+        found, first = told["stages"]["load_ms"], told["stages"]["ttft_ms"]
+        return [Row("load", found, "ms"), Row("first token", found + first, "ms")]
+    with ExitStack() as stack:
+        told = players(setting, job, engine, stack)[0].live.ask({"do": "load"})
+    return [Row("load", told["load_ms"], "ms"), Row("first token", told["first_ms"], "ms")]
 
 
-def margay_load_packed(setting: Setting, job: Job) -> list[Row]:
-    model = alone(setting, job.model)
-    told = json.loads(setting.run([str(setting.margay), "prepack", str(model), "--json"]))
+def packed(setting: Setting, job: Job) -> list[str]:
+    told = json.loads(setting.run([str(setting.margay), "prepack", str(alone(setting, job.model)), "--json"]))
     for file in told["files"]:
         if Path(file["path"]).exists():
             into_page_cache(Path(file["path"]))
-    return margay_load(setting, job, ())
+    return []
 
 
 def into_page_cache(path: Path) -> None:
@@ -239,120 +187,73 @@ def into_page_cache(path: Path) -> None:
             pass
 
 
-def margay_memory(setting: Setting, job: Job) -> list[Row]:
-    told = margay_run(setting, job, 1, 8, ["--no-packed", "--context", str(CONTEXT), *with_picture(setting, job)])
-    more = {"peak_rss_bytes": told["peak_rss_bytes"], "context": CONTEXT}
-    return [Row("memory", told["peak_rss_bytes"] / 1e6, "MB", more=more)]
+def margay_run(setting: Setting, job: Job, options: list[str], answer: int = 1) -> dict:
+    command = [str(setting.margay), "run", "--model", str(alone(setting, job.model)), "--json", "--prompt", "a"]
+    command += ["--max-tokens", str(answer), "--threads", str(job.threads), "--context", str(CONTEXT)]
+    return json.loads(setting.run(command + options))
 
 
-def margay_study(setting: Setting, job: Job) -> list[Row]:
-    visual_tokens = inspect(setting, job)["visual_tokens_per_picture"]
-    if not visual_tokens:
-        raise Refused("the two files do not make a model that sees")
-    words = words_for(setting, job, job.depths[0] - visual_tokens)
-    told = margay_run(setting, job, words, job.decoded, ["--no-packed", *with_picture(setting, job)])
-    stages = told["stages"]
-    more = {key: stages[key] for key in ("encode_ms", "project_ms", "prefill_ms", "decode_ms")}
-    more |= {"prompt_tokens": stages["prefill_tokens"], "answer_tokens": stages["decode_tokens"] + 1}
-    more |= {"peak_rss_bytes": told["peak_rss_bytes"], "context": context_for(words, job.decoded)}
-    if more["answer_tokens"] < job.decoded:
-        raise Failed(f"the answer ended after {more['answer_tokens']} of {job.decoded} tokens")
-    # Decoding and resizing the picture is not the engine's pace: left out, as it is of the peers.
-    spent = sum(stages[key] for key in ("encode_ms", "project_ms", "prefill_ms", "decode_ms"))
-    return [Row("study", spent, "ms", more=more)]
+def memory(setting: Setting, job: Job, engine: str) -> list[Row]:
+    """Peak resident memory with a picture at a whole context."""
+    if engine == MARGAY:
+        sight = ["--mmproj", str(job.mmproj), "--image", str(setting.image)]
+        told = margay_run(setting, job, ["--no-packed", *sight], 8)
+        # What was promised is asked of another process: the bench loads more than a question does.
+        with ExitStack() as stack:
+            held = players(setting, job, MARGAY, stack)[0].ask({"do": "memory"})
+        more = {"promise_bytes": 1.05 * (held["files_bytes"] + held["cache_bytes"])}
+    else:
+        with ExitStack() as stack:
+            told, more = players(setting, job, engine, stack)[0].live.ask({"do": "memory"}), {}
+    return [Row("memory", told["peak_rss_bytes"] / 1e6, "MB", more=more | {"peak_rss_bytes": told["peak_rss_bytes"]})]
 
 
-# --- llama.cpp ---
+# --- two processes ---
 
 
-def llama(setting: Setting, job: Job, do: str, cores=None, **more) -> dict:
-    need_package("llama_cpp", LLAMA)
-    task = {"do": do, "model": str(job.model), "mmproj": str(job.mmproj), "image": str(setting.image)}
-    task |= {"threads": job.threads, "context": CONTEXT, "decoded": job.decoded, "depth": job.depths[0]}
-    return setting.worker("worker_llama.py", task | more, cores)
+@contextmanager
+def shared(setting: Setting, job: Job, engine: str) -> Iterator:
+    """What is left of an engine's 1 thread when another process takes one of its cores and it has one thread each.
+
+    Gives a function that measures it once.
+    """
+    cores = sorted(os.sched_getaffinity(0))[: job.threads]
+    if len(cores) < job.threads:
+        raise Missing(f"{job.threads} cores are needed")
+    make = {MARGAY: setting.orders, LLAMA: lambda job, **more: llama(setting, job, **more)}[engine]
+    extra = {"attention": "on"} if engine == LLAMA else {}
+    depth = job.depths[0]
+    with ExitStack() as stack:
+        one, many = (Player(engine, make(job, threads=count, cores=cores), "", extra) for count in (1, job.threads))
+        for player in (one, many):
+            stack.callback(player.live.close)
+            player.ask({"do": "prefill", "tokens": depth})
+
+        def measure() -> list[Row]:
+            stages = {"prefill": {"do": "prefill", "tokens": depth}, "decode": {"do": "decode", "tokens": job.decoded}}
+            rows = []
+            for stage, order in stages.items():
+                free = rate(order["tokens"], one.ask(order)["ms"])
+                with busy(cores[-1], setting.boost):
+                    left = rate(order["tokens"], many.ask(order)["ms"])
+                more = {"free": free, "shared": left, "unit": "tok/s"}
+                rows.append(Row(f"shared {stage}", left / free, "of 1 thread", more=more))
+            return rows
+
+        yield measure
 
 
-def attentions(setting: Setting, job: Job) -> list[str]:
-    """Both, or the one that was the faster in decoding so far; "off" where nothing is known."""
-    if job.both_attentions:
-        return ["off", "on"]
-    known = [how for (model, _), how in setting.attention.items() if model == job.model]
-    return [setting.attention.get((job.model, job.threads), known[-1] if known else "off")]
-
-
-def llama_text(setting: Setting, job: Job, cores=None) -> list[Row]:
-    tried = attentions(setting, job)
-    told = llama(setting, job, "text", cores, depths=job.depths, attention=tried)
-    rows = []
-    for how, depths in told["attention"].items():
-        variant = f"flash attention {how}"
-        for depth, rates in depths.items():
-            if int(depth) > 0:
-                rows.append(Row("prefill", rates["prefill"], "tok/s", int(depth), variant))
-            rows.append(Row("decode", rates["decode"], "tok/s", int(depth), variant))
-    if len(tried) > 1:
-        deepest = str(max(job.depths))
-        faster = max(tried, key=lambda how: told["attention"][how][deepest]["decode"])
-        setting.attention[job.model, job.threads] = faster
-    return rows
-
-
-def llama_encode(setting: Setting, job: Job) -> list[Row]:
-    return [Row("encode", llama(setting, job, "encode", repeats=REPEATS)["encode_ms"], "ms")]
-
-
-def llama_load(setting: Setting, job: Job) -> list[Row]:
-    into_page_cache(job.model)
-    told = llama(setting, job, "load")
-    return [Row("load", told["load_ms"], "ms"), Row("first token", told["first_ms"], "ms")]
-
-
-def llama_memory(setting: Setting, job: Job) -> list[Row]:
-    return [Row("memory", llama(setting, job, "memory")["peak_rss_bytes"] / 1e6, "MB")]
-
-
-def llama_study(setting: Setting, job: Job) -> list[Row]:
-    told = llama(setting, job, "study", attention=attentions(setting, job))["attention"]
-    return [Row("study", t["total_ms"], "ms", variant=f"flash attention {how}", more=t) for how, t in told.items()]
-
-
-# --- OpenVINO GenAI ---
-
-
-def genai(setting: Setting, job: Job, do: str, cores=None) -> dict:
-    need_package("openvino_genai", GENAI)
-    task = {"do": do, "model": str(job.model), "threads": job.threads, "depths": job.depths, "decoded": job.decoded}
-    return setting.worker("worker_genai.py", task, cores)
-
-
-def genai_text(setting: Setting, job: Job, cores=None) -> list[Row]:
-    rows = []
-    for depth, rates in genai(setting, job, "text", cores)["depths"].items():
-        if int(depth) > 0:
-            rows.append(Row("prefill", rates["prefill"], "tok/s", int(depth)))
-        rows.append(Row("decode", rates["decode"], "tok/s", int(depth)))
-    return rows
-
-
-def genai_load(setting: Setting, job: Job) -> list[Row]:
-    into_page_cache(job.model)
-    told = genai(setting, job, "load")
-    return [Row("load", told["load_ms"], "ms"), Row("first token", told["first_ms"], "ms")]
-
-
-def no_vision_file(setting: Setting, job: Job) -> list[Row]:
-    need_package("openvino_genai", GENAI)
-    raise Refused("reads no GGUF model with a vision file")
-
-
-# --- ik_llama.cpp ---
+# --- ik_llama.cpp, which has a bench of its own and does not stay ---
 
 
 def ik_text(setting: Setting, job: Job) -> list[Row]:
     """Its own bench, with the flash attention and without; run-time repacking as it comes (off)."""
-    need_ik(setting)
+    if not setting.ik:
+        raise Missing("no build given; --ik PATH_TO_llama-bench")
+    if not setting.ik.exists():
+        raise Missing(f"{setting.ik} is not there")
     rows = []
-    for how in attentions(setting, job):
+    for how in ("off", "on") if job.both_attentions else ("on",):
         command = [str(setting.ik), "-m", str(job.model), "-t", str(job.threads), "-r", "1", "-o", "json"]
         command += ["-fa", "1" if how == "on" else "0"]
         for depth in job.depths:
@@ -364,79 +265,9 @@ def ik_text(setting: Setting, job: Job) -> list[Row]:
     return rows
 
 
-def no_vision_bench(setting: Setting, job: Job) -> list[Row]:
-    need_ik(setting)
-    raise Refused("its bench has no pictures")
-
-
-def need_ik(setting: Setting) -> None:
-    if not setting.ik:
-        raise Missing("no build given; --ik PATH_TO_llama-bench")
-    if not setting.ik.exists():
-        raise Missing(f"{setting.ik} is not there")
-
-
-# --- image encoders in onnxruntime and OpenVINO ---
-
-VITS = [
-    ("OpenVINO", "f32"),
-    ("OpenVINO", "bf16"),
-    ("OpenVINO", "int8"),
-    ("onnxruntime", "f32"),
-    ("onnxruntime", "int8"),
-]
-
-
-def vit(engine: str, kind: str) -> Callable[[Setting, Job], list[Row]]:
-    def measure(setting: Setting, job: Job) -> list[Row]:
-        need_package(engine.lower(), engine)
-        need_package("onnx", "onnx, which writes the encoder,")
-        task = {"mmproj": str(job.mmproj), "folder": str(setting.folder)}
-        setting.worker("worker_vit.py", {"do": "build"} | task)
-        task |= {"do": engine.lower(), "kind": kind, "threads": job.threads, "repeats": REPEATS}
-        told = setting.worker("worker_vit.py", task)
-        more = {"without": "projector", "peak_rss_bytes": told["peak_rss_bytes"]}
-        return [Row("encode", told["encode_ms"], "ms", more=more)]
-
-    return measure
-
-
-# --- two processes ---
-
-
-def shared(text: Callable[..., list[Row]]) -> Callable[[Setting, Job], list[Row]]:
-    """What is left of an engine's 1 thread when another process takes one of its cores and it has one thread each."""
-
-    def measure(setting: Setting, job: Job) -> list[Row]:
-        cores = sorted(os.sched_getaffinity(0))[: job.threads]
-        if len(cores) < job.threads:
-            raise Missing(f"{job.threads} cores are needed")
-        one = text(setting, replace(job, threads=1), cores)
-        with busy(setting, cores[-1]):
-            many = text(setting, job, cores)
-        rows = []
-        for free, left in zip(one, many, strict=True):
-            more = {"free": free.value, "shared": left.value, "unit": free.unit}
-            rows.append(Row(f"shared {free.stage}", left.value / free.value, "of 1 thread", 0, free.variant, more))
-        return rows
-
-    return measure
-
-
-@contextmanager
-def busy(setting: Setting, core: int) -> Iterator[None]:
-    """A loop on one core, with the weight that the timed command has."""
-    process = setting.start([sys.executable, "-c", "while True: pass"], [core])
-    guard = threading.Timer(2 * setting.timeout_s, process.kill)
-    guard.start()
-    time.sleep(0.2)
-    try:
-        yield
-    finally:
-        guard.cancel()
-        end(process)
-
-
 def need_package(module: str, name: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise Missing(f"{name} is not installed; run.py --install")
+
+
+__all__ = ["Failed", "Missing", "Refused"]

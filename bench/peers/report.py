@@ -14,6 +14,7 @@ TITLES = {
     "encode": "encode a picture",
     "load": "load, file in the page cache",
     "first token": "load to first token, file in the page cache",
+    "held": "peak memory of prompts and answers of {depth} tokens",
     "memory": "peak memory with a picture, 2048 tokens of context",
     "shared prefill": "prefill, one core taken by another process",
     "shared decode": "decode, one core taken by another process",

@@ -10,6 +10,7 @@ Every figure is written to a file (--out) as soon as it is there. Ctrl-C stops; 
 """
 
 import argparse
+import contextlib
 import importlib.metadata
 import importlib.util
 import itertools
@@ -18,22 +19,23 @@ import os
 import platform
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import plan
 import report
-from engines import GENAI, Failed, Missing, Refused, Row, Setting, doctor, engines_of, inspect
-from plan import DEPTHS, STAGES, Job
-from work import Work, of_inspection
+from engines import GENAI, IK, LLAMA, MARGAY, VITS, Player, Row, Setting
+from engines import build_vit, ik_text, load, memory, names_of, players, rate, shared
+from live import Failed, Missing, Refused
+from plan import DEPTHS, SLICES, STAGES, Job
 
 HERE = Path(__file__).parent
 PEERS = ("llama-cpp-python", "openvino", "openvino-genai", "onnxruntime", "onnx")
-# Limits older than this are measured again before an engine's turn, and after one that took longer.
-FRESH_S = 20
 
 
 def main() -> None:
@@ -115,7 +117,7 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
         if args.depths and job.kind == "text":
             job = replace(job, depths=tuple(d for d in job.depths if d in args.depths))
         if only == {"prefill"}:
-            job = replace(job, depths=tuple(d for d in job.depths if d > 0), decoded=2)
+            job = replace(job, depths=tuple(d for d in job.depths if d > 0))
         if args.rounds:
             job = replace(job, rounds=args.rounds, genai_rounds=min(job.genai_rounds, args.rounds))
         if args.decode:
@@ -137,7 +139,6 @@ class Bench:
         self.out = (args.out or args.work / "results.jsonl").open("w")
         self.records: list[dict] = []
         self.began = time.monotonic()
-        self.limits: tuple[float, int, list[dict]] = (float("-inf"), 0, [])
 
     def keep(self, record: dict) -> None:
         self.records.append(record)
@@ -150,48 +151,148 @@ class Bench:
 
     def job(self, job: Job, title: str) -> None:
         self.say(f"{title} {job.describe()}")
-        engines = {n: m for n, m in engines_of(job).items() if not self.engines or n in self.engines}
+        names = [name for name in names_of(job) if not self.engines or name in self.engines]
         absent = [path for path in (job.model, job.mmproj) if path and not path.is_file()]
-        try:
-            if absent:
-                raise Missing(f"{absent[0].name} is not there")
-            work = of_inspection(inspect(self.setting, job))
-        except (Missing, Refused, Failed) as e:
-            for engine in engines:
-                self.keep(self.record(job, engine, 0) | {"status": "not run", "note": str(e)})
-            self.say(f"  {e}")
+        if absent:
+            for engine in names:
+                self.missing(job, engine, Missing(f"{absent[0].name} is not there"))
             return
+        if job.kind in ("load", "memory"):
+            for number, engine in rotating(names, job.rounds):
+                if engine != GENAI or number < job.genai_rounds:
+                    self.separate({"load": load, "memory": memory}[job.kind], job, engine, number)
+        elif job.kind == "two-process":
+            self.two_processes(job, names)
+        else:
+            self.together(job, names)
+
+    def together(self, job: Job, names: list[str]) -> None:
+        """All engines stay, and take turns."""
+        if any(name in VITS for name in names):
+            with contextlib.suppress(Missing):
+                build_vit(self.setting, job)
+        with contextlib.ExitStack() as stack:
+            ready: list[Player] = []
+            for engine in names:
+                if engine == IK:
+                    self.separate(lambda setting, job, _: ik_text(setting, job), job, IK, 0)
+                    continue
+                try:
+                    players_of = players(self.setting, job, engine, stack)
+                    for player in players_of:
+                        warm_up(player, job)
+                    ready += players_of
+                except (Missing, Refused, Failed) as e:
+                    self.missing(job, engine, e)
+            # The limits, and how much work a figure is, are told by Margay.
+            judge = next((p for p in ready if p.engine == MARGAY), None)
+            if not judge:
+                self.say("  without Margay no limits are known")
+            turns = {"text": self.text, "encode": self.encode, "study": self.study}[job.kind]
+            turns(job, ready, judge)
+
+    def text(self, job: Job, ready: list[Player], judge: Player | None) -> None:
+        staying = [p for p in ready if p.engine != GENAI]
+        genai = [p for p in ready if p.engine == GENAI]
+        for depth in job.depths:
+            order = {"do": "prefill", "tokens": max(depth, 1)}
+            for number in range(job.rounds):
+                found = self.turns(job, ready if number < job.genai_rounds else staying, judge, number,
+                                   lambda player: prefill(player, order, depth, job))  # fmt: skip
+                self.tell(f"round {number + 1} of {job.rounds}", found)
+            work = judge.ask({"do": "decode", "tokens": 1}) if judge else None
+            self.amend(job, depth, work, genai)
+            found = []
+            for number in range(job.rounds * SLICES):
+                found += self.turns(job, staying, judge, number, lambda player: decode(player, job, depth))
+            self.tell(f"{job.rounds * SLICES} rounds", found)
+        if judge:
+            self.keep_promise(job, judge)
+
+    def keep_promise(self, job: Job, judge: Player) -> None:
+        """What the whole job took of memory, against what was promised."""
+        held = judge.ask({"do": "memory"})
+        peak = held["peak_rss_bytes"] - held["probe_bytes"]
+        more = {"promise_bytes": 1.05 * (held["files_bytes"] + held["cache_bytes"]), "peak_rss_bytes": peak}
+        row = Row("held", peak / 1e6, "MB", max(job.depths), more=more)
+        self.keep(self.record(job, MARGAY, 0) | {"status": "ok", "limits": []} | asdict(row) | promise(row))
+
+    def encode(self, job: Job, ready: list[Player], judge: Player | None) -> None:
         for number in range(job.rounds):
-            # Nobody is always the first after the others.
-            names = list(engines)
-            shift = number % len(names)
-            for engine in names[shift:] + names[:shift]:
-                self.turn(job, engine, engines[engine], number, work)
+            found = self.turns(job, ready, judge, number, encode)
+            self.tell(f"round {number + 1} of {job.rounds}", found)
 
-    def turn(self, job: Job, engine: str, measure, number: int, work: Work) -> None:
-        record = self.record(job, engine, number)
-        if engine == GENAI and number >= job.genai_rounds:
-            if job.genai_rounds == 0 and number == 0:
-                self.keep(record | {"status": "not run", "note": "left out of this preset"})
+    def study(self, job: Job, ready: list[Player], judge: Player | None) -> None:
+        for number in range(job.rounds):
+            found = self.turns(job, ready, judge, number, lambda player: study(player, job))
+            self.tell(f"round {number + 1} of {job.rounds}", found)
+
+    def turns(self, job: Job, ready: list[Player], judge: Player | None, number: int, measure) -> list[tuple]:
+        """Each player once, nobody always first, with the limits before and after."""
+        shift = number % max(len(ready), 1)
+        limits = judge.ask({"do": "limits"})["limits"] if judge else []
+        found = []
+        for player in ready[shift:] + ready[:shift]:
+            try:
+                found += [(player, row) for row in measure(player)]
+            except (Refused, Failed) as e:
+                self.keep(self.record(job, player.engine, number) | failure(e))
+                self.say(f"  {player.engine}: {e}")
+        if judge:
+            limits = better(limits, judge.ask({"do": "limits"})["limits"])
+        known = next((row for player, row in found if player is judge), None)
+        for player, row in found:
+            if row.stage not in STAGES or row.stage in self.only:
+                self.keep(self.record(job, player.engine, number) | {"status": "ok", "limits": limits}
+                          | asdict(row) | share(row, player.engine, known, limits))  # fmt: skip
+        return found
+
+    def amend(self, job: Job, depth: int, work: dict | None, genai: list[Player]) -> None:
+        """What GenAI decoded while the others read their prompts: its share of the limit is known only now."""
+        if not (work and genai):
             return
-        began = time.monotonic()
+        known = Row("decode", 0, "tok/s", operations=work["operations"], bytes=work["bytes"])
+        for record in self.records:
+            is_its = record.get("engine") == GENAI and record.get("stage") == "decode" and record.get("depth") == depth
+            if is_its and record["model"] == job.model.name and record["threads"] == job.threads:
+                row = Row("decode", record["value"], "tok/s", depth)
+                record |= share(row, GENAI, known, record["limits"])
+
+    def separate(self, measure, job: Job, engine: str, number: int) -> None:
+        """A figure of a process that does not stay."""
         try:
-            limits = self.limits_now(job.threads)
-            rows = measure(self.setting, job)
-            limits = better(limits, self.limits_now(job.threads))
+            rows = measure(self.setting, job, engine)
         except (Missing, Refused, Failed) as e:
-            status = {Missing: "missing", Refused: "refused", Failed: "failed"}[type(e)]
-            self.keep(record | {"status": status, "note": str(e)})
-            self.say(f"  round {number + 1} of {job.rounds}  {engine}: {status}: {e}")
+            self.keep(self.record(job, engine, number) | failure(e))
+            self.say(f"  {engine}: {e}")
             return
-        wanted = [row for row in rows if self.wants(row, job)]
-        for row in wanted:
-            self.keep(record | {"status": "ok", "limits": limits} | asdict(row) | judge(row, job, engine, work, limits))
-        told = ", ".join(figure(row) for row in wanted)
-        self.say(f"  round {number + 1} of {job.rounds}  {engine}: {told}  ({time.monotonic() - began:.0f} s)")
+        for row in rows:
+            self.keep(self.record(job, engine, number) | {"status": "ok", "limits": []} | asdict(row) | promise(row))
+        self.say(f"  round {number + 1} of {job.rounds}  {engine}: {', '.join(figure(row) for row in rows)}")
 
-    def wants(self, row: Row, job: Job) -> bool:
-        return job.kind != "text" or row.stage in self.only
+    def two_processes(self, job: Job, names: list[str]) -> None:
+        for engine in names:
+            try:
+                with shared(self.setting, job, engine) as measure:
+                    for number in range(job.rounds):
+                        rows = measure()
+                        for row in rows:
+                            self.keep(self.record(job, engine, number) | {"status": "ok", "limits": []} | asdict(row))
+                        self.say(f"  round {number + 1} of {job.rounds}  {engine}: {', '.join(map(figure, rows))}")
+            except (Missing, Refused, Failed) as e:
+                self.missing(job, engine, e)
+
+    def missing(self, job: Job, engine: str, why: Exception) -> None:
+        self.keep(self.record(job, engine, 0) | failure(why))
+        self.say(f"  {engine}: {why}")
+
+    def tell(self, what: str, found: list[tuple]) -> None:
+        groups: dict[tuple, list[float]] = {}
+        for player, row in found:
+            groups.setdefault((player.engine, player.variant, row.stage, row.unit), []).append(row.value)
+        told = [f"{engine}{f' ({variant})' if variant else ''} {stage} {statistics.median(values):.4g} {unit}"
+                for (engine, variant, stage, unit), values in groups.items()]  # fmt: skip
+        self.say(f"  {what}: {', '.join(told)}")
 
     def record(self, job: Job, engine: str, number: int) -> dict:
         mmproj = job.mmproj.name if job.mmproj else None
@@ -199,12 +300,69 @@ class Bench:
                 "depths": job.depths, "decoded": job.decoded, "engine": engine, "round": number,
                 "time": time.strftime("%Y-%m-%dT%H:%M:%S")}  # fmt: skip
 
-    def limits_now(self, threads: int) -> list[dict]:
-        when, count, limits = self.limits
-        if count != threads or time.monotonic() - when > FRESH_S:
-            limits = doctor(self.setting, threads)
-            self.limits = (time.monotonic(), threads, limits)
-        return limits
+
+# --- turns ---
+
+
+def warm_up(player: Player, job: Job) -> None:
+    """Loads, and touches every weight and buffer once."""
+    if job.kind == "encode":
+        player.ask({"do": "encode"})
+    elif player.engine == GENAI:
+        player.ask({"do": "answer", "prompt": 2, "answer": 2})
+    else:
+        player.ask({"do": "prefill", "tokens": 32})
+        player.ask({"do": "decode", "tokens": 1})
+        if job.kind == "study":
+            player.ask({"do": "encode"})
+
+
+def prefill(player: Player, order: dict, depth: int, job: Job) -> list[Row]:
+    if player.engine == GENAI:
+        told = player.ask({"do": "answer", "prompt": max(depth, 2), "answer": 2 * job.decoded + 1})
+        decoded = Row("decode", 1000 / told["token_ms"], "tok/s", depth)
+        return [Row("prefill", rate(depth, told["prefill_ms"]), "tok/s", depth), decoded] if depth else [decoded]
+    told = player.ask(order)
+    row = Row("prefill", rate(order["tokens"], told["ms"]), "tok/s", depth, player.variant, **work_of(told))
+    return [row] if depth else []
+
+
+def decode(player: Player, job: Job, depth: int) -> list[Row]:
+    told = player.ask({"do": "decode", "tokens": job.decoded})
+    each = {key: value / job.decoded for key, value in work_of(told).items() if value}
+    return [Row("decode", rate(job.decoded, told["ms"]), "tok/s", depth, player.variant, **each)]
+
+
+def encode(player: Player) -> list[Row]:
+    told = player.ask({"do": "encode"})
+    more = {"without": "projector"} if player.engine in VITS else {}
+    return [Row("encode", told["ms"], "ms", more=more, **work_of(told))]
+
+
+def study(player: Player, job: Job) -> list[Row]:
+    prompt, answer = job.depths[0], job.decoded
+    if player.engine == LLAMA:
+        told = player.ask({"do": "study", "prompt": prompt, "answer": answer})
+    else:
+        # Rows of the picture cost what tokens cost. The first token of an answer comes from prefill.
+        orders = {"encode": {}, "prefill": {"tokens": prompt}, "decode": {"tokens": answer - 1}}
+        told = {f"{stage}_ms": player.ask({"do": stage} | order)["ms"] for stage, order in orders.items()}
+        told["ms"] = sum(told.values())
+    return [Row("study", told["ms"], "ms", 0, player.variant, more=told)]
+
+
+def work_of(told: dict) -> dict:
+    return {"operations": told.get("operations"), "bytes": told.get("bytes")}
+
+
+def rotating(names: list[str], rounds: int) -> Iterator[tuple[int, str]]:
+    for number in range(rounds):
+        shift = number % len(names)
+        yield from ((number, name) for name in names[shift:] + names[:shift])
+
+
+def failure(why: Exception) -> dict:
+    return {"status": {Missing: "missing", Refused: "refused"}.get(type(why), "failed"), "note": str(why)}
 
 
 def better(before: list[dict], after: list[dict]) -> list[dict]:
@@ -213,37 +371,31 @@ def better(before: list[dict], after: list[dict]) -> list[dict]:
 
 
 def figure(row: Row) -> str:
-    depth = f" {row.depth}" if row.depth else ""
-    variant = f" ({row.variant})" if row.variant else ""
-    return f"{row.stage}{depth} {row.value:.4g} {row.unit}{variant}"
+    return f"{row.stage} {row.value:.4g} {row.unit}"
 
 
-def judge(row: Row, job: Job, engine: str, work: Work, limits: list[dict]) -> dict:
-    """The share of the limit that a figure reaches, and what memory was promised for it."""
+def promise(row: Row) -> dict:
+    return {"promise_bytes": row.more["promise_bytes"]} if "promise_bytes" in row.more else {}
+
+
+def share(row: Row, engine: str, known: Row | None, limits: list[dict]) -> dict:
+    """The share of the limit that a figure reaches; work is what Margay counts of the same stage."""
+    if not (known and known.operations and limits):
+        return {}
 
     def limit(name: str) -> float | None:
-        rates = [entry["giga_per_second"] * 1e9 for entry in limits if entry["name"] == name]
-        return max(rates, default=None)
+        return max((entry["giga_per_second"] * 1e9 for entry in limits if entry["name"] == name), default=None)
 
-    result: dict = {}
-    name, needed = None, None
     if row.stage == "prefill":
-        name, needed = "int8", row.value * work.prompt_operations
+        name, needed = "int8", row.value * known.operations / row.depth
     elif row.stage == "decode":
-        bytes_read = work.weight_bytes + work.cache_bytes * (max(row.depth, 2) + job.decoded / 2)
-        name, needed = "memory read", row.value * bytes_read
-    elif row.stage == "encode" and work.encode_operations:
-        is_whole = row.more.get("without") != "projector"
-        operations = work.encode_operations + (work.project_operations if is_whole else 0)
-        is_bf16 = "bf16" in engine or (work.encoder_type == "bf16" and is_whole and limit("bf16"))
-        name = "int8" if "int8" in engine else "bf16" if is_bf16 else "float32"
-        needed = operations * 1000 / row.value
-    if name and limit(name):
-        result = {"limit": name, "share": needed / limit(name)}
-    if "context" in row.more:
-        files_and_cache = work.file_bytes + work.cache_bytes * row.more["context"]
-        result["promise_bytes"] = 1.05 * files_and_cache
-    return result
+        name, needed = "memory read", row.value * known.bytes
+    elif row.stage == "encode":
+        name = "int8" if "int8" in engine else "bfloat16" if "bf16" in engine else "float32"
+        needed = known.operations * 1000 / row.value
+    else:
+        return {}
+    return {"limit": name, "share": needed / limit(name)} if limit(name) else {}
 
 
 def measure(args: argparse.Namespace) -> list[dict]:
@@ -258,7 +410,7 @@ def measure(args: argparse.Namespace) -> list[dict]:
             title = f"[{number + 1} of {len(jobs)}]"
             if args.minutes and time.monotonic() - bench.began > args.minutes * 60:
                 bench.say(f"{title} {job.describe()}: not begun, {args.minutes:g} minutes are over")
-                for engine in engines_of(job):
+                for engine in names_of(job):
                     late = {"status": "not run", "note": f"{args.minutes:g} minutes were over"}
                     bench.keep(bench.record(job, engine, 0) | late)
                 continue

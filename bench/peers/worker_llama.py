@@ -1,19 +1,20 @@
 #!/usr/bin/env python3
 """llama.cpp, in a process of its own, through the C interface that `llama-cpp-python` ships.
 
-    worker_llama.py '{"do": "text", "model": ..., "threads": 2, "depths": [512], "decoded": 64, "attention": ["off"]}'
+    worker_llama.py '{"model": ..., "mmproj": null, "image": null, "threads": 2, "context": 2048}'
 
-Prints one JSON object on its last line. `do`: text, encode, load, memory, study.
+Does what lines of JSON on stdin order: prefill, decode, encode, study, load, memory; see `Engine`.
 """
 
 import ctypes
 import json
 import resource
-import statistics
 import sys
 import time
+from collections.abc import Callable
 
 import llama_cpp as lib
+from live import Refused, serve
 from llama_cpp import mtmd_cpp as mtmd
 
 BATCH = 512
@@ -24,24 +25,15 @@ FLASH_ATTENTION = {"off": 0, "on": 1}
 ERROR = 4
 
 
-class Refused(Exception):
-    """The engine does not take the file."""
-
-
 def main() -> None:
-    task = json.loads(sys.argv[1])
     before = peak_rss()
     lib.llama_log_set(LOG, None)
     mtmd.mtmd_log_set(LOG, None)
     mtmd.mtmd_helper_log_set(LOG, None)
     lib.llama_backend_init()
-    try:
-        result = DO[task["do"]](task)
-    except Refused as e:
-        result = {"refused": str(e)}
-    # What Python and the libraries take by themselves is not the engine's.
-    result["peak_rss_bytes"] = peak_rss() - before
-    print(json.dumps(result))
+    engine = Engine(json.loads(sys.argv[1]), before)
+    names = ("prefill", "decode", "encode", "study", "load", "memory")
+    serve({name: getattr(engine, name) for name in names})
 
 
 @lib.llama_log_callback
@@ -55,85 +47,91 @@ def peak_rss() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def text(task: dict) -> dict:
-    """Prefill and decode rates at each depth, without and with flash attention."""
-    model = load(task["model"])
-    result: dict = {"attention": {}}
-    for attention in task["attention"]:
-        rates = {}
-        for depth in task["depths"]:
-            context = Context(model, depth + task["decoded"] + 2, task["threads"], attention)
-            context.warm()
-            rates[depth] = context.rates(max(depth, 2), task["decoded"])
-            context.free()
-        result["attention"][attention] = rates
-    return result
+class Engine:
+    """The model and its contexts, each made when it is first asked for."""
 
+    def __init__(self, task: dict, before: int):
+        self.task, self.before = task, before
+        self.model: ctypes.c_void_p | None = None
+        self.eye: Eye | None = None
+        self.contexts: dict[str, Context] = {}
+        # Tokens that a context holds, by its attention.
+        self.held: dict[str, int] = {}
 
-def encode(task: dict) -> dict:
-    """Milliseconds of one picture: the median of some after a first."""
-    # Only the width and the vocabulary of the text model matter here, so its weights are not repacked.
-    model = load(task["model"], repack=False)
-    eye = Eye(task["mmproj"], model, task["threads"], task["image"])
-    eye.encode()
-    times = []
-    for _ in range(task["repeats"]):
+    def context(self, attention: str) -> "Context":
+        if attention not in self.contexts:
+            self.model = self.model or load(self.task["model"])
+            self.contexts[attention] = Context(self.model, self.task["context"], self.task["threads"], attention)
+            self.contexts[attention].warm()
+        return self.contexts[attention]
+
+    def sight(self, repack: bool = True) -> "Eye":
+        if not self.eye:
+            self.model = self.model or load(self.task["model"], repack)
+            self.eye = Eye(self.task["mmproj"], self.model, self.task["threads"], self.task["image"])
+            self.eye.encode()
+        return self.eye
+
+    def prefill(self, tokens: int, attention: str) -> dict:
+        """A prompt into the emptied cache."""
+        context = self.context(attention)
+        context.forget(0)
+        self.held[attention] = tokens
+        return {"ms": timed(lambda: context.step(0, tokens))}
+
+    def decode(self, tokens: int, attention: str) -> dict:
+        """Tokens one by one behind what the cache holds, which is then as before."""
+        context, depth = self.context(attention), self.held[attention]
+
+        def steps() -> None:
+            for i in range(tokens):
+                context.step(depth + i, 1)
+
+        took = timed(steps)
+        context.forget(depth)
+        return {"ms": took}
+
+    def encode(self) -> dict:
+        # Only the width and the vocabulary of the text model matter here, so its weights are not repacked.
+        return {"ms": timed(self.sight(repack=False).encode)}
+
+    def study(self, prompt: int, answer: int, attention: str) -> dict:
+        """Milliseconds of one picture, a prompt of so many tokens with it, and an answer."""
+        context, eye = self.context(attention), self.sight()
+        context.forget(0)
+        encoded = timed(eye.encode)
         began = time.perf_counter()
-        eye.encode()
-        times.append((time.perf_counter() - began) * 1000)
-    return {"encode_ms": statistics.median(times)}
+        past = eye.decode(context, 0)
+        if past < prompt:
+            context.step(past, prompt - past)
+        prefilled = (time.perf_counter() - began) * 1000
+        self.held[attention] = prompt
+        # The first token of the answer comes from prefill.
+        decoded = self.decode(answer - 1, attention)["ms"]
+        return {"encode_ms": encoded, "prefill_ms": prefilled, "decode_ms": decoded, "ms": encoded + prefilled + decoded}
+
+    def load(self) -> dict:
+        """Milliseconds until the weights are there, and until the first token of a prompt of two."""
+        began = time.perf_counter()
+        model = load(self.task["model"])
+        context = Context(model, self.task["context"], self.task["threads"], "off")
+        loaded = time.perf_counter()
+        context.step(0, 2)
+        return {"load_ms": (loaded - began) * 1000, "first_ms": (time.perf_counter() - began) * 1000}
+
+    def memory(self) -> dict:
+        """One picture and a few words at a whole context. What Python and the libraries take is not the engine's."""
+        model = load(self.task["model"])
+        context = Context(model, self.task["context"], self.task["threads"], "off")
+        eye = Eye(self.task["mmproj"], model, self.task["threads"], self.task["image"])
+        context.step(eye.see(context, 0), 8)
+        return {"peak_rss_bytes": peak_rss() - self.before}
 
 
-def load_time(task: dict) -> dict:
-    """Milliseconds until the weights are there, and until the first token of a prompt of two."""
+def timed(work: Callable[[], object]) -> float:
     began = time.perf_counter()
-    model = load(task["model"])
-    context = Context(model, task["context"], task["threads"], "off")
-    loaded = time.perf_counter()
-    context.step(0, 2)
-    return {"load_ms": (loaded - began) * 1000, "first_ms": (time.perf_counter() - began) * 1000}
-
-
-def memory(task: dict) -> dict:
-    """One picture and a few words at a whole context; the caller reads the peak."""
-    model = load(task["model"])
-    context = Context(model, task["context"], task["threads"], "off")
-    eye = Eye(task["mmproj"], model, task["threads"], task["image"])
-    past = eye.see(context, 0)
-    context.step(past, 8)
-    return {"tokens": past + 8}
-
-
-def study(task: dict) -> dict:
-    """Milliseconds of one picture, a prompt of so many tokens with it, and an answer."""
-    model = load(task["model"])
-    eye = Eye(task["mmproj"], model, task["threads"], task["image"])
-    eye.encode()
-    return {"attention": {how: answer(task, model, eye, how) for how in task["attention"]}}
-
-
-def answer(task: dict, model: ctypes.c_void_p, eye: "Eye", attention: str) -> dict:
-    context = Context(model, task["depth"] + task["decoded"] + 2, task["threads"], attention)
-    context.warm()
-    began = time.perf_counter()
-    eye.encode()
-    encoded = time.perf_counter()
-    past = eye.decode(context, 0)
-    if past < task["depth"]:
-        context.step(past, task["depth"] - past)
-    prefilled = time.perf_counter()
-    # The first token of the answer comes from prefill.
-    for i in range(task["decoded"] - 1):
-        context.step(task["depth"] + i, 1)
-    ended = time.perf_counter()
-    context.free()
-    return {
-        "encode_ms": (encoded - began) * 1000,
-        "prefill_ms": (prefilled - encoded) * 1000,
-        "decode_ms": (ended - prefilled) * 1000,
-        "total_ms": (ended - began) * 1000,
-        "prompt_tokens": max(past, task["depth"]),
-    }
+    work()
+    return (time.perf_counter() - began) * 1000
 
 
 def load(path: str, repack: bool = True) -> ctypes.c_void_p:
@@ -158,14 +156,15 @@ class Context:
         if not self.context:
             raise Refused("makes no context")
 
-    def free(self) -> None:
-        lib.llama_free(self.context)
+    def forget(self, depth: int) -> None:
+        """Takes back all behind so many tokens."""
+        lib.llama_memory_seq_rm(lib.llama_get_memory(self.context), -1, depth, -1)
 
     def warm(self) -> None:
         """As its own bench does, though shorter: the first calls map pages and make buffers."""
         self.step(0, WARM)
         self.step(WARM, 1)
-        lib.llama_memory_clear(lib.llama_get_memory(self.context), True)
+        self.forget(0)
 
     def step(self, first: int, count: int) -> None:
         """Computes so many tokens from position `first` on, in batches, and the logits of the last."""
@@ -185,15 +184,6 @@ class Context:
             lib.llama_batch_free(batch)
             if failed:
                 raise Refused(f"llama_decode fails with {failed}")
-
-    def rates(self, prompt: int, decoded: int) -> dict:
-        began = time.perf_counter()
-        self.step(0, prompt)
-        prefilled = time.perf_counter()
-        for i in range(decoded):
-            self.step(prompt + i, 1)
-        ended = time.perf_counter()
-        return {"prefill": prompt / (prefilled - began), "decode": decoded / (ended - prefilled)}
 
 
 class Eye:
@@ -241,8 +231,6 @@ class Eye:
         self.encode()
         return self.decode(context, past)
 
-
-DO = {"text": text, "encode": encode, "load": load_time, "memory": memory, "study": study}
 
 if __name__ == "__main__":
     main()

@@ -1,16 +1,13 @@
 #!/usr/bin/env python3
 """A vision transformer of a GGUF vision file's shape in onnxruntime and OpenVINO, in a process of its own.
 
-    worker_vit.py '{"do": "build", "mmproj": ..., "folder": ...}'      writes the ONNX files, once
-    worker_vit.py '{"do": "onnxruntime", "kind": "f32", "threads": 2, "repeats": 3, "mmproj": ..., "folder": ...}'
+    worker_vit.py '{"engine": "onnxruntime", "kind": "f32", "threads": 2, "mmproj": ..., "folder": ...}'
 
-Prints one JSON object on its last line. The graph has the blocks that a projector reads (all but the last), random
-weights, no projector and no preprocessing of pictures.
+Does what lines of JSON on stdin order: build (the ONNX files, once), encode. The graph has the blocks that a projector
+reads (all but the last), random weights, no projector and no preprocessing of pictures.
 """
 
 import json
-import resource
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from live import Refused, serve
 
 KINDS = ("f32", "int8", "bf16")
 
@@ -41,38 +39,30 @@ class Shape:
         return self.width // self.heads
 
 
-def main() -> None:
-    task = json.loads(sys.argv[1])
-    shape = read_shape(task["mmproj"])
-    folder = Path(task["folder"]) / f"vit-{shape.width}-{shape.blocks}-{shape.image}"
-    if task["do"] == "build":
-        build(shape, folder)
-        result = {}
-    else:
-        before = peak_rss()
-        engine = {"onnxruntime": onnxruntime_session, "openvino": openvino_session}[task["do"]]
-        pixels = np.random.default_rng(2).standard_normal((1, 3, shape.image, shape.image), dtype=np.float32)
-        infer = engine(folder, task["kind"], task["threads"], pixels)
-        if infer is None:
-            result = {"refused": f"this processor has no {task['kind']}"}
-        else:
-            result = {"encode_ms": timed(infer, task["repeats"]), "peak_rss_bytes": peak_rss() - before}
-    print(json.dumps(result))
+class Engine:
+    def __init__(self, task: dict):
+        self.task = task
+        self.shape = read_shape(task["mmproj"])
+        self.folder = Path(task["folder"]) / f"vit-{self.shape.width}-{self.shape.blocks}-{self.shape.image}"
+        self.infer: Callable[[], object] | None = None
 
+    def build(self) -> dict:
+        build(self.shape, self.folder)
+        return {}
 
-def timed(infer: Callable[[], object], repeats: int) -> float:
-    """Median milliseconds after a first run."""
-    infer()
-    times = []
-    for _ in range(repeats):
+    def encode(self) -> dict:
+        """Milliseconds of one picture; the first picture of all is not timed."""
+        if not self.infer:
+            side = self.shape.image
+            pixels = np.random.default_rng(2).standard_normal((1, 3, side, side), dtype=np.float32)
+            session = {"onnxruntime": onnxruntime_session, "openvino": openvino_session}[self.task["engine"]]
+            self.infer = session(self.folder, self.task["kind"], self.task["threads"], pixels)
+            if not self.infer:
+                raise Refused(f"this processor has no {self.task['kind']}")
+            self.infer()
         began = time.perf_counter()
-        infer()
-        times.append((time.perf_counter() - began) * 1000)
-    return statistics.median(times)
-
-
-def peak_rss() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self.infer()
+        return {"ms": (time.perf_counter() - began) * 1000}
 
 
 def read_shape(path: str) -> Shape:
@@ -86,7 +76,7 @@ def read_shape(path: str) -> Shape:
     names = {"width": "embedding_length", "heads": "attention.head_count", "ffn": "feed_forward_length",
              "image": "image_size", "patch": "patch_size"}  # fmt: skip
     values = {key: number(name) for key, name in names.items()}
-    is_clip = not fields["clip.use_gelu"].contents()
+    is_clip = "clip.use_gelu" not in fields or not fields["clip.use_gelu"].contents()
     return Shape(blocks=number("block_count") - 1, is_clip=is_clip, **values)
 
 
@@ -260,4 +250,5 @@ class Graph:
 
 
 if __name__ == "__main__":
-    main()
+    engine = Engine(json.loads(sys.argv[1]))
+    serve({"build": engine.build, "encode": engine.encode})

@@ -8,6 +8,7 @@ mod answering;
 mod commands;
 mod environment;
 mod interrupt;
+mod limits;
 mod model;
 mod output;
 mod progress;

@@ -303,6 +303,53 @@ fn bench_measures_what_is_asked_for_and_lists_what_there_is() {
 }
 
 #[test]
+fn bench_times_the_stages_of_a_model_and_does_what_it_is_ordered_to() {
+    let words = ["bench", "stages", "--depths", "0,24", "--decode", "2", "--rounds", "2", "--threads", "1"];
+    let told = run(words.iter().chain(&["--json"])).json();
+    let figures = told["figures"].as_array().unwrap();
+    let named: Vec<_> =
+        figures.iter().map(|f| (f["stage"].as_str().unwrap(), f["depth"].as_u64().unwrap())).collect();
+    assert_eq!(named, [("encode", 0), ("decode", 0), ("prefill", 0), ("decode", 24)]);
+    for figure in figures {
+        let positive = |field: &str| {
+            let values = figure[field].as_array().unwrap();
+            values.len() == 2 && values.iter().all(|v| v.as_f64().unwrap() > 0.0)
+        };
+        assert!(positive("ms") && positive("shares"), "{figure}");
+    }
+    let operations = |at: usize| figures[at]["operations"].as_u64().unwrap();
+    // Two tokens behind 24 attend to more keys than two behind one.
+    assert!(operations(3) > operations(1) && operations(2) > 8 * operations(3), "{figures:?}");
+    let table = run(words).ok();
+    assert!(table.contains("prefill 24") && table.contains("decode at 24"), "{table}");
+
+    let mut orders = margay();
+    orders.args(["bench", "stages", "--orders", "--context", "40", "--threads", "1"]);
+    let lines = r#"{"do": "prefill", "tokens": 32}
+{"do": "decode", "tokens": 8}
+{"do": "encode"}
+{"do": "limits"}
+{"do": "memory"}
+"#;
+    let ran = finish(&mut orders, lines).ok();
+    let answers: Vec<serde_json::Value> = ran.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let [prefill, decode, encode, limits, memory] = &answers[..] else { panic!("{ran}") };
+    assert!([prefill, decode, encode].iter().all(|a| a["ms"].as_f64().unwrap() > 0.0), "{ran}");
+    assert!(limits["limits"].as_array().unwrap().len() > 3 && limits["threads"] == 1, "{ran}");
+    assert!(memory["cache_bytes"].as_u64().unwrap() > 0, "{ran}");
+
+    let mut orders = margay();
+    let too_many = finish(
+        orders.args(["bench", "stages", "--orders", "--context", "8"]),
+        r#"{"do": "prefill", "tokens": 9}"#,
+    );
+    too_many.fails(1, &["9", "8"]);
+    let mut orders = margay();
+    finish(orders.args(["bench", "stages", "--orders"]), r#"{"do": "dance"}"#).fails(2, &["dance"]);
+    run(["bench", "stages", "--decode", "0"]).fails(2, &["--decode"]);
+}
+
+#[test]
 #[cfg(target_os = "linux")]
 fn threads_stay_on_the_cores_asked_for_and_others_are_refused() {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();

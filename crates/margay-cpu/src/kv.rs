@@ -47,8 +47,8 @@ impl KvType {
         KvType::ALL.into_iter().find(|kind| kind.name().eq_ignore_ascii_case(name))
     }
 
-    /// Bytes of a number.
-    pub(crate) fn bytes(self) -> usize {
+    /// Bytes of a number; of Q8 without its scales.
+    pub fn bytes(self) -> usize {
         match self {
             KvType::F16 => 2,
             KvType::F32 => 4,

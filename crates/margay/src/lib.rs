@@ -32,6 +32,7 @@ mod packed;
 mod report;
 mod sample;
 mod session;
+mod stages;
 mod tokenizer;
 mod trace;
 
@@ -47,6 +48,7 @@ pub use model::Model;
 pub use options::{AskOptions, LoadOptions, Sampling};
 pub use report::{Report, StageReport, Stop};
 pub use session::Session;
+pub use stages::Stages;
 pub use tokenizer::tokenizer_of;
 pub use trace::TraceOptions;
 

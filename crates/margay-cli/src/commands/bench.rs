@@ -1,12 +1,14 @@
 //! `margay bench`: how fast this machine is, and how near its limits.
 
 mod kernels;
+mod stages;
 
 use crate::Outcome;
 use clap::{Args, Subcommand};
 
 const AFTER_HELP: &str = "\
 EXAMPLES:
+  margay bench stages model.gguf
   margay bench kernels --quick
   margay bench kernels --filter gemm/q4_0 --threads 1";
 
@@ -21,12 +23,14 @@ pub(crate) struct Bench {
 #[derive(Debug, Subcommand)]
 enum What {
     Kernels(kernels::Kernels),
+    Stages(stages::Stages),
 }
 
 impl Bench {
     pub(crate) fn run(self) -> anyhow::Result<Outcome> {
         match self.what {
             What::Kernels(kernels) => kernels.run(),
+            What::Stages(stages) => stages.run(),
         }
     }
 }

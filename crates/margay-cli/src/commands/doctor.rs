@@ -1,6 +1,6 @@
 //! `margay doctor`: what this machine is, and which kernels it gets.
 
-use crate::{Outcome, environment, model::ThreadArgs, output};
+use crate::{Outcome, environment, limits::Measured, model::ThreadArgs, output};
 use clap::Args;
 use margay::{
     BACKENDS, LoadOptions, backend, cpu_backend,
@@ -49,26 +49,6 @@ struct Findings {
     /// What the processor reaches now, with one thread and with all; other work on it lowers these.
     measured: Vec<Measured>,
     backends: Vec<BackendFinding>,
-}
-
-/// Limits of some threads.
-#[derive(Debug, Serialize)]
-struct Measured {
-    threads: usize,
-    limits: Vec<Limit>,
-    /// From handing out tasks that do nothing until all are done.
-    barrier_microseconds: f64,
-}
-
-/// One limit of the processor.
-#[derive(Debug, Serialize)]
-struct Limit {
-    name: &'static str,
-    /// What reached it: a way to read, or instructions.
-    how: &'static str,
-    /// Bytes or operations a second, 10^9.
-    giga_per_second: f64,
-    unit: &'static str,
 }
 
 #[derive(Debug, Serialize)]
@@ -226,27 +206,5 @@ impl Findings {
             name.chain(cells).chain([limit.unit, limit.how].map(str::to_owned)).collect()
         });
         output::table_of_words(&header, rows.collect())
-    }
-}
-
-impl Measured {
-    fn of(limits: &measure::Limits) -> Self {
-        let read =
-            |how, bytes: f64| Limit { name: "memory read", how, giga_per_second: bytes / 1e9, unit: "GB/s" };
-        let peak = |name, peak: measure::Peak| Limit {
-            name,
-            how: peak.instruction,
-            giga_per_second: peak.ops_per_second / 1e9,
-            unit: "Gop/s",
-        };
-        let mut all = vec![
-            read("one stream a thread", limits.read_one_stream),
-            read("4 streams a thread, prefetched", limits.read_four_streams),
-            peak("int8", limits.int8),
-        ];
-        all.extend(limits.int8_exact.map(|p| peak("int8, exact", p)));
-        all.push(peak("float32", limits.f32));
-        all.extend(limits.bf16.map(|p| peak("bfloat16", p)));
-        Measured { threads: limits.threads, limits: all, barrier_microseconds: limits.barrier * 1e6 }
     }
 }

@@ -104,6 +104,11 @@ impl Probe {
         Probe { memory }
     }
 
+    /// Bytes it keeps.
+    pub fn bytes(&self) -> usize {
+        self.memory.len()
+    }
+
     /// Measures the limits of the threads and the instruction set of `cpu`; takes some tenths of a second.
     ///
     /// # Errors

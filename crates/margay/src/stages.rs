@@ -1,0 +1,116 @@
+//! The stages of an answer one by one, for measuring.
+
+use crate::{Error, Image, Model, engine::TextCall};
+use margay_graph::{Cancel, State};
+use margay_observe::Stopwatch;
+use margay_prompt::image::preprocess;
+use std::time::Duration;
+
+/// Runs single stages on the engine that answers questions, with tokens whose meaning does not matter, and times them.
+/// Nothing is sampled and nothing is rendered: what is timed is computing.
+pub struct Stages {
+    model: Model,
+    state: Box<dyn State>,
+    cancel: Cancel,
+}
+
+impl Stages {
+    /// With a KV cache of its own, empty.
+    ///
+    /// # Errors
+    /// [`Error::Backend`] where the cache cannot be made.
+    pub fn new(model: &Model) -> Result<Self, Error> {
+        let state = model.engine()?.new_state(model.context())?;
+        Ok(Stages { model: model.clone(), state, cancel: Cancel::new() })
+    }
+
+    /// Loads what pictures need; [`Stages::encode`] does it too, outside of what it times.
+    ///
+    /// # Errors
+    /// [`Error::NoVision`], [`Error::Backend`].
+    pub fn prepare_vision(&self) -> Result<(), Error> {
+        let source = self.model.source();
+        self.model.engine()?.prepare_vision(source, self.model.backend(), &self.cancel)?;
+        Ok(())
+    }
+
+    /// A picture through the tower and the projector; decoding and resizing it is not timed.
+    ///
+    /// # Errors
+    /// [`Error::NoVision`] of a text model, [`Error::Image`] of a picture that cannot be resized, [`Error::Backend`].
+    pub fn encode(&mut self, image: &Image) -> Result<Duration, Error> {
+        self.prepare_vision()?;
+        let config = self.model.config();
+        let vision = config.vision.as_ref().ok_or_else(|| Error::NoVision { model: config.name.clone() })?;
+        let tiles = preprocess(&image.picture, &vision.image)
+            .map_err(|source| Error::Image { place: image.name.clone(), source })?;
+        let mut engine = self.model.engine()?;
+        let clock = Stopwatch::start();
+        for tile in &tiles.tiles {
+            let features = engine.encode(&tile.data, &self.cancel)?.to_vec();
+            engine.project(&features, &self.cancel)?;
+        }
+        Ok(clock.elapsed())
+    }
+
+    /// A prompt of so many tokens into the emptied cache, in batches as an answer does it, with the logits of the last.
+    ///
+    /// # Errors
+    /// [`Error::PromptTooLong`], [`Error::Backend`].
+    pub fn prefill(&mut self, tokens: usize) -> Result<Duration, Error> {
+        self.state.truncate(0);
+        self.append(tokens, usize::MAX)
+    }
+
+    /// So many tokens one after the other behind what the cache holds, which is then as before.
+    ///
+    /// # Errors
+    /// As [`Stages::prefill`].
+    pub fn decode(&mut self, tokens: usize) -> Result<Duration, Error> {
+        let depth = self.state.len();
+        let took = self.append(tokens, 1);
+        self.state.truncate(depth);
+        took
+    }
+
+    fn append(&mut self, tokens: usize, at_once: usize) -> Result<Duration, Error> {
+        let (past, context) = (self.state.len(), self.model.context());
+        let trained = self.model.config().text.context;
+        if tokens > context - past {
+            return Err(Error::PromptTooLong { prompt: past + tokens, visual: 0, context, trained });
+        }
+        // Ids that differ from their neighbours, past the control tokens where the vocabulary is large enough.
+        let vocabulary = self.model.config().text.vocabulary;
+        let ids: Vec<i32> = (past..past + tokens).map(|at| ((300 + at % 200) % vocabulary) as i32).collect();
+        let width = self.model.config().text.width;
+        let mut engine = self.model.engine()?;
+        let at_once = at_once.min(engine.batch());
+        let clock = Stopwatch::start();
+        for ids in ids.chunks(at_once) {
+            let call = TextCall { ids, visual: &[], width };
+            engine.run_text(&call, self.state.as_mut(), &self.cancel)?;
+        }
+        Ok(clock.elapsed())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::LoadOptions;
+
+    #[test]
+    fn decoding_leaves_the_cache_as_it_was_and_a_prompt_empties_it() {
+        let model = Model::nano_with(&LoadOptions { context: Some(64), ..LoadOptions::default() }).unwrap();
+        let mut stages = Stages::new(&model).unwrap();
+        assert!(stages.prefill(40).unwrap() > Duration::ZERO);
+        assert_eq!(stages.state.len(), 40);
+        assert!(stages.decode(24).unwrap() > Duration::ZERO);
+        assert_eq!(stages.state.len(), 40);
+        assert!(matches!(stages.decode(25), Err(Error::PromptTooLong { prompt: 65, context: 64, .. })));
+        stages.prefill(8).unwrap();
+        assert_eq!(stages.state.len(), 8);
+        let image = Image::filled(20, 30, [10, 200, 30]).unwrap();
+        assert!(stages.encode(&image).unwrap() > Duration::ZERO);
+    }
+}
