@@ -314,7 +314,7 @@ def warm_up(player: Player, job: Job) -> None:
         player.ask({"do": "prefill", "tokens": 32})
         player.ask({"do": "decode", "tokens": 1})
         if job.kind == "study":
-            player.ask({"do": "encode"})
+            player.live.ask({"do": "encode"})
 
 
 def prefill(player: Player, order: dict, depth: int, job: Job) -> list[Row]:

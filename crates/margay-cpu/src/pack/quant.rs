@@ -273,10 +273,11 @@ impl QuantMatrix {
                 )
             };
             let mut block = Block { codes: [0; 256], d: [0; 2], m: [0; 2], scales: [0; 16], mins: [0; 16] };
-            for (column, row) in (panel * PANEL..n.min((panel + 1) * PANEL)).enumerate() {
-                let row = &tensor.bytes()[row * row_bytes..][..row_bytes];
-                for (i, bytes) in row.chunks_exact(block_bytes).enumerate() {
-                    take(bytes, &mut block);
+            let rows = &tensor.bytes()[panel * PANEL * row_bytes..n.min((panel + 1) * PANEL) * row_bytes];
+            // Block after block, so that the lines written for one row are still near for the others.
+            for i in 0..k / elements {
+                for (column, row) in rows.chunks_exact(row_bytes).enumerate() {
+                    take(&row[i * block_bytes..][..block_bytes], &mut block);
                     this.put_codes(codes, column, i * elements, &block.codes[..elements]);
                     this.put_scales(scales, column, i, &block);
                 }
@@ -331,15 +332,16 @@ impl QuantMatrix {
     }
 
     fn put_codes(&self, panel: &mut [u8], column: usize, k: usize, codes: &[u8]) {
-        for (i, four) in codes.as_chunks::<4>().0.iter().enumerate() {
-            let chunk = k / 4 + i;
-            if self.kind.codes == Codes::U4 {
-                let at = (chunk / 2 * PANEL + column) * 4;
-                for (byte, code) in panel[at..at + 4].iter_mut().zip(four) {
-                    *byte |= code << (4 * (chunk % 2));
-                }
-            } else {
-                panel[(chunk * PANEL + column) * 4..][..4].copy_from_slice(four);
+        if self.kind.codes == Codes::U4 {
+            for (i, eight) in codes.as_chunks::<8>().0.iter().enumerate() {
+                let at = ((k / 8 + i) * PANEL + column) * 4;
+                // The second four stand 32 bits up, and go to the high halves of the first four's bytes.
+                let eight = u64::from_le_bytes(*eight);
+                panel[at..at + 4].copy_from_slice(&((eight | eight >> 28) as u32).to_le_bytes());
+            }
+        } else {
+            for (i, four) in codes.as_chunks::<4>().0.iter().enumerate() {
+                panel[((k / 4 + i) * PANEL + column) * 4..][..4].copy_from_slice(four);
             }
         }
     }
