@@ -279,6 +279,48 @@ def check(name):
     print(f"{name}: {sorted(set(mine) & set(golden))}, worst relative error {worst:.1e}")
 
 
+def check_smolvlm():
+    folder = HERE / "smolvlm"
+    w = read(folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    vision = {"layer_norm_eps": 1e-6, **config["vision_config"]}
+    at, fold = "model.vision_model.", config["scale_factor"]
+    tiles = {}
+    for case in json.loads((folder / "prompt.json").read_text())["cases"]:
+        golden = read(folder / f"golden.{case['name']}.safetensors")
+        mine = {}
+        if "pixel_values" in golden:
+            encode = [tower(w, vision, p, at, vision["num_hidden_layers"]) for p in golden["pixel_values"]]
+            encode = [layer_norm(x, w, at + "post_layernorm", 1e-6) for x in encode]
+            side = math.isqrt(len(encode[0])) // fold
+            project = []
+            for x in encode:
+                x = x.reshape(side, fold, side, fold, -1).transpose(0, 2, 1, 3, 4)
+                x = x.reshape(side * side, -1)
+                project.append(linear(x, w, "model.connector.modality_projection.proj"))
+            mine = {"encode": np.stack(encode), "project": np.stack(project)}
+            tiles[case["images"][0]] = mine["project"]
+        else:
+            mine["project"] = np.concatenate([tiles[image] for image in case["images"]])
+        ids = golden["input_ids"]
+        h = w["model.text_model.embed_tokens.weight"][np.maximum(ids, 0)]
+        h[ids < 0] = mine["project"].reshape(-1, h.shape[1])
+        hidden, last = decoder(w, config["text_config"], h, "model.text_model.")
+        mine |= {f"hidden.{i}": v for i, v in enumerate(hidden)}
+        mine["logits"] = last[-len(golden["logits"]) :] @ w["lm_head.weight"].T
+        worst = 0.0
+        for key, value in mine.items():
+            if key in golden:
+                assert value.shape == golden[key].shape, (case["name"], key)
+                error = np.abs(value - golden[key]).max() / np.abs(golden[key]).max()
+                worst = max(worst, error)
+                assert error < LIMIT, (case["name"], key, error)
+        assert int(golden["greedy"][0]) == int(np.argmax(golden["logits"][-1]))
+        seen = sorted(set(mine) & set(golden))
+        print(f"smolvlm/{case['name']}: {seen}, worst relative error {worst:.1e}")
+
+
 if __name__ == "__main__":
     for each in FOLDERS:
         check(each)
+    check_smolvlm()

@@ -657,6 +657,7 @@ impl<'a> Run<'a> {
                 rows::patchify(engine, pixels, size, *patch, out)
             }
             (Op::AvgPool2d(op), _) => rows::avg_pool2d(engine, op, self.view(input(0))?, out),
+            (Op::SpaceToDepth(op), _) => rows::space_to_depth(engine, op, self.view(input(0))?, out),
             (Op::MeanRows, _) => rows::mean_rows(engine, self.view(input(0))?, out),
             (Op::ConcatRows, _) => rows::concat_rows(engine, self.view(input(0))?, self.view(input(1))?, out),
             (Op::SliceRows { start, .. }, _) => {

@@ -225,6 +225,7 @@ impl Prepared {
                 | Op::Attention(_)
                 | Op::Patchify { .. }
                 | Op::AvgPool2d(_)
+                | Op::SpaceToDepth(_)
                 | Op::MeanRows
                 | Op::ConcatRows
                 | Op::SliceRows { .. }

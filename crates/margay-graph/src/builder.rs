@@ -289,16 +289,31 @@ impl Builder {
     /// # Errors
     /// [`GraphError::Shape`] where the map is not a multiple of the square.
     pub fn avg_pool2d(&mut self, x: ValueId, pool: Pool2d) -> Built {
-        let (rows, columns) = self.matrix("avg_pool2d", x)?;
-        let Pool2d { height, width, kernel } = pool;
+        let (squares, columns) = self.squares("avg_pool2d", x, &pool)?;
+        Ok(self.push(Op::AvgPool2d(pool), &[x], vec![squares.into(), columns.into()]))
+    }
+
+    /// Squares of a feature map as rows; see [`Op::SpaceToDepth`].
+    ///
+    /// # Errors
+    /// [`GraphError::Shape`] where the map is not a multiple of the square.
+    pub fn space_to_depth(&mut self, x: ValueId, pool: Pool2d) -> Built {
+        let (squares, columns) = self.squares("space_to_depth", x, &pool)?;
+        let dims = vec![squares.into(), (columns * pool.kernel * pool.kernel).into()];
+        Ok(self.push(Op::SpaceToDepth(pool), &[x], dims))
+    }
+
+    /// How many squares a map has, and its columns.
+    fn squares(&self, op: &str, x: ValueId, pool: &Pool2d) -> Result<(usize, usize), GraphError> {
+        let (rows, columns) = self.matrix(op, x)?;
+        let &Pool2d { height, width, kernel } = pool;
         let fits = kernel > 0 && height.is_multiple_of(kernel) && width.is_multiple_of(kernel);
         if !fits || rows.fixed() != Some(height * width) {
             return Err(GraphError::shape(format!(
-                "a {height} x {width} map of {rows} rows has no {kernel} x {kernel} squares"
+                "{op}: a {height} x {width} map of {rows} rows has no {kernel} x {kernel} squares"
             )));
         }
-        let dims = vec![Dim::from(height * width / (kernel * kernel)), columns.into()];
-        Ok(self.push(Op::AvgPool2d(pool), &[x], dims))
+        Ok((height * width / (kernel * kernel), columns))
     }
 
     /// The mean row.

@@ -168,7 +168,7 @@ impl Conv2d {
     }
 }
 
-/// Mean of each `kernel` x `kernel` square, step = kernel: [h*w, C] -> [h/k * w/k, C].
+/// The `kernel` x `kernel` squares of a feature map [h*w, C], which do not overlap.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pool2d {
     /// Rows of the map, a multiple of the kernel.
@@ -219,8 +219,11 @@ pub enum Op {
     },
     /// Input map [h*w, C].
     Conv2d(Conv2d),
-    /// Input map [h*w, C].
+    /// Input map [h*w, C]: the mean of each square [h/k * w/k, C].
     AvgPool2d(Pool2d),
+    /// Input map [h*w, C]: the pixels of each square side by side in one row [h/k * w/k, k*k*C], row by row of the
+    /// square ("pixel shuffle", the inverse of PyTorch's `PixelShuffle` but for the order of channels).
+    SpaceToDepth(Pool2d),
     /// Input x [R, C]: the mean row [1, C].
     MeanRows,
     /// Inputs a [A, C], b [B, C]: a's rows, then b's.
@@ -261,6 +264,7 @@ impl Op {
             Op::Patchify { .. } => "patchify",
             Op::Conv2d(_) => "conv2d",
             Op::AvgPool2d(_) => "avg_pool2d",
+            Op::SpaceToDepth(_) => "space_to_depth",
             Op::MeanRows => "mean_rows",
             Op::ConcatRows => "concat_rows",
             Op::SliceRows { .. } => "slice_rows",

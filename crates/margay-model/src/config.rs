@@ -1,8 +1,11 @@
 //! The numbers that describe a model, whatever file they came from.
 
-use crate::{Decoder, ModelError, Projector};
-use margay_graph::Activation;
-use margay_prompt::image::ImageSpec;
+use crate::{Decoder, ModelError, Projector, TowerConfig};
+use margay_prompt::{
+    image::{ImageError, ImageSpec},
+    layout::PictureLayout,
+};
+use std::sync::Arc;
 
 /// Everything Margay needs to know of a model besides its weights and vocabulary.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,59 +78,53 @@ pub enum RopeScaling {
 }
 
 /// A vision tower, a projector, and how a picture becomes the tower's input.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct VisionConfig {
     /// The tower.
-    pub vit: VitConfig,
+    pub tower: Arc<dyn TowerConfig>,
     /// Patch features to visual tokens.
     pub projector: &'static Projector,
-    /// Picture to pixels.
+    /// Side of the square of patches that the projector folds into one token; 1 for projectors that do not ask.
+    pub fold: usize,
+    /// Picture to pixels, and to its place in the prompt.
     pub image: ImageSpec,
 }
 
+impl PartialEq for VisionConfig {
+    fn eq(&self, other: &Self) -> bool {
+        *self.tower == *other.tower
+            && (self.projector, self.fold, &self.image) == (other.projector, other.fold, &other.image)
+    }
+}
+
 impl VisionConfig {
-    /// Patches a side of the tower's square input.
-    pub fn grid(&self) -> usize {
-        self.vit.grid()
+    /// Visual tokens one tile becomes.
+    pub fn tile_tokens(&self) -> usize {
+        (self.projector.tokens)(self.tower.grid(), self.fold)
     }
 
-    /// Visual tokens one picture becomes.
-    pub fn tokens(&self) -> usize {
-        (self.projector.tokens)(self.grid())
+    /// What a picture of that many pixels becomes in a prompt.
+    ///
+    /// # Errors
+    /// [`ImageError`] where the image spec cuts it into too many tiles.
+    pub fn layout(&self, width: u32, height: u32) -> Result<PictureLayout, ImageError> {
+        self.image.layout(width, height, self.tile_tokens())
     }
-}
 
-/// A vision transformer over equal square patches.
-#[derive(Clone, Debug, PartialEq)]
-pub struct VitConfig {
-    /// Side of the input, pixels.
-    pub image: usize,
-    /// Side of a patch, pixels.
-    pub patch: usize,
-    /// C
-    pub width: usize,
-    /// F
-    pub ffn: usize,
-    /// H
-    pub heads: usize,
-    /// Blocks that run: all up to the hidden state that is selected.
-    pub layers: usize,
-    /// Epsilon of the layer norms.
-    pub norm_eps: f32,
-    /// Activation of the FFN.
-    pub activation: Activation,
-    /// A class token stands before the patches (and is dropped at the end).
-    pub class_token: bool,
-    /// A layer norm stands before the blocks.
-    pub pre_norm: bool,
-    /// The patch embedding has a bias.
-    pub patch_bias: bool,
-}
-
-impl VitConfig {
-    /// Patches a side.
-    pub fn grid(&self) -> usize {
-        self.image / self.patch.max(1)
+    /// Checks that its parts fit together.
+    pub(crate) fn checked(self, place: &str) -> Result<Self, ModelError> {
+        let bad = |field: &str, what: String| {
+            Err(ModelError::Field { place: place.into(), field: field.into(), what })
+        };
+        let (side, grid) = (self.tower.side(), self.tower.grid());
+        if self.image.size != (side as u32, side as u32) {
+            let (width, height) = self.image.size;
+            return bad("image size", format!("{width} x {height} pixels do not fit a tower of {side}"));
+        }
+        if self.fold == 0 || !grid.is_multiple_of(self.fold) {
+            return bad("scale factor", format!("{} does not divide {grid} patches a side", self.fold));
+        }
+        Ok(self)
     }
 }
 
@@ -143,15 +140,15 @@ pub struct PromptStyle {
 }
 
 /// Upper bounds that no real model exceeds; they keep a hostile file from asking for absurd sizes.
-mod bound {
-    pub(super) const LAYERS: usize = 512;
-    pub(super) const WIDTH: usize = 1 << 17;
-    pub(super) const VOCABULARY: usize = 1 << 22;
-    pub(super) const CONTEXT: usize = 1 << 24;
-    pub(super) const IMAGE_SIDE: usize = 1 << 13;
+pub(crate) mod bound {
+    pub(crate) const LAYERS: usize = 512;
+    pub(crate) const WIDTH: usize = 1 << 17;
+    pub(crate) const VOCABULARY: usize = 1 << 22;
+    pub(crate) const CONTEXT: usize = 1 << 24;
+    pub(crate) const IMAGE_SIDE: usize = 1 << 13;
 }
 
-fn within(place: &str, field: &str, value: usize, most: usize) -> Result<(), ModelError> {
+pub(crate) fn within(place: &str, field: &str, value: usize, most: usize) -> Result<(), ModelError> {
     if value == 0 || value > most {
         let what = format!("{value} is not within 1 to {most}");
         return Err(ModelError::Field { place: place.to_owned(), field: field.to_owned(), what });
@@ -196,27 +193,6 @@ impl TextConfig {
         }
         if !(self.rope_base > 1.0 && self.rope_base.is_finite()) {
             return Err(bad("rope base", format!("{} is no base", self.rope_base)));
-        }
-        Ok(self)
-    }
-}
-
-impl VitConfig {
-    /// Checks bounds and divisibility.
-    pub(crate) fn checked(self, place: &str) -> Result<Self, ModelError> {
-        for (field, value, most) in [
-            ("image size", self.image, bound::IMAGE_SIDE),
-            ("patch size", self.patch, self.image),
-            ("vision width", self.width, bound::WIDTH),
-            ("vision feed-forward width", self.ffn, bound::WIDTH),
-            ("vision heads", self.heads, self.width),
-            ("vision layers", self.layers, bound::LAYERS),
-        ] {
-            within(place, field, value, most)?;
-        }
-        if !self.width.is_multiple_of(self.heads) {
-            let what = format!("{} heads do not divide {} columns", self.heads, self.width);
-            return Err(ModelError::Field { place: place.into(), field: "vision heads".into(), what });
         }
         Ok(self)
     }

@@ -1,17 +1,17 @@
 //! A model's configuration as GGUF metadata, read and written.
 
 use crate::{
-    Decoder, Family, GgufPart, GgufParts, ModelConfig, ModelError, RopeScaling, TextConfig, VisionConfig,
-    VitConfig, decoder, projector,
+    Decoder, Family, GgufPart, GgufParts, ModelConfig, ModelError, RopeScaling, TextConfig, TowerConfig,
+    VisionConfig, VisionDefaults, decoder, projector, vision,
 };
 use margay_file::gguf::{Metadata, Value};
-use margay_graph::{Activation, NormKind};
-use margay_prompt::image::ImageSpec;
+use margay_graph::NormKind;
+use margay_prompt::image::{ImageSpec, Tiling};
 
 /// Our own key: how a picture becomes pixels, as JSON of an [`ImageSpec`]. Other runtimes ignore it.
 const IMAGE_SPEC_KEY: &str = "margay.image_spec";
-/// Our own key: the tower's activation by name. The common flags tell only three apart.
-const ACTIVATION_KEY: &str = "margay.vision.activation";
+/// Our own key: the id of the tower, where it is not the transformer that other runtimes take it for.
+const TOWER_KEY: &str = "margay.vision.tower";
 
 /// `clip.projector_type`, or its place in files of several modalities.
 pub(crate) fn projector_type(vision: &Metadata) -> Result<&str, ModelError> {
@@ -105,7 +105,7 @@ fn norm_eps_key(decoder: &Decoder) -> &'static str {
 }
 
 fn read_vision(family: &Family, part: GgufPart<'_>) -> Result<VisionConfig, ModelError> {
-    let GgufPart { metadata: meta, tensors } = part;
+    let GgufPart { metadata: meta, .. } = part;
     let kind = projector_type(meta)?;
     let projector = projector::by_id(kind)
         .ok_or_else(|| field("clip.projector_type", format!("the projector {kind:?} is not supported")))?;
@@ -117,73 +117,36 @@ fn read_vision(family: &Family, part: GgufPart<'_>) -> Result<VisionConfig, Mode
             format!("{other:?} is not supported (LLaVA-1.6 cuts pictures into tiles)"),
         ));
     }
-    let stored = meta.usize(&key("block_count"))?;
-    let vit = VitConfig {
-        image: meta.usize(&key("image_size"))?,
-        patch: meta.usize(&key("patch_size"))?,
-        width: meta.usize(&key("embedding_length"))?,
-        ffn: meta.usize(&key("feed_forward_length"))?,
-        heads: meta.usize(&key("attention.head_count"))?,
-        layers: layers_that_run(meta, stored)?,
-        norm_eps: meta.f32(&key("attention.layer_norm_epsilon"))?,
-        activation: activation(meta)?,
-        // No key tells the towers apart; what a file holds does.
-        class_token: tensors.info("v.class_embd").is_some(),
-        pre_norm: tensors.info("v.pre_ln.weight").is_some(),
-        patch_bias: tensors.info("v.patch_embd.bias").is_some(),
-    }
-    .checked("GGUF metadata")?;
+    let defaults = family.vision.as_ref();
+    let defaults =
+        defaults.ok_or_else(|| field("clip.vision.image_size", "this family has no image side".into()))?;
+    let tower = match meta.opt_str(TOWER_KEY)? {
+        None => vision::TOWERS[0],
+        Some(id) => {
+            vision::by_id(id).ok_or_else(|| field(TOWER_KEY, format!("the tower {id:?} is not supported")))?
+        }
+    };
+    let tower = (tower.read_gguf)(&part, defaults.features)?;
     let image = match meta.opt_str(IMAGE_SPEC_KEY)? {
         Some(json) => serde_json::from_str(json).map_err(|e| field(IMAGE_SPEC_KEY, e.to_string()))?,
-        None => default_image(family, meta, &vit)?,
+        None => default_image(defaults, meta, &*tower)?,
     };
-    if image.size != (vit.image as u32, vit.image as u32) {
-        let what = format!("{} x {} pixels do not fit a tower of {}", image.size.0, image.size.1, vit.image);
-        return Err(field(IMAGE_SPEC_KEY, what));
-    }
-    Ok(VisionConfig { vit, projector, image })
+    let fold = meta.opt_usize(&key("projector.scale_factor"))?.unwrap_or(1);
+    VisionConfig { tower, projector, fold, image }.checked("GGUF metadata")
 }
 
-/// Blocks that run, of those stored. `feature_layer` says it where it is written. Without it, files of today's public
-/// converter (which set `general.type`) store all blocks and mean the hidden state before the last, while the first
-/// converters dropped the last block and mean all that are left.
-fn layers_that_run(meta: &Metadata, stored: usize) -> Result<usize, ModelError> {
-    let key = "clip.vision.feature_layer";
-    if let Some(layers) = meta.opt_i32s(key)? {
-        let &[select] = layers.as_ref() else {
-            return Err(field(
-                key,
-                format!("{} feature layers are not supported, expected one", layers.len()),
-            ));
-        };
-        let count = if select < 0 { stored as i64 + 1 + i64::from(select) } else { i64::from(select) };
-        let count = usize::try_from(count).ok().filter(|&n| n >= 1 && n <= stored);
-        return count
-            .ok_or_else(|| field(key, format!("hidden state {select} of {stored} blocks does not exist")));
+fn default_image(
+    defaults: &VisionDefaults,
+    meta: &Metadata,
+    tower: &dyn TowerConfig,
+) -> Result<ImageSpec, ModelError> {
+    let mut spec = (defaults.image)(tower);
+    if let Some(Tiling::Grid { longest_edge, .. }) = &mut spec.tiling
+        && let Some(edge) = meta.opt_usize("clip.vision.preproc_image_size")?
+    {
+        *longest_edge = u32::try_from(edge)
+            .map_err(|_| field("clip.vision.preproc_image_size", format!("{edge} pixels are too many")))?;
     }
-    let today = meta.opt_str("general.type")? == Some("mmproj");
-    Ok(if today { stored.saturating_sub(1) } else { stored })
-}
-
-/// Our own key says it exactly; else `use_gelu` is ggml's, the tanh form, and neither flag means CLIP's quick GELU.
-fn activation(meta: &Metadata) -> Result<Activation, ModelError> {
-    if let Some(name) = meta.opt_str(ACTIVATION_KEY)? {
-        let known = Activation::ALL.into_iter().find(|act| act.name() == name);
-        return known.ok_or_else(|| field(ACTIVATION_KEY, format!("{name:?} is not known")));
-    }
-    let flag = |key: &str| meta.opt_bool(key).map(|f| f.unwrap_or(false));
-    Ok(match (flag("clip.use_gelu")?, flag("clip.use_silu")?) {
-        (true, _) => Activation::GeluTanh,
-        (_, true) => Activation::Silu,
-        _ => Activation::QuickGelu,
-    })
-}
-
-fn default_image(family: &Family, meta: &Metadata, vit: &VitConfig) -> Result<ImageSpec, ModelError> {
-    let make = family
-        .image
-        .ok_or_else(|| field("clip.vision.image_size", "this family has no image side".into()))?;
-    let mut spec = make(vit);
     for (key, slot) in [("clip.vision.image_mean", &mut spec.mean), ("clip.vision.image_std", &mut spec.std)]
     {
         if let Some(values) = meta.opt_f32s(key)? {
@@ -199,7 +162,7 @@ fn default_image(family: &Family, meta: &Metadata, vit: &VitConfig) -> Result<Im
     Ok(spec)
 }
 
-fn field(key: &str, what: String) -> ModelError {
+pub(crate) fn field(key: &str, what: String) -> ModelError {
     ModelError::Field { place: "GGUF metadata".into(), field: key.into(), what }
 }
 
@@ -235,7 +198,7 @@ pub fn text_metadata(config: &ModelConfig) -> Metadata {
 
 /// The vision side's metadata; `None` for a text model.
 pub fn vision_metadata(config: &ModelConfig) -> Option<Metadata> {
-    let VisionConfig { vit, projector, image } = config.vision.as_ref()?;
+    let VisionConfig { tower, projector, fold, image } = config.vision.as_ref()?;
     let mut meta = Metadata::new();
     let mut put = |name: &str, value: Value| meta.insert(name, value);
     put("general.architecture", "clip".into());
@@ -246,24 +209,20 @@ pub fn vision_metadata(config: &ModelConfig) -> Option<Metadata> {
     put("clip.has_text_encoder", false.into());
     put("clip.has_llava_projector", true.into());
     put("clip.projector_type", projector.id.into());
-    // The exact GELU has no flag; the tanh form is what comes nearest elsewhere.
-    put("clip.use_gelu", matches!(vit.activation, Activation::GeluTanh | Activation::GeluErf).into());
-    put(ACTIVATION_KEY, vit.activation.name().into());
-    put("clip.use_silu", (vit.activation == Activation::Silu).into());
-    let mut size = |name: &str, value: usize| put(&format!("clip.vision.{name}"), (value as u32).into());
-    size("image_size", vit.image);
-    size("patch_size", vit.patch);
-    size("embedding_length", vit.width);
-    size("feed_forward_length", vit.ffn);
-    size("projection_dim", config.text.width);
-    size("block_count", vit.layers);
-    size("attention.head_count", vit.heads);
-    put("clip.vision.attention.layer_norm_epsilon", vit.norm_eps.into());
+    put("clip.vision.projection_dim", (config.text.width as u32).into());
+    if *fold != 1 {
+        put("clip.vision.projector.scale_factor", (*fold as u32).into());
+    }
+    if let Some(Tiling::Grid { longest_edge, .. }) = image.tiling {
+        put("clip.vision.preproc_image_size", longest_edge.into());
+    }
     put("clip.vision.image_mean", image.mean.to_vec().into());
     put("clip.vision.image_std", image.std.to_vec().into());
-    // Only the blocks that run are stored; said outright, since readers differ on what silence means.
-    put("clip.vision.feature_layer", vec![vit.layers as i32].into());
     let json = serde_json::to_string(image).expect("invariant: an image spec is plain data");
     put(IMAGE_SPEC_KEY, json.into());
+    if tower.tower().id != vision::TOWERS[0].id {
+        put(TOWER_KEY, tower.tower().id.into());
+    }
+    tower.put(&mut meta);
     Some(meta)
 }

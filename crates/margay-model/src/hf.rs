@@ -1,6 +1,6 @@
 //! Reads a Hugging Face `config.json`, with errors that name the field.
 
-use crate::{ModelError, RopeScaling, TextConfig, VitConfig, decoder};
+use crate::{ModelError, RopeScaling, TextConfig, decoder};
 use margay_graph::Activation;
 use serde_json::Value;
 
@@ -161,45 +161,6 @@ fn rope_scaling(config: &HfConfig<'_>) -> Result<RopeScaling, ModelError> {
     }
 }
 
-/// A CLIP tower up to hidden state `select` (negative: from the end); defaults are those of `CLIPVisionConfig`, which
-/// leaves out fields that equal them.
-pub(crate) fn clip_vit(config: &HfConfig<'_>, select: i64) -> Result<VitConfig, ModelError> {
-    let stored = config.usize("num_hidden_layers", 12)?;
-    let vit = VitConfig {
-        image: config.usize("image_size", 224)?,
-        patch: config.usize("patch_size", 32)?,
-        width: config.usize("hidden_size", 768)?,
-        ffn: config.usize("intermediate_size", 3072)?,
-        heads: config.usize("num_attention_heads", 12)?,
-        layers: selected_layers(config, stored, select)?,
-        norm_eps: config.f32("layer_norm_eps", 1e-5)?,
-        activation: activation(config, config.str("hidden_act").unwrap_or("quick_gelu"))?,
-        class_token: true,
-        pre_norm: true,
-        patch_bias: false,
-    };
-    vit.checked(config.place())
-}
-
-/// A SigLIP tower up to hidden state `select` (negative: from the end); defaults are those of `SiglipVisionConfig`.
-pub(crate) fn siglip_vit(config: &HfConfig<'_>, select: i64) -> Result<VitConfig, ModelError> {
-    let stored = config.usize("num_hidden_layers", 12)?;
-    let vit = VitConfig {
-        image: config.usize("image_size", 224)?,
-        patch: config.usize("patch_size", 16)?,
-        width: config.usize("hidden_size", 768)?,
-        ffn: config.usize("intermediate_size", 3072)?,
-        heads: config.usize("num_attention_heads", 12)?,
-        layers: selected_layers(config, stored, select)?,
-        norm_eps: config.f32("layer_norm_eps", 1e-6)?,
-        activation: activation(config, config.str("hidden_act").unwrap_or("gelu_pytorch_tanh"))?,
-        class_token: false,
-        pre_norm: false,
-        patch_bias: true,
-    };
-    vit.checked(config.place())
-}
-
 /// The tower of LLaVA-1.5 and MobileVLM where the checkpoint only names it: CLIP ViT-L/14-336.
 /// Source: `openai/clip-vit-large-patch14-336`, `config.json`.
 pub(crate) fn clip_l14_336() -> Value {
@@ -219,15 +180,8 @@ pub(crate) fn siglip_so400m_14_384() -> Value {
     })
 }
 
-/// How many of `stored` blocks run for hidden state `select`, where 0 is the state before the first block.
-fn selected_layers(config: &HfConfig<'_>, stored: usize, select: i64) -> Result<usize, ModelError> {
-    let count = if select < 0 { stored as i64 + 1 + select } else { select };
-    usize::try_from(count).ok().filter(|&n| n >= 1 && n <= stored).ok_or_else(|| {
-        config.bad("vision feature layer", &format!("{select} of {stored} layers does not exist"))
-    })
-}
-
-fn activation(config: &HfConfig<'_>, name: &str) -> Result<Activation, ModelError> {
+/// An activation by the name transformers gives it.
+pub(crate) fn activation(config: &HfConfig<'_>, name: &str) -> Result<Activation, ModelError> {
     match name {
         "quick_gelu" => Ok(Activation::QuickGelu),
         "gelu" => Ok(Activation::GeluErf),

@@ -15,12 +15,13 @@ mod projector;
 mod vision;
 mod weights;
 
-pub use config::{ModelConfig, PromptStyle, RopeScaling, TextConfig, VisionConfig, VitConfig};
+pub use config::{ModelConfig, PromptStyle, RopeScaling, TextConfig, VisionConfig};
 pub use decoder::{DECODERS, Decoder};
 pub use error::ModelError;
 pub use families::{
-    FAMILIES, Family, GgufPart, GgufParts, HfParts, ModelPrograms, family, from_gguf, from_hf,
+    FAMILIES, Family, GgufPart, GgufParts, HfParts, ModelPrograms, VisionDefaults, family, from_gguf, from_hf,
 };
 pub use hf::HfConfig;
 pub use projector::{PROJECTORS, Projector};
+pub use vision::{Features, TOWERS, Tower, TowerConfig};
 pub use weights::{Canonical, Rename, Transform, rope_factors};

@@ -155,7 +155,7 @@ impl Canonical {
             }
         }
         let mut weights = Canonical { sources: files, entries, unused: vec![] };
-        weights.untangle_ffn(config);
+        weights.exchange(config);
         weights.part_qkv(&config.text)?;
         weights.complete(config);
         weights.note_undeclared(config)?;
@@ -226,8 +226,8 @@ impl Canonical {
     /// A weight that nobody reads belongs to another model than this is taken for, unless it is one of those that are
     /// known to do nothing.
     fn refuse_unknown(&self, config: &ModelConfig) -> Result<(), ModelError> {
-        let layers = config.vision.as_ref().map_or(0, |v| v.vit.layers);
-        match self.unused.iter().find(|name| would_matter(name, layers)) {
+        let idles = |name: &str| config.vision.as_ref().is_some_and(|v| v.tower.idles(name));
+        match self.unused.iter().find(|name| would_matter(name) && !idles(name)) {
             None => Ok(()),
             Some(name) => {
                 let family = config.family;
@@ -246,23 +246,13 @@ impl Canonical {
         }
     }
 
-    /// Early public converters wrote fc1 as `ffn_down` and fc2 as `ffn_up`; the shapes tell.
-    /// Source: llama.cpp `clip.cpp`, the swap on loading.
-    fn untangle_ffn(&mut self, config: &ModelConfig) {
+    /// Gives weights that stand under each other's name their own.
+    fn exchange(&mut self, config: &ModelConfig) {
         let Some(vision) = &config.vision else { return };
-        let tangled = [vision.vit.ffn, vision.vit.width];
-        let is_tangled = vision.vit.ffn != vision.vit.width
-            && self.info("v.blk.0.ffn_down.weight").is_some_and(|i| i.shape.dims() == tangled);
-        if !is_tangled {
-            return;
-        }
-        for layer in 0..vision.vit.layers {
-            for kind in ["weight", "bias"] {
-                let [up, down] = ["ffn_up", "ffn_down"].map(|n| format!("v.blk.{layer}.{n}.{kind}"));
-                let (a, b) = (self.entries.remove(&up), self.entries.remove(&down));
-                self.entries.extend(b.map(|b| (up, b)));
-                self.entries.extend(a.map(|a| (down, a)));
-            }
+        for (one, other) in vision.tower.exchanged(&|name| self.info(name)) {
+            let (a, b) = (self.entries.remove(&one), self.entries.remove(&other));
+            self.entries.extend(b.map(|b| (one, b)));
+            self.entries.extend(a.map(|a| (other, a)));
         }
     }
 
@@ -334,20 +324,10 @@ impl Canonical {
     }
 }
 
-/// Whether leaving this weight out may change the answers of a model whose tower runs `layers` blocks.
-fn would_matter(name: &str, layers: usize) -> bool {
-    // Blocks behind the features, the norm and the pooling head behind them, and tables that follow from the sizes.
-    let block = ["v.blk.", "encoder.layers."].iter().find_map(|mark| name.split_once(mark));
-    let block: Option<usize> = block.and_then(|(_, rest)| rest.split('.').next()?.parse().ok());
-    let inert = [
-        "post_ln",
-        "post_layernorm",
-        "vision_model.head.",
-        "vision_tower.head.",
-        "position_ids",
-        "rotary_emb.inv_freq",
-    ];
-    if block.is_some_and(|block| block >= layers) || inert.iter().any(|part| name.contains(part)) {
+/// Whether leaving this weight out may change the answers of a model, all of whose parts run.
+fn would_matter(name: &str) -> bool {
+    // A table that follows from the sizes.
+    if name.contains("rotary_emb.inv_freq") {
         return false;
     }
     let places = [
@@ -358,6 +338,8 @@ fn would_matter(name: &str, layers: usize) -> bool {
         "mm_projector",
         "multi_modal_projector",
         "vision_tower",
+        "vision_model",
+        "connector",
         "newline",
         "output.bias",
         "lm_head.bias",
@@ -419,6 +401,10 @@ mod tests {
 
     #[test]
     fn what_would_change_answers_is_told_from_what_would_not() {
+        let tower = serde_json::json!({ "num_hidden_layers": 3 });
+        let tower =
+            crate::vision::read_hf(&crate::HfConfig::new(&tower), crate::Features::Hidden(-2)).unwrap();
+        let matters = |name: &str| would_matter(name) && !tower.idles(name);
         for name in [
             "blk.0.attn_q.bias",
             "output.bias",
@@ -433,7 +419,7 @@ mod tests {
             "model.vision_tower.vision_tower.vision_model.embeddings.patch_embedding.bias",
             "vision_tower.encoder.layers.1.mlp.gate.weight",
         ] {
-            assert!(would_matter(name, 2), "{name}");
+            assert!(matters(name), "{name}");
         }
         for name in [
             "v.blk.2.attn_q.weight",
@@ -446,7 +432,7 @@ mod tests {
             "output.weight",
             "lm_head.weight",
         ] {
-            assert!(!would_matter(name, 2), "{name}");
+            assert!(!matters(name), "{name}");
         }
     }
 

@@ -133,6 +133,44 @@ fn a_public_siglip_file_needs_none_of_our_own_keys() {
 }
 
 #[test]
+fn a_public_smolvlm_file_is_read_as_the_checkpoint() {
+    let out = tempfile::tempdir().unwrap();
+    let folder = golden("smolvlm");
+    let source = ModelSource::open(&folder, None).unwrap();
+    let path = out.path().join("m.gguf");
+    converted(&source, &path, DType::F32, false);
+    let wide = Image::open(folder.join("wide.png")).unwrap();
+    let options = TraceOptions { raw_prompt: true, greedy: 8, ..TraceOptions::default() };
+    let stages =
+        |source: &ModelSource| source.trace(std::slice::from_ref(&wide), "a<image>b", &options).unwrap();
+    let expected = stages(&source);
+
+    // llama.cpp's `convert_hf_to_gguf.py`, `SmolVLMModel`, names no feature layer and nothing of `margay.*`.
+    let ours = Gguf::open(mmproj_path(&path)).unwrap();
+    let mut public = Metadata::new();
+    let theirs = |key: &str| !key.starts_with("margay.") && key != "clip.vision.feature_layer";
+    for (key, value) in ours.metadata().iter().filter(|(key, _)| theirs(key)) {
+        public.insert(key, value.clone());
+    }
+    let stripped = out.path().join("theirs.gguf");
+    let tensors: Vec<_> = ours.tensors().map(|(name, _)| (name, ours.tensor(name).unwrap())).collect();
+    let named: Vec<(&str, &Tensor)> = tensors.iter().map(|(name, tensor)| (*name, tensor)).collect();
+    write_gguf(&stripped, &public, &named).unwrap();
+
+    for mmproj in [None, Some(stripped.as_path())] {
+        let read = ModelSource::open(&path, mmproj).unwrap();
+        assert_eq!(read.family.id, "smolvlm");
+        assert_eq!(read.config.vision, source.config.vision);
+        assert_eq!(read.template_source, source.template_source);
+        for ((name, got), (_, expected)) in stages(&read).iter().zip(&expected) {
+            assert_eq!(got.bytes(), expected.bytes(), "{name}");
+        }
+    }
+    let names: Vec<_> = ours.tensors().map(|(name, _)| name).collect();
+    assert!(names.contains(&"mm.model.fc.weight") && names.contains(&"v.post_ln.weight"), "{names:?}");
+}
+
+#[test]
 fn queries_keys_and_values_in_one_matrix_are_the_same_model() {
     let out = tempfile::tempdir().unwrap();
     let folder = golden("phi2");

@@ -4,22 +4,67 @@ use std::ops::Range;
 
 use crate::text::{RenderedPart, Segment, Tokenizer, TokenizerError};
 
-/// How a family lays out a prompt.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// How a prompt is laid out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Layout {
-    /// Visual tokens each image yields (rows of the projector's output).
-    pub visual_tokens_per_image: usize,
     /// Whether a BOS token stands in front; `None` follows the tokenizer's own rule.
     pub bos: Option<bool>,
 }
 
-/// A prompt ready for prefill.
+/// A piece of what one picture becomes in a prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Piece {
+    /// Trusted text: control tokens and line breaks.
+    Text(String),
+    /// The visual tokens of the next tile.
+    Tile {
+        /// How many (rows of the projector's output).
+        tokens: usize,
+    },
+}
+
+/// What one picture becomes in a prompt: its tiles in order, and texts around them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PictureLayout {
+    pieces: Vec<Piece>,
+}
+
+impl PictureLayout {
+    /// The pieces; no two neighbours are texts, and none is empty.
+    pub fn pieces(&self) -> &[Piece] {
+        &self.pieces
+    }
+
+    /// Number of tiles.
+    pub fn tiles(&self) -> usize {
+        self.pieces.iter().filter(|piece| matches!(piece, Piece::Tile { .. })).count()
+    }
+
+    /// Visual tokens of all tiles.
+    pub fn visual_tokens(&self) -> usize {
+        let tokens = |piece: &Piece| if let Piece::Tile { tokens } = piece { *tokens } else { 0 };
+        self.pieces.iter().map(tokens).fold(0, usize::saturating_add)
+    }
+
+    /// Appends pieces, joining texts.
+    pub(crate) fn push<const N: usize>(&mut self, pieces: [Piece; N]) {
+        for piece in pieces {
+            match (self.pieces.last_mut(), piece) {
+                (_, Piece::Text(more)) if more.is_empty() => {}
+                (Some(Piece::Text(text)), Piece::Text(more)) => text.push_str(&more),
+                (_, piece) => self.pieces.push(piece),
+            }
+        }
+    }
+}
+
+/// A prompt ready for prefill.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sequence {
-    /// One entry per position: a token's id, or `-1 - r` for visual row `r` (0-based over all images, row-major).
+    /// One entry per position: a token's id, or `-1 - r` for visual row `r` (0-based over all tiles of all images).
     pub ids: Vec<i32>,
-    /// The positions of each image, in order.
-    pub images: Vec<Range<usize>>,
+    /// The positions of each tile's visual tokens, in order.
+    pub tiles: Vec<Range<usize>>,
 }
 
 /// Visual tokens could not be placed.
@@ -49,11 +94,12 @@ pub enum LayoutError {
 const MAX_POSITIONS: usize = 1 << 24;
 
 impl Layout {
-    /// Tokenises the parts and places the visual tokens of `images` images.
+    /// Tokenises the parts and places the visual tokens of the pictures.
     ///
-    /// The text on each side of an image is tokenised on its own, so that a SentencePiece vocabulary puts its dummy
-    /// space at the start of both (unless its rule is to put it at the start of the prompt alone); one BOS stands in
-    /// front. Source: LLaVA `mm_utils.py`, `tokenizer_image_token`; transformers' `Metaspace` with `first`.
+    /// The text on each side of a tile is tokenised on its own, a picture's texts together with the prompt's beside
+    /// them: a SentencePiece vocabulary puts its dummy space at the start of each (unless its rule is to put it at the
+    /// start of the prompt alone); one BOS stands in front. Source: LLaVA `mm_utils.py`, `tokenizer_image_token`;
+    /// transformers' `Metaspace` with `first`.
     ///
     /// # Errors
     /// [`LayoutError::ImageCount`] if the parts mark another number of images, [`LayoutError::TooLong`].
@@ -61,55 +107,89 @@ impl Layout {
         &self,
         tokenizer: &Tokenizer,
         parts: &[RenderedPart],
-        images: usize,
+        pictures: &[PictureLayout],
     ) -> Result<Sequence, LayoutError> {
         let marks = parts.iter().filter(|p| matches!(p, RenderedPart::Image)).count();
-        if marks != images {
-            return Err(LayoutError::ImageCount { marks, images });
+        if marks != pictures.len() {
+            return Err(LayoutError::ImageCount { marks, images: pictures.len() });
         }
-        let too_long = || LayoutError::TooLong { limit: MAX_POSITIONS };
-        let rows = images.checked_mul(self.visual_tokens_per_image).filter(|rows| *rows <= MAX_POSITIONS);
-        rows.ok_or_else(too_long)?;
+        let rows = pictures.iter().map(PictureLayout::visual_tokens).fold(0, usize::saturating_add);
+        if rows > MAX_POSITIONS {
+            return Err(LayoutError::TooLong { limit: MAX_POSITIONS });
+        }
 
-        let mut sequence = Sequence { ids: Vec::new(), images: Vec::with_capacity(images) };
-        if let Some(bos) = tokenizer.bos().filter(|_| self.bos.unwrap_or_else(|| tokenizer.adds_bos())) {
-            sequence.ids.push(bos as i32);
-        }
-        let has_bos = sequence.ids.clone();
-        for (i, chunk) in parts.split(|p| matches!(p, RenderedPart::Image)).enumerate() {
-            if i > 0 {
-                sequence.push_image(self.visual_tokens_per_image);
+        let bos = tokenizer.bos().filter(|_| self.bos.unwrap_or_else(|| tokenizer.adds_bos()));
+        let mut placing = Placing { tokenizer, bos, texts: vec![], rows: 0, sequence: Sequence::default() };
+        let mut pictures = pictures.iter();
+        for part in parts {
+            match part {
+                &RenderedPart::Text { ref text, trusted } => placing.texts.push(Segment { text, trusted }),
+                RenderedPart::Image => {
+                    for piece in pictures.next().map_or(&[][..], PictureLayout::pieces) {
+                        match piece {
+                            Piece::Text(text) => placing.texts.push(Segment::trusted(text)),
+                            Piece::Tile { tokens } => placing.tile(*tokens)?,
+                        }
+                    }
+                }
             }
-            let segment = |p| match p {
-                &RenderedPart::Text { ref text, trusted } => Some(Segment { text, trusted }),
-                RenderedPart::Image => None,
-            };
-            let segments: Vec<Segment<'_>> = chunk.iter().filter_map(segment).collect();
-            let ids = match i {
-                0 => tokenizer.encode_segments(&segments)?,
-                _ => tokenizer.encode_segments_behind(&segments)?,
-            };
-            // Vocabularies are capped far below the sign bit. A template that wrote its own BOS gets no second one.
-            let mut ids = ids.iter().map(|id| *id as i32).peekable();
-            if i == 0 && has_bos.first().is_some_and(|bos| ids.peek() == Some(bos)) {
-                ids.next();
-            }
-            sequence.ids.extend(ids);
         }
-        if sequence.ids.len() > MAX_POSITIONS {
-            return Err(too_long());
-        }
-        Ok(sequence)
+        placing.text()?;
+        Ok(placing.sequence)
     }
 }
 
 impl Sequence {
-    /// Appends the rows of the next image.
-    fn push_image(&mut self, rows: usize) {
-        let first = (self.images.iter().map(Range::len).sum::<usize>()) as i32;
-        let start = self.ids.len();
-        self.ids.extend((first..first + rows as i32).map(|row| -1 - row));
-        self.images.push(start..self.ids.len());
+    /// Positions that visual tokens take.
+    pub fn visual_tokens(&self) -> usize {
+        self.tiles.iter().map(Range::len).sum()
+    }
+}
+
+/// A sequence as it grows.
+struct Placing<'p> {
+    tokenizer: &'p Tokenizer,
+    /// The BOS that stands in front.
+    bos: Option<u32>,
+    /// Texts since the last tile.
+    texts: Vec<Segment<'p>>,
+    /// Visual rows so far.
+    rows: i32,
+    sequence: Sequence,
+}
+
+impl Placing<'_> {
+    /// Appends what was said since the last tile.
+    fn text(&mut self) -> Result<(), LayoutError> {
+        let first = self.sequence.tiles.is_empty();
+        let ids = if first {
+            self.tokenizer.encode_segments(&self.texts)?
+        } else {
+            self.tokenizer.encode_segments_behind(&self.texts)?
+        };
+        self.texts.clear();
+        if let Some(bos) = self.bos.filter(|bos| first && ids.first() != Some(bos)) {
+            self.sequence.ids.push(bos as i32);
+        }
+        // Vocabularies are capped far below the sign bit.
+        self.sequence.ids.extend(ids.iter().map(|id| *id as i32));
+        self.check_length()
+    }
+
+    /// Appends the rows of the next tile.
+    fn tile(&mut self, rows: usize) -> Result<(), LayoutError> {
+        self.text()?;
+        let start = self.sequence.ids.len();
+        let end = self.rows + rows as i32;
+        self.sequence.ids.extend((self.rows..end).map(|row| -1 - row));
+        self.sequence.tiles.push(start..self.sequence.ids.len());
+        self.rows = end;
+        self.check_length()
+    }
+
+    fn check_length(&self) -> Result<(), LayoutError> {
+        let fits = self.sequence.ids.len() <= MAX_POSITIONS;
+        if fits { Ok(()) } else { Err(LayoutError::TooLong { limit: MAX_POSITIONS }) }
     }
 }
 
@@ -133,40 +213,60 @@ mod tests {
         Tokenizer::from_gguf(&vocab).unwrap()
     }
 
+    fn tile(tokens: usize) -> Piece {
+        Piece::Tile { tokens }
+    }
+
+    fn picture<const N: usize>(pieces: [Piece; N]) -> PictureLayout {
+        let mut picture = PictureLayout::default();
+        picture.push(pieces);
+        picture
+    }
+
     fn text(text: &str, trusted: bool) -> RenderedPart {
         RenderedPart::Text { text: text.to_owned(), trusted }
     }
 
     #[test]
     fn each_side_of_an_image_gets_its_own_dummy_space_and_only_the_front_a_bos() {
-        let layout = Layout { visual_tokens_per_image: 3, bos: None };
         let parts = [text("a", true), RenderedPart::Image, text("\nb", true), RenderedPart::Image];
-        let sequence = layout.place(&tokenizer(true), &parts, 2).unwrap();
+        let pictures = [picture([tile(3)]), picture([tile(3)])];
+        let sequence = Layout::default().place(&tokenizer(true), &parts, &pictures).unwrap();
         assert_eq!(sequence.ids, [1, 3, 5, -1, -2, -3, 3, 4, 6, -4, -5, -6]);
-        assert_eq!(sequence.images, [3..6, 9..12]);
+        assert_eq!(sequence.tiles, [3..6, 9..12]);
+    }
+
+    #[test]
+    fn a_pictures_texts_are_trusted_and_one_with_the_words_beside_them() {
+        let mark = |text: &str| Piece::Text(text.to_owned());
+        let pictures =
+            [picture([mark("</s>"), tile(2), mark("\n</s>"), tile(1), mark("b")]), picture([tile(1)])];
+        let parts = [text("a", false), RenderedPart::Image, text("</s>", false), RenderedPart::Image];
+        let sequence = Layout { bos: Some(false) }.place(&tokenizer(true), &parts, &pictures).unwrap();
+        // The words behind the picture are one run with its own last text: no dummy space between them.
+        assert_eq!(sequence.ids, [3, 5, 2, -1, -2, 3, 4, 2, -3, 3, 6, 7, 9, 10, 8, -4]);
+        assert_eq!(sequence.tiles, [3..5, 8..9, 15..16]);
     }
 
     #[test]
     fn bos_follows_the_tokenizer_unless_told_and_never_doubles() {
         let parts = [text("<s>a", true)];
-        let ids = |bos, tokenizer: &Tokenizer| {
-            Layout { visual_tokens_per_image: 1, bos }.place(tokenizer, &parts, 0).unwrap().ids
-        };
+        let ids = |bos, tokenizer: &Tokenizer| Layout { bos }.place(tokenizer, &parts, &[]).unwrap().ids;
         assert_eq!(ids(None, &tokenizer(true)), [1, 3, 5]);
         assert_eq!(ids(Some(false), &tokenizer(true)), [1, 3, 5]); // the template's own
         assert_eq!(ids(None, &tokenizer(false)), [1, 3, 5]);
         let untrusted = [text("<s>a", false)];
-        let sequence =
-            Layout { visual_tokens_per_image: 1, bos: Some(true) }.place(&tokenizer(false), &untrusted, 0);
+        let sequence = Layout { bos: Some(true) }.place(&tokenizer(false), &untrusted, &[]);
         assert_eq!(sequence.unwrap().ids, [1, 3, 7, 10, 8, 5]);
     }
 
     #[test]
     fn a_wrong_number_of_images_and_an_endless_prompt_are_errors() {
-        let layout = Layout { visual_tokens_per_image: usize::MAX, bos: None };
-        let error = layout.place(&tokenizer(true), &[RenderedPart::Image], 2).unwrap_err();
+        let layout = Layout::default();
+        let long = [picture([tile(1)]), picture([tile(usize::MAX)])];
+        let error = layout.place(&tokenizer(true), &[RenderedPart::Image], &long).unwrap_err();
         assert!(error.to_string().contains("marks 1 image(s), but 2 were given"), "{error}");
         let two = [RenderedPart::Image, RenderedPart::Image];
-        assert!(matches!(layout.place(&tokenizer(true), &two, 2), Err(LayoutError::TooLong { .. })));
+        assert!(matches!(layout.place(&tokenizer(true), &two, &long), Err(LayoutError::TooLong { .. })));
     }
 }

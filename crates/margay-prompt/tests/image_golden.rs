@@ -1,11 +1,12 @@
-//! Pictures against Pillow, numpy and transformers: see `golden/make_images.py`.
+//! Pictures against Pillow, numpy and transformers: see `golden/make_images.py`, `golden/make_tiles.py`.
 #![allow(clippy::unwrap_used, reason = "a test stops where its data is not as expected")]
 
 use std::path::PathBuf;
 
 use margay_prompt::image::{
-    Alpha, Filter, Fit, ImageError, ImageLimits, ImageSpec, Picture, decode, preprocess, resize,
+    Alpha, Filter, Fit, ImageError, ImageLimits, ImageSpec, Picture, Tiling, decode, preprocess, resize,
 };
+use margay_prompt::layout::Piece;
 use safetensors::SafeTensors;
 
 /// The normalised value differs from numpy's only in the last place of f32; values are below 3.
@@ -100,10 +101,53 @@ fn preprocessing_equals_the_published_clip_processor() {
     assert_pixels(&source, &ImageSpec::clip_crop(28), &floats(&tensors, "llava_crop_28"), "crop");
 }
 
+#[test]
+fn tiles_equal_the_published_smolvlm_processor() {
+    let bytes = read("tiles.safetensors");
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let mut compared = 0;
+    for name in tensors.names() {
+        let Some((size, edge)) = name.split_once('.').filter(|(size, _)| *size != "src") else { continue };
+        let source = picture(&tensors, &format!("src.{size}"));
+        let split = edge != "whole";
+        let longest_edge = if split { edge.parse().unwrap() } else { 24 };
+        // Pixels as they are.
+        let spec = ImageSpec {
+            filter: Filter::Lanczos3,
+            mean: [0.0; 3],
+            std: [1.0; 3],
+            rescale: 1.0,
+            tiling: Some(Tiling::Grid { longest_edge, split }),
+            ..ImageSpec::siglip_squash(8)
+        };
+        let expected = tensors.tensor(name).unwrap();
+        let tiles = preprocess(&source, &spec).unwrap();
+        assert_eq!(tiles.len(), expected.shape()[0], "{name}");
+        let layout = spec.layout(source.width(), source.height(), 1).unwrap();
+        assert_eq!(layout.tiles(), tiles.len(), "{name}");
+        let got: Vec<u8> = tiles.flat_map(|tile| tile.data).map(|v| v as u8).collect();
+        assert_eq!(got, expected.data(), "{name}");
+        compared += 1;
+    }
+    assert_eq!(compared, 50);
+}
+
+#[test]
+fn a_spec_from_before_there_were_tiles_makes_one_tile_without_marks() {
+    let old = r#"{"fit":{"kind":"squash"},"size":[384,384],"filter":"bicubic","mean":[0.5,0.5,0.5],
+        "std":[0.5,0.5,0.5],"rescale":0.00392156862745098,"alpha":"drop"}"#;
+    let spec: ImageSpec = serde_json::from_str(old).unwrap();
+    assert_eq!(spec, ImageSpec::siglip_squash(384));
+    let tile = [Piece::Tile { tokens: 729 }];
+    assert_eq!(spec.layout(10, 900, 729).unwrap().pieces(), tile);
+    let json = serde_json::to_string(&spec).unwrap();
+    assert!(!json.contains("tiling") && !json.contains("marks"), "it is written as it was: {json}");
+}
+
 fn assert_pixels(source: &Picture, spec: &ImageSpec, expected: &[f32], what: &str) {
-    let tiles = preprocess(source, spec).unwrap().tiles;
+    let mut tiles = preprocess(source, spec).unwrap();
     assert_eq!(tiles.len(), 1, "{what}");
-    let pixels = &tiles[0];
+    let pixels = tiles.next().unwrap();
     assert_eq!(
         (pixels.channels, pixels.width, pixels.height),
         (3, spec.size.0 as usize, spec.size.1 as usize)
@@ -154,11 +198,11 @@ fn identity(picture: &Picture, alpha: Alpha) -> ImageSpec {
 }
 
 fn on_white(picture: &Picture) -> Vec<f32> {
-    preprocess(picture, &identity(picture, Alpha::Over([255; 3]))).unwrap().tiles.remove(0).data
+    preprocess(picture, &identity(picture, Alpha::Over([255; 3]))).unwrap().next().unwrap().data
 }
 
 fn floats_of_white(picture: &Picture) -> Vec<f32> {
-    preprocess(picture, &identity(picture, Alpha::Drop)).unwrap().tiles.remove(0).data
+    preprocess(picture, &identity(picture, Alpha::Drop)).unwrap().next().unwrap().data
 }
 
 #[test]

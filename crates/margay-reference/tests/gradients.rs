@@ -238,6 +238,7 @@ fn the_checked_programs_use_every_differentiable_op() {
         "rope",
         "slice_columns",
         "slice_rows",
+        "space_to_depth",
     ];
     assert_eq!(used, BTreeSet::from(all));
 }

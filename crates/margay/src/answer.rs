@@ -6,8 +6,8 @@ use crate::{
 use margay_graph::BackendError;
 use margay_observe::{Root, Stage, StageTimes, Stopwatch, process};
 use margay_prompt::{
-    image::preprocess,
-    layout::Sequence,
+    image::{ImageTiles, preprocess},
+    layout::{PictureLayout, Sequence},
     text::{Message, StopMatcher, StreamDecoder, Tokenizer},
 };
 use std::{collections::VecDeque, sync::Arc, time::Duration};
@@ -16,7 +16,8 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Event {
-    /// A stage ended; prefill comes once a batch of the prompt, encode and project once a picture.
+    /// A stage ended; prefill comes once a batch of the prompt, preprocess once a picture, encode and project once a
+    /// tile of a picture.
     Stage {
         /// Which one.
         stage: Stage,
@@ -38,8 +39,11 @@ pub struct Answer<'s> {
     session: &'s mut Session,
     options: AskOptions,
     sequence: Sequence,
-    pictures: VecDeque<Image>,
+    pictures: VecDeque<(Image, PictureLayout)>,
     picture_count: usize,
+    /// Tiles of all pictures of this question, and how many of them are visual tokens.
+    tile_count: usize,
+    tiles_done: usize,
     /// Pictures and visual numbers the session had before this question.
     images_then: usize,
     visual_then: usize,
@@ -63,19 +67,25 @@ pub struct Answer<'s> {
 
 enum Phase {
     Preprocess,
-    Encode(Vec<Vec<f32>>),
-    Project(Vec<Vec<f32>>),
+    Encode(Tiles),
+    Project(Tiles, Vec<f32>),
     Prefill,
     Decode,
     Ended(Stop),
     Over,
 }
 
+/// What is left of a picture.
+struct Tiles {
+    left: ImageTiles,
+    layout: PictureLayout,
+}
+
 impl<'s> Answer<'s> {
     pub(crate) fn new(
         session: &'s mut Session,
         sequence: Sequence,
-        pictures: Vec<Image>,
+        pictures: VecDeque<(Image, PictureLayout)>,
         options: AskOptions,
         sampler: Sampler,
     ) -> Self {
@@ -84,7 +94,7 @@ impl<'s> Answer<'s> {
             model.config().prompt.stops.iter().map(|s| (*s).to_owned()).chain(options.stops.iter().cloned());
         let mut times = StageTimes::default();
         times.add(Stage::Load, model.load_time());
-        let visual_tokens = sequence.images.iter().map(|span| span.len()).sum();
+        let visual_tokens = sequence.visual_tokens();
         session.cancel.reset();
         Answer {
             decoder: StreamDecoder::new(model.source().tokenizer.clone(), true),
@@ -100,9 +110,11 @@ impl<'s> Answer<'s> {
             pending: VecDeque::new(),
             told: false,
             picture_count: pictures.len(),
-            images_then: session.images,
+            tile_count: pictures.iter().map(|(_, layout)| layout.tiles()).sum(),
+            tiles_done: 0,
+            images_then: session.images.len(),
             visual_then: session.visual.len(),
-            pictures: pictures.into(),
+            pictures,
             session,
             options,
             sequence,
@@ -135,7 +147,7 @@ impl<'s> Answer<'s> {
         match std::mem::replace(&mut self.phase, Phase::Over) {
             Phase::Preprocess => self.preprocess(),
             Phase::Encode(tiles) => self.encode(tiles),
-            Phase::Project(features) => self.project(features),
+            Phase::Project(tiles, features) => self.project(tiles, &features),
             Phase::Prefill => self.prefill(),
             Phase::Decode => self.decode(),
             Phase::Ended(stop) => {
@@ -147,7 +159,7 @@ impl<'s> Answer<'s> {
     }
 
     fn preprocess(&mut self) -> Result<(), Error> {
-        let Some(image) = self.pictures.pop_front() else {
+        let Some((image, layout)) = self.pictures.pop_front() else {
             self.begin_prefill();
             return Ok(());
         };
@@ -165,38 +177,41 @@ impl<'s> Answer<'s> {
         self.times.add(Stage::Preprocess, image.decode);
         self.decoding += image.decode;
         let clock = Stopwatch::start();
-        let tiles = preprocess(&image.picture, &vision.image)
+        let left = preprocess(&image.picture, &vision.image)
             .map_err(|source| Error::Image { place: image.name.clone(), source })?;
-        self.stage_ended(Stage::Preprocess, clock.elapsed());
-        self.phase = Phase::Encode(tiles.tiles.into_iter().map(|t| t.data).collect());
+        let done = self.picture_count - self.pictures.len();
+        self.stage_ended(Stage::Preprocess, clock.elapsed(), done, self.picture_count);
+        self.phase = Phase::Encode(Tiles { left, layout });
         Ok(())
     }
 
-    fn encode(&mut self, tiles: Vec<Vec<f32>>) -> Result<(), Error> {
+    /// The next tile of the picture; one at a time is there as floats.
+    fn encode(&mut self, mut tiles: Tiles) -> Result<(), Error> {
+        let clock = Stopwatch::start();
+        let Some(tile) = tiles.left.next() else {
+            self.session.images.push(tiles.layout);
+            self.phase = Phase::Preprocess;
+            return Ok(());
+        };
+        self.times.add(Stage::Preprocess, clock.elapsed());
         let model = self.session.model.clone();
         let clock = Stopwatch::start();
-        let mut engine = model.engine()?;
-        let features: Result<Vec<_>, Error> =
-            tiles.iter().map(|t| Ok(engine.encode(t, &self.session.cancel)?.to_vec())).collect();
-        drop(engine);
-        let features = features?;
-        self.stage_ended(Stage::Encode, clock.elapsed());
-        self.phase = Phase::Project(features);
+        let features = model.engine()?.encode(&tile.data, &self.session.cancel)?.to_vec();
+        self.stage_ended(Stage::Encode, clock.elapsed(), self.tiles_done + 1, self.tile_count);
+        self.phase = Phase::Project(tiles, features);
         Ok(())
     }
 
-    fn project(&mut self, features: Vec<Vec<f32>>) -> Result<(), Error> {
+    fn project(&mut self, tiles: Tiles, features: &[f32]) -> Result<(), Error> {
         let model = self.session.model.clone();
         let clock = Stopwatch::start();
         let mut engine = model.engine()?;
-        for features in &features {
-            let visual = engine.project(features, &self.session.cancel)?;
-            self.session.visual.extend_from_slice(visual);
-        }
+        let visual = engine.project(features, &self.session.cancel)?;
+        self.session.visual.extend_from_slice(visual);
         drop(engine);
-        self.session.images += 1;
-        self.stage_ended(Stage::Project, clock.elapsed());
-        self.phase = Phase::Preprocess;
+        self.tiles_done += 1;
+        self.stage_ended(Stage::Project, clock.elapsed(), self.tiles_done, self.tile_count);
+        self.phase = Phase::Encode(tiles);
         Ok(())
     }
 
@@ -327,7 +342,7 @@ impl<'s> Answer<'s> {
         }
         let session = &mut *self.session;
         session.messages.pop();
-        session.images = self.images_then;
+        session.images.truncate(self.images_then);
         session.visual.truncate(self.visual_then);
         // The rows of its pictures will be those of others: what was computed from them must not be found again.
         let rows = self.visual_then / session.model.config().text.width;
@@ -337,10 +352,9 @@ impl<'s> Answer<'s> {
         session.state.truncate(known);
     }
 
-    fn stage_ended(&mut self, stage: Stage, took: Duration) {
+    fn stage_ended(&mut self, stage: Stage, took: Duration, done: usize, of: usize) {
         self.times.add(stage, took);
-        let done = self.picture_count - self.pictures.len();
-        self.pending.push_back(Event::Stage { stage, took, done, of: self.picture_count });
+        self.pending.push_back(Event::Stage { stage, took, done, of });
     }
 }
 

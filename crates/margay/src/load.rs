@@ -1,9 +1,12 @@
 //! Model files to configuration, vocabulary and weights.
 
-use crate::{Error, tokenizer_of};
+use crate::{Error, Image, tokenizer_of};
 use margay_file::{Gguf, ModelFiles, TensorSource, open_model};
 use margay_model::{Canonical, Family, GgufPart, GgufParts, HfParts, ModelConfig};
-use margay_prompt::text::{ChatTemplate, Message, RenderOptions, RenderedPart, Tokenizer};
+use margay_prompt::{
+    layout::PictureLayout,
+    text::{ChatTemplate, Message, RenderOptions, RenderedPart, Tokenizer},
+};
 use margay_tensor::Storage;
 use std::{path::Path, sync::Arc};
 
@@ -62,6 +65,17 @@ impl ModelSource {
             image_mark: self.config.prompt.image_mark.to_owned(),
         };
         Ok(self.template.render(messages, &options)?.parts)
+    }
+
+    /// What a picture becomes in a prompt: its tiles, their visual tokens, and the texts around them.
+    ///
+    /// # Errors
+    /// [`Error::NoVision`], [`Error::Image`].
+    pub fn picture_layout(&self, image: &Image) -> Result<PictureLayout, Error> {
+        let no_vision = || Error::NoVision { model: self.config.name.clone() };
+        let vision = self.config.vision.as_ref().ok_or_else(no_vision)?;
+        let layout = vision.layout(image.width(), image.height());
+        layout.map_err(|source| Error::Image { place: image.name.clone(), source })
     }
 
     fn new(files: ModelFiles) -> Result<Self, Error> {

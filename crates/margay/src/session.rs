@@ -3,7 +3,7 @@
 use crate::{Answer, AskOptions, Error, Image, Model, sample::Sampler};
 use margay_graph::{Cancel, State};
 use margay_prompt::{
-    layout::{Layout, Sequence},
+    layout::{Layout, PictureLayout, Sequence},
     text::{Message, Part, RenderedPart},
 };
 
@@ -16,7 +16,8 @@ pub struct Session {
     pub(crate) messages: Vec<Message>,
     /// Visual rows of all pictures so far, [V, E].
     pub(crate) visual: Vec<f32>,
-    pub(crate) images: usize,
+    /// What each picture so far became in the prompt.
+    pub(crate) images: Vec<PictureLayout>,
     pub(crate) cancel: Cancel,
 }
 
@@ -29,7 +30,7 @@ impl Session {
             held: vec![],
             messages: vec![],
             visual: vec![],
-            images: 0,
+            images: vec![],
             cancel: Cancel::new(),
         })
     }
@@ -57,22 +58,18 @@ impl Session {
         if text.trim().is_empty() && images.is_empty() {
             return Err(Error::EmptyPrompt);
         }
-        if !images.is_empty() && self.model.config().vision.is_none() {
-            return Err(Error::NoVision { model: self.model.config().name.clone() });
-        }
+        let layouts = self.layouts(images)?;
         let sampler = Sampler::new(options.sampling)?;
         if !self.messages.iter().any(|m| m.role == "user") {
             // Pictures of a raw prompt are no part of the conversation that begins here.
             self.forget_computed();
         }
         self.messages.push(Message::user(images.len(), text));
-        let sequence = self
-            .model
-            .source()
-            .render(&self.messages)
-            .and_then(|parts| self.place(&parts, self.images + images.len()));
+        let all: Vec<_> = self.images.iter().chain(&layouts).cloned().collect();
+        let sequence = self.model.source().render(&self.messages).and_then(|parts| self.place(&parts, &all));
+        let pictures = images.iter().cloned().zip(layouts).collect();
         match sequence {
-            Ok(sequence) => Ok(Answer::new(self, sequence, images.to_vec(), options.clone(), sampler)),
+            Ok(sequence) => Ok(Answer::new(self, sequence, pictures, options.clone(), sampler)),
             Err(e) => {
                 self.messages.pop();
                 Err(e)
@@ -91,17 +88,16 @@ impl Session {
         prompt: &str,
         options: &AskOptions,
     ) -> Result<Answer<'_>, Error> {
-        if !images.is_empty() && self.model.config().vision.is_none() {
-            return Err(Error::NoVision { model: self.model.config().name.clone() });
-        }
+        let layouts = self.layouts(images)?;
         self.clear();
         let parts = raw_parts(prompt, self.model.config().prompt.image_mark);
-        let sequence = self.place(&parts, images.len())?;
+        let sequence = self.place(&parts, &layouts)?;
         if sequence.ids.is_empty() {
             return Err(Error::EmptyPrompt);
         }
         let sampler = Sampler::new(options.sampling)?;
-        Ok(Answer::new(self, sequence, images.to_vec(), options.clone(), sampler))
+        let pictures = images.iter().cloned().zip(layouts).collect();
+        Ok(Answer::new(self, sequence, pictures, options.clone(), sampler))
     }
 
     /// Says how the model should behave; stands before the first question.
@@ -121,7 +117,7 @@ impl Session {
 
     fn forget_computed(&mut self) {
         self.visual.clear();
-        self.images = 0;
+        self.images.clear();
         self.held.clear();
         self.state.truncate(0);
     }
@@ -141,15 +137,17 @@ impl Session {
         self.state.size_bytes()
     }
 
-    fn place(&self, parts: &[RenderedPart], images: usize) -> Result<Sequence, Error> {
+    fn layouts(&self, images: &[Image]) -> Result<Vec<PictureLayout>, Error> {
+        images.iter().map(|image| self.model.source().picture_layout(image)).collect()
+    }
+
+    fn place(&self, parts: &[RenderedPart], pictures: &[PictureLayout]) -> Result<Sequence, Error> {
         let config = self.model.config();
-        let per_image = config.vision.as_ref().map_or(0, |v| v.tokens());
-        let layout = Layout { visual_tokens_per_image: per_image, bos: None };
-        let sequence = layout.place(self.model.tokenizer(), parts, images)?;
+        let sequence = Layout::default().place(self.model.tokenizer(), parts, pictures)?;
         let (prompt, context) = (sequence.ids.len(), self.model.context());
         // One place is left for the answer's first token.
         if prompt >= context {
-            let visual = images * per_image;
+            let visual = sequence.visual_tokens();
             return Err(Error::PromptTooLong { prompt, visual, context, trained: config.text.context });
         }
         Ok(sequence)
@@ -173,7 +171,7 @@ pub(crate) fn raw_parts(prompt: &str, mark: &str) -> Vec<RenderedPart> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{KvType, LoadOptions};
+    use crate::{Event, KvType, LoadOptions, Stage};
     use std::path::Path;
 
     #[test]
@@ -202,5 +200,50 @@ mod tests {
         let half = visual.len() / 2;
         assert_eq!(visual[..half], swapped[half..], "each picture keeps its own rows");
         assert_ne!(visual[..half], visual[half..]);
+    }
+
+    #[test]
+    fn pictures_of_different_token_counts_are_reused_and_taken_back() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/smolvlm");
+        // Small batches, so that a question can be stopped within its prefill.
+        let options = LoadOptions { kv: KvType::F32, batch: 16, ..LoadOptions::default() };
+        let model = Model::load_with(&folder, &options).unwrap();
+        let [wide, tall] = ["wide.png", "tall.png"].map(|name| Image::open(folder.join(name)).unwrap());
+        let ask = AskOptions { max_tokens: 6, ..AskOptions::default() };
+        let fresh = {
+            let mut session = model.session().unwrap();
+            session.ask_with(&[wide.clone()], "one", &ask).unwrap().report().unwrap();
+            session.held.clear();
+            session.state.truncate(0);
+            session.ask_with(&[tall.clone()], "two", &ask).unwrap().report().unwrap()
+        };
+        assert_eq!(fresh.stages.visual_tokens, (7 + 4) * 4);
+
+        let mut session = model.session().unwrap();
+        let first = session.ask_with(&[wide.clone()], "one", &ask).unwrap().report().unwrap();
+        assert_eq!(first.stages.visual_tokens, 7 * 4);
+        let cancel = session.cancel();
+        // Stopped behind its second tile of seven, then within its prefill: nothing of it may be found again.
+        for stop in [Stage::Project, Stage::Prefill] {
+            let mut ended = 0;
+            for event in session.ask_with(&[wide.clone()], "other", &ask).unwrap() {
+                if let Event::Stage { stage, done, of, .. } = event.unwrap()
+                    && stage == stop
+                {
+                    ended += 1;
+                    if stop == Stage::Project {
+                        assert_eq!((done, of), (ended, 7));
+                    }
+                    if ended == 2 {
+                        cancel.cancel();
+                    }
+                }
+            }
+            assert_eq!(ended, 2);
+            assert_eq!((session.images.len(), session.visual.len()), (1, 7 * 4 * 30));
+        }
+        let second = session.ask_with(&[tall], "two", &ask).unwrap().report().unwrap();
+        assert!(second.stages.reused_tokens >= first.stages.prefill_tokens, "{:?}", second.stages);
+        assert_eq!((second.tokens, second.stages.visual_tokens), (fresh.tokens, fresh.stages.visual_tokens));
     }
 }

@@ -21,8 +21,8 @@ pub struct TraceOptions {
 }
 
 impl ModelSource {
-    /// Runs the stages and gives each one's result as float32: `pixel_values` [N, 3, H, W], `encode` [N, P, C],
-    /// `project` [N, V, E], `hidden.<layer>` [T, E] (0 is the embedding), `logits` [T, vocabulary]; and `input_ids` `[T]`
+    /// Runs the stages and gives each one's result as float32: `pixel_values` [N, 3, H, W] of N tiles, `encode`
+    /// [N, P, C], `project` [N, V, E], `hidden.<layer>` [T, E] (0 is the embedding), `logits` [T, vocabulary]; and `input_ids` `[T]`
     /// (int32, -1 where a visual token stands).
     ///
     /// # Errors
@@ -45,7 +45,7 @@ impl ModelSource {
             if load.packed { PackedFiles::open(self, backend.as_ref()) } else { PackedFiles::default() };
         let cancel = Cancel::new();
         let mut out = vec![];
-        let mut visual = vec![];
+        let (mut visual, mut pictures) = (vec![], vec![]);
         if !images.is_empty() {
             let name = || self.config.name.clone();
             let vision = self.config.vision.as_ref().ok_or_else(|| Error::NoVision { model: name() })?;
@@ -56,9 +56,10 @@ impl ModelSource {
             let mut project = compile(self, backend.as_ref(), project, &Bindings::new(), &packed, &cancel)?;
             let (mut pixels, mut features) = (vec![], vec![]);
             for image in images {
+                pictures.push(self.picture_layout(image)?);
                 let tiles = preprocess(&image.picture, &vision.image)
                     .map_err(|source| Error::Image { place: image.name.clone(), source })?;
-                for tile in tiles.tiles {
+                for tile in tiles {
                     encode.run(&Bindings::new(), &[InputData::F32(&tile.data)], None, &cancel)?;
                     let encoded = encode.output("encode").expect("invariant: encode has its output");
                     project.run(&Bindings::new(), &[InputData::F32(encoded)], None, &cancel)?;
@@ -68,7 +69,7 @@ impl ModelSource {
                     visual.extend_from_slice(projected);
                 }
             }
-            let (side, width) = (vision.vit.image, vision.vit.width);
+            let (side, width) = (vision.tower.side(), vision.tower.width());
             let tiles = pixels.len() / (3 * side * side);
             out.push(f32s("pixel_values", [tiles, 3, side, side], &pixels));
             out.push(f32s("encode", [tiles, features.len() / tiles / width, width], &features));
@@ -81,15 +82,14 @@ impl ModelSource {
         } else {
             self.render(&[Message::user(images.len(), prompt)])?
         };
-        let per_image = self.config.vision.as_ref().map_or(0, |v| v.tokens());
-        let layout = Layout { visual_tokens_per_image: per_image, bos: None };
-        let ids = layout.place(&self.tokenizer, &parts, images.len())?.ids;
+        let sequence = Layout::default().place(&self.tokenizer, &parts, &pictures)?;
+        let ids = &sequence.ids;
         let (count, context) = (ids.len(), load.context.unwrap_or_else(|| default_context(&self.config)));
         if count == 0 {
             return Err(Error::EmptyPrompt);
         }
         if count.saturating_add(options.greedy) > context {
-            let visual = images.len() * per_image;
+            let visual = sequence.visual_tokens();
             return Err(Error::PromptTooLong {
                 prompt: count,
                 visual,
@@ -110,7 +110,7 @@ impl ModelSource {
         let mut state = text.new_state(StateOptions { capacity: count + options.greedy })?;
         let positions: Vec<i32> = (0..count as i32).collect();
         let inputs = [
-            InputData::I32(&ids),
+            InputData::I32(ids),
             InputData::I32(&positions),
             InputData::I32(&positions),
             InputData::F32(&visual),

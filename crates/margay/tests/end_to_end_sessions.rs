@@ -73,7 +73,7 @@ fn pictures_keep_their_order_and_each_counts() {
     let model = model("llava", LoadOptions::default());
     let (a, b) = (picture("llava"), Image::filled(40, 90, [10, 200, 30]).unwrap());
     let both = ask(&model, &[a.clone(), b.clone()], "compare", &short());
-    assert_eq!(both.stages.visual_tokens, 2 * model.config().vision.as_ref().unwrap().tokens());
+    assert_eq!(both.stages.visual_tokens, 2 * model.config().vision.as_ref().unwrap().tile_tokens());
     // A picture that comes with a later question stands behind the first one.
     let mut session = model.session().unwrap();
     session.ask_with(&[a], "one", &short()).unwrap().report().unwrap();
@@ -169,7 +169,7 @@ fn answers_end_where_they_must() {
 fn the_model_inside_the_program_answers() {
     let model = Model::nano().unwrap();
     let report = ask(&model, &[Image::filled(50, 80, [200, 0, 0]).unwrap()], "What is this?", &short());
-    assert_eq!(report.stages.visual_tokens, model.config().vision.as_ref().unwrap().tokens());
+    assert_eq!(report.stages.visual_tokens, model.config().vision.as_ref().unwrap().tile_tokens());
     assert!(report.stages.load_ms.is_some() && report.stages.encode_ms.is_some());
 }
 

@@ -11,6 +11,7 @@ use margay::{
     rooms::{
         file::{FileError, Gguf, ModelFiles, SafeTensors, open_model},
         observe::report::{bytes, table},
+        prompt::layout::PictureLayout,
     },
 };
 use memory::Memory;
@@ -71,7 +72,9 @@ struct Inspection {
     files: Vec<File>,
     /// Its numbers, for people.
     shape: Vec<String>,
+    /// `None` where it depends on the picture's size.
     visual_tokens_per_picture: Option<usize>,
+    visual_tokens_per_tile: Option<usize>,
     picture: Option<Picture>,
     weights: Vec<Weights>,
     work: Option<Work>,
@@ -86,14 +89,20 @@ struct Picture {
     file: PathBuf,
     width: u32,
     height: u32,
+    tiles: Option<usize>,
     visual_tokens: Option<usize>,
 }
 
 impl Inspect {
     pub(crate) fn run(self) -> anyhow::Result<Outcome> {
         let image = self.image.as_ref().map(Image::open).transpose()?;
+        let mut layout = None;
         let mut inspection = match model::source(self.file.as_deref(), self.mmproj.as_deref()) {
-            Ok(source) => self.whole(&source)?,
+            Ok(source) => {
+                let sees = source.config.vision.is_some();
+                layout = image.as_ref().filter(|_| sees).map(|i| source.picture_layout(i)).transpose()?;
+                self.whole(&source, layout.as_ref())?
+            }
             Err(e) => match (&self.file, e.downcast::<Error>()) {
                 (Some(path), Ok(e)) => self.partial(path, e)?,
                 (_, Ok(e)) => return Err(e.into()),
@@ -101,9 +110,11 @@ impl Inspect {
             },
         };
         if let (Some(file), Some(image)) = (self.image, image) {
-            let visual_tokens = inspection.visual_tokens_per_picture;
-            inspection.picture =
-                Some(Picture { file, width: image.width(), height: image.height(), visual_tokens });
+            let tiles = layout.as_ref().map(|l| l.tiles());
+            let visual_tokens =
+                layout.as_ref().map_or(inspection.visual_tokens_per_picture, |l| Some(l.visual_tokens()));
+            let (width, height) = (image.width(), image.height());
+            inspection.picture = Some(Picture { file, width, height, tiles, visual_tokens });
         }
         if self.json {
             output::json(&inspection)?
@@ -114,17 +125,21 @@ impl Inspect {
     }
 
     /// A model that could be run.
-    fn whole(&self, source: &ModelSource) -> anyhow::Result<Inspection> {
+    fn whole(&self, source: &ModelSource, picture: Option<&PictureLayout>) -> anyhow::Result<Inspection> {
         let mut inspection = self.of_files(&source.files);
         inspection.name = Some(source.config.name.clone());
         inspection.family = Some(source.family.id);
         inspection.verified = Some(source.family.verified);
         inspection.shape = parts::shape(source);
-        inspection.visual_tokens_per_picture = source.config.vision.as_ref().map(|v| v.tokens());
+        if let Some(vision) = &source.config.vision {
+            inspection.visual_tokens_per_tile = Some(vision.tile_tokens());
+            inspection.visual_tokens_per_picture =
+                vision.image.tiling.is_none().then(|| vision.tile_tokens());
+        }
         let programs = source.config.programs()?;
         inspection.weights = parts::weights(source, &programs);
         inspection.work = Some(Work::count(source, &programs)?);
-        inspection.memory = Some(Memory::predict(source, &programs, self.context)?);
+        inspection.memory = Some(Memory::predict(source, &programs, self.context, picture)?);
         Ok(inspection)
     }
 
@@ -140,7 +155,9 @@ impl Inspect {
             // Neither a model nor a single file that can be read: the first error says it best.
             let Ok(file) = Gguf::open(path) else { return Err(error.into()) };
             let mut inspection = self.of_source(parts::of_gguf(&file), vec![&file]);
-            inspection.visual_tokens_per_picture = parts::visual_tokens(&file);
+            inspection.visual_tokens_per_tile = parts::visual_tokens(&file);
+            inspection.visual_tokens_per_picture =
+                inspection.visual_tokens_per_tile.filter(|_| !parts::cuts_tiles(&file));
             inspection
         };
         inspection.problem = Some(match error {
@@ -187,13 +204,23 @@ impl Inspection {
             let (name, value) = line.split_once(": ").unwrap_or(("", line));
             fact(name, value);
         }
-        if let Some(tokens) = self.visual_tokens_per_picture {
-            fact("picture", &format!("becomes {tokens} visual tokens, whatever its size"));
+        match (self.visual_tokens_per_picture, self.visual_tokens_per_tile) {
+            (Some(tokens), _) => {
+                fact("picture", &format!("becomes {tokens} visual tokens, whatever its size"))
+            }
+            (None, Some(tokens)) => {
+                fact(
+                    "picture",
+                    &format!("is cut into tiles by its size; each becomes {tokens} visual tokens"),
+                );
+            }
+            (None, None) => {}
         }
         if let Some(picture) = &self.picture {
             let tokens = picture.visual_tokens.map_or_else(|| "no".to_owned(), |n| n.to_string());
             let (file, width, height) = (picture.file.display(), picture.width, picture.height);
-            fact("", &format!("{file}: {width} x {height} pixels, {tokens} visual tokens"));
+            let tiles = picture.tiles.filter(|n| *n > 1).map_or_else(String::new, |n| format!("{n} tiles, "));
+            fact("", &format!("{file}: {width} x {height} pixels, {tiles}{tokens} visual tokens"));
         }
         if !self.weights.is_empty() {
             let rows = self.weights.iter().map(Weights::row).collect();

@@ -269,3 +269,23 @@ pub(crate) fn avg_pool2d(engine: &Engine, pool: &Pool2d, x: View<'_>, out: Out<'
         (engine.kernels.rows.scale)(out, 1.0 / (kernel * kernel) as f32);
     })
 }
+
+/// The pixels of each square of a feature map side by side.
+pub(crate) fn space_to_depth(
+    engine: &Engine,
+    pool: &Pool2d,
+    x: View<'_>,
+    out: Out<'_>,
+) -> Result<(), TaskPanic> {
+    let (kernel, across) = (pool.kernel, pool.width / pool.kernel);
+    for_rows(engine, out.rows, out.columns, |_, row| {
+        let (y0, x0) = (row / across * kernel, row % across * kernel);
+        // SAFETY: each row is one task's own; `out` does not lie on `x`.
+        let out = unsafe { out.row(row) };
+        for (i, pixel) in out.chunks_exact_mut(x.columns).enumerate() {
+            let source = (y0 + i / kernel) * pool.width + x0 + i % kernel;
+            // SAFETY: nobody writes x meanwhile.
+            pixel.copy_from_slice(unsafe { x.row(source) });
+        }
+    })
+}

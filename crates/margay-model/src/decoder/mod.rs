@@ -111,7 +111,8 @@ fn attend(
 /// The name in a GGUF file of a decoder weight of a Hugging Face checkpoint, wherever the decoder stands in it.
 /// A name that is a GGUF name already stays.
 pub(crate) fn rename(config: &TextConfig, name: &str) -> Option<Rename> {
-    const PLACES: [&str; 4] = ["model.language_model.", "language_model.model.", "language_model.", "model."];
+    const PLACES: [&str; 5] =
+        ["model.language_model.", "language_model.model.", "language_model.", "model.text_model.", "model."];
     let inner = PLACES.iter().find_map(|place| name.strip_prefix(place)).unwrap_or(name);
     let (stem, kind) = inner.rsplit_once('.')?;
     let known = kind == "weight" || (kind == "bias" && config.decoder.biases);

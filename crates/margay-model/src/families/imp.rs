@@ -1,7 +1,7 @@
 //! Imp-v1.5: SigLIP-so400m/14-384, a two-layer MLP, Phi-2. The layout of its training repository, which is LLaVA's.
 //! Source: MILVLG/imp.
 
-use super::{Family, authors_image, llava, rename_vlm};
+use super::{Family, LLAVA_VISION, llava, rename_vlm};
 use crate::hf::phi_text;
 
 pub(super) const IMP: Family = Family {
@@ -10,7 +10,7 @@ pub(super) const IMP: Family = Family {
     hf: &["imp"],
     gguf: &[("phi2", Some("mlp"))],
     prompt: llava::VICUNA,
-    image: Some(authors_image),
+    vision: Some(LLAVA_VISION),
     verified: "transformers SiglipVisionModel and PhiForCausalLM",
     read_hf: |config, parts| llava::original(IMP.id, config, phi_text(config)?, parts),
     rename: rename_vlm,

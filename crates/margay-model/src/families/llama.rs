@@ -9,7 +9,7 @@ pub(super) const LLAMA: Family = Family {
     hf: &["llama"],
     gguf: &[("llama", None)],
     prompt: PromptStyle { template: "plain", image_mark: "<image>", stops: &[] },
-    image: None,
+    vision: None,
     verified: "transformers LlamaForCausalLM",
     read_hf: |config, _| {
         Ok(ModelConfig {

@@ -2,11 +2,11 @@
 //! repository's, which pads pictures to a square, and `llava-hf`, which crops them.
 //! Source: haotian-liu/LLaVA; transformers `modeling_llava.py`.
 
-use super::{Family, authors_image, processor_image, rename_vlm, tower};
+use super::{Family, LLAVA_VISION, processor_image, rename_vlm};
 use crate::{
-    HfConfig, ModelConfig, ModelError, PromptStyle, TextConfig, VisionConfig,
+    Features, HfConfig, ModelConfig, ModelError, PromptStyle, TextConfig, VisionConfig,
     hf::{clip_l14_336, llama_text, siglip_so400m_14_384},
-    projector,
+    projector, vision,
 };
 use serde_json::Value;
 
@@ -16,7 +16,7 @@ pub(super) const LLAVA: Family = Family {
     hf: &["llava", "llava_llama"],
     gguf: &[("llama", Some("mlp"))],
     prompt: VICUNA,
-    image: Some(authors_image),
+    vision: Some(LLAVA_VISION),
     verified: "transformers LlavaForConditionalGeneration",
     read_hf,
     rename: rename_vlm,
@@ -33,9 +33,9 @@ fn read_hf(config: &HfConfig<'_>, parts: &super::HfParts<'_>) -> Result<ModelCon
     let vision = config.object("vision_config").ok_or_else(|| config.bad("vision_config", "is missing"))?;
     let select = config.get("vision_feature_layer").map_or(Some(-2), |v| v.as_i64());
     let select = select.ok_or_else(|| config.bad("vision_feature_layer", "is no single layer"))?;
-    let vit = tower(&vision, select)?;
+    let tower = vision::read_hf(&vision, Features::Hidden(select))?;
     // "default" drops the first row, whatever it is: SigLIP has no class token to drop.
-    let wanted = if vit.class_token { "default" } else { "full" };
+    let wanted = if tower.class_token() { "default" } else { "full" };
     match config.str("vision_feature_select_strategy").unwrap_or("default") {
         strategy if strategy == wanted => {}
         other => {
@@ -47,13 +47,14 @@ fn read_hf(config: &HfConfig<'_>, parts: &super::HfParts<'_>) -> Result<ModelCon
         "gelu" => {}
         other => return Err(config.bad("projector_hidden_act", &format!("{other:?} is not supported"))),
     }
-    let image = processor_image(false, &vit, parts)?;
+    let image = processor_image(false, tower.image(), parts)?;
     let projector = projector::by_id("mlp").expect("invariant: the MLP is registered");
+    let vision = VisionConfig { tower, projector, fold: 1, image }.checked(config.place())?;
     Ok(ModelConfig {
         family: LLAVA.id,
         name: "llava".to_owned(),
         text: llama_text(&text)?,
-        vision: Some(VisionConfig { vit, projector, image }),
+        vision: Some(vision),
         prompt: LLAVA.prompt,
     })
 }
@@ -68,7 +69,7 @@ pub(super) fn original(
 ) -> Result<ModelConfig, ModelError> {
     let kind = config.str("mm_projector_type").unwrap_or("linear");
     let projector = projector::by_hf(kind).ok_or_else(|| {
-        let known: Vec<_> = crate::PROJECTORS.iter().map(|p| p.hf).collect();
+        let known: Vec<_> = crate::PROJECTORS.iter().filter_map(|p| p.hf).collect();
         config.bad("mm_projector_type", &format!("{kind:?} is not supported; known are {}", known.join(", ")))
     })?;
     match config.str("mm_vision_select_feature").unwrap_or("patch") {
@@ -91,16 +92,18 @@ pub(super) fn original(
     }
     let select = config.get("mm_vision_select_layer").map_or(Some(-2), |v| v.as_i64());
     let select = select.ok_or_else(|| config.bad("mm_vision_select_layer", "is no whole number"))?;
-    let vit = match config.object("vision_config") {
-        Some(own) => tower(&own, select)?,
-        None => tower(&HfConfig::new(&known_tower(config)?), select)?,
+    let features = Features::Hidden(select);
+    let tower = match config.object("vision_config") {
+        Some(own) => vision::read_hf(&own, features)?,
+        None => vision::read_hf(&HfConfig::new(&known_tower(config)?), features)?,
     };
-    let image = processor_image(pad, &vit, parts)?;
+    let image = processor_image(pad, tower.image(), parts)?;
+    let vision = VisionConfig { tower, projector, fold: 1, image }.checked(config.place())?;
     Ok(ModelConfig {
         family,
         name: config.str("_name_or_path").filter(|n| !n.is_empty()).unwrap_or(family).to_owned(),
         text,
-        vision: Some(VisionConfig { vit, projector, image }),
+        vision: Some(vision),
         prompt: VICUNA,
     })
 }

@@ -1,7 +1,7 @@
 //! MobileVLM V1 (LDP) and V2 (LDPv2): CLIP ViT-L/14-336, a projector that quarters the visual tokens, MobileLLaMA.
 //! Source: Meituan-AutoML/MobileVLM.
 
-use super::{Family, authors_image, llava, rename_vlm};
+use super::{Family, LLAVA_VISION, llava, rename_vlm};
 use crate::hf::llama_text;
 
 pub(super) const MOBILEVLM: Family = Family {
@@ -10,7 +10,7 @@ pub(super) const MOBILEVLM: Family = Family {
     hf: &["mobilevlm"],
     gguf: &[("llama", Some("ldp")), ("llama", Some("ldpv2"))],
     prompt: llava::VICUNA,
-    image: Some(authors_image),
+    vision: Some(LLAVA_VISION),
     verified: "transformers CLIP and LLaMA; PyTorch modules of the LDP and LDPv2 projectors",
     read_hf: |config, parts| llava::original(MOBILEVLM.id, config, llama_text(config)?, parts),
     rename: rename_vlm,

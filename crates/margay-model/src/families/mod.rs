@@ -5,10 +5,12 @@ mod llama;
 mod llava;
 mod mobilevlm;
 mod phi;
+mod smolvlm;
 
+use crate::projector::Sizes;
 use crate::{
-    HfConfig, ModelConfig, ModelError, PromptStyle, Rename, VisionConfig, VitConfig, decoder, hf, projector,
-    vision,
+    Features, HfConfig, ModelConfig, ModelError, PromptStyle, Rename, TowerConfig, VisionConfig, decoder,
+    projector, vision,
 };
 use margay_file::{TensorSource, gguf::Metadata};
 use margay_graph::Program;
@@ -16,7 +18,8 @@ use margay_prompt::image::{Filter, Fit, ImageSpec};
 use serde_json::Value;
 
 /// All families.
-pub const FAMILIES: &[&Family] = &[&llama::LLAMA, &phi::PHI, &llava::LLAVA, &mobilevlm::MOBILEVLM, &imp::IMP];
+pub const FAMILIES: &[&Family] =
+    &[&llama::LLAMA, &phi::PHI, &llava::LLAVA, &mobilevlm::MOBILEVLM, &imp::IMP, &smolvlm::SMOLVLM];
 
 /// One model family.
 #[derive(Debug)]
@@ -31,14 +34,23 @@ pub struct Family {
     pub gguf: &'static [(&'static str, Option<&'static str>)],
     /// How prompts are written.
     pub prompt: PromptStyle,
-    /// Picture to pixels where the file does not say, for that tower.
-    pub image: Option<fn(&VitConfig) -> ImageSpec>,
+    /// What a file that does not say it means on the vision side; `None` for text.
+    pub vision: Option<VisionDefaults>,
     /// Against what it was compared, stage by stage.
     pub verified: &'static str,
     pub(crate) read_hf: fn(&HfConfig<'_>, &HfParts<'_>) -> Result<ModelConfig, ModelError>,
     /// Name and reordering of a checkpoint's weight in a GGUF file; `None` for weights that are not needed. A name that
     /// is a GGUF name already is no checkpoint name and gives `None`.
     pub(crate) rename: fn(&ModelConfig, &str) -> Option<Rename>,
+}
+
+/// What a family means by a vision file that does not say it.
+#[derive(Clone, Copy, Debug)]
+pub struct VisionDefaults {
+    /// Picture to pixels, for that tower.
+    pub image: fn(&dyn TowerConfig) -> ImageSpec,
+    /// Which of the tower's values are projected.
+    pub features: Features,
 }
 
 /// What a Hugging Face folder holds beside its `config.json`.
@@ -84,11 +96,12 @@ impl ModelConfig {
     /// [`ModelError::Graph`] where its sizes do not fit together.
     pub fn programs(&self) -> Result<ModelPrograms, ModelError> {
         let text = decoder::text(&self.text, self.vision.is_some())?;
-        let Some(VisionConfig { vit, projector, .. }) = &self.vision else {
+        let Some(VisionConfig { tower, projector, fold, .. }) = &self.vision else {
             return Ok(ModelPrograms { encode: None, project: None, text });
         };
-        let encode = vision::vit::encode(vit)?;
-        let project = (projector.build)(vit.grid(), vit.width, self.text.width)?;
+        let encode = tower.encode()?;
+        let (grid, width) = (tower.grid(), tower.width());
+        let project = (projector.build)(&Sizes { grid, fold: *fold, width, out: self.text.width })?;
         Ok(ModelPrograms { encode: Some(encode), project: Some(project), text })
     }
 }
@@ -137,39 +150,36 @@ fn unknown(what: String) -> ModelError {
 
 /// A GGUF name of any weight of this model for a name in a checkpoint.
 fn rename_vlm(config: &ModelConfig, name: &str) -> Option<Rename> {
-    if let Some(vision) = &config.vision
-        && let Some(inner) = projector::inner_name(name)
-    {
-        return (vision.projector.rename)(inner).map(|to| Rename { to, transform: crate::Transform::None });
-    }
-    vision::vit::rename(name).or_else(|| decoder::rename(&config.text, name))
-}
-
-/// A tower up to hidden state `select` (negative: from the end), by the `model_type` of its own configuration.
-fn tower(config: &HfConfig<'_>, select: i64) -> Result<VitConfig, ModelError> {
-    match config.str("model_type").unwrap_or("clip_vision_model") {
-        "clip_vision_model" => hf::clip_vit(config, select),
-        "siglip_vision_model" => hf::siglip_vit(config, select),
-        other => {
-            Err(config.bad("model_type", &format!("the vision tower {other:?} is no CLIP and no SigLIP")))
+    if let Some(vision) = &config.vision {
+        if let Some(inner) = projector::inner_name(name) {
+            return (vision.projector.rename)(inner)
+                .map(|to| Rename { to, transform: crate::Transform::None });
+        }
+        if let Some(inner) = vision::inner_name(name) {
+            return vision.tower.rename(inner);
         }
     }
+    decoder::rename(&config.text, name)
 }
 
-/// The image front end of a tower as its authors run it: CLIP sees padded squares, SigLIP squashed pictures.
-fn authors_image(vit: &VitConfig) -> ImageSpec {
-    if vit.class_token { ImageSpec::llava_pad(side(vit)) } else { ImageSpec::siglip_squash(side(vit)) }
+/// What LLaVA and its like mean: the hidden state before the last block, pictures as the authors run them.
+const LLAVA_VISION: VisionDefaults = VisionDefaults { image: authors_image, features: Features::Hidden(-2) };
+
+/// The image front end of a tower as LLaVA's authors run it: padded squares for a tower that crops (CLIP).
+fn authors_image(tower: &dyn TowerConfig) -> ImageSpec {
+    let spec = tower.image();
+    let crops = matches!(spec.fit, Fit::ShortestEdgeCrop { .. });
+    if crops { padded(spec) } else { spec }
+}
+
+fn padded(spec: ImageSpec) -> ImageSpec {
+    ImageSpec { fit: Fit::PadToSquare { fill: spec.mean.map(|m| (m * 255.0) as u8) }, ..spec }
 }
 
 /// The image front end of a checkpoint: the processor's numbers, and padding where the checkpoint asks for it.
-fn processor_image(pad: bool, vit: &VitConfig, parts: &HfParts<'_>) -> Result<ImageSpec, ModelError> {
-    let crops = vit.class_token && !pad;
-    let mut spec = if crops { ImageSpec::clip_crop(side(vit)) } else { authors_image(vit) };
-    let bad = |field: &str, what: &str| ModelError::Field {
-        place: "preprocessor_config.json".into(),
-        field: field.into(),
-        what: what.into(),
-    };
+fn processor_image(pad: bool, spec: ImageSpec, parts: &HfParts<'_>) -> Result<ImageSpec, ModelError> {
+    let mut spec = spec;
+    let bad = bad_processor;
     let said = |field: &str| parts.preprocessor?.get(field).filter(|v| !v.is_null());
     for (field, slot) in [("image_mean", &mut spec.mean), ("image_std", &mut spec.std)] {
         let Some(values) = said(field) else { continue };
@@ -186,10 +196,11 @@ fn processor_image(pad: bool, vit: &VitConfig, parts: &HfParts<'_>) -> Result<Im
         spec.filter = resampling(resample)
             .ok_or_else(|| bad("resample", &format!("{resample} is not supported; known are 0 to 4")))?;
     }
-    if pad {
-        spec.fit = Fit::PadToSquare { fill: spec.mean.map(|m| (m * 255.0) as u8) };
-    }
-    Ok(spec)
+    Ok(if pad { padded(spec) } else { spec })
+}
+
+fn bad_processor(field: &str, what: &str) -> ModelError {
+    ModelError::Field { place: "preprocessor_config.json".into(), field: field.into(), what: what.into() }
 }
 
 /// Source: Pillow `Image.py`, `Resampling`.
@@ -197,10 +208,6 @@ fn resampling(number: &Value) -> Option<Filter> {
     const NUMBERED: [Filter; 5] =
         [Filter::Nearest, Filter::Lanczos3, Filter::Bilinear, Filter::Bicubic, Filter::Box];
     NUMBERED.get(usize::try_from(number.as_u64()?).ok()?).copied()
-}
-
-fn side(vit: &VitConfig) -> u32 {
-    u32::try_from(vit.image).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ pub(super) const PHI: Family = Family {
     hf: &["phi"],
     gguf: &[("phi2", None)],
     prompt: PromptStyle { template: "plain", image_mark: "<image>", stops: &[] },
-    image: None,
+    vision: None,
     verified: "transformers PhiForCausalLM",
     read_hf: |config, _| {
         Ok(ModelConfig {

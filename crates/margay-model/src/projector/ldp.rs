@@ -1,17 +1,22 @@
 //! MobileVLM V1's projector: an MLP and two inverted-residual blocks with squeeze-and-excitation; the second halves
 //! the grid. Source: MobileVLM `vision_projector.py`, `LDPBlock`, over torchvision's `InvertedResidual`.
 
-use super::Projector;
+use super::{Projector, Sizes};
 use crate::{ModelError, vision::vit::linear};
 use margay_graph::{Activation, Builder, Conv2d, Dim, NormKind, Program, Role, Stage, ValueId};
 
-pub(super) const LDP: Projector =
-    Projector { id: "ldp", hf: "ldpnet", tokens: |grid| grid.div_ceil(2) * grid.div_ceil(2), build, rename };
+pub(super) const LDP: Projector = Projector {
+    id: "ldp",
+    hf: Some("ldpnet"),
+    tokens: |grid, _| grid.div_ceil(2) * grid.div_ceil(2),
+    build,
+    rename,
+};
 
 /// Epsilon of the per-pixel layer norms. Source: `LayerNorm2d` default in torchvision's `MNLayerNorm`.
 const NORM_EPS: f32 = 1e-5;
 
-fn build(grid: usize, width: usize, out: usize) -> Result<Program, ModelError> {
+fn build(&Sizes { grid, width, out, .. }: &Sizes) -> Result<Program, ModelError> {
     let mut b = Builder::new(Stage::Project);
     let x = b.input_f32("features", [grid * grid, width].map(Dim::from));
     let x = linear(&mut b, "mm.model.mlp.1", x, out, Role::Projector)?; // [P, E]

@@ -1,14 +1,14 @@
 //! MobileVLM V2's projector: an MLP, a 2 x 2 mean, and a depthwise convolution with a shortcut that gives positions.
 //! Source: MobileVLM `vision_projector.py`, `LDPNetV2Projector`.
 
-use super::Projector;
+use super::{Projector, Sizes};
 use crate::{ModelError, vision::vit::linear};
 use margay_graph::{Activation, Builder, Conv2d, Dim, Pool2d, Program, Role, Stage};
 
 pub(super) const LDPV2: Projector =
-    Projector { id: "ldpv2", hf: "ldpnetv2", tokens: |grid| (grid / 2) * (grid / 2), build, rename };
+    Projector { id: "ldpv2", hf: Some("ldpnetv2"), tokens: |grid, _| (grid / 2) * (grid / 2), build, rename };
 
-fn build(grid: usize, width: usize, out: usize) -> Result<Program, ModelError> {
+fn build(&Sizes { grid, width, out, .. }: &Sizes) -> Result<Program, ModelError> {
     let mut b = Builder::new(Stage::Project);
     let x = b.input_f32("features", [grid * grid, width].map(Dim::from));
     let x = linear(&mut b, "mm.model.mlp.0", x, out, Role::Projector)?; // [P, E]

@@ -1,14 +1,14 @@
 //! LLaVA-1.5's projector: two linear layers with an exact GELU between.
 //! Source: LLaVA `multimodal_projector/builder.py`, `mlp2x_gelu`.
 
-use super::Projector;
+use super::{Projector, Sizes};
 use crate::{ModelError, vision::vit::linear};
 use margay_graph::{Activation, Builder, Dim, Program, Role, Stage};
 
 pub(super) const MLP: Projector =
-    Projector { id: "mlp", hf: "mlp2x_gelu", tokens: |grid| grid * grid, build, rename };
+    Projector { id: "mlp", hf: Some("mlp2x_gelu"), tokens: |grid, _| grid * grid, build, rename };
 
-fn build(grid: usize, width: usize, out: usize) -> Result<Program, ModelError> {
+fn build(&Sizes { grid, width, out, .. }: &Sizes) -> Result<Program, ModelError> {
     let mut b = Builder::new(Stage::Project);
     let x = b.input_f32("features", [grid * grid, width].map(Dim::from));
     let x = linear(&mut b, "mm.0", x, out, Role::Projector)?; // [P, E]

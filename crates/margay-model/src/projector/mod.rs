@@ -1,5 +1,6 @@
 //! Projectors: patch features to visual tokens. One file each, one line in [`PROJECTORS`].
 
+mod idefics3;
 mod ldp;
 mod ldpv2;
 mod mlp;
@@ -12,14 +13,27 @@ use margay_graph::Program;
 pub struct Projector {
     /// `clip.projector_type` in a GGUF file.
     pub id: &'static str,
-    /// `mm_projector_type` in a checkpoint's `config.json`.
-    pub hf: &'static str,
-    /// Visual tokens of a grid of that many patches a side.
-    pub tokens: fn(grid: usize) -> usize,
+    /// `mm_projector_type` in a checkpoint's `config.json`; `None` where no such field names it.
+    pub hf: Option<&'static str>,
+    /// Visual tokens of a grid of that many patches a side, of which `fold` x `fold` become one where it folds.
+    pub tokens: fn(grid: usize, fold: usize) -> usize,
     /// The project program: input `features` [grid*grid, width], output `project` [V, out].
-    pub(crate) build: fn(grid: usize, width: usize, out: usize) -> Result<Program, ModelError>,
-    /// The name in a GGUF file of a projector weight, given what stands behind `mm_projector.` in the checkpoint.
+    pub(crate) build: fn(&Sizes) -> Result<Program, ModelError>,
+    /// The name in a GGUF file of a projector weight, given what stands behind the projector's place in the checkpoint.
     pub(crate) rename: fn(inner: &str) -> Option<String>,
+}
+
+/// What a projector stands between.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes {
+    /// Patches a side.
+    pub(crate) grid: usize,
+    /// Side of the square of patches that becomes one token, where the projector folds.
+    pub(crate) fold: usize,
+    /// C
+    pub(crate) width: usize,
+    /// E
+    pub(crate) out: usize,
 }
 
 impl PartialEq for Projector {
@@ -29,7 +43,7 @@ impl PartialEq for Projector {
 }
 
 /// All projectors.
-pub const PROJECTORS: &[&Projector] = &[&ldp::LDP, &ldpv2::LDPV2, &mlp::MLP];
+pub const PROJECTORS: &[&Projector] = &[&idefics3::IDEFICS3, &ldp::LDP, &ldpv2::LDPV2, &mlp::MLP];
 
 /// The projector of that id in a GGUF file.
 pub(crate) fn by_id(id: &str) -> Option<&'static Projector> {
@@ -38,12 +52,17 @@ pub(crate) fn by_id(id: &str) -> Option<&'static Projector> {
 
 /// The projector of that `mm_projector_type`.
 pub(crate) fn by_hf(name: &str) -> Option<&'static Projector> {
-    PROJECTORS.iter().copied().find(|p| p.hf == name)
+    PROJECTORS.iter().copied().find(|p| p.hf == Some(name))
 }
 
 /// What stands behind the projector's place in a checkpoint's weight name.
 pub(crate) fn inner_name(name: &str) -> Option<&str> {
-    const PLACES: [&str; 4] =
-        ["model.mm_projector.", "mm_projector.", "model.multi_modal_projector.", "multi_modal_projector."];
+    const PLACES: [&str; 5] = [
+        "model.mm_projector.",
+        "mm_projector.",
+        "model.multi_modal_projector.",
+        "multi_modal_projector.",
+        "model.connector.",
+    ];
     PLACES.iter().find_map(|place| name.strip_prefix(place))
 }

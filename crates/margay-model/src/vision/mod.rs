@@ -1,3 +1,118 @@
-//! Vision towers: pixels to patch features.
+//! Vision towers: the pixels of one tile to patch features. One file each, one line in [`TOWERS`].
+//!
+//! A tower sees equal square tiles: `side` pixels become a grid of `grid` x `grid` features. One whose grid follows the
+//! picture (NaViT, Qwen2-VL) will give the grid of each tile by its size, and bind the sizes of its program when it
+//! runs, as the text program binds its tokens.
 
 pub(crate) mod vit;
+
+use crate::{GgufPart, HfConfig, ModelError, Rename};
+use margay_file::{TensorInfo, gguf::Metadata};
+use margay_graph::Program;
+use margay_prompt::image::ImageSpec;
+use std::{any::Any, fmt::Debug, sync::Arc};
+
+/// A kind of vision tower.
+#[derive(Debug)]
+pub struct Tower {
+    /// Short lower-case id.
+    pub id: &'static str,
+    /// `model_type`s of its own configuration in a checkpoint.
+    pub hf: &'static [&'static str],
+    pub(crate) read_hf: fn(&HfConfig<'_>, Features) -> Result<Arc<dyn TowerConfig>, ModelError>,
+    pub(crate) read_gguf: fn(&GgufPart<'_>, Features) -> Result<Arc<dyn TowerConfig>, ModelError>,
+}
+
+/// All towers. GGUF files that do not say which one they hold hold the first.
+pub const TOWERS: &[&Tower] = &[&vit::VIT];
+
+/// Which of a tower's values are its features.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Features {
+    /// The hidden state of that number as it is: 0 before the first block; negative: counted from the end.
+    Hidden(i64),
+    /// What the last block gives, behind the final norm.
+    Final,
+}
+
+/// A tower's numbers.
+pub trait TowerConfig: Any + Debug + Send + Sync {
+    /// Which one.
+    fn tower(&self) -> &'static Tower;
+    /// Side of a tile, pixels.
+    fn side(&self) -> usize;
+    /// Features a side of the tile.
+    fn grid(&self) -> usize;
+    /// Columns of the features.
+    fn width(&self) -> usize;
+    /// Whether the tower keeps a class token before its features, which is dropped.
+    fn class_token(&self) -> bool {
+        false
+    }
+    /// Its numbers for people, one line.
+    fn describe(&self) -> String;
+    /// Picture to pixels as the tower's authors do it.
+    fn image(&self) -> ImageSpec;
+    /// The encode program: input `pixels` [3, side, side], output `encode` [grid*grid, width].
+    ///
+    /// # Errors
+    /// [`ModelError::Graph`] where its sizes do not fit together.
+    fn encode(&self) -> Result<Program, ModelError>;
+    /// The name in a GGUF file of a tower's weight in a checkpoint, given what stands behind the tower's place in it.
+    fn rename(&self, inner: &str) -> Option<Rename>;
+    /// Whether a weight of that name (in a checkpoint, or a GGUF file) belongs to a part of the tower that does not run.
+    fn idles(&self, name: &str) -> bool {
+        let _ = name;
+        false
+    }
+    /// Pairs of weights that stand under each other's name in this GGUF file.
+    fn exchanged(&self, info: &dyn Fn(&str) -> Option<TensorInfo>) -> Vec<(String, String)> {
+        let _ = info;
+        vec![]
+    }
+    /// Writes its numbers as GGUF metadata.
+    fn put(&self, meta: &mut Metadata);
+    /// Whether both are one.
+    fn same(&self, other: &dyn TowerConfig) -> bool;
+}
+
+impl PartialEq for dyn TowerConfig {
+    fn eq(&self, other: &Self) -> bool {
+        self.same(other)
+    }
+}
+
+/// The tower of that id.
+pub(crate) fn by_id(id: &str) -> Option<&'static Tower> {
+    TOWERS.iter().copied().find(|tower| tower.id == id)
+}
+
+/// Reads a tower's own configuration, by its `model_type`.
+pub(crate) fn read_hf(config: &HfConfig<'_>, features: Features) -> Result<Arc<dyn TowerConfig>, ModelError> {
+    // The first LLaVA folders name only CLIP's numbers.
+    let kind = config.str("model_type").unwrap_or("clip_vision_model");
+    let tower = TOWERS.iter().find(|tower| tower.hf.contains(&kind)).ok_or_else(|| {
+        let known: Vec<_> = TOWERS.iter().flat_map(|tower| tower.hf).copied().collect();
+        config.bad(
+            "model_type",
+            &format!("the tower {kind:?} is not supported; known are {}", known.join(", ")),
+        )
+    })?;
+    (tower.read_hf)(config, features)
+}
+
+/// What stands behind the tower's place in a checkpoint's weight name.
+pub(crate) fn inner_name(name: &str) -> Option<&str> {
+    // The last two are how transformers 5 writes a tower: without its inner `vision_model`.
+    const PLACES: [&str; 8] = [
+        "model.vision_tower.vision_tower.vision_model.",
+        "model.vision_tower.vision_model.",
+        "vision_tower.vision_tower.vision_model.",
+        "vision_tower.vision_model.",
+        "model.vision_model.",
+        "vision_model.",
+        "model.vision_tower.",
+        "vision_tower.",
+    ];
+    PLACES.iter().find_map(|place| name.strip_prefix(place))
+}

@@ -1,15 +1,308 @@
 //! The vision transformer of CLIP and SigLIP: equal patches, learned positions, pre-norm blocks.
-//! Weights by the names of GGUF mmproj files. Source: transformers `modeling_clip.py`, `modeling_siglip.py`.
+//! Weights by the names of GGUF mmproj files. Source: transformers `modeling_clip.py`, `modeling_siglip.py`; its SigLIP
+//! inside Idefics3 and SmolVLM (whose position ids for a whole square are those of a plain grid), `modeling_idefics3.py`.
 
+use super::{Features, Tower, TowerConfig};
 use crate::{
-    ModelError, VitConfig,
+    GgufPart, HfConfig, ModelError, config, gguf, hf,
     weights::{Rename, Transform},
 };
-use margay_graph::{Attention, Builder, Dim, Mask, NormKind, Program, Role, Stage, ValueId};
+use margay_file::{TensorInfo, gguf::Metadata};
+use margay_graph::{Activation, Attention, Builder, Dim, Mask, NormKind, Program, Role, Stage, ValueId};
+use margay_prompt::image::ImageSpec;
+use std::{any::Any, sync::Arc};
 
-/// The encode program. Input `pixels` [3, image, image]; output `encode` [P, C]: the patch rows of the selected hidden
-/// state, without the class token and without a final norm.
-pub(crate) fn encode(c: &VitConfig) -> Result<Program, ModelError> {
+pub(super) const VIT: Tower = Tower {
+    id: "vit",
+    hf: &[
+        "clip_vision_model",
+        "siglip_vision_model",
+        "smolvlm_vision",
+        "idefics3_vision",
+        "smolvlm",
+        "idefics3",
+    ],
+    read_hf,
+    read_gguf,
+};
+
+/// Our own key: the tower's activation by name. The common flags tell only three apart.
+const ACTIVATION_KEY: &str = "margay.vision.activation";
+
+/// A vision transformer over equal square patches.
+#[derive(Clone, Debug, PartialEq)]
+struct VitConfig {
+    /// Side of the input, pixels.
+    image: usize,
+    /// Side of a patch, pixels.
+    patch: usize,
+    /// C
+    width: usize,
+    /// F
+    ffn: usize,
+    /// H
+    heads: usize,
+    /// Blocks that run: all up to the hidden state that is selected.
+    layers: usize,
+    /// Epsilon of the layer norms.
+    norm_eps: f32,
+    /// Activation of the FFN.
+    activation: Activation,
+    /// A class token stands before the patches (and is dropped at the end).
+    class_token: bool,
+    /// A layer norm stands before the blocks.
+    pre_norm: bool,
+    /// A layer norm stands behind them.
+    post_norm: bool,
+    /// The patch embedding has a bias.
+    patch_bias: bool,
+}
+
+/// transformers' `CLIPVisionConfig`: a configuration leaves out fields that equal it.
+const CLIP: VitConfig = VitConfig {
+    image: 224,
+    patch: 32,
+    width: 768,
+    ffn: 3072,
+    heads: 12,
+    layers: 12,
+    norm_eps: 1e-5,
+    activation: Activation::QuickGelu,
+    class_token: true,
+    pre_norm: true,
+    post_norm: true,
+    patch_bias: false,
+};
+
+/// transformers' `SiglipVisionConfig`.
+const SIGLIP: VitConfig = VitConfig {
+    patch: 16,
+    norm_eps: 1e-6,
+    activation: Activation::GeluTanh,
+    class_token: false,
+    pre_norm: false,
+    patch_bias: true,
+    ..CLIP
+};
+
+/// transformers' `Idefics3VisionConfig` and `SmolVLMVisionConfig`.
+const IDEFICS3: VitConfig = VitConfig { patch: 32, width: 1152, heads: 16, ..SIGLIP };
+
+/// The numbers that a `model_type` leaves out.
+fn defaults(model_type: &str) -> VitConfig {
+    let known = [("siglip_vision_model", SIGLIP), ("clip_vision_model", CLIP)];
+    let found = known.into_iter().find(|(name, _)| *name == model_type);
+    found.map_or(IDEFICS3, |(_, vit)| vit)
+}
+
+fn read_hf(config: &HfConfig<'_>, features: Features) -> Result<Arc<dyn TowerConfig>, ModelError> {
+    let own = defaults(config.str("model_type").unwrap_or("clip_vision_model"));
+    let stored = config.usize("num_hidden_layers", own.layers)?;
+    let vit = VitConfig {
+        image: config.usize("image_size", own.image)?,
+        patch: config.usize("patch_size", own.patch)?,
+        width: config.usize("hidden_size", own.width)?,
+        ffn: config.usize("intermediate_size", own.ffn)?,
+        heads: config.usize("num_attention_heads", own.heads)?,
+        layers: match features {
+            Features::Final => stored,
+            Features::Hidden(select) => selected_layers(stored, select).ok_or_else(|| {
+                config.bad("vision feature layer", &format!("{select} of {stored} layers does not exist"))
+            })?,
+        },
+        norm_eps: config.f32("layer_norm_eps", own.norm_eps)?,
+        activation: config
+            .str("hidden_act")
+            .map_or(Ok(own.activation), |name| hf::activation(config, name))?,
+        post_norm: features == Features::Final,
+        ..own
+    };
+    Ok(Arc::new(vit.checked(config.place())?))
+}
+
+fn read_gguf(part: &GgufPart<'_>, features: Features) -> Result<Arc<dyn TowerConfig>, ModelError> {
+    let GgufPart { metadata: meta, tensors } = part;
+    let key = |name: &str| format!("clip.vision.{name}");
+    let stored = meta.usize(&key("block_count"))?;
+    let vit = VitConfig {
+        image: meta.usize(&key("image_size"))?,
+        patch: meta.usize(&key("patch_size"))?,
+        width: meta.usize(&key("embedding_length"))?,
+        ffn: meta.usize(&key("feed_forward_length"))?,
+        heads: meta.usize(&key("attention.head_count"))?,
+        layers: layers_that_run(meta, stored, features)?,
+        norm_eps: meta.f32(&key("attention.layer_norm_epsilon"))?,
+        activation: activation(meta)?,
+        // No key tells the towers apart; what a file holds does.
+        class_token: tensors.info("v.class_embd").is_some(),
+        pre_norm: tensors.info("v.pre_ln.weight").is_some(),
+        // Files hold the final norm also where the features are taken before it.
+        post_norm: features == Features::Final && tensors.info("v.post_ln.weight").is_some(),
+        patch_bias: tensors.info("v.patch_embd.bias").is_some(),
+    };
+    Ok(Arc::new(vit.checked("GGUF metadata")?))
+}
+
+/// How many of `stored` blocks run for hidden state `select`, where 0 is the state before the first block.
+fn selected_layers(stored: usize, select: i64) -> Option<usize> {
+    let count = if select < 0 { stored as i64 + 1 + select } else { select };
+    usize::try_from(count).ok().filter(|&n| n >= 1 && n <= stored)
+}
+
+/// Blocks that run, of those stored. `feature_layer` says it where it is written. Without it, a hidden state is meant
+/// that files of today's public converter (which set `general.type`) count from all blocks, while the first converters
+/// dropped the blocks behind it and mean all that are left.
+fn layers_that_run(meta: &Metadata, stored: usize, features: Features) -> Result<usize, ModelError> {
+    let key = "clip.vision.feature_layer";
+    if let Some(layers) = meta.opt_i32s(key)? {
+        let &[select] = layers.as_ref() else {
+            let what = format!("{} feature layers are not supported, expected one", layers.len());
+            return Err(gguf::field(key, what));
+        };
+        return selected_layers(stored, select.into()).ok_or_else(|| {
+            gguf::field(key, format!("hidden state {select} of {stored} blocks does not exist"))
+        });
+    }
+    let today = meta.opt_str("general.type")? == Some("mmproj");
+    match features {
+        Features::Hidden(select) if today => selected_layers(stored, select).ok_or_else(|| {
+            gguf::field("clip.vision.block_count", format!("{stored} blocks have no hidden state {select}"))
+        }),
+        _ => Ok(stored),
+    }
+}
+
+/// Our own key says it exactly; else `use_gelu` is ggml's, the tanh form, and neither flag means CLIP's quick GELU.
+fn activation(meta: &Metadata) -> Result<Activation, ModelError> {
+    if let Some(name) = meta.opt_str(ACTIVATION_KEY)? {
+        let known = Activation::ALL.into_iter().find(|act| act.name() == name);
+        return known.ok_or_else(|| gguf::field(ACTIVATION_KEY, format!("{name:?} is not known")));
+    }
+    let flag = |key: &str| meta.opt_bool(key).map(|f| f.unwrap_or(false));
+    Ok(match (flag("clip.use_gelu")?, flag("clip.use_silu")?) {
+        (true, _) => Activation::GeluTanh,
+        (_, true) => Activation::Silu,
+        _ => Activation::QuickGelu,
+    })
+}
+
+impl VitConfig {
+    /// Checks bounds and divisibility.
+    fn checked(self, place: &str) -> Result<Self, ModelError> {
+        for (field, value, most) in [
+            ("image size", self.image, config::bound::IMAGE_SIDE),
+            ("patch size", self.patch, self.image),
+            ("vision width", self.width, config::bound::WIDTH),
+            ("vision feed-forward width", self.ffn, config::bound::WIDTH),
+            ("vision heads", self.heads, self.width),
+            ("vision layers", self.layers, config::bound::LAYERS),
+        ] {
+            config::within(place, field, value, most)?;
+        }
+        if !self.width.is_multiple_of(self.heads) {
+            let what = format!("{} heads do not divide {} columns", self.heads, self.width);
+            return Err(ModelError::Field { place: place.into(), field: "vision heads".into(), what });
+        }
+        Ok(self)
+    }
+}
+
+impl TowerConfig for VitConfig {
+    fn tower(&self) -> &'static Tower {
+        &VIT
+    }
+
+    fn side(&self) -> usize {
+        self.image
+    }
+
+    fn grid(&self) -> usize {
+        self.image / self.patch
+    }
+
+    fn width(&self) -> usize {
+        self.width
+    }
+
+    fn class_token(&self) -> bool {
+        self.class_token
+    }
+
+    fn describe(&self) -> String {
+        format!(
+            "{0} x {0} pixels in patches of {1}, {2} layers of width {3}, ffn {4}, {5} heads",
+            self.image, self.patch, self.layers, self.width, self.ffn, self.heads
+        )
+    }
+
+    /// CLIP crops, SigLIP squashes.
+    fn image(&self) -> ImageSpec {
+        let side = u32::try_from(self.image).unwrap_or(u32::MAX);
+        if self.class_token { ImageSpec::clip_crop(side) } else { ImageSpec::siglip_squash(side) }
+    }
+
+    fn encode(&self) -> Result<Program, ModelError> {
+        encode(self)
+    }
+
+    fn rename(&self, inner: &str) -> Option<Rename> {
+        rename(inner)
+    }
+
+    /// Blocks behind the features, the norm and the pooling head behind them, and a table that follows from the sizes.
+    fn idles(&self, name: &str) -> bool {
+        let block = ["v.blk.", "encoder.layers."].iter().find_map(|mark| name.split_once(mark));
+        let block: Option<usize> = block.and_then(|(_, rest)| rest.split('.').next()?.parse().ok());
+        let norm = !self.post_norm && ["post_ln", "post_layernorm"].iter().any(|part| name.contains(part));
+        let inert = ["vision_model.head.", "vision_tower.head.", "position_ids"];
+        block.is_some_and(|block| block >= self.layers)
+            || norm
+            || inert.iter().any(|part| name.contains(part))
+    }
+
+    /// Early public converters wrote fc1 as `ffn_down` and fc2 as `ffn_up`; the shapes tell.
+    /// Source: llama.cpp `clip.cpp`, the swap on loading.
+    fn exchanged(&self, info: &dyn Fn(&str) -> Option<TensorInfo>) -> Vec<(String, String)> {
+        let tangled = [self.ffn, self.width];
+        let is_tangled = self.ffn != self.width
+            && info("v.blk.0.ffn_down.weight").is_some_and(|i| i.shape.dims() == tangled);
+        let layers = if is_tangled { 0..self.layers } else { 0..0 };
+        let name = |layer: usize, part: &str, kind: &str| format!("v.blk.{layer}.{part}.{kind}");
+        layers
+            .flat_map(|layer| {
+                ["weight", "bias"].map(|kind| (name(layer, "ffn_up", kind), name(layer, "ffn_down", kind)))
+            })
+            .collect()
+    }
+
+    fn put(&self, meta: &mut Metadata) {
+        // The exact GELU has no flag; the tanh form is what comes nearest elsewhere.
+        let gelu = matches!(self.activation, Activation::GeluTanh | Activation::GeluErf);
+        meta.insert("clip.use_gelu", gelu);
+        meta.insert(ACTIVATION_KEY, self.activation.name());
+        meta.insert("clip.use_silu", self.activation == Activation::Silu);
+        for (name, value) in [
+            ("image_size", self.image),
+            ("patch_size", self.patch),
+            ("embedding_length", self.width),
+            ("feed_forward_length", self.ffn),
+            ("block_count", self.layers),
+            ("attention.head_count", self.heads),
+        ] {
+            meta.insert(&format!("clip.vision.{name}"), value as u32);
+        }
+        meta.insert("clip.vision.attention.layer_norm_epsilon", self.norm_eps);
+        // Only the blocks that run are stored; said outright, since readers differ on what silence means.
+        meta.insert("clip.vision.feature_layer", vec![self.layers as i32]);
+    }
+
+    fn same(&self, other: &dyn TowerConfig) -> bool {
+        (other as &dyn Any).downcast_ref() == Some(self)
+    }
+}
+
+/// The patch rows of the selected hidden state, without the class token.
+fn encode(c: &VitConfig) -> Result<Program, ModelError> {
     let mut b = Builder::new(Stage::Encode);
     let patches = c.grid() * c.grid();
     let pixels = b.input_f32("pixels", [3, c.image, c.image].map(Dim::from));
@@ -33,6 +326,9 @@ pub(crate) fn encode(c: &VitConfig) -> Result<Program, ModelError> {
     }
     for layer in 0..c.layers {
         x = block(&mut b, c, layer, x)?;
+    }
+    if c.post_norm {
+        x = norm(&mut b, c, "v.post_ln", x)?;
     }
     if c.class_token {
         x = b.slice_rows(x, first_patch, patches)?; // [P, C]
@@ -82,19 +378,8 @@ pub(crate) fn linear(
     Ok(b.linear(x, weight, Some(bias))?)
 }
 
-/// The name in a GGUF file of a tower's weight in a Hugging Face checkpoint, wherever the tower stands in it.
-pub(crate) fn rename(name: &str) -> Option<Rename> {
-    // The last two are how transformers 5 writes a tower: without its inner `vision_model`.
-    const PLACES: [&str; 7] = [
-        "model.vision_tower.vision_tower.vision_model.",
-        "model.vision_tower.vision_model.",
-        "vision_tower.vision_tower.vision_model.",
-        "vision_tower.vision_model.",
-        "vision_model.",
-        "model.vision_tower.",
-        "vision_tower.",
-    ];
-    let inner = PLACES.iter().find_map(|place| name.strip_prefix(place))?;
+/// The name in a GGUF file of a tower's weight, given what stands behind the tower's place in a checkpoint.
+fn rename(inner: &str) -> Option<Rename> {
     let to = match inner {
         "embeddings.class_embedding" => "v.class_embd".to_owned(),
         "embeddings.patch_embedding.weight" => "v.patch_embd.weight".to_owned(),

@@ -6,10 +6,11 @@ mod picture;
 mod preprocess;
 mod resize;
 mod spec;
+mod tiles;
 
 pub use decode::{ImageLimits, READABLE_FORMATS, decode};
 pub use error::ImageError;
 pub use picture::Picture;
 pub use preprocess::{ImageTiles, Pixels, preprocess};
 pub use resize::{Filter, resize};
-pub use spec::{Alpha, Fit, ImageSpec};
+pub use spec::{Alpha, Around, Fit, ImageSpec, Marks, Tiling};

@@ -1,9 +1,9 @@
 //! A picture to the floats a vision tower reads.
 
 use super::resize::MAX_RESIZED_PIXELS;
-use super::{Alpha, Fit, ImageError, ImageSpec, Picture, resize};
+use super::{Alpha, Fit, ImageError, ImageSpec, Picture, Tiling, resize};
 
-/// One input of a vision tower: `[channels, height, width]`, row-major.
+/// One tile, the input of a vision tower: `[channels, height, width]`, row-major.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pixels {
     /// Number of channels, 3.
@@ -16,33 +16,80 @@ pub struct Pixels {
     pub data: Vec<f32>,
 }
 
-/// Everything one picture became: its tiles in the order in which their tokens appear in the prompt.
-#[derive(Debug, Clone, PartialEq)]
+/// The tiles one picture became, in the order in which their tokens appear in the prompt. Each is normalised when it is
+/// asked for: of a large picture, one tile at a time is there as floats.
+#[derive(Debug, Clone)]
 pub struct ImageTiles {
-    /// The tiles; exactly one for every [`super::Fit`] there is today.
-    pub tiles: Vec<Pixels>,
+    spec: ImageSpec,
+    /// The picture that tiles are cut from, and how many of them stand in a row; `None` for a single tile.
+    cut: Option<(Picture, u32)>,
+    /// The picture as one tile, behind the others.
+    whole: Picture,
+    next: usize,
+    count: usize,
 }
 
-/// Fits, resamples and normalises one picture.
+/// Fits or tiles, and resamples one picture; its tiles come as they are asked for.
 ///
 /// # Errors
-/// [`ImageError::BadSpec`] for a spec with a zero size, a zero or non-finite `std`;
+/// [`ImageError::BadSpec`] for a spec with a zero size, a zero or non-finite `std`, an unbounded number of tiles;
 /// [`ImageError::ResultTooLarge`] for a picture so narrow that fitting it would blow it up.
 ///
 /// # Examples
 /// ```
 /// use margay_prompt::image::{ImageSpec, Picture, preprocess};
 /// let picture = Picture::filled(640, 480, [122, 116, 104]).unwrap();
-/// let tiles = preprocess(&picture, &ImageSpec::llava_pad(336)).unwrap().tiles;
-/// assert_eq!((tiles.len(), tiles[0].data.len()), (1, 3 * 336 * 336));
-/// assert!(tiles[0].data.iter().all(|v| v.abs() < 0.02)); // the mean colour becomes about 0
+/// let mut tiles = preprocess(&picture, &ImageSpec::llava_pad(336)).unwrap();
+/// assert_eq!(tiles.len(), 1);
+/// let tile = tiles.next().unwrap();
+/// assert_eq!(tile.data.len(), 3 * 336 * 336);
+/// assert!(tile.data.iter().all(|v| v.abs() < 0.02)); // the mean colour becomes about 0
 /// ```
 pub fn preprocess(picture: &Picture, spec: &ImageSpec) -> Result<ImageTiles, ImageError> {
     check(spec)?;
     let flat = flatten_alpha(picture, spec.alpha)?;
-    let fitted = fit(flat.as_ref().unwrap_or(picture), spec)?;
-    Ok(ImageTiles { tiles: vec![normalise(&fitted, spec)] })
+    let picture = flat.as_ref().unwrap_or(picture);
+    let grid = spec.grid(picture.width(), picture.height())?;
+    let (cut, whole) = match grid.resized.split_first() {
+        None => (None, fit(picture, spec)?),
+        Some((first, rest)) => {
+            let mut scaled = resize(picture, first.0, first.1, spec.filter)?;
+            for (width, height) in rest {
+                scaled = resize(&scaled, *width, *height, spec.filter)?;
+            }
+            let whole = resize(&scaled, spec.size.0, spec.size.1, spec.filter)?;
+            ((grid.rows > 0).then_some((scaled, grid.columns)), whole)
+        }
+    };
+    Ok(ImageTiles { spec: spec.clone(), cut, whole, next: 0, count: grid.tiles() })
 }
+
+impl Iterator for ImageTiles {
+    type Item = Pixels;
+
+    fn next(&mut self) -> Option<Pixels> {
+        let at = self.next;
+        self.next += 1;
+        let (width, height) = self.spec.size;
+        match &self.cut {
+            _ if at >= self.count => None,
+            Some((scaled, columns)) if at + 1 < self.count => {
+                let (row, column) = (at as u32 / columns, at as u32 % columns);
+                let corner = (-i64::from(column * width), -i64::from(row * height));
+                let tile = place(scaled, (width, height), corner, [0; 3]);
+                Some(normalise(&tile.expect("invariant: a tile has pixels"), &self.spec))
+            }
+            _ => Some(normalise(&self.whole, &self.spec)),
+        }
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let left = self.count.saturating_sub(self.next);
+        (left, Some(left))
+    }
+}
+
+impl ExactSizeIterator for ImageTiles {}
 
 fn check(spec: &ImageSpec) -> Result<(), ImageError> {
     let bad = |detail: String| Err(ImageError::BadSpec { detail });
@@ -58,6 +105,9 @@ fn check(spec: &ImageSpec) -> Result<(), ImageError> {
     }
     if let Fit::ShortestEdgeCrop { edge: 0 } = spec.fit {
         return bad("edge is 0".to_owned());
+    }
+    if let Some(Tiling::Grid { longest_edge: 0, .. }) = spec.tiling {
+        return bad("longest_edge is 0".to_owned());
     }
     Ok(())
 }

@@ -46,14 +46,60 @@ pub enum Alpha {
     Over([u8; 3]),
 }
 
-/// A recipe from a picture to a tower's input.
+/// How a picture is cut into equal tiles, each of which the tower sees on its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+#[non_exhaustive]
+pub enum Tiling {
+    /// The longer side is brought to `longest_edge`, both sides are stretched up to whole tiles of `ImageSpec::size`, and
+    /// the tiles are cut row by row; the stretched picture, squashed to one tile, stands behind them. A picture of a
+    /// single tile stays alone. `ImageSpec::fit` plays no part.
+    ///
+    /// Source: transformers `image_processing_pil_smolvlm.py` (Idefics3, SmolVLM).
+    Grid {
+        /// Length of the longer side, in pixels; smaller pictures grow to it.
+        longest_edge: u32,
+        /// Whether tiles are cut; else the picture is only squashed to one (`do_image_splitting`).
+        split: bool,
+    },
+}
+
+/// Trusted texts around the visual tokens of a tile: control tokens, line breaks.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Around {
+    /// In front; `{row}` and `{column}` stand for the tile's place, counted from 1.
+    #[serde(default)]
+    pub before: String,
+    /// Behind.
+    #[serde(default)]
+    pub after: String,
+}
+
+/// What stands around the visual tokens of one picture.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Marks {
+    /// Around a picture that is a single tile.
+    #[serde(default)]
+    pub single: Around,
+    /// Around each tile that was cut.
+    #[serde(default)]
+    pub tile: Around,
+    /// Behind each row of tiles.
+    #[serde(default)]
+    pub row_end: String,
+    /// Around the whole picture that stands beside its tiles.
+    #[serde(default)]
+    pub overview: Around,
+}
+
+/// A recipe from a picture to a tower's input, and to its place in the prompt.
 ///
-/// `value = (pixel * rescale - mean) / std` per channel, after alpha, fit and resize.
+/// `value = (pixel * rescale - mean) / std` per channel, after alpha, fit (or tiling) and resize.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ImageSpec {
     /// How the shape is fitted.
     pub fit: Fit,
-    /// Width and height of the result, in pixels.
+    /// Width and height of a tile, in pixels.
     pub size: (u32, u32),
     /// Resampling filter.
     pub filter: Filter,
@@ -67,6 +113,18 @@ pub struct ImageSpec {
     /// What becomes of transparency.
     #[serde(default)]
     pub alpha: Alpha,
+    /// How it is cut; `None` makes one tile of it under `fit`. Files from before there were tiles lack it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tiling: Option<Tiling>,
+    /// What stands around its visual tokens; nothing in files from before there were tiles.
+    #[serde(default, skip_serializing_if = "Marks::is_empty")]
+    pub marks: Marks,
+}
+
+impl Marks {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// CLIP's channel means. Source: openai/CLIP `clip.py`, `_transform`.
@@ -87,6 +145,8 @@ impl ImageSpec {
             std: CLIP_STD,
             rescale: default_rescale(),
             alpha: Alpha::Drop,
+            tiling: None,
+            marks: Marks::default(),
         }
     }
 

@@ -122,7 +122,7 @@ impl Default for RenderOptions {
 /// The built-in templates by name.
 ///
 /// Sources: LLaVA `conversation.py` (`conv_vicuna_v1`, `conv_llava_plain`; separators `" "` and `"</s>"`), apple/ml-fastvlm
-/// `conversation.py` (`conv_qwen_2`).
+/// `conversation.py` (`conv_qwen_2`), transformers `processing_smolvlm.py`.
 static BUILTIN: &[(&str, &str)] = &[
     (
         "vicuna_v1",
@@ -143,6 +143,15 @@ static BUILTIN: &[(&str, &str)] = &[
          {% for message in messages %}\
          {{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{% endfor %}\
          {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",
+    ),
+    (
+        "smolvlm",
+        "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}\
+         {% if message['content'][0]['type'] == 'image' %}:{% else %}{{ ': ' }}{% endif %}\
+         {% for line in message['content'] %}\
+         {% if line['type'] == 'text' %}{{ line['text'] }}{% elif line['type'] == 'image' %}<image>{% endif %}\
+         {% endfor %}<end_of_utterance>{{ '\\n' }}{% endfor %}\
+         {% if add_generation_prompt %}Assistant:{% endif %}",
     ),
     ("plain", "{% for message in messages %}{{ message['content'] }}{% endfor %}"),
 ];
@@ -202,7 +211,7 @@ impl ChatTemplate {
         Ok(Self { source })
     }
 
-    /// A built-in template by name: "vicuna_v1" (LLaVA, MobileVLM), "chatml" (Qwen2) or "plain".
+    /// A built-in template by name: "vicuna_v1" (LLaVA, MobileVLM), "chatml" (Qwen2), "smolvlm" or "plain".
     pub fn builtin(name: &str) -> Option<Self> {
         let (_, source) = BUILTIN.iter().find(|(known, _)| *known == name)?;
         Self::new(source).ok()

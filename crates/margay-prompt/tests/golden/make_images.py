@@ -198,8 +198,9 @@ def make_decode():
     save("decode.safetensors", out)
 
 
-make_resize()
-make_preprocess()
-make_decode()
-with open("bomb_30000x30000.png", "wb") as f:  # a whole header and a little valid data; 900 Mpx if believed
-    f.write(raw_png(30000, 30000, 8, 2, [bytes(90000)] * 40))
+if __name__ == "__main__":
+    make_resize()
+    make_preprocess()
+    make_decode()
+    with open("bomb_30000x30000.png", "wb") as f:  # a whole header and a little valid data; 900 Mpx if believed
+        f.write(raw_png(30000, 30000, 8, 2, [bytes(90000)] * 40))

@@ -64,6 +64,15 @@ pub(super) fn avg_pool2d(x: &Tensor, pool: &Pool2d) -> OpResult {
     Ok(mean.reshape((height / kernel * (width / kernel), channels))?)
 }
 
+/// The pixels of each square side by side.
+pub(super) fn space_to_depth(x: &Tensor, pool: &Pool2d) -> OpResult {
+    let &Pool2d { height, width, kernel } = pool;
+    let channels = x.dim(1)?;
+    let squares = x.reshape(vec![height / kernel, kernel, width / kernel, kernel * channels])?;
+    let squares = squares.permute(vec![0, 2, 1, 3])?.contiguous()?; // [h/k, w/k, k, k*C]
+    Ok(squares.reshape((height / kernel * (width / kernel), kernel * kernel * channels))?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -162,7 +162,10 @@ pub(crate) fn vision_program() -> Program {
     };
     let x = b.conv2d(x, conv).unwrap(); // 3 x 3
     let x = b.slice_rows(x, 1, 8).unwrap();
+    let folded = b.space_to_depth(x, Pool2d { height: 2, width: 4, kernel: 2 }).unwrap(); // [2, 24]
+    let folded = b.slice_columns(folded, 9, 6).unwrap();
     let x = b.avg_pool2d(x, Pool2d { height: 2, width: 4, kernel: 2 }).unwrap(); // [2, 6]
+    let x = b.add(x, folded).unwrap();
     b.output("y", x);
     b.finish().unwrap()
 }

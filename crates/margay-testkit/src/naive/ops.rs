@@ -66,6 +66,7 @@ pub(super) fn run(op: &Op, frame: &Frame<'_>, cache: &mut NaiveState) -> Result<
         Op::Patchify { patch } => patchify(frame, *patch)?,
         Op::Conv2d(c) => conv2d(frame, c)?,
         Op::AvgPool2d(p) => avg_pool2d(frame, p)?,
+        Op::SpaceToDepth(p) => space_to_depth(frame, p)?,
         Op::MeanRows => {
             let (x, rows) = (frame.numbers(0)?, frame.input_sizes[0][0]);
             frame.fill(|_, c| (0..rows).map(|r| x[r * frame.size[1] + c]).sum::<f64>() / rows as f64)
@@ -322,6 +323,17 @@ fn avg_pool2d(frame: &Frame<'_>, p: &Pool2d) -> Result<Vec<f64>, BackendError> {
             }
         }
         sum / (p.kernel * p.kernel) as f64
+    }))
+}
+
+fn space_to_depth(frame: &Frame<'_>, p: &Pool2d) -> Result<Vec<f64>, BackendError> {
+    let (map, channels) = (frame.numbers(0)?, frame.input_sizes[0][1]);
+    let across = p.width / p.kernel;
+    Ok(frame.fill(|row, column| {
+        let (pixel, channel) = (column / channels, column % channels);
+        let y = row / across * p.kernel + pixel / p.kernel;
+        let x = row % across * p.kernel + pixel % p.kernel;
+        map[(y * p.width + x) * channels + channel]
     }))
 }
 

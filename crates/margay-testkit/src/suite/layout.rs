@@ -2,7 +2,7 @@
 
 use super::case::{Case, Draft, Sizes};
 use crate::{random::Rng, tolerance::Class};
-use margay_graph::{Bindings, Dim, Role, Sym};
+use margay_graph::{Bindings, Dim, Pool2d, Role, Sym};
 use margay_tensor::DType;
 use std::collections::BTreeSet;
 
@@ -25,6 +25,15 @@ pub(super) fn cases(cases: &mut Vec<Case>) {
         cases.push(Draft::new("patchify", name).class(Class::Copy).finish(|b| {
             let pixels = b.input_f32("pixels", [channels.into(), height.into(), width.into()]);
             b.patchify(pixels, patch)
+        }));
+    }
+    for (height, width, kernel, channels) in
+        [(32, 32, 4, 72), (4, 6, 2, 33), (9, 3, 3, 5), (4, 4, 1, 4), (6, 6, 6, 1)]
+    {
+        let name = format!("{height}x{width}x{channels} by {kernel}");
+        cases.push(Draft::new("space_to_depth", name).class(Class::Copy).finish(|b| {
+            let x = b.input_f32("x", [(height * width).into(), channels.into()]);
+            b.space_to_depth(x, Pool2d { height, width, kernel })
         }));
     }
     for columns in [1, 33, 588] {

@@ -6,6 +6,7 @@ use margay::{
         graph::{Bindings, Program, Sym, memory, passes},
         model::ModelPrograms,
         observe::report::bytes,
+        prompt::layout::PictureLayout,
     },
 };
 use serde::Serialize;
@@ -34,6 +35,7 @@ impl Memory {
         source: &ModelSource,
         programs: &ModelPrograms,
         context: Option<NonZeroUsize>,
+        picture: Option<&PictureLayout>,
     ) -> anyhow::Result<Self> {
         let config = &source.config;
         let context = context.map_or_else(|| default_context(config), NonZeroUsize::get);
@@ -53,8 +55,13 @@ impl Memory {
         // Keys and values.
         let cache_bytes_per_token = 2 * CACHE_ELEMENT_BYTES * layers * heads * width;
         let cache_bytes = cache_bytes_per_token.saturating_mul(context);
-        let visual_bytes_per_picture =
-            config.vision.as_ref().map(|v| v.tokens() * config.text.width * size_of::<f32>());
+        // Of pictures that are cut by their size, the given one, or a square one.
+        let tokens = match (picture, &config.vision) {
+            (Some(picture), _) => Some(picture.visual_tokens()),
+            (None, Some(vision)) => Some(vision.layout(1, 1)?.visual_tokens()),
+            (None, None) => None,
+        };
+        let visual_bytes_per_picture = tokens.map(|tokens| tokens * config.text.width * size_of::<f32>());
         let weight_bytes = super::parts::weights(source, programs).last().map_or(0, |all| all.bytes);
         let buffers =
             [Some(text_arena_bytes), encode_arena_bytes, project_arena_bytes, visual_bytes_per_picture];

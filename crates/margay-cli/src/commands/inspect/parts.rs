@@ -135,16 +135,12 @@ pub(super) fn shape(source: &ModelSource) -> Vec<String> {
         t.layers, t.width, t.ffn, t.vocabulary, t.context
     )];
     if let Some(vision) = &source.config.vision {
-        let v = &vision.vit;
-        lines.push(format!(
-            "vision: {0} x {0} pixels in patches of {1}, {2} layers of width {3}, ffn {4}, {5} heads; projector {6}",
-            v.image, v.patch, v.layers, v.width, v.ffn, v.heads, vision.projector.id
-        ));
+        lines.push(format!("vision: {}; projector {}", vision.tower.describe(), vision.projector.id));
     }
     lines
 }
 
-/// Visual tokens of a picture, from a vision part alone.
+/// Visual tokens of a tile, from a vision part alone.
 pub(super) fn visual_tokens(file: &Gguf) -> Option<usize> {
     let meta = file.metadata();
     let number = |key| meta.opt_usize(key).ok().flatten();
@@ -152,9 +148,15 @@ pub(super) fn visual_tokens(file: &Gguf) -> Option<usize> {
     let kind = kind.iter().find_map(|key| meta.get(key)?.as_str())?;
     let projector = PROJECTORS.iter().find(|p| p.id == kind)?;
     let (image, patch) = (number("clip.vision.image_size")?, number("clip.vision.patch_size")?);
+    let fold = number("clip.vision.projector.scale_factor").unwrap_or(1);
     // A hostile file may say anything.
     let grid = image.checked_div(patch).filter(|grid| (1..=1024).contains(grid))?;
-    Some((projector.tokens)(grid))
+    (1..=grid).contains(&fold).then(|| (projector.tokens)(grid, fold))
+}
+
+/// Whether a vision part's pictures are cut into tiles by their size.
+pub(super) fn cuts_tiles(file: &Gguf) -> bool {
+    file.metadata().get("clip.vision.preproc_image_size").is_some()
 }
 
 /// Every tensor of the sources, in the order of the files.
