@@ -21,6 +21,8 @@ const LOGITS_TOLERANCE: f32 = 1e-4;
 
 /// Folders of `tests/golden`, and whether they ask about a picture.
 const CHECKPOINTS: &[&str] = &[
+    "awq",
+    "gptq",
     "imp",
     "llama",
     "llama-odd",

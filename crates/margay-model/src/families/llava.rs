@@ -2,7 +2,7 @@
 //! repository's, which pads pictures to a square, and `llava-hf`, which crops them.
 //! Source: haotian-liu/LLaVA; transformers `modeling_llava.py`.
 
-use super::{Family, authors_image, processor_image, rename_vlm, tower};
+use super::{Family, Published, authors_image, processor_image, rename_vlm, tower};
 use crate::{
     HfConfig, ModelConfig, ModelError, PromptStyle, TextConfig, VisionConfig,
     hf::{clip_l14_336, llama_text, siglip_so400m_14_384},
@@ -18,6 +18,22 @@ pub(super) const LLAVA: Family = Family {
     prompt: VICUNA,
     image: Some(authors_image),
     verified: "transformers LlavaForConditionalGeneration",
+    published: &[
+        Published {
+            name: "LLaVA-1.5 7B",
+            vision: "CLIP ViT-L/14-336",
+            projector: "MLP",
+            decoder: "Vicuna 7B",
+            picture_tokens: "576",
+        },
+        Published {
+            name: "LLaVA-1.5 13B",
+            vision: "CLIP ViT-L/14-336",
+            projector: "MLP",
+            decoder: "Vicuna 13B",
+            picture_tokens: "576",
+        },
+    ],
     read_hf,
     rename: rename_vlm,
 };
