@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command speaks to the person who typed it")]
 
 mod instructions;
+mod models;
 mod suite;
 mod tidy;
 
@@ -14,6 +15,7 @@ type Command = (&'static str, &'static str, fn() -> anyhow::Result<bool>);
 const COMMANDS: &[Command] = &[
     ("test", "run every test of the workspace, doctests included", suite::run),
     ("tidy", "check the rules of the house (part of `test`, too)", tidy::run),
+    ("models", "write docs/models.md from the registry of families", models::write),
     (
         "instructions",
         "count each stage's instructions under valgrind, and fail where they grew",

@@ -7,6 +7,34 @@ pub(crate) fn isa() -> Option<String> {
     std::env::var("MARGAY_ISA").ok().filter(|isa| !isa.is_empty())
 }
 
+/// What the variables of Hugging Face's own tools say of a hub. Source: huggingface_hub, "Environment variables".
+#[cfg(feature = "hub")]
+pub(crate) fn hub() -> anyhow::Result<margay_hub::HubOptions> {
+    use std::path::PathBuf;
+    let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let home = || match (set("HF_HOME"), set("XDG_CACHE_HOME"), std::env::home_dir()) {
+        (Some(home), _, _) => Ok(PathBuf::from(home)),
+        (None, Some(caches), _) => Ok(PathBuf::from(caches).join("huggingface")),
+        (None, None, Some(home)) => Ok(home.join(".cache/huggingface")),
+        (None, None, None) => Err(crate::Usage("say with HF_HOME where models are kept".to_owned())),
+    };
+    let cache = match set("HF_HUB_CACHE") {
+        Some(cache) => cache.into(),
+        None => home()?.join("hub"),
+    };
+    let token_path = set("HF_TOKEN_PATH").map(PathBuf::from).or_else(|| Some(home().ok()?.join("token")));
+    let of_file = || std::fs::read_to_string(token_path?).ok();
+    let token = set("HF_TOKEN").or_else(of_file).map(|token| token.trim().to_owned());
+    let mut options = margay_hub::HubOptions::new(cache);
+    options.token = token.filter(|token| !token.is_empty());
+    if let Some(endpoint) = set("HF_ENDPOINT") {
+        options.endpoint = endpoint;
+    }
+    let yes = |value: String| ["1", "on", "yes", "true"].contains(&value.to_lowercase().as_str());
+    options.offline = set("HF_HUB_OFFLINE").is_some_and(yes);
+    Ok(options)
+}
+
 /// True where a person types.
 pub(crate) fn stdin_is_terminal() -> bool {
     stdin().is_terminal()

@@ -7,6 +7,7 @@
 mod answering;
 mod commands;
 mod environment;
+mod hub;
 mod interrupt;
 mod limits;
 mod model;
@@ -57,8 +58,8 @@ EXAMPLES:
   margay convert ./llava-1.5-7b -o llava.gguf --type q4_k
 
 MODELS:
-  A GGUF file (its mmproj is found beside it), a Hugging Face folder, or nothing for the built-in
-  margay-nano.
+  A GGUF file (its mmproj is found beside it), a Hugging Face folder, hf:OWNER/REPO[:FILE] for a model
+  of a hub (see `margay pull --help`), or nothing for the built-in margay-nano.
 
 EXIT CODES:
   0    done
@@ -68,7 +69,8 @@ EXIT CODES:
 
 ENVIRONMENT:
   MARGAY_ISA   scalar, avx2, avxvnni, avx512, neon, dotprod or i8mm: use these kernels, not the best ones
-  NO_COLOR     set to anything: no colours";
+  NO_COLOR     set to anything: no colours
+  HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE: see `margay pull --help`";
 
 /// Ask a picture a question, on the device you already own.
 #[derive(Debug, Parser)]

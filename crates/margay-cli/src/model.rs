@@ -1,12 +1,36 @@
 //! The options that say which model, and how it loads and answers.
 
-use crate::{environment, output, progress::Spinner};
-use clap::{Args, builder::PossibleValuesParser};
-use margay::{AskOptions, BACKENDS, KvType, LoadOptions, Model, ModelSource, Sampling};
+use crate::{environment, hub, output, progress::Spinner};
+use clap::{
+    Args,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
+use margay::{AskOptions, BACKENDS, KvType, LoadOptions, Model, ModelSource, Sampling, rooms::tensor::DType};
 use std::{
     num::NonZeroUsize,
     path::{Path, PathBuf},
 };
+
+/// Formats that a model can be converted to, or quantized to at load.
+const TYPES: [DType; 11] = [
+    DType::F32,
+    DType::F16,
+    DType::BF16,
+    DType::Q8_0,
+    DType::Q4_0,
+    DType::Q4_1,
+    DType::Q5_0,
+    DType::Q5_1,
+    DType::Q4_K,
+    DType::Q5_K,
+    DType::Q6_K,
+];
+
+/// Reads one of them.
+pub(crate) fn types() -> impl TypedValueParser<Value = DType> {
+    PossibleValuesParser::new(TYPES.map(DType::name))
+        .map(|name| DType::from_name(&name).expect("invariant: the possible values are names of types"))
+}
 
 /// Which threads compute.
 #[derive(Clone, Debug, Default, Args)]
@@ -58,6 +82,12 @@ pub(crate) struct LoadArgs {
     /// Tokens of context; what the model was trained for, at most 4096, unless given
     #[arg(long, value_name = "TOKENS")]
     pub context: Option<NonZeroUsize>,
+    /// Quantize float matrices to this type while they are loaded: a Hugging Face folder as it is, in less memory
+    #[arg(long = "type", value_name = "TYPE", value_parser = types())]
+    pub dtype: Option<DType>,
+    /// The same for the vision side: --type where that has 8 bits or more, else f16, unless given
+    #[arg(long, value_name = "TYPE", value_parser = types(), requires = "dtype")]
+    pub vision_type: Option<DType>,
     /// Pack the weights anew, even where `margay prepack` has left a file beside the model
     #[arg(long)]
     pub no_packed: bool,
@@ -74,6 +104,8 @@ impl LoadArgs {
             int8_encoder: self.int8_encoder,
             bf16_encoder: self.bf16_encoder,
             kv: KvType::from_name(&self.kv).unwrap_or_default(),
+            dtype: self.dtype,
+            vision_dtype: self.vision_type,
             packed: !self.no_packed,
             ..self.threads.options()
         }
@@ -81,8 +113,10 @@ impl LoadArgs {
 
     /// Loads the model at `path`, or the one inside the program.
     pub(crate) fn load(&self, path: Option<&Path>) -> anyhow::Result<Model> {
+        let path = path.map(hub::local).transpose()?;
+        let mut options = self.options();
+        options.mmproj = local_mmproj(self.mmproj.as_deref())?;
         let spinner = Spinner::start("loading");
-        let options = self.options();
         let model = match path {
             Some(path) => Model::load_with(path, &options)?,
             None => {
@@ -99,12 +133,16 @@ impl LoadArgs {
 /// Opens the model at `path`, or the one inside the program, without loading it.
 pub(crate) fn source(path: Option<&Path>, mmproj: Option<&Path>) -> anyhow::Result<ModelSource> {
     Ok(match path {
-        Some(path) => ModelSource::open(path, mmproj)?,
+        Some(path) => ModelSource::open(&hub::local(path)?, local_mmproj(mmproj)?.as_deref())?,
         None => {
             no_mmproj(mmproj)?;
             Model::nano_source()?
         }
     })
+}
+
+fn local_mmproj(path: Option<&Path>) -> anyhow::Result<Option<PathBuf>> {
+    Ok(path.map(hub::local).transpose()?.map(std::borrow::Cow::into_owned))
 }
 
 /// The model inside the program has its vision side inside; a file for it would be passed over in silence.

@@ -63,7 +63,7 @@ fn kind(word: &str) -> anyhow::Result<Kind> {
     let ends = |endings: &[&str]| ending.as_ref().is_some_and(|e| endings.contains(&e.as_str()));
     // Nobody types a whole question with such an ending: "What is in cat.png" is cut at its spaces.
     let one_word = !word.contains(char::is_whitespace);
-    if path.is_dir() {
+    if path.is_dir() || (one_word && word.starts_with(crate::hub::PREFIX)) {
         return Ok(Kind::Model);
     }
     if !path.exists() {
@@ -134,6 +134,8 @@ mod tests {
         assert_eq!(sort(&["gone.PNG"]).unwrap_err().to_string(), "no such picture: gone.PNG");
         assert_eq!(sort(&["gone.gguf"]).unwrap_err().to_string(), "no such model: gone.gguf");
         assert!(sort(&["./no-such-model"]).unwrap_err().to_string().starts_with("no such file or folder"));
+        assert_eq!(sort(&["hf:a/b:m.gguf"]).unwrap().model, Some("hf:a/b:m.gguf".into()));
+        assert_eq!(sort(&["hf: what is it?"]).unwrap().model, None);
         assert_eq!(sort(&["What is in cat.png"]).unwrap().question.as_deref(), Some("What is in cat.png"));
         assert_eq!(sort(&[]).unwrap(), Words::default());
     }

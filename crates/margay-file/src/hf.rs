@@ -1,7 +1,7 @@
 //! A checkpoint folder as Hugging Face's tools write it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Component, Path, PathBuf},
 };
 
@@ -10,9 +10,11 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::{
-    FileError, SafeTensors, TensorInfo, TensorSource,
+    FileError, Origin, SafeTensors, TensorInfo, TensorSource,
     error::{Quoted, clip},
-    limits, read_file,
+    limits,
+    packed4::{PackedWeight, Packing},
+    read_file,
     safetensors::json_offset,
 };
 
@@ -24,9 +26,14 @@ const SINGLE_FILE: &str = "model.safetensors";
 pub struct HfFolder {
     folder: PathBuf,
     config: Value,
-    shards: Vec<SafeTensors>,
+    /// The files of tensors and their names.
+    shards: Vec<(String, SafeTensors)>,
     /// Which shard holds a tensor.
     places: BTreeMap<String, usize>,
+    /// Matrices in the parts of four-bit formats, by the name of the whole.
+    packed: BTreeMap<String, PackedWeight>,
+    /// Names of what can be read: of a packed matrix the whole, not its parts.
+    names: Vec<String>,
 }
 
 impl HfFolder {
@@ -43,14 +50,37 @@ impl HfFolder {
         })?;
         let shards = open_shards(&folder)?;
         let mut places = BTreeMap::new();
-        for (i, shard) in shards.iter().enumerate() {
+        for (i, (_, shard)) in shards.iter().enumerate() {
             for name in shard.names() {
                 if places.insert(name.to_owned(), i).is_some() {
                     return Err(folder_error(&folder, format!("tensor {} is in two shards", Quoted(name))));
                 }
             }
         }
-        Ok(HfFolder { folder, config, shards, places })
+        let mut opened = HfFolder { folder, config, shards, places, packed: BTreeMap::new(), names: vec![] };
+        opened.unpack()?;
+        Ok(opened)
+    }
+
+    /// Finds packed matrices, where the configuration says that there are any.
+    fn unpack(&mut self) -> Result<(), FileError> {
+        let path = self.folder.join("config.json");
+        let packing = Packing::of(&self.config).map_err(|why| folder_error(&path, why))?;
+        let weights = packing.map(|packing| packing.weights(&Stored(self))).transpose()?.unwrap_or_default();
+        let parts: BTreeSet<String> = weights.iter().flat_map(PackedWeight::parts).collect();
+        let whole = |name: &String| !parts.contains(name);
+        self.names = Stored(self).names().map(str::to_owned).filter(whole).collect();
+        for weight in weights {
+            let name = weight.name();
+            if self.places.contains_key(&name) || self.packed.insert(name.clone(), weight).is_some() {
+                return Err(folder_error(
+                    &path,
+                    format!("tensor {} is there packed and whole", Quoted(&name)),
+                ));
+            }
+            self.names.push(name);
+        }
+        Ok(())
     }
 
     /// The folder.
@@ -63,11 +93,22 @@ impl HfFolder {
         &self.config
     }
 
+    /// What tells the present state of its tensors from another, a shard each.
+    ///
+    /// # Errors
+    /// [`FileError::Io`] where the system does not say when a file was changed.
+    pub fn origins(&self) -> Result<Vec<Origin>, FileError> {
+        let origin = |(name, shard): &(String, SafeTensors)| {
+            Origin::of_bytes(&self.folder.join(name), shard.bytes(), shard.head_bytes())
+        };
+        self.shards.iter().map(origin).collect()
+    }
+
     /// Texts in the heads of the shards (`__metadata__`).
     pub fn tensor_metadata(&self) -> impl Iterator<Item = (&str, &str)> {
         self.shards
             .iter()
-            .flat_map(|shard| shard.metadata().iter().map(|(key, value)| (key.as_str(), value.as_str())))
+            .flat_map(|(_, shard)| shard.metadata().iter().map(|(key, value)| (key.as_str(), value.as_str())))
     }
 
     /// `tokenizer.json`, where it is there.
@@ -158,18 +199,42 @@ impl HfFolder {
     }
 }
 
+/// All tensors; those that are packed in four bits as the numbers they stand for.
 impl TensorSource for HfFolder {
     fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
-        Box::new(self.shards.iter().flat_map(TensorSource::names))
+        Box::new(self.names.iter().map(String::as_str))
     }
 
     fn info(&self, name: &str) -> Option<TensorInfo> {
-        self.shards[*self.places.get(name)?].info(name)
+        match self.packed.get(name) {
+            Some(weight) => Some(weight.info()),
+            None => Stored(self).info(name),
+        }
     }
 
     fn tensor(&self, name: &str) -> Result<Tensor, FileError> {
-        let place = self.places.get(name).ok_or_else(|| FileError::missing_tensor(name))?;
-        self.shards[*place].tensor(name)
+        match self.packed.get(name) {
+            Some(weight) => weight.tensor(&Stored(self)),
+            None => Stored(self).tensor(name),
+        }
+    }
+}
+
+/// The tensors of a folder as its files hold them.
+struct Stored<'a>(&'a HfFolder);
+
+impl TensorSource for Stored<'_> {
+    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+        Box::new(self.0.shards.iter().flat_map(|(_, shard)| shard.names()))
+    }
+
+    fn info(&self, name: &str) -> Option<TensorInfo> {
+        self.0.shards[*self.0.places.get(name)?].1.info(name)
+    }
+
+    fn tensor(&self, name: &str) -> Result<Tensor, FileError> {
+        let place = self.0.places.get(name).ok_or_else(|| FileError::missing_tensor(name))?;
+        self.0.shards[*place].1.tensor(name)
     }
 }
 
@@ -179,18 +244,18 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-fn open_shards(folder: &Path) -> Result<Vec<SafeTensors>, FileError> {
+fn open_shards(folder: &Path) -> Result<Vec<(String, SafeTensors)>, FileError> {
+    let open = |name: &str| Ok((name.to_owned(), SafeTensors::open(folder.join(name))?));
     if let Some(index) = read_optional(folder, INDEX_FILE, limits::MAX_CONFIG_BYTES)? {
         return open_indexed(folder, &index);
     }
-    let single = folder.join(SINGLE_FILE);
-    if single.exists() {
-        return Ok(vec![SafeTensors::open(single)?]);
+    if folder.join(SINGLE_FILE).exists() {
+        return Ok(vec![open(SINGLE_FILE)?]);
     }
     let names = file_names(folder)?;
     let others: Vec<_> = names.iter().filter(|name| name.ends_with(".safetensors")).collect();
     match others[..] {
-        [only] => Ok(vec![SafeTensors::open(folder.join(only))?]),
+        [only] => Ok(vec![open(only)?]),
         [] => Err(folder_error(folder, without_safetensors(&names))),
         _ => {
             let why = format!(
@@ -218,11 +283,11 @@ fn without_safetensors(names: &[String]) -> String {
     }
 }
 
-fn open_indexed(folder: &Path, index: &[u8]) -> Result<Vec<SafeTensors>, FileError> {
+fn open_indexed(folder: &Path, index: &[u8]) -> Result<Vec<(String, SafeTensors)>, FileError> {
     let path = folder.join(INDEX_FILE);
     let Index { weight_map } = serde_json::from_slice(index).map_err(|e| json_error(&path, index, &e))?;
     let mut shards: BTreeMap<&str, usize> = BTreeMap::new();
-    let mut opened = Vec::new();
+    let mut opened: Vec<(String, SafeTensors)> = Vec::new();
     for (name, file) in &weight_map {
         let at = match shards.get(file.as_str()) {
             Some(&at) => at,
@@ -234,12 +299,12 @@ fn open_indexed(folder: &Path, index: &[u8]) -> Result<Vec<SafeTensors>, FileErr
                         format!("names more than {} shards", limits::MAX_SHARDS),
                     ));
                 }
-                opened.push(SafeTensors::open(folder.join(file))?);
+                opened.push((file.clone(), SafeTensors::open(folder.join(file))?));
                 shards.insert(file, opened.len() - 1);
                 opened.len() - 1
             }
         };
-        if opened[at].info(name).is_none() {
+        if opened[at].1.info(name).is_none() {
             let why = format!(
                 "says that tensor {} is in {}, which holds none of that name",
                 Quoted(name),

@@ -15,6 +15,7 @@ pub mod limits;
 mod mmap;
 mod open;
 mod packed;
+mod packed4;
 pub mod safetensors;
 mod source;
 pub mod tokenizer_model;

@@ -57,3 +57,6 @@ pub const MAX_PACKED_PARTS: u8 = 8;
 
 /// Bytes of a packed file's table. A thousand weights take about 150 kB.
 pub const MAX_PACKED_TABLE_BYTES: u64 = 16 << 20;
+
+/// Bytes of the journal of an unfinished file: a line of at most 30 bytes for each tensor, and the key.
+pub const MAX_JOURNAL_BYTES: u64 = 4 << 20;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use margay_tensor::{Storage, Tensor};
 
-use crate::{FileError, Gguf, HfFolder, TensorInfo, TensorSource, gguf::MAGIC, hf::file_names};
+use crate::{FileError, Gguf, HfFolder, Origin, TensorInfo, TensorSource, gguf::MAGIC, hf::file_names};
 
 /// An open model.
 #[derive(Clone, Debug)]
@@ -36,6 +36,17 @@ impl ModelFiles {
             ModelFiles::Hf(_) => vec![],
             ModelFiles::Gguf { text, vision: Some(vision) } if !vision.is_same(text) => vec![text, vision],
             ModelFiles::Gguf { text, .. } => vec![text],
+        }
+    }
+
+    /// What tells the present state of its files from another: one for each that holds tensors.
+    ///
+    /// # Errors
+    /// [`FileError::Io`] where the system does not say when a file was changed, or the model is in memory only.
+    pub fn origins(&self) -> Result<Vec<Origin>, FileError> {
+        match self {
+            ModelFiles::Hf(folder) => folder.origins(),
+            ModelFiles::Gguf { .. } => self.ggufs().into_iter().map(Origin::of).collect(),
         }
     }
 

@@ -50,6 +50,8 @@ const WRITE_BYTES: usize = 8 << 20;
 
 /// Between two samples of a model's data.
 const SAMPLE_STRIDE_BYTES: usize = 1 << 20;
+/// Samples taken before their pages are given back: where the system keeps the file in huge pages, a sample brings one.
+const SAMPLES_HELD: usize = 16;
 /// Bytes of a sample.
 const SAMPLE_BYTES: usize = 4096;
 
@@ -71,21 +73,27 @@ impl Origin {
     /// [`FileError::Io`] where the system does not say when it was changed, or it is in memory only.
     pub fn of(file: &Gguf) -> Result<Self, FileError> {
         let path = file.path().unwrap_or(Path::new("the model in memory"));
+        Self::of_bytes(path, file.bytes(), file.head_bytes())
+    }
+
+    /// Looks at an open file whose tensors begin behind `head_bytes`.
+    pub(crate) fn of_bytes(path: &Path, storage: &Storage, head_bytes: usize) -> Result<Self, FileError> {
         let modified = std::fs::metadata(path).and_then(|meta| meta.modified());
         let modified = modified.map_err(|e| FileError::io("read the time of change of", path, e))?;
         // In 2554 it wraps; a file from before 1970 counts as one from then.
         let modified_ns = modified.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
-        let storage = file.bytes();
-        let bytes = storage.as_bytes();
-        let (head, data) = bytes.split_at(file.head_bytes());
+        let (head, data) = storage.as_bytes().split_at(head_bytes);
         let mut samples = Hasher::new();
-        for stride in data.chunks(SAMPLE_STRIDE_BYTES) {
-            samples.update(&stride[..stride.len().min(SAMPLE_BYTES)]);
+        for (i, strides) in data.chunks(SAMPLE_STRIDE_BYTES * SAMPLES_HELD).enumerate() {
+            for stride in strides.chunks(SAMPLE_STRIDE_BYTES) {
+                samples.update(&stride[..stride.len().min(SAMPLE_BYTES)]);
+            }
+            // The pages around the samples need not stay.
+            let start = head_bytes + i * SAMPLE_STRIDE_BYTES * SAMPLES_HELD;
+            storage.slice(start..start + strides.len()).iter().for_each(Storage::release);
         }
-        // The pages around the samples need not stay.
-        storage.release();
         Ok(Origin {
-            size_bytes: bytes.len() as u64,
+            size_bytes: storage.len() as u64,
             modified_ns,
             head: crc32fast::hash(head),
             samples: samples.finalize(),

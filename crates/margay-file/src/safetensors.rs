@@ -104,6 +104,17 @@ impl SafeTensors {
         self.inner.tensors.iter().map(|entry| (&*entry.name, &entry.info))
     }
 
+    /// The whole file.
+    pub(crate) fn bytes(&self) -> &Storage {
+        &self.inner.bytes
+    }
+
+    /// Bytes before the first tensor's data.
+    pub(crate) fn head_bytes(&self) -> usize {
+        let starts = self.inner.tensors.iter().map(|entry| entry.range.start);
+        starts.min().unwrap_or(self.inner.bytes.len())
+    }
+
     fn entry(&self, name: &str) -> Option<&Entry> {
         let Inner { tensors, by_name, .. } = &*self.inner;
         let at = by_name.binary_search_by(|&i| (*tensors[i as usize].name).cmp(name)).ok()?;

@@ -19,7 +19,8 @@ pub use config::{ModelConfig, PromptStyle, RopeScaling, TextConfig, VisionConfig
 pub use decoder::{DECODERS, Decoder};
 pub use error::ModelError;
 pub use families::{
-    FAMILIES, Family, GgufPart, GgufParts, HfParts, ModelPrograms, VisionDefaults, family, from_gguf, from_hf,
+    FAMILIES, Family, GgufPart, GgufParts, HfParts, ModelPrograms, Published, VisionDefaults, family,
+    from_gguf, from_hf,
 };
 pub use hf::HfConfig;
 pub use projector::{PROJECTORS, Projector};

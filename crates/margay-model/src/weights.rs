@@ -73,6 +73,8 @@ fn interleave_heads(name: &str, tensor: &Tensor, heads: usize) -> Result<Tensor,
             bytes.copy_from_slice(&tensor.bytes()[from * row_bytes..(from + 1) * row_bytes]);
         }
     });
+    // Of a mapped file, only the copy is needed from here on.
+    tensor.storage().release();
     Tensor::new(tensor.dtype(), tensor.shape().clone(), storage)
         .map_err(|e| ModelError::weight(name, e.to_string()))
 }
@@ -227,7 +229,8 @@ impl Canonical {
     /// known to do nothing.
     fn refuse_unknown(&self, config: &ModelConfig) -> Result<(), ModelError> {
         let idles = |name: &str| config.vision.as_ref().is_some_and(|v| v.tower.idles(name));
-        match self.unused.iter().find(|name| would_matter(name) && !idles(name)) {
+        let matters = |name: &str| would_matter(name) && !idles(name) && !self.is_zero_bias(name);
+        match self.unused.iter().find(|name| matters(name)) {
             None => Ok(()),
             Some(name) => {
                 let family = config.family;
@@ -235,6 +238,13 @@ impl Canonical {
                 Err(ModelError::weight(name, what))
             }
         }
+    }
+
+    /// GPTQ tools add biases of zeros, which change nothing.
+    fn is_zero_bias(&self, name: &str) -> bool {
+        let stored = || self.sources.iter().find_map(|source| source.tensor(name).ok());
+        name.ends_with(".bias")
+            && stored().is_some_and(|t| !t.dtype().is_block() && t.bytes().iter().all(|byte| *byte == 0))
     }
 
     /// Weights that follow from the configuration alone.

@@ -1,7 +1,7 @@
 //! Writes a model as GGUF.
 
 use crate::{PackError, vocabulary};
-use margay::ModelSource;
+use margay::{ModelSource, vision_format, weight_format};
 use margay_file::{
     TensorInfo,
     gguf::{GgufWriter, Metadata},
@@ -9,7 +9,7 @@ use margay_file::{
 use margay_graph::{Program, Role, WeightSpec};
 use margay_model::RopeScaling;
 use margay_quant::{decode_into, encode_into, storable};
-use margay_tensor::{DType, Storage, Tensor};
+use margay_tensor::{DType, Storage};
 use std::{
     collections::BTreeMap,
     ops::ControlFlow,
@@ -55,6 +55,8 @@ pub struct ConvertReport {
     pub unused: Vec<String>,
     /// What Margay reads back from the file, but other GGUF runtimes will do differently.
     pub notes: Vec<String>,
+    /// Tensors that a conversion which was killed had written already.
+    pub resumed: usize,
 }
 
 struct Planned {
@@ -65,6 +67,9 @@ struct Planned {
 /// Converts a model to GGUF at `out` (and, unless single, its vision side beside it as `mmproj-` and that name).
 /// `progress` is called every few milliseconds of work and may stop it. The output may replace the model being read: files are
 /// renamed into place when they are whole, and the old bytes stay mapped until then.
+///
+/// Of a process that is killed, the tensors written so far stay in hidden files beside the output (`.NAME.margay-part`).
+/// The same conversion from the same files goes on behind them, after a look at their checksums.
 ///
 /// # Errors
 /// [`PackError`]; no file then stands under the final names.
@@ -108,20 +113,26 @@ pub fn convert(
     let of_bytes = all().map(|t| t.info.size_bytes().unwrap_or(0) as u64).sum();
     let (mut done, mut done_bytes) = (0, 0);
     let mut writers = vec![];
+    // A model in memory cannot be told from another, so that what is left of it is of no use.
+    let inputs = source.files.origins().ok().map(|o| format!("{} {o:?}", env!("CARGO_PKG_VERSION")));
     for (path, meta, tensors) in &jobs {
         let infos: Vec<_> = tensors.iter().map(|t| (t.spec.name.clone(), t.info.clone())).collect();
-        let mut writer = GgufWriter::create(path, meta, &infos)?;
-        for planned in tensors {
+        let mut writer = match &inputs {
+            Some(inputs) => GgufWriter::resume(path, meta, &infos, inputs)?,
+            None => GgufWriter::create(path, meta, &infos)?,
+        };
+        let kept = writer.written();
+        report.resumed += kept;
+        for (i, planned) in tensors.iter().enumerate() {
             let name = &planned.spec.name;
-            let tensor = stored(source, planned, &mut |bytes| {
-                let done_bytes = done_bytes + bytes;
-                progress(&Progress { tensor: name, done, of, done_bytes, of_bytes })
-            })?;
-            writer.write_tensor(name, &tensor)?;
-            // A model larger than the memory passes through it.
-            tensor.storage().release();
-            let bytes = tensor.bytes().len() as u64;
-            let entry = report.formats.entry(tensor.dtype().name()).or_default();
+            if i >= kept {
+                write(source, planned, &mut writer, &mut |bytes| {
+                    let done_bytes = done_bytes + bytes;
+                    progress(&Progress { tensor: name, done, of, done_bytes, of_bytes })
+                })?;
+            }
+            let bytes = planned.info.size_bytes().unwrap_or(0) as u64;
+            let entry = report.formats.entry(planned.info.dtype.name()).or_default();
             *entry = (entry.0 + 1, entry.1 + bytes);
             (done, done_bytes) = (done + 1, done_bytes + bytes);
             if progress(&Progress { tensor: name, done, of, done_bytes, of_bytes }).is_break() {
@@ -145,8 +156,7 @@ pub fn mmproj_path(out: &Path) -> PathBuf {
 }
 
 fn vision_dtype(options: &ConvertOptions) -> DType {
-    let eight_bits = matches!(options.dtype, DType::F32 | DType::F16 | DType::BF16 | DType::Q8_0);
-    options.vision_dtype.unwrap_or(if eight_bits { options.dtype } else { DType::F16 })
+    options.vision_dtype.unwrap_or_else(|| vision_format(options.dtype))
 }
 
 /// Each weight of the programs with the format it is stored in.
@@ -163,7 +173,7 @@ fn plan(
     for spec in programs.iter().flat_map(|p| p.weights()).filter(is_stored) {
         source.weights.check(spec)?;
         let shape = source.weights.info(&spec.name).expect("invariant: just checked").shape;
-        let wanted = wanted(spec.role, dtype, shape.rank());
+        let wanted = weight_format(spec.role, dtype, shape.rank());
         let (taken, reason) = storable(wanted, shape.row());
         if let Some(reason) = reason {
             report.fallbacks.push((spec.name.clone(), taken, reason.to_string()));
@@ -173,59 +183,54 @@ fn plan(
     Ok(planned)
 }
 
-/// Matrices take the format asked for; what is small, or feeds every later number, stays in float.
-fn wanted(role: Role, dtype: DType, rank: usize) -> DType {
-    let float = if dtype == DType::F32 { DType::F32 } else { DType::F16 };
-    match role {
-        Role::Norm | Role::Bias | Role::RopeFactors | Role::PositionEmbedding | Role::ClassEmbedding => {
-            DType::F32
-        }
-        Role::PatchEmbedding | Role::Convolution => float,
-        // The head decides every token; public quantizers keep it at six bits under four-bit types.
-        Role::Output if dtype.is_block() && dtype != DType::Q8_0 => DType::Q6_K,
-        _ if rank == 2 => dtype,
-        _ => float,
-    }
-}
-
 /// Elements that are converted between two looks at whether to stop: some milliseconds of work in any format.
 const CHUNK_ELEMENTS: usize = 1 << 17;
 
-/// The weight in its planned format; `step` is told how many of its bytes are made, and may stop.
-fn stored(
+/// Bytes of a stored weight that may stay in memory behind what was read of it.
+const BEHIND_BYTES: usize = 16 << 20;
+
+/// Writes the weight in its planned format, a chunk at a time, so that a model larger than the memory passes through
+/// it. `step` is told how many of its bytes are written, and may stop.
+fn write(
     source: &ModelSource,
     planned: &Planned,
+    writer: &mut GgufWriter,
     step: &mut dyn FnMut(u64) -> ControlFlow<()>,
-) -> Result<Tensor, PackError> {
+) -> Result<(), PackError> {
     let name = &planned.spec.name;
     let tensor = source.weights.tensor(name)?;
     let TensorInfo { dtype, shape } = &planned.info;
-    if tensor.dtype() == *dtype {
-        return Ok(tensor);
-    }
     let fail = |source| PackError::Quant { name: name.clone(), source };
-    let size = planned.info.size_bytes().unwrap_or(0);
     // Whole rows, which are whole blocks in both formats.
     let chunk = (CHUNK_ELEMENTS / shape.row().max(1)).max(1) * shape.row();
     let bytes = |dtype: DType, elements: usize| elements / dtype.block_elements() * dtype.block_bytes();
-    let mut values = vec![0.0; chunk.min(shape.elements().unwrap_or(0))];
-    let mut made = Ok(());
-    let storage = Storage::build(size, |out| {
-        let from = tensor.bytes().chunks(bytes(tensor.dtype(), chunk).max(1));
-        let to = out.chunks_mut(bytes(*dtype, chunk).max(1));
-        made = from.zip(to).enumerate().try_for_each(|(i, (from, to))| {
+    let (mut values, mut made) = (vec![], vec![]);
+    let (mut read, mut behind) = (0, 0);
+    let mut written = 0;
+    for from in tensor.bytes().chunks(bytes(tensor.dtype(), chunk).max(1)) {
+        if tensor.dtype() == *dtype {
+            writer.write_bytes(name, from)?;
+            written += from.len() as u64;
+        } else {
             let elements = from.len() / tensor.dtype().block_bytes() * tensor.dtype().block_elements();
-            decode_into(tensor.dtype(), from, &mut values[..elements]).map_err(fail)?;
-            encode_into(*dtype, &values[..elements], to).map_err(fail)?;
-            match step(bytes(*dtype, i * chunk) as u64) {
-                ControlFlow::Continue(()) => Ok(()),
-                ControlFlow::Break(()) => Err(PackError::Stopped),
-            }
-        });
-    });
-    made?;
+            values.resize(elements, 0.0);
+            made.resize(bytes(*dtype, elements), 0);
+            decode_into(tensor.dtype(), from, &mut values).map_err(fail)?;
+            encode_into(*dtype, &values, &mut made).map_err(fail)?;
+            writer.write_bytes(name, &made)?;
+            written += made.len() as u64;
+        }
+        read += from.len();
+        if read - behind >= BEHIND_BYTES {
+            tensor.storage().slice(behind..read).iter().for_each(Storage::release);
+            behind = read;
+        }
+        if step(written).is_break() {
+            return Err(PackError::Stopped);
+        }
+    }
     tensor.storage().release();
-    Ok(Tensor::new(*dtype, shape.clone(), storage).expect("invariant: as many bytes as the shape takes"))
+    Ok(())
 }
 
 /// `general.file_type`. Source: `llama_ftype` in llama.cpp's `llama.h`.

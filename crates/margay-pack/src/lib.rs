@@ -1,7 +1,7 @@
 //! A checkpoint into a model file: read, quantize, write.
 //!
-//! Tensors are streamed one by one, so that memory stays at one tensor whatever the model's size; files appear under
-//! their names only when they are whole.
+//! Tensors are streamed one by one and in pieces, so that memory stays small whatever the model's size; files appear
+//! under their names only when they are whole, and a conversion that was killed goes on where it stopped.
 #![forbid(unsafe_code)]
 
 mod convert;

@@ -18,8 +18,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const FOLDERS: &[&str] =
-    &["imp", "llama", "llama-odd", "llava", "llava-hf", "mobilevlm-v1", "mobilevlm-v2", "phi2", "siglip"];
+const FOLDERS: &[&str] = &[
+    "awq",
+    "gptq",
+    "imp",
+    "llama",
+    "llama-odd",
+    "llava",
+    "llava-hf",
+    "mobilevlm-v1",
+    "mobilevlm-v2",
+    "phi2",
+    "siglip",
+];
 /// As for the checkpoints themselves: float32 weights go through the file unchanged.
 const LOGITS_TOLERANCE: f32 = 1e-4;
 

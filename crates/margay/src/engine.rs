@@ -1,6 +1,6 @@
 //! The compiled programs of a model.
 
-use crate::{Error, LoadOptions, ModelSource, packed::PackedFiles};
+use crate::{Error, LoadOptions, ModelSource, formats::Formats, packed::PackedFiles};
 use margay_graph::{
     Backend, BackendError, Bindings, Cancel, Executable, InputData, MemoryUse, PackedForm, Program, State,
     StateOptions, Sym, WeightSource, passes,
@@ -47,7 +47,12 @@ impl Engine {
         let batch = options.batch.clamp(1, context);
         let limits =
             Bindings::new().with(Sym::Tokens, batch).with(Sym::Outputs, 1).with(Sym::Visual, context);
-        let packed = if options.packed { PackedFiles::open(source, backend) } else { PackedFiles::default() };
+        // Packed files hold the stored weights, not those quantized at load.
+        let packed = if options.packed && source.formats.is_empty() {
+            PackedFiles::open(source, backend)
+        } else {
+            PackedFiles::default()
+        };
         let text = compile(source, backend, &programs.text, &limits, &packed, &Cancel::new())?;
         Ok(Engine { text, vision: None, programs, packed, batch, rows: vec![], positions: vec![] })
     }
@@ -149,13 +154,15 @@ pub(crate) fn compile(
 ) -> Result<Box<dyn Executable>, Error> {
     source.weights.check_program(program)?;
     let packed = |name: &str, form: &PackedForm| packed.parts(&source.weights, name, form);
-    let weights = Stoppable { weights: &source.weights.for_program(program), packed: &packed, cancel };
+    let weights = source.weights.for_program(program);
+    let weights = Stoppable { weights: &weights, formats: &source.formats, packed: &packed, cancel };
     Ok(backend.compile(program, &weights, limits)?)
 }
 
 /// Weights until the caller cancels: packing a large tower takes longer than a person wants to wait.
 struct Stoppable<'a> {
     weights: &'a dyn WeightSource,
+    formats: &'a Formats,
     packed: &'a dyn Fn(&str, &PackedForm) -> Option<Vec<Storage>>,
     cancel: &'a Cancel,
 }
@@ -165,7 +172,8 @@ impl WeightSource for Stoppable<'_> {
         if self.cancel.is_cancelled() {
             return Err(BackendError::Cancelled);
         }
-        self.weights.weight(name)
+        let fail = |what| BackendError::Weight { name: name.to_owned(), what };
+        self.formats.apply(name, self.weights.weight(name)?).map_err(fail)
     }
 
     fn packed(&self, name: &str, form: &PackedForm) -> Option<Vec<Storage>> {
@@ -200,7 +208,8 @@ mod tests {
     #[test]
     fn a_cancelled_caller_is_given_no_more_weights_to_pack() {
         let cancel = Cancel::new();
-        let weights = Stoppable { weights: &One, packed: &|_, _| None, cancel: &cancel };
+        let weights =
+            Stoppable { weights: &One, formats: &Formats::default(), packed: &|_, _| None, cancel: &cancel };
         assert!(weights.weight("a").is_ok());
         cancel.cancel();
         assert!(matches!(weights.weight("a"), Err(BackendError::Cancelled)));

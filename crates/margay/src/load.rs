@@ -1,6 +1,6 @@
 //! Model files to configuration, vocabulary and weights.
 
-use crate::{Error, Image, tokenizer_of};
+use crate::{Error, Image, formats::Formats, tokenizer_of};
 use margay_file::{Gguf, ModelFiles, TensorSource, open_model};
 use margay_model::{Canonical, Family, GgufPart, GgufParts, HfParts, ModelConfig};
 use margay_prompt::{
@@ -35,6 +35,7 @@ pub struct ModelSource {
     pub weights: Canonical,
     /// The files.
     pub files: ModelFiles,
+    pub(crate) formats: Formats,
 }
 
 impl ModelSource {
@@ -106,7 +107,16 @@ impl ModelSource {
             None => ChatTemplate::builtin(config.prompt.template)
                 .expect("invariant: families name built-in templates"),
         };
-        Ok(ModelSource { family, config, tokenizer, template, template_source, weights, files })
+        Ok(ModelSource {
+            family,
+            config,
+            tokenizer,
+            template,
+            template_source,
+            weights,
+            files,
+            formats: Formats::default(),
+        })
     }
 }
 

@@ -78,6 +78,10 @@ impl Model {
     }
 
     fn build(source: ModelSource, options: &LoadOptions, clock: Stopwatch) -> Result<Self, Error> {
+        let source = match options.dtype {
+            Some(dtype) => source.with_types(dtype, options.vision_dtype)?,
+            None => source,
+        };
         let context = options.context.unwrap_or_else(|| default_context(&source.config));
         if context == 0 {
             return Err(Error::Option { option: "context", what: "0 tokens hold no question".to_owned() });
@@ -140,12 +144,15 @@ impl Model {
         Ok(self.engine()?.memory())
     }
 
-    /// What loading passed over and a person should know: packed files that do not fit, and why.
+    /// What loading passed over and a person should know: packed files that do not fit and weights
+    /// that could not take the type asked for, and why.
     ///
     /// # Errors
     /// [`Error::Poisoned`] after a failure in the middle of an answer.
     pub fn notes(&self) -> Result<Vec<String>, Error> {
-        Ok(self.engine()?.notes())
+        let mut notes = self.source().formats.notes();
+        notes.extend(self.engine()?.notes());
+        Ok(notes)
     }
 
     pub(crate) fn engine(&self) -> Result<MutexGuard<'_, Engine>, Error> {

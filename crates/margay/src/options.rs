@@ -1,6 +1,7 @@
 //! How to load and how to ask.
 
 use margay_cpu::KvType;
+use margay_tensor::DType;
 use std::path::PathBuf;
 
 /// How to load a model.
@@ -33,6 +34,10 @@ pub struct LoadOptions {
     /// Encode pictures in bfloat16 where the encoder's weights are not quantized already and the processor multiplies
     /// it: faster than float32, and the features differ a little.
     pub bf16_encoder: bool,
+    /// Quantize float matrices to this type while they are loaded; `None` takes them as they are stored.
+    pub dtype: Option<DType>,
+    /// The same of the vision side; `None` takes [`crate::vision_format`] of `dtype`.
+    pub vision_dtype: Option<DType>,
     /// Use the packed files that lie beside the model, where they fit it.
     pub packed: bool,
 }
@@ -52,6 +57,8 @@ impl Default for LoadOptions {
             kv: KvType::default(),
             int8_encoder: false,
             bf16_encoder: false,
+            dtype: None,
+            vision_dtype: None,
             packed: true,
         }
     }

@@ -45,12 +45,14 @@ impl Stages {
         let tiles = preprocess(&image.picture, &vision.image)
             .map_err(|source| Error::Image { place: image.name.clone(), source })?;
         let mut engine = self.model.engine()?;
-        let clock = Stopwatch::start();
-        for tile in &tiles.tiles {
+        let mut took = Duration::ZERO;
+        for tile in tiles {
+            let clock = Stopwatch::start();
             let features = engine.encode(&tile.data, &self.cancel)?.to_vec();
             engine.project(&features, &self.cancel)?;
+            took += clock.elapsed();
         }
-        Ok(clock.elapsed())
+        Ok(took)
     }
 
     /// A prompt of so many tokens into the emptied cache, in batches as an answer does it, with the logits of the last.

@@ -5,7 +5,7 @@ use super::project::Project;
 /// Crates by layer, lowest first. A crate uses layers below its own; siblings do not know each other.
 const LAYERS: &[&[&str]] = &[
     &["margay-tensor", "margay-observe"],
-    &["margay-quant", "margay-file", "margay-prompt"],
+    &["margay-quant", "margay-file", "margay-prompt", "margay-hub"],
     &["margay-graph"],
     &["margay-cpu", "margay-gpu", "margay-delegate", "margay-reference", "margay-model", "margay-device"],
     &["margay"],

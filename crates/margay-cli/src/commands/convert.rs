@@ -1,37 +1,26 @@
 //! `margay convert`: a checkpoint into a GGUF file.
 
 use crate::{
-    Outcome,
+    Outcome, hub,
     interrupt::{Interrupt, Late},
     model, output,
     progress::Meter,
 };
-use clap::{Args, builder::PossibleValuesParser, builder::TypedValueParser};
+use clap::Args;
 use margay::{
     Cancel,
     rooms::{
-        observe::report::{bytes, table},
+        observe::{
+            Root,
+            process::peak_rss_bytes,
+            report::{bytes, table},
+        },
         tensor::DType,
     },
 };
 use margay_pack::{ConvertOptions, ConvertReport, PackError, convert};
 use serde_json::json;
 use std::{collections::BTreeMap, ops::ControlFlow, path::PathBuf};
-
-/// Formats that a model can be converted to.
-const TYPES: [DType; 11] = [
-    DType::F32,
-    DType::F16,
-    DType::BF16,
-    DType::Q8_0,
-    DType::Q4_0,
-    DType::Q4_1,
-    DType::Q5_0,
-    DType::Q5_1,
-    DType::Q4_K,
-    DType::Q5_K,
-    DType::Q6_K,
-];
 
 /// Names of weights that the report lists before it only counts.
 const SHOWN_NAMES: usize = 8;
@@ -42,7 +31,8 @@ EXAMPLES:
   margay convert ./MobileVLM_V2-1.7B -o m.gguf --type q4_k    four bits a weight
   margay convert ./MobileVLM_V2-1.7B -o m.gguf --type q4_0 --vision-type q8_0 --single
 
-Ctrl-C stops it; no file is left behind.";
+Ctrl-C stops it; no file is left behind. Where it was killed instead, the same command goes on behind
+the last whole tensor, after a check of what is there. Memory stays small whatever the model's size.";
 
 /// Convert a checkpoint to GGUF, quantizing it where asked to
 #[derive(Debug, Args)]
@@ -58,10 +48,10 @@ pub(crate) struct Convert {
     #[arg(long, short, value_name = "FILE")]
     out: PathBuf,
     /// Format of the decoder's matrices
-    #[arg(long = "type", value_name = "TYPE", default_value = "f16", value_parser = types())]
+    #[arg(long = "type", value_name = "TYPE", default_value = "f16", value_parser = model::types())]
     dtype: DType,
     /// Format of the vision side's matrices: the decoder's where that has 8 bits or more, else f16, unless given
-    #[arg(long, value_name = "TYPE", value_parser = types())]
+    #[arg(long, value_name = "TYPE", value_parser = model::types())]
     vision_type: Option<DType>,
     /// Write one file, with the vision side inside
     #[arg(long)]
@@ -71,13 +61,9 @@ pub(crate) struct Convert {
     json: bool,
 }
 
-fn types() -> impl TypedValueParser<Value = DType> {
-    PossibleValuesParser::new(TYPES.map(DType::name))
-        .map(|name| DType::from_name(&name).expect("invariant: the possible values are names of types"))
-}
-
 impl Convert {
-    pub(crate) fn run(self, interrupt: &Interrupt) -> anyhow::Result<Outcome> {
+    pub(crate) fn run(mut self, interrupt: &Interrupt) -> anyhow::Result<Outcome> {
+        self.source = hub::local(&self.source)?.into_owned();
         self.keep_the_source()?;
         let source = model::source(Some(&self.source), self.mmproj.as_deref())?;
         let options =
@@ -101,6 +87,10 @@ impl Convert {
             }
             result => result?,
         };
+        if report.resumed > 0 {
+            let tensors = report.resumed;
+            output::aside(&format!("went on behind {tensors} tensors of a conversion that was killed"));
+        }
         if self.json {
             output::json(&as_json(&report))?
         } else {
@@ -153,6 +143,8 @@ fn as_json(report: &ConvertReport) -> serde_json::Value {
         "fallbacks": fallbacks.collect::<Vec<_>>(),
         "unused": report.unused,
         "notes": report.notes,
+        "resumed_tensors": report.resumed,
+        "peak_rss_bytes": peak_rss_bytes(&Root::system()),
     })
 }
 

@@ -4,7 +4,7 @@ mod memory;
 mod parts;
 mod work;
 
-use crate::{Outcome, model, output};
+use crate::{Outcome, hub, model, output};
 use clap::Args;
 use margay::{
     Error, Image, ModelSource,
@@ -12,12 +12,14 @@ use margay::{
         file::{FileError, Gguf, ModelFiles, SafeTensors, open_model},
         observe::report::{bytes, table},
         prompt::layout::PictureLayout,
+        tensor::DType,
     },
 };
 use memory::Memory;
 use parts::{Entry, File, StoredTensor, Weights};
 use serde::Serialize;
 use std::{
+    borrow::Cow,
     num::NonZeroUsize,
     path::{Path, PathBuf},
 };
@@ -50,6 +52,9 @@ pub(crate) struct Inspect {
     /// Predict memory for so many tokens of context
     #[arg(long, value_name = "TOKENS")]
     context: Option<NonZeroUsize>,
+    /// Predict for float matrices that are quantized to this type when loaded, as `margay run --type` does
+    #[arg(long = "type", value_name = "TYPE", value_parser = model::types())]
+    dtype: Option<DType>,
     /// Say what this picture costs
     #[arg(long, short = 'i', value_name = "FILE")]
     image: Option<PathBuf>,
@@ -94,11 +99,16 @@ struct Picture {
 }
 
 impl Inspect {
-    pub(crate) fn run(self) -> anyhow::Result<Outcome> {
+    pub(crate) fn run(mut self) -> anyhow::Result<Outcome> {
+        self.file = self.file.map(|path| hub::local(&path).map(Cow::into_owned)).transpose()?;
         let image = self.image.as_ref().map(Image::open).transpose()?;
         let mut layout = None;
         let mut inspection = match model::source(self.file.as_deref(), self.mmproj.as_deref()) {
             Ok(source) => {
+                let source = match self.dtype {
+                    Some(dtype) => source.with_types(dtype, None)?,
+                    None => source,
+                };
                 let sees = source.config.vision.is_some();
                 layout = image.as_ref().filter(|_| sees).map(|i| source.picture_layout(i)).transpose()?;
                 self.whole(&source, layout.as_ref())?

@@ -5,7 +5,9 @@ mod chat;
 mod convert;
 mod doctor;
 mod inspect;
+mod list;
 mod prepack;
+mod pull;
 mod run;
 mod tokenize;
 mod trace;
@@ -19,8 +21,10 @@ pub(crate) enum Command {
     Run(run::Run),
     Chat(chat::Chat),
     Inspect(inspect::Inspect),
+    List(list::List),
     Convert(convert::Convert),
     Prepack(prepack::Prepack),
+    Pull(pull::Pull),
     Tokenize(tokenize::Tokenize),
     Trace(trace::Trace),
     Doctor(doctor::Doctor),
@@ -34,8 +38,10 @@ impl Command {
             Command::Run(c) => c.run(interrupt),
             Command::Chat(c) => c.run(interrupt),
             Command::Inspect(c) => c.run(),
+            Command::List(c) => c.run(),
             Command::Convert(c) => c.run(interrupt),
             Command::Prepack(c) => c.run(interrupt),
+            Command::Pull(c) => c.run(interrupt),
             Command::Tokenize(c) => c.run(),
             Command::Trace(c) => c.run(interrupt),
             Command::Doctor(c) => c.run(),

@@ -3,7 +3,7 @@
 use crate::{
     Outcome, Usage,
     answering::{only, question_from_stdin},
-    output,
+    hub, output,
 };
 use clap::Args;
 use margay::{
@@ -69,7 +69,7 @@ impl Tokenize {
         };
         let tokenizer = match &model {
             // The vocabulary alone: a model of an unknown family can still be looked into.
-            Some(path) => Arc::new(tokenizer_of(&open_model(path, None)?)?),
+            Some(path) => Arc::new(tokenizer_of(&open_model(hub::local(path)?, None)?)?),
             None => Model::nano_source()?.tokenizer,
         };
         if let Some(ids) = self.decode {

@@ -80,7 +80,10 @@ impl Trace {
     pub(crate) fn run(self, interrupt: &Interrupt) -> anyhow::Result<Outcome> {
         let images = open_images(&self.images)?;
         let spinner = Spinner::start("computing");
-        let source = model::source(self.model.as_deref(), self.load.mmproj.as_deref())?;
+        let mut source = model::source(self.model.as_deref(), self.load.mmproj.as_deref())?;
+        if let Some(dtype) = self.load.dtype {
+            source = source.with_types(dtype, self.load.vision_type)?;
+        }
         let options =
             TraceOptions { load: self.load.options(), raw_prompt: self.raw_prompt, greedy: self.greedy };
         let tensors = source.trace(&images, &self.prompt, &options)?;

@@ -66,7 +66,7 @@ impl Layout {
     }
 }
 
-/// Writes a GGUF file tensor by tensor, so that converting a model needs the memory of one tensor.
+/// Writes a GGUF file tensor by tensor, and each in as many parts as suit, so that converting a model needs little memory.
 ///
 /// The file appears under its name only by [`GgufWriter::finish`]; before that, or after an error, nothing is left and
 /// a former file of that name is as it was.
@@ -76,6 +76,9 @@ pub struct GgufWriter {
     tensors: Vec<(String, TensorInfo)>,
     ends: Vec<u64>,
     next: usize,
+    /// Bytes of the next tensor that are written already.
+    within: u64,
+    /// Where the next tensor begins.
     at: u64,
 }
 
@@ -94,7 +97,44 @@ impl GgufWriter {
         let mut file = AtomicFile::create(path.as_ref())?;
         file.write(&layout.header)?;
         let at = layout.header.len() as u64;
-        Ok(GgufWriter { file, tensors: tensors.to_vec(), ends: layout.ends, next: 0, at })
+        Ok(GgufWriter { file, tensors: tensors.to_vec(), ends: layout.ends, next: 0, within: 0, at })
+    }
+
+    /// As [`GgufWriter::create`], but goes on where a killed process stopped that wrote the same file from the same
+    /// `inputs`: the tensors it left are kept as far as their checksums agree, and [`GgufWriter::expected`] is the first
+    /// that is missing.
+    ///
+    /// # Errors
+    /// As [`GgufWriter::create`]; [`FileError::Io`] where another process is writing this file.
+    pub fn resume(
+        path: impl AsRef<Path>,
+        metadata: &Metadata,
+        tensors: &[(String, TensorInfo)],
+        inputs: &str,
+    ) -> Result<Self, FileError> {
+        let infos: Vec<_> = tensors.iter().map(|(name, info)| (name.as_str(), info.clone())).collect();
+        let Layout { header, ends } = Layout::new(metadata, &infos)?;
+        let start = header.len() as u64;
+        // What is written follows from the head, which names every tensor, type and shape, and from the inputs.
+        let key = format!("{start} {:08x} {inputs}", crc32fast::hash(&header));
+        let (mut file, marks) = AtomicFile::resume(path.as_ref(), &key)?;
+        let expected = std::iter::once(start).chain(ends.iter().copied());
+        if marks.len() > ends.len() + 1 || marks.iter().zip(expected).any(|(mark, end)| *mark != end) {
+            let why = "what a former conversion left does not fit and is deleted; try again".to_owned();
+            return Err(FileError::WriteOrder { name: clip(&path.as_ref().to_string_lossy()), why });
+        }
+        if marks.is_empty() {
+            file.write(&header)?;
+            file.mark()?;
+        }
+        let next = marks.len().saturating_sub(1);
+        let at = marks.last().copied().unwrap_or(start);
+        Ok(GgufWriter { file, tensors: tensors.to_vec(), ends, next, within: 0, at })
+    }
+
+    /// Tensors that are written.
+    pub fn written(&self) -> usize {
+        self.next
     }
 
     /// Name, type and shape of the tensor to be written next, or `None` after the last.
@@ -113,21 +153,43 @@ impl GgufWriter {
     /// [`FileError::WriteOrder`] where name, type or shape is not what was announced, [`FileError::Io`] where the disk
     /// refuses.
     pub fn write_tensor(&mut self, name: &str, tensor: &Tensor) -> Result<(), FileError> {
+        if let Some((wanted, info)) = self.expected()
+            && wanted == name
+            && *info != TensorInfo::from(tensor)
+        {
+            let (dtype, shape) = (info.dtype, shown_shape(&info.shape));
+            let (got, got_shape) = (tensor.dtype(), shown_shape(tensor.shape()));
+            let why = format!("{dtype} {shape} was announced, got {got} {got_shape}");
+            return Err(FileError::WriteOrder { name: clip(name), why });
+        }
+        self.write_bytes(name, tensor.bytes())
+    }
+
+    /// Writes more bytes of the next tensor; the last of them end it. So a tensor need never be in memory as a whole.
+    ///
+    /// # Errors
+    /// [`FileError::WriteOrder`] where another tensor was announced or these are more bytes than it has,
+    /// [`FileError::Io`] where the disk refuses.
+    pub fn write_bytes(&mut self, name: &str, bytes: &[u8]) -> Result<(), FileError> {
         let unexpected = |why: String| FileError::WriteOrder { name: clip(name), why };
         let (wanted, info) =
             self.expected().ok_or_else(|| unexpected("all announced tensors are written".to_owned()))?;
         if wanted != name {
             return Err(unexpected(format!("{} was announced next", Quoted(wanted))));
         }
-        if *info != TensorInfo::from(tensor) {
-            let (dtype, shape) = (info.dtype, shown_shape(&info.shape));
-            let (got, got_shape) = (tensor.dtype(), shown_shape(tensor.shape()));
-            return Err(unexpected(format!("{dtype} {shape} was announced, got {got} {got_shape}")));
+        let size = info.size_bytes().map_err(|e| FileError::tensor(name, e))? as u64;
+        let within = self.within + bytes.len() as u64;
+        if within > size {
+            return Err(unexpected(format!("it has {size} bytes, {within} were given")));
         }
-        let end = self.ends[self.next];
-        self.file.write(tensor.bytes())?;
-        self.file.write_zeros(end - self.at - tensor.bytes().len() as u64)?;
-        (self.at, self.next) = (end, self.next + 1);
+        self.file.write(bytes)?;
+        self.within = within;
+        if within == size {
+            let end = self.ends[self.next];
+            self.file.write_zeros(end - self.at - size)?;
+            self.file.mark()?;
+            (self.at, self.next, self.within) = (end, self.next + 1, 0);
+        }
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 //! repository's, which pads pictures to a square, and `llava-hf`, which crops them.
 //! Source: haotian-liu/LLaVA; transformers `modeling_llava.py`.
 
-use super::{Family, LLAVA_VISION, processor_image, rename_vlm};
+use super::{Family, LLAVA_VISION, Published, processor_image, rename_vlm};
 use crate::{
     Features, HfConfig, ModelConfig, ModelError, PromptStyle, TextConfig, VisionConfig,
     hf::{clip_l14_336, llama_text, siglip_so400m_14_384},
@@ -18,6 +18,22 @@ pub(super) const LLAVA: Family = Family {
     prompt: VICUNA,
     vision: Some(LLAVA_VISION),
     verified: "transformers LlavaForConditionalGeneration",
+    published: &[
+        Published {
+            name: "LLaVA-1.5 7B",
+            vision: "CLIP ViT-L/14-336",
+            projector: "MLP",
+            decoder: "Vicuna 7B",
+            picture_tokens: "576",
+        },
+        Published {
+            name: "LLaVA-1.5 13B",
+            vision: "CLIP ViT-L/14-336",
+            projector: "MLP",
+            decoder: "Vicuna 13B",
+            picture_tokens: "576",
+        },
+    ],
     read_hf,
     rename: rename_vlm,
 };

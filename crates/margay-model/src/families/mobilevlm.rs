@@ -1,7 +1,7 @@
 //! MobileVLM V1 (LDP) and V2 (LDPv2): CLIP ViT-L/14-336, a projector that quarters the visual tokens, MobileLLaMA.
 //! Source: Meituan-AutoML/MobileVLM.
 
-use super::{Family, LLAVA_VISION, llava, rename_vlm};
+use super::{Family, LLAVA_VISION, Published, llava, rename_vlm};
 use crate::hf::llama_text;
 
 pub(super) const MOBILEVLM: Family = Family {
@@ -12,6 +12,43 @@ pub(super) const MOBILEVLM: Family = Family {
     prompt: llava::VICUNA,
     vision: Some(LLAVA_VISION),
     verified: "transformers CLIP and LLaMA; PyTorch modules of the LDP and LDPv2 projectors",
+    published: &[
+        Published {
+            name: "MobileVLM 1.7B",
+            vision: "CLIP ViT-L/14-336",
+            projector: "LDP",
+            decoder: "MobileLLaMA 1.4B",
+            picture_tokens: "144",
+        },
+        Published {
+            name: "MobileVLM 3B",
+            vision: "CLIP ViT-L/14-336",
+            projector: "LDP",
+            decoder: "MobileLLaMA 2.7B",
+            picture_tokens: "144",
+        },
+        Published {
+            name: "MobileVLM V2 1.7B",
+            vision: "CLIP ViT-L/14-336",
+            projector: "LDPv2",
+            decoder: "MobileLLaMA 1.4B",
+            picture_tokens: "144",
+        },
+        Published {
+            name: "MobileVLM V2 3B",
+            vision: "CLIP ViT-L/14-336",
+            projector: "LDPv2",
+            decoder: "MobileLLaMA 2.7B",
+            picture_tokens: "144",
+        },
+        Published {
+            name: "MobileVLM V2 7B",
+            vision: "CLIP ViT-L/14-336",
+            projector: "LDPv2",
+            decoder: "Vicuna 7B",
+            picture_tokens: "144",
+        },
+    ],
     read_hf: |config, parts| llava::original(MOBILEVLM.id, config, llama_text(config)?, parts),
     rename: rename_vlm,
 };

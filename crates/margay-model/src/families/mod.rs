@@ -38,6 +38,8 @@ pub struct Family {
     pub vision: Option<VisionDefaults>,
     /// Against what it was compared, stage by stage.
     pub verified: &'static str,
+    /// Published models of this family, smallest first.
+    pub published: &'static [Published],
     pub(crate) read_hf: fn(&HfConfig<'_>, &HfParts<'_>) -> Result<ModelConfig, ModelError>,
     /// Name and reordering of a checkpoint's weight in a GGUF file; `None` for weights that are not needed. A name that
     /// is a GGUF name already is no checkpoint name and gives `None`.
@@ -51,6 +53,28 @@ pub struct VisionDefaults {
     pub image: fn(&dyn TowerConfig) -> ImageSpec,
     /// Which of the tower's values are projected.
     pub features: Features,
+}
+
+/// A published model, for `margay list` and `docs/models.md`. A fact about what there is, not what was downloaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// Name as its authors write it, with its size.
+    pub name: &'static str,
+    /// Tower or picture encoder; empty for text models.
+    pub vision: &'static str,
+    /// Projector; empty for text models.
+    pub projector: &'static str,
+    /// Decoder.
+    pub decoder: &'static str,
+    /// Visual tokens of a picture; empty for text models. Where they depend on the picture, words: `64 to 640`.
+    pub picture_tokens: &'static str,
+}
+
+impl Published {
+    /// A model without pictures.
+    const fn text(name: &'static str, decoder: &'static str) -> Self {
+        Published { name, vision: "", projector: "", decoder, picture_tokens: "" }
+    }
 }
 
 /// What a Hugging Face folder holds beside its `config.json`.
@@ -220,6 +244,53 @@ mod tests {
         assert_eq!(resampling(&3.into()), Some(Filter::Bicubic));
         for unknown in [Value::from(5), Value::from(-1), Value::from("bicubic")] {
             assert_eq!(resampling(&unknown), None, "{unknown}");
+        }
+    }
+
+    #[test]
+    fn every_family_lists_what_is_published_and_pictures_have_tokens() {
+        for family in FAMILIES {
+            assert!(!family.published.is_empty(), "{}", family.id);
+            for model in family.published {
+                let sees = family.vision.is_some();
+                for part in [model.vision, model.projector, model.picture_tokens] {
+                    assert_eq!(!part.is_empty(), sees, "{}: {model:?}", family.id);
+                }
+                assert!(!model.name.is_empty() && !model.decoder.is_empty(), "{model:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn published_tokens_are_those_of_the_published_configurations() {
+        struct Empty;
+        impl TensorSource for Empty {
+            fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+                Box::new(std::iter::empty())
+            }
+            fn info(&self, _: &str) -> Option<margay_file::TensorInfo> {
+                None
+            }
+            fn tensor(&self, _: &str) -> Result<margay_tensor::Tensor, margay_file::FileError> {
+                unreachable!("a configuration alone")
+            }
+        }
+        let parts = HfParts { preprocessor: None, tensors: &Empty };
+        let clip = "openai/clip-vit-large-patch14-336";
+        let siglip = "google/siglip-so400m-patch14-384";
+        for (model_type, projector, tower, name) in [
+            ("llava_llama", "mlp2x_gelu", clip, "LLaVA-1.5 7B"),
+            ("mobilevlm", "ldpnet", clip, "MobileVLM 3B"),
+            ("mobilevlm", "ldpnetv2", clip, "MobileVLM V2 1.7B"),
+            ("imp", "mlp2x_gelu", siglip, "Imp-v1.5-3B"),
+        ] {
+            let config = serde_json::json!({
+                "model_type": model_type, "mm_projector_type": projector, "mm_vision_tower": tower,
+            });
+            let (family, model) = from_hf(&config, &parts).unwrap();
+            let listed = family.published.iter().find(|p| p.name == name).unwrap();
+            let tokens = model.vision.unwrap().tile_tokens();
+            assert_eq!(listed.picture_tokens, tokens.to_string(), "{name}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! Phi-1.5 and Phi-2: text only.
 
-use super::Family;
+use super::{Family, Published};
 use crate::{ModelConfig, PromptStyle, decoder, hf::phi_text};
 
 pub(super) const PHI: Family = Family {
@@ -11,6 +11,7 @@ pub(super) const PHI: Family = Family {
     prompt: PromptStyle { template: "plain", image_mark: "<image>", stops: &[] },
     vision: None,
     verified: "transformers PhiForCausalLM",
+    published: &[Published::text("Phi-1.5 1.3B", "Phi"), Published::text("Phi-2 2.7B", "Phi")],
     read_hf: |config, _| {
         Ok(ModelConfig {
             family: PHI.id,

@@ -2,7 +2,7 @@
 //! into tiles, each marked with its row and column, and stands behind them once more as a whole.
 //! Source: transformers `processing_smolvlm.py`, `image_processing_pil_smolvlm.py`, `modeling_smolvlm.py`.
 
-use super::{Family, HfParts, VisionDefaults, bad_processor, processor_image, rename_vlm};
+use super::{Family, HfParts, Published, VisionDefaults, bad_processor, processor_image, rename_vlm};
 use crate::{
     Features, HfConfig, ModelConfig, ModelError, PromptStyle, TowerConfig, VisionConfig, hf::llama_text,
     projector, vision,
@@ -17,6 +17,22 @@ pub(super) const SMOLVLM: Family = Family {
     prompt: PromptStyle { template: "smolvlm", image_mark: "<image>", stops: &["<end_of_utterance>"] },
     vision: Some(VisionDefaults { image, features: Features::Final }),
     verified: "transformers SmolVLMForConditionalGeneration and SmolVLMProcessor",
+    published: &[
+        Published {
+            name: "SmolVLM 256M",
+            vision: "SigLIP-B/16-512",
+            projector: "pixel shuffle",
+            decoder: "SmolLM2 135M",
+            picture_tokens: "64 a tile, 64 to 1088",
+        },
+        Published {
+            name: "SmolVLM 500M",
+            vision: "SigLIP-B/16-512",
+            projector: "pixel shuffle",
+            decoder: "SmolLM2 360M",
+            picture_tokens: "64 a tile, 64 to 1088",
+        },
+    ],
     read_hf,
     rename: rename_vlm,
 };

@@ -3,7 +3,7 @@
 use margay::{
     ModelSource,
     rooms::{
-        file::{Gguf, HfFolder, ModelFiles, SafeTensors, TensorSource, gguf::Value},
+        file::{Gguf, HfFolder, ModelFiles, SafeTensors, TensorInfo, TensorSource, gguf::Value},
         graph::Program,
         model::{ModelPrograms, PROJECTORS},
         observe::report::bytes,
@@ -115,7 +115,11 @@ pub(super) fn weights(source: &ModelSource, programs: &ModelPrograms) -> Vec<Wei
 
 fn sum(source: &ModelSource, stage: &'static str, names: &BTreeSet<String>) -> Weights {
     let mut row = Weights { stage, ..Weights::default() };
-    for info in names.iter().filter_map(|name| source.weights.info(name)) {
+    let loaded = |name: &String| {
+        let dtype = source.loaded_format(name)?;
+        source.weights.info(name).map(|info| TensorInfo { dtype, ..info })
+    };
+    for info in names.iter().filter_map(loaded) {
         let parameters = info.shape.elements().unwrap_or(0) as u64;
         row.weights += 1;
         row.parameters += parameters;
