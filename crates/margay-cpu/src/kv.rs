@@ -195,21 +195,21 @@ impl KvWriter {
         assert!(d <= scratch.len());
         let (token, scratch) = (at % KEYS, scratch.as_mut_ptr());
         let key_at = |i: usize| (token / NR * d + i) * NR + token % NR;
-        let values_at = |panel: usize| KEYS * d + (panel * KEYS + token) * NR;
+        let value_at = |i: usize| KEYS * d + (i / NR * KEYS + token) * NR + i % NR;
         // SAFETY: the caller's promise; all places lie within the block, and numbers of 4 bytes or fewer within scratch.
         unsafe {
             let block = self.blocks.add(at / KEYS * self.stride + head * self.each);
             match self.kind {
                 KvType::F32 => {
                     scatter(key, block, key_at);
-                    scatter_panels(value, block, values_at);
+                    scatter(value, block, value_at);
                 }
                 KvType::F16 => {
                     let halves = std::slice::from_raw_parts_mut(scratch.cast::<u16>(), d);
                     (kernels.float.narrow)(key, halves);
                     scatter(halves, block, key_at);
                     (kernels.float.narrow)(value, halves);
-                    scatter_panels(halves, block, values_at);
+                    scatter(halves, block, value_at);
                 }
                 KvType::Q8 => {
                     let codes = std::slice::from_raw_parts_mut(scratch.cast::<i8>(), d);
@@ -217,7 +217,7 @@ impl KvWriter {
                     *scales = (kernels.rows.quantize_row)(key, codes).0;
                     scatter(codes, block, key_at);
                     *scales.add(KEYS) = (kernels.rows.quantize_row)(value, codes).0;
-                    scatter_panels(codes, block, values_at);
+                    scatter(codes, block, value_at);
                 }
             }
         }
@@ -233,21 +233,6 @@ unsafe fn scatter<T: Copy>(numbers: &[T], to: *mut u8, place: impl Fn(usize) -> 
     for (i, number) in numbers.iter().enumerate() {
         // SAFETY: the caller's promise.
         unsafe { *to.cast::<T>().add(place(i)) = *number }
-    }
-}
-
-/// Writes each [`NR`] numbers to their place.
-///
-/// # Safety
-/// As many numbers are writable at all places.
-#[inline(always)]
-unsafe fn scatter_panels<T: Copy>(numbers: &[T], to: *mut u8, place: impl Fn(usize) -> usize) {
-    for (panel, numbers) in numbers.chunks(NR).enumerate() {
-        // SAFETY: the caller's promise; nobody else borrows what is written.
-        unsafe {
-            let to = to.cast::<T>().add(place(panel));
-            std::ptr::copy_nonoverlapping(numbers.as_ptr(), to, numbers.len());
-        }
     }
 }
 

@@ -7,7 +7,7 @@ use super::{
     view::Out,
 };
 use crate::{
-    kernels::{channel::ChannelProduct, prefetch},
+    kernels::channel::ChannelProduct,
     lines::Lines,
     pack::{CHANNEL_STEP, ChannelMatrix, PANEL},
     threads::TaskPanic,
@@ -92,13 +92,6 @@ pub(crate) fn multiply(
             let len = K_CHUNK.min(matrix.k - k);
             for column in (0..block.columns).step_by(PANEL) {
                 let mut codes = matrix.codes_at((block.column + column) / PANEL, k);
-                // What comes next arrives while the rows pass by.
-                let next = if column + PANEL < block.columns { (column + PANEL, k) } else { (0, k + len) };
-                if block.rows > 1 && next.1 < matrix.k {
-                    let bytes = K_CHUNK.min(matrix.k - next.1) * PANEL;
-                    let at = matrix.codes_at((block.column + next.0) / PANEL, next.1);
-                    (0..bytes).step_by(64).for_each(|line| prefetch(at.wrapping_add(line)));
-                }
                 if let Some(unpack) = kernels.unpack {
                     // SAFETY: `unpacked` has room for `K_CHUNK >= len` columns of 16-bit numbers.
                     unsafe { unpack(codes, len, unpacked.as_mut_ptr().cast()) }

@@ -257,8 +257,7 @@ pub(super) struct Block {
     pub(super) columns: usize,
 }
 
-/// Cuts an `[rows, columns]` result into tasks. Those of the same outputs follow each other, so that their part of the
-/// matrix comes from memory once; the few rows that are left over come last, so that no thread waits for a long task.
+/// Cuts an `[rows, columns]` result into tasks.
 pub(super) struct Grid {
     pub(super) rows: usize,
     pub(super) columns: usize,
@@ -274,12 +273,7 @@ impl Grid {
     }
 
     pub(super) fn block(&self, task: usize) -> Block {
-        let whole = self.rows / TASK_ROWS;
-        let (row, column) = match task.checked_sub(whole * self.across()) {
-            None => (task % whole, task / whole),
-            Some(left) => (whole, left),
-        };
-        let (row, column) = (row * TASK_ROWS, column * TASK_COLUMNS);
+        let (row, column) = (task / self.across() * TASK_ROWS, task % self.across() * TASK_COLUMNS);
         Block {
             row,
             rows: TASK_ROWS.min(self.rows - row),
@@ -548,15 +542,6 @@ pub(crate) fn float(
             for panel in (0..panels).step_by(together) {
                 let mut b = matrix.at(first_panel + panel, k);
                 let mut kind = matrix.kind;
-                if block.rows >= WIDEN_FROM_ROWS {
-                    // What comes next arrives while the rows pass by.
-                    let next = if panel + 1 < panels { (panel + 1, k) } else { (0, k + len) };
-                    if next.1 < matrix.k {
-                        let bytes = K_CHUNK_FLOAT.min(matrix.k - next.1) * NR * kind.bytes();
-                        let at = matrix.at(first_panel + next.0, next.1);
-                        (0..bytes).step_by(64).for_each(|line| prefetch(at.wrapping_add(line)));
-                    }
-                }
                 if widen {
                     // SAFETY: `len * NR` 2-byte numbers lie at `b`, which is aligned to 2 bytes.
                     let halves = unsafe { std::slice::from_raw_parts(b.cast::<u16>(), len * NR) };
@@ -613,28 +598,5 @@ pub(super) fn finish(engine: &Engine, block: Block, tile: &mut [f32], epilogue: 
         }
         // SAFETY: only this task touches these elements.
         unsafe { out.part(row, block.column, block.columns) }.copy_from_slice(tile);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tasks_cover_each_element_of_a_result_once() {
-        for (rows, columns) in [(1, 1), (TASK_ROWS, 65), (TASK_ROWS + 1, 64), (577, 200), (0, 64), (3, 0)] {
-            let grid = Grid { rows, columns };
-            let mut seen = vec![0; rows * columns];
-            for task in 0..grid.tasks() {
-                let block = grid.block(task);
-                assert!(block.rows > 0 && block.columns > 0, "{rows} x {columns}");
-                for row in block.row..block.row + block.rows {
-                    for column in block.column..block.column + block.columns {
-                        seen[row * columns + column] += 1;
-                    }
-                }
-            }
-            assert!(seen.iter().all(|&times| times == 1), "{rows} x {columns}");
-        }
     }
 }

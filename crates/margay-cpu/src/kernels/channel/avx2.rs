@@ -86,9 +86,9 @@ macro_rules! chunk {
     };
 }
 
-/// Six rows, by hand: the compiler computes pointers between the products and adds each product at once, which the
-/// processor shares out worse. One thread of Zen 3, operands in the first-level cache: 3.2 products and additions a
-/// cycle of the 4 that are possible; the compiler's order 2.4.
+/// Six rows, by hand: the compiler computes pointers between the products and adds each product at once. Of the 4
+/// products and additions a cycle that Zen 3 could do this order does 3.2, and no other order more than 3.4 (the ladder
+/// in `docs/bench-notes.md`).
 ///
 /// # Safety
 /// As [`gemm`], and `row + 6 <= p.rows`.
