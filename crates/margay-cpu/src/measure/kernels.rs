@@ -127,6 +127,7 @@ fn panicked(panic: TaskPanic) -> BackendError {
 fn record(case: &Case, limits: &Limits, work: Work, seconds: f64) -> Record {
     let peak = match work.unit {
         Unit::Int8 => limits.int8,
+        Unit::Int8Exact => limits.int8_exact.unwrap_or(limits.int8),
         Unit::F32 => limits.f32,
         Unit::Bf16 => limits.bf16.unwrap_or(limits.f32),
     };
@@ -243,7 +244,7 @@ mod tests {
             read_one_stream: 10.0,
             read_four_streams: 20.0,
             int8: peak(400.0),
-            int8_exact: None,
+            int8_exact: Some(peak(200.0)),
             f32: peak(100.0),
             bf16: None,
             barrier: 1e-6,
@@ -255,6 +256,7 @@ mod tests {
         };
         assert_eq!(of(800.0, 20.0, Unit::Int8), ("compute", 50.0));
         assert_eq!(of(200.0, 20.0, Unit::Int8), ("memory", 25.0));
+        assert_eq!(of(400.0, 20.0, Unit::Int8Exact), ("compute", 50.0));
         assert_eq!(of(200.0, 20.0, Unit::F32), ("compute", 50.0));
         assert_eq!(of(200.0, 20.0, Unit::Bf16), ("compute", 50.0), "without bfloat16 it is float32");
     }

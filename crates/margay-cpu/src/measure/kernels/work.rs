@@ -26,6 +26,8 @@ use margay_tensor::{DType, Shape, Storage, Tensor};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unit {
     Int8,
+    /// Of full signed bytes, which some instruction sets multiply at half the rate.
+    Int8Exact,
     F32,
     Bf16,
 }
@@ -183,7 +185,7 @@ fn channel(cpu: &CpuBackend, [rows, outputs, inputs]: [usize; 3]) -> Result<Prep
     let work = Work {
         ops: 2.0 * rows as f64 * outputs as f64 * inputs as f64,
         bytes: (matrix.size_bytes() + q.size_bytes() + y.size_bytes()) as f64,
-        unit: Unit::Int8,
+        unit: Unit::Int8Exact,
     };
     let run = move || {
         let epilogue = Epilogue { bias: None, activation: None, residual: None };
