@@ -29,6 +29,7 @@ pub(crate) struct Pull {
     model: String,
     /// Print one JSON object
     #[arg(long)]
+    #[cfg_attr(not(feature = "hub"), allow(dead_code, reason = "there is nothing to print"))]
     json: bool,
 }
 

@@ -15,6 +15,12 @@ use std::{
 /// The commit of every repository of this hub.
 pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
+/// Name and value of a header.
+type Header = (&'static str, String);
+
+/// Sends a status, headers and a body.
+type Reply<'a> = dyn FnMut(&str, &[Header], &[u8]) + 'a;
+
 /// A request as it came.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Request {
@@ -112,7 +118,7 @@ fn serve(hub: &Hub, stream: TcpStream, port: u16) {
 }
 
 fn answer(hub: &Hub, request: &Request, port: u16, mut stream: TcpStream) {
-    let mut reply = |status: &str, headers: &[(&str, String)], body: &[u8]| {
+    let mut reply = |status: &str, headers: &[Header], body: &[u8]| {
         let mut head = format!("HTTP/1.1 {status}\r\nConnection: close\r\n");
         headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
         if !headers.iter().any(|header| header.0 == "Content-Length") {
@@ -169,12 +175,7 @@ fn answer(hub: &Hub, request: &Request, port: u16, mut stream: TcpStream) {
     }
 }
 
-fn send(
-    hub: &Hub,
-    request: &Request,
-    mut bytes: Vec<u8>,
-    reply: &mut dyn FnMut(&str, &[(&str, String)], &[u8]),
-) {
+fn send(hub: &Hub, request: &Request, mut bytes: Vec<u8>, reply: &mut Reply<'_>) {
     if hub.wrong
         && let Some(last) = bytes.last_mut()
     {
