@@ -26,6 +26,8 @@ FOLDERS = [
     "mobilevlm-v1",
     "phi2",
     "imp",
+    "qwen2",
+    "gemma",
 ]
 LIMIT = 5e-6
 
@@ -98,9 +100,11 @@ def decoder(w, config, h, prefix):
     cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
     mask = np.triu(np.full((tokens, tokens), -np.inf), 1)
 
+    gemma = config["model_type"] == "gemma"
+
     def rms(x, name):
         scale = np.sqrt((x * x).mean(-1, keepdims=True) + config["rms_norm_eps"])
-        return x / scale * w[name + ".weight"]
+        return x / scale * (w[name + ".weight"] + (1 if gemma else 0))
 
     def rotate(x):
         a, b = x[..., : dim // 2], x[..., dim // 2 :]
@@ -117,7 +121,7 @@ def decoder(w, config, h, prefix):
         h = h + linear(attention(q, k, v, mask), w, p + "self_attn.o_proj")
         x = rms(h, p + "post_attention_layernorm")
         gate = linear(x, w, p + "mlp.gate_proj")
-        gate = gate / (1 + np.exp(-gate)) * linear(x, w, p + "mlp.up_proj")
+        gate = (gelu_tanh(gate) if gemma else gate / (1 + np.exp(-gate))) * linear(x, w, p + "mlp.up_proj")
         h = h + linear(gate, w, p + "mlp.down_proj")
         hidden.append(h)
     return hidden, rms(h, prefix + "norm")
@@ -251,6 +255,8 @@ def check(name):
     ids = golden["input_ids"]
     embedding = weights[prefix + "embed_tokens.weight"]
     h = embedding[np.maximum(ids, 0)]
+    if config["model_type"] == "gemma":
+        h = h * math.sqrt(config["hidden_size"])
     mine = {}
     phi = config["model_type"] in ("phi", "imp")
     if "pixel_values" in golden:

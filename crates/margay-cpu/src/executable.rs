@@ -647,6 +647,7 @@ impl<'a> Run<'a> {
                 let kernel = engine.kernels.rows.mul;
                 rows::elementwise(engine, kernel, self.view(input(0))?, self.view(input(1))?, out)
             }
+            (Op::Scale(factor), _) => rows::scale(engine, *factor, self.view(input(0))?, out),
             (Op::Patchify { patch }, _) => {
                 let dims = &self.program.value(input(0)).dims;
                 let side = |at: usize| dims[at].eval(self.bindings);

@@ -221,6 +221,7 @@ impl Prepared {
                 Op::Activation(_)
                 | Op::Add
                 | Op::Mul
+                | Op::Scale(_)
                 | Op::Glu(_)
                 | Op::Attention(_)
                 | Op::Patchify { .. }

@@ -176,6 +176,16 @@ impl Builder {
         self.elementwise(Op::Mul, a, b)
     }
 
+    /// Each element times `factor`.
+    ///
+    /// # Errors
+    /// [`GraphError::Shape`] where `x` is no matrix.
+    pub fn scale(&mut self, x: ValueId, factor: f32) -> Built {
+        self.matrix("scale", x)?;
+        let dims = self.dims(x).to_vec();
+        Ok(self.push(Op::Scale(factor), &[x], dims))
+    }
+
     /// `act(gate) * up`.
     ///
     /// # Errors

@@ -205,6 +205,8 @@ pub enum Op {
     Add,
     /// Inputs a [R, C], b [R, C] or [1, C].
     Mul,
+    /// Input x: each element times that factor.
+    Scale(f32),
     /// Inputs gate and up, [R, C] each: `act(gate) * up`.
     Glu(Activation),
     /// Inputs x [T, H*D], positions `[T]` (int32).
@@ -255,6 +257,7 @@ impl Op {
             Op::Activation(_) => "activation",
             Op::Add => "add",
             Op::Mul => "mul",
+            Op::Scale(_) => "scale",
             Op::Glu(_) => "glu",
             Op::Rope(_) => "rope",
             Op::Attention(_) => "attention",

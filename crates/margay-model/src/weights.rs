@@ -3,7 +3,7 @@
 use crate::{Family, ModelConfig, ModelError, RopeScaling, TextConfig};
 use margay_file::{TensorInfo, TensorSource};
 use margay_graph::{BackendError, Program, WeightSource, WeightSpec};
-use margay_tensor::{Shape, Storage, Tensor};
+use margay_tensor::{DType, Shape, Storage, Tensor};
 use std::{
     collections::{BTreeMap, HashSet},
     sync::Arc,
@@ -28,6 +28,8 @@ pub enum Transform {
         /// Heads in the rows.
         heads: usize,
     },
+    /// One is added to each number, which becomes float32.
+    AddOne,
     /// Some of its rows, as they lie there.
     Rows {
         /// The first.
@@ -46,14 +48,17 @@ impl Transform {
         match self {
             Transform::None => Ok(tensor),
             Transform::InterleaveHeads { heads } => interleave_heads(name, &tensor, heads),
+            Transform::AddOne => add_one(name, &tensor),
             Transform::Rows { start, rows } => some_rows(name, &tensor, start, rows),
         }
     }
 
     /// Type and shape after the change.
     fn info(self, mut info: TensorInfo) -> TensorInfo {
-        if let Transform::Rows { rows, .. } = self {
-            info.shape = with_rows(&info.shape, rows);
+        match self {
+            Transform::Rows { rows, .. } => info.shape = with_rows(&info.shape, rows),
+            Transform::AddOne => info.dtype = DType::F32,
+            Transform::None | Transform::InterleaveHeads { .. } => {}
         }
         info
     }
@@ -75,6 +80,19 @@ fn interleave_heads(name: &str, tensor: &Tensor, heads: usize) -> Result<Tensor,
     });
     Tensor::new(tensor.dtype(), tensor.shape().clone(), storage)
         .map_err(|e| ModelError::weight(name, e.to_string()))
+}
+
+fn add_one(name: &str, tensor: &Tensor) -> Result<Tensor, ModelError> {
+    let bytes = tensor.bytes();
+    let pairs = bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+    let values: Vec<f32> = match tensor.dtype() {
+        DType::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+        DType::F16 => pairs.map(|bits| half::f16::from_bits(bits).to_f32()).collect(),
+        DType::BF16 => pairs.map(|bits| half::bf16::from_bits(bits).to_f32()).collect(),
+        other => return Err(ModelError::weight(name, format!("{other} numbers, expected f32, f16 or bf16"))),
+    };
+    let sums: Vec<f32> = values.into_iter().map(|v| v + 1.0).collect();
+    Tensor::from_f32(tensor.shape().clone(), &sums).map_err(|e| ModelError::weight(name, e.to_string()))
 }
 
 /// A view, not a copy.
@@ -447,6 +465,20 @@ mod tests {
             "lm_head.weight",
         ] {
             assert!(!would_matter(name, 2), "{name}");
+        }
+    }
+
+    #[test]
+    fn one_is_added_in_float32_whatever_is_stored() {
+        for (dtype, bytes) in [
+            (DType::F32, [0.5f32, -3.0].map(f32::to_le_bytes).concat()),
+            (DType::F16, [0x3800u16, 0xc200].map(u16::to_le_bytes).concat()),
+            (DType::BF16, [0x3f00u16, 0xc040].map(u16::to_le_bytes).concat()),
+        ] {
+            let stored = Tensor::new(dtype, Shape::from([2]), Storage::from_bytes(&bytes)).unwrap();
+            let expected = Tensor::from_f32(Shape::from([2]), &[1.5, -2.0]).unwrap();
+            let got = Transform::AddOne.apply("norm", stored).unwrap();
+            assert_eq!((got.dtype(), got.bytes()), (DType::F32, expected.bytes()), "{dtype}");
         }
     }
 

@@ -18,8 +18,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const FOLDERS: &[&str] =
-    &["imp", "llama", "llama-odd", "llava", "llava-hf", "mobilevlm-v1", "mobilevlm-v2", "phi2", "siglip"];
+const FOLDERS: &[&str] = &[
+    "gemma",
+    "imp",
+    "llama",
+    "llama-odd",
+    "llava",
+    "llava-hf",
+    "mobilevlm-v1",
+    "mobilevlm-v2",
+    "phi2",
+    "qwen2",
+    "siglip",
+];
 /// As for the checkpoints themselves: float32 weights go through the file unchanged.
 const LOGITS_TOLERANCE: f32 = 1e-4;
 
@@ -99,7 +110,7 @@ fn source_text(source: &ModelSource) -> margay::rooms::model::TextConfig {
 #[test]
 fn converting_a_converted_model_changes_no_byte() {
     let out = tempfile::tempdir().unwrap();
-    for name in ["imp", "llama", "llava", "llava-hf", "mobilevlm-v1", "siglip"] {
+    for name in ["gemma", "imp", "llama", "llava", "llava-hf", "mobilevlm-v1", "qwen2", "siglip"] {
         let source = ModelSource::open(&golden(name), None).unwrap();
         let [first, second] = ["first", "second"].map(|n| out.path().join(format!("{name}-{n}.gguf")));
         converted(&source, &first, DType::F16, true);

@@ -21,6 +21,7 @@ const LOGITS_TOLERANCE: f32 = 1e-4;
 
 /// Folders of `tests/golden`, and whether they ask about a picture.
 const CHECKPOINTS: &[&str] = &[
+    "gemma",
     "imp",
     "llama",
     "llama-odd",
@@ -30,6 +31,7 @@ const CHECKPOINTS: &[&str] = &[
     "mobilevlm-v1",
     "mobilevlm-v2",
     "phi2",
+    "qwen2",
     "siglip",
 ];
 
@@ -109,7 +111,7 @@ fn end_to_end_cpu_matches_the_published_implementations_on_every_isa() {
 
 #[test]
 fn every_isa_gives_the_same_bits() {
-    for name in ["llama-odd", "llava", "mobilevlm-v1", "phi2", "siglip"] {
+    for name in ["gemma", "llama-odd", "llava", "mobilevlm-v1", "phi2", "qwen2", "siglip"] {
         let folder = golden(name);
         let source = ModelSource::open(&folder, None).unwrap();
         let Prompt { text, images } = prompt(&folder);

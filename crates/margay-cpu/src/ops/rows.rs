@@ -131,6 +131,14 @@ pub(crate) fn glu(
     })
 }
 
+/// `x * factor`
+pub(crate) fn scale(engine: &Engine, factor: f32, x: View<'_>, out: Out<'_>) -> Result<(), TaskPanic> {
+    for_rows(engine, out.rows, out.columns, |_, row| {
+        // SAFETY: each row is one task's own.
+        (engine.kernels.rows.scale)(unsafe { copied(x, out, row) }, factor);
+    })
+}
+
 /// `a + b` or `a * b`; b may be one row.
 pub(crate) fn elementwise(
     engine: &Engine,

@@ -3,11 +3,42 @@
 //! Weights by the names of `phi2` GGUF files. Source: transformers `modeling_phi.py`.
 
 use super::{Decoder, Layer, attend, norm};
-use crate::{ModelError, TextConfig, vision::vit::linear, weights::Transform};
+use crate::{
+    ModelError, TextConfig,
+    hf::{TextDefaults, text},
+    vision::vit::linear,
+    weights::Transform,
+};
 use margay_graph::{Activation, Builder, NormKind, Role, RopeStyle, ValueId};
 
-pub(crate) const PHI2: Decoder =
-    Decoder { arch: "phi2", norm: NormKind::Layer, rope: RopeStyle::Half, biases: true, block, rename };
+pub(crate) const PHI2: Decoder = Decoder {
+    arch: "phi2",
+    norm: NormKind::Layer,
+    rope: RopeStyle::Half,
+    hf: &["phi"],
+    read_hf: |config| text(config, &PHI2, &DEFAULTS),
+    biases: true,
+    qkv_biases: true,
+    activation: Activation::GeluTanh,
+    scaled_embeddings: false,
+    norms_from_one: false,
+    block,
+    rename,
+};
+
+/// Source: transformers `PhiConfig`, which leaves out fields that equal its defaults.
+const DEFAULTS: TextDefaults = TextDefaults {
+    activations: &["gelu_new", "gelu_pytorch_tanh"],
+    vocabulary: 51200,
+    width: 2048,
+    layers: 24,
+    ffn: 8192,
+    heads: 32,
+    rotary: 0.5,
+    norm_eps: 1e-5,
+    context: 2048,
+    ..TextDefaults::BASE
+};
 
 fn block(b: &mut Builder, c: &TextConfig, layer: Layer) -> Result<ValueId, ModelError> {
     let Layer { number, x, positions } = layer;
@@ -23,7 +54,7 @@ fn block(b: &mut Builder, c: &TextConfig, layer: Layer) -> Result<ValueId, Model
     let x = b.add(x, attended)?;
 
     let h = linear(b, &name("ffn_up"), h, c.ffn, Role::FfnUp)?; // [T, F]
-    let h = b.activation(h, Activation::GeluTanh)?;
+    let h = b.activation(h, c.decoder.activation)?;
     let h = linear(b, &name("ffn_down"), h, c.width, Role::FfnDown)?;
     Ok(b.add(x, h)?)
 }

@@ -2,7 +2,6 @@
 //! Source: MILVLG/imp.
 
 use super::{Family, authors_image, llava, rename_vlm};
-use crate::hf::phi_text;
 
 pub(super) const IMP: Family = Family {
     id: "imp",
@@ -12,6 +11,6 @@ pub(super) const IMP: Family = Family {
     prompt: llava::VICUNA,
     image: Some(authors_image),
     verified: "transformers SiglipVisionModel and PhiForCausalLM",
-    read_hf: |config, parts| llava::original(IMP.id, config, phi_text(config)?, parts),
+    read_hf: |config, parts| llava::original(IMP.id, config, "phi", parts),
     rename: rename_vlm,
 };

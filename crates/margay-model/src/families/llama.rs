@@ -1,7 +1,7 @@
 //! LLaMA 2 and 3 and their like (MobileLLaMA, Vicuna, TinyLlama): text only.
 
-use super::Family;
-use crate::{ModelConfig, PromptStyle, decoder, hf::llama_text};
+use super::{Family, text_only};
+use crate::{PromptStyle, decoder};
 
 pub(super) const LLAMA: Family = Family {
     id: "llama",
@@ -11,14 +11,6 @@ pub(super) const LLAMA: Family = Family {
     prompt: PromptStyle { template: "plain", image_mark: "<image>", stops: &[] },
     image: None,
     verified: "transformers LlamaForCausalLM",
-    read_hf: |config, _| {
-        Ok(ModelConfig {
-            family: LLAMA.id,
-            name: config.str("_name_or_path").filter(|n| !n.is_empty()).unwrap_or("llama").to_owned(),
-            text: llama_text(config)?,
-            vision: None,
-            prompt: LLAMA.prompt,
-        })
-    },
+    read_hf: |config, _| text_only(&LLAMA, config),
     rename: |config, name| decoder::rename(&config.text, name),
 };

@@ -2,7 +2,6 @@
 //! Source: Meituan-AutoML/MobileVLM.
 
 use super::{Family, authors_image, llava, rename_vlm};
-use crate::hf::llama_text;
 
 pub(super) const MOBILEVLM: Family = Family {
     id: "mobilevlm",
@@ -12,6 +11,6 @@ pub(super) const MOBILEVLM: Family = Family {
     prompt: llava::VICUNA,
     image: Some(authors_image),
     verified: "transformers CLIP and LLaMA; PyTorch modules of the LDP and LDPv2 projectors",
-    read_hf: |config, parts| llava::original(MOBILEVLM.id, config, llama_text(config)?, parts),
+    read_hf: |config, parts| llava::original(MOBILEVLM.id, config, "llama", parts),
     rename: rename_vlm,
 };

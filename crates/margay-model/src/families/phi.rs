@@ -1,7 +1,7 @@
 //! Phi-1.5 and Phi-2: text only.
 
-use super::Family;
-use crate::{ModelConfig, PromptStyle, decoder, hf::phi_text};
+use super::{Family, text_only};
+use crate::{PromptStyle, decoder};
 
 pub(super) const PHI: Family = Family {
     id: "phi",
@@ -11,14 +11,6 @@ pub(super) const PHI: Family = Family {
     prompt: PromptStyle { template: "plain", image_mark: "<image>", stops: &[] },
     image: None,
     verified: "transformers PhiForCausalLM",
-    read_hf: |config, _| {
-        Ok(ModelConfig {
-            family: PHI.id,
-            name: config.str("_name_or_path").filter(|n| !n.is_empty()).unwrap_or("phi").to_owned(),
-            text: phi_text(config)?,
-            vision: None,
-            prompt: PHI.prompt,
-        })
-    },
+    read_hf: |config, _| text_only(&PHI, config),
     rename: |config, name| decoder::rename(&config.text, name),
 };

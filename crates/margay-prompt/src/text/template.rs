@@ -122,7 +122,7 @@ impl Default for RenderOptions {
 /// The built-in templates by name.
 ///
 /// Sources: LLaVA `conversation.py` (`conv_vicuna_v1`, `conv_llava_plain`; separators `" "` and `"</s>"`), apple/ml-fastvlm
-/// `conversation.py` (`conv_qwen_2`).
+/// `conversation.py` (`conv_qwen_2`), `google/gemma-2b-it` (`tokenizer_config.json`).
 static BUILTIN: &[(&str, &str)] = &[
     (
         "vicuna_v1",
@@ -143,6 +143,13 @@ static BUILTIN: &[(&str, &str)] = &[
          {% for message in messages %}\
          {{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{% endfor %}\
          {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",
+    ),
+    (
+        "gemma",
+        "{{ bos_token }}{% for message in messages %}\
+         {% if message['role'] not in ['user', 'assistant'] %}{{ raise_exception('roles are user and assistant') }}{% endif %}\
+         {{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else 'user') + '\\n' + message['content'] + '<end_of_turn>\\n' }}\
+         {% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}",
     ),
     ("plain", "{% for message in messages %}{{ message['content'] }}{% endfor %}"),
 ];
@@ -202,7 +209,7 @@ impl ChatTemplate {
         Ok(Self { source })
     }
 
-    /// A built-in template by name: "vicuna_v1" (LLaVA, MobileVLM), "chatml" (Qwen2) or "plain".
+    /// A built-in template by name: "vicuna_v1" (LLaVA, MobileVLM), "chatml" (Qwen2), "gemma" or "plain".
     pub fn builtin(name: &str) -> Option<Self> {
         let (_, source) = BUILTIN.iter().find(|(known, _)| *known == name)?;
         Self::new(source).ok()
@@ -422,6 +429,14 @@ mod tests {
         assert_eq!(
             shown(&ChatTemplate::builtin("plain").unwrap(), &[Message::user(2, "q")]),
             "<image>\n<image>\nq"
+        );
+        assert_eq!(
+            shown(
+                &ChatTemplate::builtin("gemma").unwrap(),
+                &[Message::user(0, "q"), Message::text("assistant", "a"), Message::user(1, "r")]
+            ),
+            "<s><start_of_turn>user\nq<end_of_turn>\n<start_of_turn>model\na<end_of_turn>\n\
+             <start_of_turn>user\n<image>\nr<end_of_turn>\n<start_of_turn>model\n"
         );
         assert!(ChatTemplate::builtin("nonesuch").is_none());
     }

@@ -60,6 +60,7 @@ pub(super) fn run(op: &Op, frame: &Frame<'_>, cache: &mut NaiveState) -> Result<
         Op::Activation(act) => frame.numbers(0)?.iter().map(|x| activation(*act, *x)).collect(),
         Op::Add => binary(frame, |a, b| a + b)?,
         Op::Mul => binary(frame, |a, b| a * b)?,
+        Op::Scale(factor) => frame.numbers(0)?.iter().map(|x| x * f64::from(*factor)).collect(),
         Op::Glu(act) => binary(frame, |gate, up| activation(*act, gate) * up)?,
         Op::Rope(r) => rope(frame, r)?,
         Op::Attention(a) => attention(frame, a, cache)?,

@@ -39,6 +39,12 @@ pub(super) fn cases(cases: &mut Vec<Case>) {
             }));
         }
     }
+    for columns in [1, 33, 588] {
+        cases.push(Draft::new("scale", format!("{columns}")).rows(&ROWS).finish(|b| {
+            let x = b.input_f32("x", [Sym::Patches.into(), columns.into()]);
+            b.scale(x, 2048f32.sqrt())
+        }));
+    }
     for columns in [1, 4, 33, 588] {
         for one_row in [false, true] {
             elementwise(cases, columns, one_row);

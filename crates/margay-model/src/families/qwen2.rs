@@ -1,0 +1,16 @@
+//! Qwen2 and Qwen2.5: text only.
+
+use super::{Family, text_only};
+use crate::{PromptStyle, decoder};
+
+pub(super) const QWEN2: Family = Family {
+    id: "qwen2",
+    summary: "Qwen2 and Qwen2.5: text",
+    hf: &["qwen2"],
+    gguf: &[("qwen2", None)],
+    prompt: PromptStyle { template: "chatml", image_mark: "<image>", stops: &[] },
+    image: None,
+    verified: "transformers Qwen2ForCausalLM",
+    read_hf: |config, _| text_only(&QWEN2, config),
+    rename: |config, name| decoder::rename(&config.text, name),
+};
