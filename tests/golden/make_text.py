@@ -1,4 +1,5 @@
-"""Text-only checkpoints of the decoders that are LLaMA's block with other data: qwen2/, gemma/.
+"""Text-only checkpoints of the decoders that are LLaMA's block with other data: qwen2/, gemma/,
+qwen3/, qwen3moe/, mixtral/.
 
 Usage: python make_text.py     (after make_tokenizer.py)
 """
@@ -28,8 +29,14 @@ from transformers import (
     GemmaConfig,
     GemmaForCausalLM,
     GenerationConfig,
+    MixtralConfig,
+    MixtralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 PROMPT = "The cat sits on a chair. What is the name? 1024"
@@ -76,6 +83,83 @@ def gemma_config():
         pad_token_id=0,
         attn_implementation="eager",
     )
+
+
+def qwen3_sizes():
+    """Heads wider than the width over the heads, norms on each head."""
+    return {
+        "vocab_size": 608,
+        "hidden_size": 40,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+        "bos_token_id": None,
+        "eos_token_id": QWEN2_EOS,
+        "attn_implementation": "eager",
+    }
+
+
+def qwen3_config():
+    """Qwen3-0.6B's structure, tied."""
+    return Qwen3Config(
+        intermediate_size=132, num_hidden_layers=3, tie_word_embeddings=True, **qwen3_sizes()
+    )
+
+
+def qwen3moe_config():
+    """Qwen3-30B-A3B's structure: three of seven experts, their shares normalised."""
+    return Qwen3MoeConfig(
+        intermediate_size=96,
+        num_hidden_layers=2,
+        moe_intermediate_size=28,
+        num_experts=7,
+        num_experts_per_tok=3,
+        norm_topk_prob=True,
+        decoder_sparse_step=1,
+        tie_word_embeddings=False,
+        experts_implementation="eager",
+        **qwen3_sizes(),
+    )
+
+
+def mixtral_config():
+    """Mixtral's structure: two of five experts, each as wide as a feed-forward layer."""
+    return MixtralConfig(
+        vocab_size=512,
+        hidden_size=36,
+        intermediate_size=52,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        head_dim=12,
+        num_local_experts=5,
+        num_experts_per_tok=2,
+        max_position_embeddings=512,
+        rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
+        sliding_window=None,
+        tie_word_embeddings=False,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        attn_implementation="eager",
+        experts_implementation="eager",
+    )
+
+
+def experts(state, scale):
+    """Stacks of matrices count their experts first; routers that tell rows apart."""
+    out = {}
+    for name, value in state.items():
+        if ".experts." in name:
+            value = value * (value[0].numel() / value.shape[-1]) ** 0.5
+        elif name.endswith("mlp.gate.weight"):
+            value = value * scale
+        out[name] = value.contiguous()
+    return out
 
 
 def special(text):
@@ -129,6 +213,9 @@ def make(name, model_class, config, state, ids, generation, write_vocabulary, co
 # Gemma's first release says "gelu" and means its tanh form.
 OLD = {
     "qwen2": {"transformers_version": "4.40.0", "use_sliding_window": False, "sliding_window": 512},
+    "qwen3": {"transformers_version": "4.51.0", "use_sliding_window": False},
+    "qwen3moe": {"transformers_version": "4.51.0", "num_experts": 7},
+    "mixtral": {"transformers_version": "4.36.0"},
     "gemma": {"transformers_version": "4.38.0", "hidden_act": "gelu"},
 }
 
@@ -137,15 +224,29 @@ def main():
     ids = Tokenizer.from_file(str(BBPE / "tokenizer.json")).encode(PROMPT).ids
     state = random_state(Qwen2ForCausalLM(qwen2_config()), SEEDS["qwen2"], embed=0.2)
     generation = {"eos_token_id": QWEN2_EOS}
-    make("qwen2", Qwen2ForCausalLM, qwen2_config(), state, ids, generation, qwen2_files, range(597, 608))
 
-    ids = tokenize(PROMPT)
+    def make_qwen(name, model_class, config, state):
+        make(name, model_class, config, state, ids, generation, qwen2_files, range(597, 608))
+
+    make_qwen("qwen2", Qwen2ForCausalLM, qwen2_config(), state)
+    state = random_state(Qwen3ForCausalLM(qwen3_config()), SEEDS["qwen3"], embed=0.2)
+    make_qwen("qwen3", Qwen3ForCausalLM, qwen3_config(), state)
+    state = random_state(Qwen3MoeForCausalLM(qwen3moe_config()), SEEDS["qwen3moe"])
+    make_qwen("qwen3moe", Qwen3MoeForCausalLM, qwen3moe_config(), experts(state, 2.0))
+
+    spm_ids = tokenize(PROMPT)
     state = gemma_norms(random_state(GemmaForCausalLM(gemma_config()), SEEDS["gemma"], embed=0.05))
     generation = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    make("gemma", GemmaForCausalLM, gemma_config(), state, ids, generation, write_spm_files, range(3))
+
+    def make_spm(name, model_class, config, state):
+        make(name, model_class, config, state, spm_ids, generation, write_spm_files, range(3))
+
+    make_spm("gemma", GemmaForCausalLM, gemma_config(), state)
+    state = random_state(MixtralForCausalLM(mixtral_config()), SEEDS["mixtral"])
+    make_spm("mixtral", MixtralForCausalLM, mixtral_config(), experts(state, 2.0))
 
 
-SEEDS = {"qwen2": 85, "gemma": 40}
+SEEDS = {"qwen2": 85, "qwen3": 72, "qwen3moe": 4, "gemma": 40, "mixtral": 16}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,6 +1,6 @@
 //! Reads a Hugging Face `config.json`, with errors that name the field.
 
-use crate::{Decoder, ModelError, RopeScaling, TextConfig, VitConfig};
+use crate::{Decoder, Mixture, ModelError, RopeScaling, TextConfig, VitConfig};
 use margay_graph::{Activation, NormKind};
 use serde_json::Value;
 
@@ -90,6 +90,8 @@ pub(crate) struct TextDefaults {
     pub(crate) norm_eps: f32,
     pub(crate) context: usize,
     pub(crate) tied: bool,
+    /// Experts, where it has some; `None` where only the configuration tells.
+    pub(crate) experts: Option<usize>,
 }
 
 impl TextDefaults {
@@ -107,6 +109,7 @@ impl TextDefaults {
         norm_eps: 1e-6,
         context: 0,
         tied: false,
+        experts: None,
     };
 }
 
@@ -125,6 +128,12 @@ pub(crate) fn text(
         if config.bool(field, false)? {
             return Err(config.bad(field, &format!("is not supported in a {} decoder", decoder.arch)));
         }
+    }
+    let context = config.usize("max_position_embeddings", defaults.context)?;
+    // Qwen says a window and that it is not used.
+    let windowed = config.get("use_sliding_window").is_none() && config.get("sliding_window").is_some();
+    if windowed && config.usize("sliding_window", 0)? < context {
+        return Err(config.bad("sliding_window", "is not supported"));
     }
     let heads = config.usize("num_attention_heads", defaults.heads)?;
     let width = config.usize("hidden_size", defaults.width)?;
@@ -147,14 +156,40 @@ pub(crate) fn text(
         heads,
         kv_heads: config.usize("num_key_value_heads", defaults.kv_heads.unwrap_or(heads))?,
         head_dim,
-        rotary: (head_dim as f32 * factor) as usize,
+        // The factor may be a rounded quotient.
+        rotary: (head_dim as f32 * factor + 1e-3) as usize,
         rope_base: rope.f32("rope_theta", config.f32("rope_theta", 10000.0)?)?,
         rope_scaling: scaling.map_or(Ok(RopeScaling::None), |s| rope_scaling(&s))?,
         norm_eps: config.f32(norm_eps, defaults.norm_eps)?,
-        context: config.usize("max_position_embeddings", defaults.context)?,
+        context,
         tied: config.bool("tie_word_embeddings", defaults.tied)?,
+        mixture: mixture(config, decoder, defaults)?,
     };
     text.checked(config.place())
+}
+
+/// Mixtral counts `num_local_experts`, Qwen `num_experts`; Mixtral's are as wide as a feed-forward layer.
+fn mixture(
+    config: &HfConfig<'_>,
+    decoder: &Decoder,
+    defaults: &TextDefaults,
+) -> Result<Option<Mixture>, ModelError> {
+    let field = ["num_local_experts", "num_experts"].into_iter().find(|field| config.get(field).is_some());
+    let experts = match (field, defaults.experts) {
+        (Some(field), _) => config.usize(field, 0)?,
+        (None, Some(experts)) => experts,
+        (None, None) => return Ok(None),
+    };
+    if !decoder.experts {
+        let what = format!("experts in a {} decoder are not supported", decoder.arch);
+        return Err(config.bad(field.unwrap_or("num_experts"), &what));
+    }
+    let ffn = config.usize("intermediate_size", defaults.ffn)?;
+    let (used, ffn) = match config.get("moe_intermediate_size") {
+        Some(_) => (8, config.usize("moe_intermediate_size", ffn)?),
+        None => (2, ffn),
+    };
+    Ok(Some(Mixture { experts, used: config.usize("num_experts_per_tok", used)?, ffn }))
 }
 
 fn rope_scaling(config: &HfConfig<'_>) -> Result<RopeScaling, ModelError> {
@@ -257,7 +292,7 @@ mod tests {
     #[test]
     fn both_spellings_of_a_configuration_are_one() {
         let read = decoder::from_hf;
-        for folder in ["llama-odd", "phi2", "qwen2", "gemma"] {
+        for folder in ["llama-odd", "phi2", "qwen2", "qwen3", "qwen3moe", "gemma", "mixtral"] {
             let of = |file: &str| {
                 let at = format!("{}/../../tests/golden/{folder}/{file}", env!("CARGO_MANIFEST_DIR"));
                 let json: Value = serde_json::from_str(&std::fs::read_to_string(at).unwrap()).unwrap();

@@ -28,11 +28,15 @@ const CHECKPOINTS: &[&str] = &[
     "llama-sharded",
     "llava",
     "llava-hf",
+    "mixtral",
     "mobilevlm-v1",
     "mobilevlm-v2",
     "phi2",
     "qwen2",
+    "qwen3",
+    "qwen3moe",
     "siglip",
+    "tinyllava",
 ];
 
 fn golden(name: &str) -> PathBuf {
@@ -111,7 +115,7 @@ fn end_to_end_cpu_matches_the_published_implementations_on_every_isa() {
 
 #[test]
 fn every_isa_gives_the_same_bits() {
-    for name in ["gemma", "llama-odd", "llava", "mobilevlm-v1", "phi2", "qwen2", "siglip"] {
+    for name in ["gemma", "llama-odd", "llava", "mobilevlm-v1", "phi2", "qwen2", "qwen3moe", "siglip"] {
         let folder = golden(name);
         let source = ModelSource::open(&folder, None).unwrap();
         let Prompt { text, images } = prompt(&folder);

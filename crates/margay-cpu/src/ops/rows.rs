@@ -11,7 +11,7 @@ use margay_graph::{Activation, NormKind, Pool2d, Rope, RopeStyle};
 const TASK_ELEMENTS: usize = 8192;
 
 /// Runs `each(worker, row)` for all rows, in tasks of several.
-fn for_rows(
+pub(super) fn for_rows(
     engine: &Engine,
     rows: usize,
     columns: usize,
@@ -86,6 +86,8 @@ impl<'a> Source<'a> {
 
 /// Normalises each row. Where `out` lies on `x`, the scratch of a worker has room for a row.
 pub(crate) fn norm(engine: &Engine, norm: Norm<'_>, x: View<'_>, out: Out<'_>) -> Result<(), TaskPanic> {
+    // Each head by itself, where the weight is as wide as a head.
+    let (x, out) = (x.pieces(norm.weight.len()), out.pieces(norm.weight.len()));
     let in_place = std::ptr::eq(x.pointer(), out.pointer());
     for_rows(engine, out.rows, out.columns, |worker, row| {
         // SAFETY: each row is one task's own; where both are the same, the reference to x ends before y's begins.

@@ -4,6 +4,8 @@ mod gemma;
 mod llama;
 mod phi2;
 mod qwen2;
+mod qwen3;
+mod qwen3moe;
 
 use crate::{
     HfConfig, ModelError, RopeScaling, TextConfig,
@@ -30,6 +32,10 @@ pub struct Decoder {
     pub(crate) biases: bool,
     /// Queries, keys and values have biases.
     pub(crate) qkv_biases: bool,
+    /// Queries and keys have norms, each head by itself.
+    pub(crate) head_norms: bool,
+    /// It may have experts in place of its feed-forward layers; their shares then add up to 1.
+    pub(crate) experts: bool,
     /// Of the feed-forward layer.
     pub(crate) activation: Activation,
     /// Embeddings, visual ones too, are multiplied by the square root of the width.
@@ -58,7 +64,8 @@ impl PartialEq for Decoder {
 }
 
 /// All decoders.
-pub const DECODERS: &[&Decoder] = &[&llama::LLAMA, &phi2::PHI2, &qwen2::QWEN2, &gemma::GEMMA];
+pub const DECODERS: &[&Decoder] =
+    &[&llama::LLAMA, &phi2::PHI2, &qwen2::QWEN2, &qwen3::QWEN3, &qwen3moe::QWEN3MOE, &gemma::GEMMA];
 
 /// The decoder of that architecture in a GGUF file.
 pub(crate) fn by_arch(arch: &str) -> Option<&'static Decoder> {
@@ -116,6 +123,15 @@ fn norm(b: &mut Builder, c: &TextConfig, name: &str, x: ValueId) -> Result<Value
     Ok(b.norm(x, c.decoder.norm, weight, bias, c.norm_eps)?)
 }
 
+/// The norm of each head of queries or keys.
+fn head_norm(b: &mut Builder, c: &TextConfig, name: &str, x: ValueId) -> Result<ValueId, ModelError> {
+    if !c.decoder.head_norms {
+        return Ok(x);
+    }
+    let weight = b.weight(&format!("{name}.weight"), [c.head_dim], Role::Norm);
+    Ok(b.norm(x, c.decoder.norm, weight, None, c.norm_eps)?)
+}
+
 /// Turns queries and keys, and attends. [T, H*D]
 fn attend(
     b: &mut Builder,
@@ -143,7 +159,8 @@ fn attend(
 /// The name in a GGUF file of a decoder weight of a Hugging Face checkpoint, wherever the decoder stands in it.
 /// A name that is a GGUF name already stays.
 pub(crate) fn rename(config: &TextConfig, name: &str) -> Option<Rename> {
-    const PLACES: [&str; 4] = ["model.language_model.", "language_model.model.", "language_model.", "model."];
+    const PLACES: [&str; 5] =
+        ["model.language_model.", "language_model.model.", "language_model.", "model.", "transformer."];
     let inner = PLACES.iter().find_map(|place| name.strip_prefix(place)).unwrap_or(name);
     let (stem, kind) = inner.rsplit_once('.')?;
     // A bias that the decoder does not have is found later, by its place in the model.
@@ -151,11 +168,12 @@ pub(crate) fn rename(config: &TextConfig, name: &str) -> Option<Rename> {
     let norm = if config.decoder.norms_from_one { Transform::AddOne } else { Transform::None };
     let (to, transform) = match stem {
         _ if !known => return None,
-        "embed_tokens" => ("token_embd".to_owned(), Transform::None),
-        "norm" | "final_layernorm" => ("output_norm".to_owned(), norm),
-        "lm_head" => ("output".to_owned(), Transform::None),
+        "embed_tokens" | "embd.wte" => ("token_embd".to_owned(), Transform::None),
+        "norm" | "final_layernorm" | "lm_head.ln" => ("output_norm".to_owned(), norm),
+        "lm_head" | "lm_head.linear" => ("output".to_owned(), Transform::None),
         _ => {
-            let (layer, part) = stem.strip_prefix("layers.")?.split_once('.')?;
+            let (layer, part) =
+                stem.strip_prefix("layers.").or_else(|| stem.strip_prefix("h."))?.split_once('.')?;
             layer.parse::<usize>().ok()?;
             let (to, transform) = (config.decoder.rename)(config, part)?;
             let transform = if to.ends_with("_norm") { norm } else { transform };

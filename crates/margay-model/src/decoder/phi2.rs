@@ -4,7 +4,7 @@
 
 use super::{Decoder, Layer, attend, norm};
 use crate::{
-    ModelError, TextConfig,
+    HfConfig, ModelError, TextConfig,
     hf::{TextDefaults, text},
     vision::vit::linear,
     weights::Transform,
@@ -15,10 +15,12 @@ pub(crate) const PHI2: Decoder = Decoder {
     arch: "phi2",
     norm: NormKind::Layer,
     rope: RopeStyle::Half,
-    hf: &["phi"],
-    read_hf: |config| text(config, &PHI2, &DEFAULTS),
+    hf: &["phi", "phi-msft"],
+    read_hf,
     biases: true,
     qkv_biases: true,
+    head_norms: false,
+    experts: false,
     activation: Activation::GeluTanh,
     scaled_embeddings: false,
     norms_from_one: false,
@@ -39,6 +41,31 @@ const DEFAULTS: TextDefaults = TextDefaults {
     context: 2048,
     ..TextDefaults::BASE
 };
+
+fn read_hf(config: &HfConfig<'_>) -> Result<TextConfig, ModelError> {
+    if config.get("n_embd").is_none() {
+        return text(config, &PHI2, &DEFAULTS);
+    }
+    // The first releases of Phi and of Imp spell their sizes as GPT-2 does. Source: `microsoft/phi-2`,
+    // `configuration_phi.py` of 2023.
+    let width = config.usize("n_embd", DEFAULTS.width)?;
+    let heads = config.usize("n_head", DEFAULTS.heads)?;
+    let rotary = config.usize("rotary_dim", 32)?;
+    let ours = serde_json::json!({
+        "hidden_act": config.str("activation_function"),
+        "vocab_size": config.get("vocab_size"),
+        "hidden_size": width,
+        "num_hidden_layers": config.get("n_layer"),
+        "intermediate_size": config.usize("n_inner", 4 * width)?,
+        "num_attention_heads": heads,
+        "num_key_value_heads": config.get("n_head_kv"),
+        "partial_rotary_factor": rotary as f32 / (width / heads.max(1)).max(1) as f32,
+        "layer_norm_eps": config.get("layer_norm_epsilon"),
+        "max_position_embeddings": config.get("n_positions"),
+        "tie_word_embeddings": config.get("tie_word_embeddings"),
+    });
+    text(&HfConfig::new(&ours), &PHI2, &DEFAULTS)
+}
 
 fn block(b: &mut Builder, c: &TextConfig, layer: Layer) -> Result<ValueId, ModelError> {
     let Layer { number, x, positions } = layer;
@@ -61,11 +88,13 @@ fn block(b: &mut Builder, c: &TextConfig, layer: Layer) -> Result<ValueId, Model
 
 fn rename(_: &TextConfig, part: &str) -> Option<(&'static str, Transform)> {
     let to = match part {
-        "input_layernorm" => "attn_norm",
+        "input_layernorm" | "ln" => "attn_norm",
         "self_attn.q_proj" => "attn_q",
         "self_attn.k_proj" => "attn_k",
         "self_attn.v_proj" => "attn_v",
-        "self_attn.dense" => "attn_output",
+        // The first releases keep queries, keys and values in one matrix.
+        "mixer.Wqkv" => "attn_qkv",
+        "self_attn.dense" | "mixer.out_proj" => "attn_output",
         "mlp.fc1" => "ffn_up",
         "mlp.fc2" => "ffn_down",
         _ => return None,

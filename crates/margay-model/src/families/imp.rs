@@ -2,6 +2,7 @@
 //! Source: MILVLG/imp.
 
 use super::{Family, authors_image, llava, rename_vlm};
+use crate::{ModelConfig, Rename};
 
 pub(super) const IMP: Family = Family {
     id: "imp",
@@ -12,5 +13,13 @@ pub(super) const IMP: Family = Family {
     image: Some(authors_image),
     verified: "transformers SiglipVisionModel and PhiForCausalLM",
     read_hf: |config, parts| llava::original(IMP.id, config, "phi", parts),
-    rename: rename_vlm,
+    rename,
 };
+
+/// The published checkpoints call the whole `transformer`.
+fn rename(config: &ModelConfig, name: &str) -> Option<Rename> {
+    let inner = name.strip_prefix("transformer.");
+    let vision =
+        inner.filter(|inner| ["vision_tower.", "mm_projector."].iter().any(|p| inner.starts_with(p)));
+    rename_vlm(config, vision.unwrap_or(name))
+}

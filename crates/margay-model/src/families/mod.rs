@@ -7,6 +7,9 @@ mod llava;
 mod mobilevlm;
 mod phi;
 mod qwen2;
+mod qwen3;
+mod qwen3moe;
+mod tinyllava;
 
 use crate::{
     HfConfig, ModelConfig, ModelError, PromptStyle, Rename, VisionConfig, VitConfig, decoder, hf, projector,
@@ -22,10 +25,13 @@ pub const FAMILIES: &[&Family] = &[
     &llama::LLAMA,
     &phi::PHI,
     &qwen2::QWEN2,
+    &qwen3::QWEN3,
+    &qwen3moe::QWEN3MOE,
     &gemma::GEMMA,
     &llava::LLAVA,
     &mobilevlm::MOBILEVLM,
     &imp::IMP,
+    &tinyllava::TINYLLAVA,
 ];
 
 /// One model family.

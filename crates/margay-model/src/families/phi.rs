@@ -6,7 +6,7 @@ use crate::{PromptStyle, decoder};
 pub(super) const PHI: Family = Family {
     id: "phi",
     summary: "Phi-1.5 and Phi-2: text",
-    hf: &["phi"],
+    hf: &["phi", "phi-msft"],
     gguf: &[("phi2", None)],
     prompt: PromptStyle { template: "plain", image_mark: "<image>", stops: &[] },
     image: None,

@@ -122,7 +122,8 @@ impl Default for RenderOptions {
 /// The built-in templates by name.
 ///
 /// Sources: LLaVA `conversation.py` (`conv_vicuna_v1`, `conv_llava_plain`; separators `" "` and `"</s>"`), apple/ml-fastvlm
-/// `conversation.py` (`conv_qwen_2`), `google/gemma-2b-it` (`tokenizer_config.json`).
+/// `conversation.py` (`conv_qwen_2`), `google/gemma-2b-it` and
+/// `Qwen/Qwen3-0.6B` (`tokenizer_config.json`).
 static BUILTIN: &[(&str, &str)] = &[
     (
         "vicuna_v1",
@@ -141,6 +142,12 @@ static BUILTIN: &[(&str, &str)] = &[
         "{% if not messages or messages[0]['role'] != 'system' %}\
          {{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{% endif %}\
          {% for message in messages %}\
+         {{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{% endfor %}\
+         {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",
+    ),
+    (
+        "chatml_bare",
+        "{% for message in messages %}\
          {{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{% endfor %}\
          {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",
     ),
@@ -209,7 +216,7 @@ impl ChatTemplate {
         Ok(Self { source })
     }
 
-    /// A built-in template by name: "vicuna_v1" (LLaVA, MobileVLM), "chatml" (Qwen2), "gemma" or "plain".
+    /// A built-in template by name: "vicuna_v1" (LLaVA, MobileVLM), "chatml" (Qwen2), "chatml_bare" (Qwen3), "gemma" or "plain".
     pub fn builtin(name: &str) -> Option<Self> {
         let (_, source) = BUILTIN.iter().find(|(known, _)| *known == name)?;
         Self::new(source).ok()
@@ -429,6 +436,10 @@ mod tests {
         assert_eq!(
             shown(&ChatTemplate::builtin("plain").unwrap(), &[Message::user(2, "q")]),
             "<image>\n<image>\nq"
+        );
+        assert_eq!(
+            shown(&ChatTemplate::builtin("chatml_bare").unwrap(), &[Message::user(0, "q")]),
+            "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
         );
         assert_eq!(
             shown(

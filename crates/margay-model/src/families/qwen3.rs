@@ -1,0 +1,16 @@
+//! Qwen3: text only.
+
+use super::{Family, text_only};
+use crate::{PromptStyle, decoder};
+
+pub(super) const QWEN3: Family = Family {
+    id: "qwen3",
+    summary: "Qwen3, 0.6B to 32B: text",
+    hf: &["qwen3"],
+    gguf: &[("qwen3", None)],
+    prompt: PromptStyle { template: "chatml_bare", image_mark: "<image>", stops: &[] },
+    image: None,
+    verified: "transformers Qwen3ForCausalLM",
+    read_hf: |config, _| text_only(&QWEN3, config),
+    rename: |config, name| decoder::rename(&config.text, name),
+};
