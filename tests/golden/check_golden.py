@@ -26,6 +26,12 @@ FOLDERS = [
     "mobilevlm-v1",
     "phi2",
     "imp",
+    "qwen2",
+    "gemma",
+    "qwen3",
+    "qwen3moe",
+    "mixtral",
+    "tinyllava",
 ]
 LIMIT = 5e-6
 
@@ -98,9 +104,11 @@ def decoder(w, config, h, prefix):
     cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
     mask = np.triu(np.full((tokens, tokens), -np.inf), 1)
 
+    gemma = config["model_type"] == "gemma"
+
     def rms(x, name):
         scale = np.sqrt((x * x).mean(-1, keepdims=True) + config["rms_norm_eps"])
-        return x / scale * w[name + ".weight"]
+        return x / scale * (w[name + ".weight"] + (1 if gemma else 0))
 
     def rotate(x):
         a, b = x[..., : dim // 2], x[..., dim // 2 :]
@@ -110,17 +118,40 @@ def decoder(w, config, h, prefix):
     for i in range(config["num_hidden_layers"]):
         p = f"{prefix}layers.{i}."
         x = rms(h, p + "input_layernorm")
-        q = rotate(linear(x, w, p + "self_attn.q_proj").reshape(tokens, heads, dim))
-        k = rotate(linear(x, w, p + "self_attn.k_proj").reshape(tokens, kv, dim))
+        q = linear(x, w, p + "self_attn.q_proj").reshape(tokens, heads, dim)
+        k = linear(x, w, p + "self_attn.k_proj").reshape(tokens, kv, dim)
+        if p + "self_attn.q_norm.weight" in w:
+            q, k = rms(q, p + "self_attn.q_norm"), rms(k, p + "self_attn.k_norm")
+        q, k = rotate(q), rotate(k)
         v = linear(x, w, p + "self_attn.v_proj").reshape(tokens, kv, dim)
         k, v = (np.repeat(t, heads // kv, 1) for t in (k, v))
         h = h + linear(attention(q, k, v, mask), w, p + "self_attn.o_proj")
         x = rms(h, p + "post_attention_layernorm")
+        if "num_local_experts" in config:
+            h = h + mixture(w, config, p, x)
+            hidden.append(h)
+            continue
         gate = linear(x, w, p + "mlp.gate_proj")
-        gate = gate / (1 + np.exp(-gate)) * linear(x, w, p + "mlp.up_proj")
+        gate = (gelu_tanh(gate) if gemma else gate / (1 + np.exp(-gate))) * linear(x, w, p + "mlp.up_proj")
         h = h + linear(gate, w, p + "mlp.down_proj")
         hidden.append(h)
     return hidden, rms(h, prefix + "norm")
+
+
+def mixture(w, config, p, x):
+    """The experts of the greatest router logits; their shares are the softmax over those alone."""
+    mixtral = config["model_type"] == "mixtral"
+    p += "block_sparse_moe." if mixtral else "mlp."
+    names = ("w1", "w3", "w2") if mixtral else ("gate_proj", "up_proj", "down_proj")
+    logits = linear(x, w, p + "gate")
+    out = np.zeros_like(x)
+    for row, scores in enumerate(logits):
+        chosen = np.argsort(-scores)[: config["num_experts_per_tok"]]
+        for n, share in zip(chosen, softmax(scores[chosen])):
+            gate, up, down = (w[f"{p}experts.{n}.{name}.weight"] for name in names)
+            g = gate @ x[row]
+            out[row] += share * (down @ (g / (1 + np.exp(-g)) * (up @ x[row])))
+    return out
 
 
 def phi_decoder(w, config, h, prefix):
@@ -251,18 +282,24 @@ def check(name):
     ids = golden["input_ids"]
     embedding = weights[prefix + "embed_tokens.weight"]
     h = embedding[np.maximum(ids, 0)]
+    if config["model_type"] == "gemma":
+        h = h * math.sqrt(config["hidden_size"])
     mine = {}
     phi = config["model_type"] in ("phi", "imp")
     if "pixel_values" in golden:
         at = "vision_tower." if hf else "model.vision_tower.vision_tower.vision_model."
+        tiny = config["model_type"] == "tinyllava"
+        at = "vision_tower._vision_tower.vision_model." if tiny else at
         pixels = golden["pixel_values"][0]
         vision = config["vision_config"]
         select = config["vision_feature_layer" if hf else "mm_vision_select_layer"]
         blocks = vision["num_hidden_layers"] + 1 + select
         mine["encode"] = tower(weights, vision, pixels, at, blocks)[None]
         at = "multi_modal_projector." if hf else "model.mm_projector."
-        kind = "llava-hf" if hf else config["mm_projector_type"]
-        mine["project"] = projector(weights, kind, mine["encode"][0], at)[None]
+        at = "connector._connector." if tiny else at
+        kind = config["connector_type"] if tiny else "llava-hf" if hf else config["mm_projector_type"]
+        features = mine["encode"][0, 1:] if tiny else mine["encode"][0]
+        mine["project"] = projector(weights, kind, features, at)[None]
         h[ids < 0] = mine["project"][0]
     hidden, last = (phi_decoder if phi else decoder)(weights, text, h, prefix)
     mine |= {f"hidden.{i}": v for i, v in enumerate(hidden)}

@@ -10,6 +10,7 @@ use crate::{
         bf16::{self, Bf16Rows},
         channel::{self, ChannelRows},
         conv,
+        experts::{self, ExpertRows},
         linear::{self, Epilogue, Gated, Layer, Matrix, QuantRows, Side},
         rows::{self, Norm, Source},
         view::{Out, View},
@@ -67,6 +68,7 @@ struct Buffers {
     channel: ChannelRows,
     bf16: Bf16Rows,
     unrolled: Lines<f32>,
+    experts: ExpertRows,
     ropes: Vec<RopeTable>,
     /// Keys and values of attention without a cache, one for each shape.
     encoder: Vec<KvSlot>,
@@ -109,6 +111,8 @@ impl CpuExecutable {
         // Elements that are quantized in groups, of them those with a wide copy; the same of gated results.
         let (mut q, mut gated) = ([0; 2], [0; 2]);
         let (mut whole_rows, mut whole_elements, mut rounded) = (0, 0, 0);
+        // Rows, width and feed-forward width.
+        let mut chosen = [0; 3];
         let mut scratch = linear::scratch_floats();
         let mut encoder: Vec<KvSlot> = vec![];
         for (node, step) in program.nodes().iter().zip(&prepared.steps) {
@@ -151,6 +155,13 @@ impl CpuExecutable {
                     gated =
                         [gated[0].max(rows * columns), gated[1].max(if *wide { rows * columns } else { 0 })];
                 }
+            }
+            if let (Op::Experts(e), Step::Experts { .. }) = (&node.op, step) {
+                let ((rows, width), ffn) = (size(node.output)?, program.weight(e.gate).shape.dims()[1]);
+                chosen = [chosen[0].max(rows), chosen[1].max(width), chosen[2].max(ffn)];
+                let elements = rows * width.max(ffn);
+                q = [q[0].max(elements), q[1].max(elements)];
+                scratch = scratch.max(linear::gated_scratch_floats());
             }
             if let (Op::Conv2d(conv), Step::Conv2d { weight, .. }) = (&node.op, step) {
                 unrolled = unrolled.max(weight.unrolled_floats(conv));
@@ -201,6 +212,7 @@ impl CpuExecutable {
             channel,
             bf16: Bf16Rows::new(rounded),
             unrolled: Lines::zeroed(unrolled),
+            experts: ExpertRows::new(chosen[0], chosen[1], chosen[2]),
             ropes,
             encoder,
             passed,
@@ -288,6 +300,7 @@ impl Executable for CpuExecutable {
                 + b.channel.size_bytes()
                 + b.bf16.size_bytes()
                 + b.unrolled.size_bytes()
+                + b.experts.size_bytes()
                 + ropes
                 + encoder
                 + passed,
@@ -374,6 +387,7 @@ impl Executable for CpuExecutable {
             channel: &mut buffers.channel,
             bf16: &mut buffers.bf16,
             unrolled: &mut buffers.unrolled,
+            experts: &mut buffers.experts,
             ropes: &buffers.ropes,
             encoder: &mut buffers.encoder,
             bindings: &bindings,
@@ -442,6 +456,7 @@ struct Run<'a> {
     channel: &'a mut ChannelRows,
     bf16: &'a mut Bf16Rows,
     unrolled: &'a mut Lines<f32>,
+    experts: &'a mut ExpertRows,
     ropes: &'a [RopeTable],
     encoder: &'a mut [KvSlot],
     bindings: &'a Bindings,
@@ -614,6 +629,14 @@ impl<'a> Run<'a> {
                 let table = &self.ropes[*table];
                 rows::rope(engine, op, (&table.cos, &table.sin), self.view(input(0))?, out)
             }
+            (Op::Route(route), _) => experts::route(engine, *route, self.view(input(0))?, out),
+            (Op::Experts(op), Step::Experts { experts }) => {
+                let prepared = self.prepared;
+                let matrices = experts.iter().map(|expert| expert.map(|at| &prepared.matrices[at]));
+                let rows = (self.view(input(0))?, self.view(input(1))?);
+                let buffers = (&mut *self.experts, &mut *self.quantized);
+                experts::experts(engine, matrices, op.activation, rows, buffers, out)
+            }
             (Op::Conv2d(op), Step::Conv2d { weight, bias }) => {
                 let (x, bias) = (self.view(input(0))?, bias.map(|b| self.constant(b)));
                 conv::conv2d(engine, op, weight, bias, x, self.unrolled, out)
@@ -647,6 +670,7 @@ impl<'a> Run<'a> {
                 let kernel = engine.kernels.rows.mul;
                 rows::elementwise(engine, kernel, self.view(input(0))?, self.view(input(1))?, out)
             }
+            (Op::Scale(factor), _) => rows::scale(engine, *factor, self.view(input(0))?, out),
             (Op::Patchify { patch }, _) => {
                 let dims = &self.program.value(input(0)).dims;
                 let side = |at: usize| dims[at].eval(self.bindings);

@@ -43,6 +43,10 @@ pub(crate) enum Step {
         bias: Option<usize>,
         quantize: Option<Form>,
     },
+    /// The matrices gate, up and down of each expert.
+    Experts {
+        experts: Vec<[usize; 3]>,
+    },
     Rope {
         table: usize,
     },
@@ -204,6 +208,22 @@ impl Prepared {
                     bias: norm.bias.map(|b| made.constant(b, &fetch)).transpose()?,
                     quantize: None,
                 },
+                Op::Experts(e) => {
+                    let count = program.value(node.inputs[1]).columns();
+                    let mut experts = vec![[0; 3]; count];
+                    for (at, weight) in [e.gate, e.up, e.down].into_iter().enumerate() {
+                        let (name, tensor) = (&program.weight(weight).name, fetch(weight)?);
+                        for (n, expert) in experts.iter_mut().enumerate() {
+                            let matrix =
+                                Matrix::pack(name, &layer_of(name, &tensor, n, count)?, pool, &arena)?;
+                            made.packed_bytes += matrix.size_bytes();
+                            made.matrices.push(matrix);
+                            expert[at] = made.matrices.len() - 1;
+                        }
+                        tensor.storage().release();
+                    }
+                    Step::Experts { experts }
+                }
                 Op::Rope(rope) => Step::Rope { table: made.rope(rope, node.inputs[1], &fetch)? },
                 Op::Conv2d(conv) => {
                     let (name, tensor) = (&program.weight(conv.weight).name, fetch(conv.weight)?);
@@ -221,7 +241,9 @@ impl Prepared {
                 Op::Activation(_)
                 | Op::Add
                 | Op::Mul
+                | Op::Scale(_)
                 | Op::Glu(_)
+                | Op::Route(_)
                 | Op::Attention(_)
                 | Op::Patchify { .. }
                 | Op::AvgPool2d(_)
@@ -379,7 +401,11 @@ impl Prepared {
     fn fuse_norms(&mut self, program: &Program) {
         let readers = readers(program);
         for (at, node) in program.nodes().iter().enumerate() {
-            if matches!(node.op, Op::Norm(_))
+            let whole_rows = |norm: &margay_graph::Norm| {
+                let width = program.weight(norm.weight).shape.elements();
+                width == Some(program.value(node.output).columns())
+            };
+            if matches!(&node.op, Op::Norm(norm) if whole_rows(norm))
                 && let Some((reader, form)) = self.handed_on(program, &readers, at)
             {
                 self.set_quantize(reader, Quantize::Reuse);
@@ -510,6 +536,17 @@ fn fetch(program: &Program, weights: &dyn WeightSource, id: WeightId) -> Result<
     }
     readable(&spec.name, &tensor)?;
     Ok(tensor)
+}
+
+/// Matrix `n` of a stack of `count`: a view, not a copy.
+fn layer_of(name: &str, stack: &Tensor, n: usize, count: usize) -> Result<Tensor, BackendError> {
+    let bytes = stack.bytes().len() / count;
+    let matrix = stack.storage().slice(n * bytes..(n + 1) * bytes).and_then(|storage| {
+        let shape = margay_tensor::Shape::from(stack.shape().dims()[1..].to_vec());
+        Tensor::new(stack.dtype(), shape, storage).ok()
+    });
+    matrix
+        .ok_or_else(|| BackendError::Weight { name: name.to_owned(), what: "is no stack of matrices".into() })
 }
 
 /// Refuses a format that nobody can decode.

@@ -1,8 +1,8 @@
 //! Builds a program op by op; every method checks sizes and says what does not fit.
 
 use crate::{
-    Activation, Attention, CacheSpec, Conv2d, Dim, Element, GraphError, Linear, Node, Norm, NormKind, Op,
-    Pool2d, Program, Role, Rope, Stage, Value, ValueId, WeightId, WeightSpec,
+    Activation, Attention, CacheSpec, Conv2d, Dim, Element, Experts, GraphError, Linear, Node, Norm,
+    NormKind, Op, Pool2d, Program, Role, Rope, Route, Stage, Value, ValueId, WeightId, WeightSpec,
 };
 use margay_tensor::Shape;
 
@@ -133,7 +133,7 @@ impl Builder {
     /// Normalises each row of `x`.
     ///
     /// # Errors
-    /// [`GraphError::Shape`] where the vectors are not as wide as `x`.
+    /// [`GraphError::Shape`] where the width of the vectors does not divide that of `x`.
     pub fn norm(
         &mut self,
         x: ValueId,
@@ -143,8 +143,10 @@ impl Builder {
         eps: f32,
     ) -> Built {
         let columns = self.matrix("norm", x)?.1;
+        // A width that divides the columns is that of a head.
+        let width = self.shape(weight).first().copied().filter(|w| *w > 0 && columns.is_multiple_of(*w));
         for vector in std::iter::once(weight).chain(bias) {
-            self.expect_vector(vector, columns)?;
+            self.expect_vector(vector, width.unwrap_or(columns))?;
         }
         let dims = self.dims(x).to_vec();
         Ok(self.push(Op::Norm(Norm { kind, weight, bias, eps }), &[x], dims))
@@ -176,6 +178,16 @@ impl Builder {
         self.elementwise(Op::Mul, a, b)
     }
 
+    /// Each element times `factor`.
+    ///
+    /// # Errors
+    /// [`GraphError::Shape`] where `x` is no matrix.
+    pub fn scale(&mut self, x: ValueId, factor: f32) -> Built {
+        self.matrix("scale", x)?;
+        let dims = self.dims(x).to_vec();
+        Ok(self.push(Op::Scale(factor), &[x], dims))
+    }
+
     /// `act(gate) * up`.
     ///
     /// # Errors
@@ -186,6 +198,43 @@ impl Builder {
         }
         let dims = self.dims(gate).to_vec();
         Ok(self.push(Op::Glu(act), &[gate, up], dims))
+    }
+
+    /// Which experts see a row.
+    ///
+    /// # Errors
+    /// [`GraphError::Shape`] where there are fewer experts than a row is to see, or none is.
+    pub fn route(&mut self, logits: ValueId, route: Route) -> Built {
+        let (rows, experts) = self.matrix("route", logits)?;
+        if route.used == 0 || route.used > experts {
+            return Err(GraphError::shape(format!("route to {} of {experts} experts", route.used)));
+        }
+        Ok(self.push(Op::Route(route), &[logits], vec![rows, experts.into()]))
+    }
+
+    /// Gated feed-forward layers of which each row passes a few.
+    ///
+    /// # Errors
+    /// [`GraphError::Shape`] where the sizes do not fit.
+    pub fn experts(&mut self, x: ValueId, shares: ValueId, experts: Experts) -> Built {
+        let (rows, width) = self.matrix("experts", x)?;
+        let (share_rows, count) = self.matrix("experts", shares)?;
+        let &[_, ffn, _] = self.shape(experts.gate) else {
+            let name = &self.program.weight(experts.gate).name;
+            return Err(GraphError::shape(format!("{name} is no stack of matrices")));
+        };
+        if rows != share_rows {
+            return Err(self.mismatch("experts", x, shares));
+        }
+        let layers = [(experts.gate, [count, ffn, width]), (experts.up, [count, ffn, width])];
+        for (weight, expected) in layers.into_iter().chain([(experts.down, [count, width, ffn])]) {
+            let spec = self.program.weight(weight);
+            if spec.shape.dims() != expected {
+                let what = format!("{} is {}, expected {expected:?}", spec.name, spec.shape);
+                return Err(GraphError::shape(what));
+            }
+        }
+        Ok(self.push(Op::Experts(experts), &[x, shares], vec![rows, width.into()]))
     }
 
     /// Rotary position embedding.
@@ -456,6 +505,21 @@ mod tests {
         let y = b.input_f32("y", [Sym::Tokens.into(), 7.into()]);
         assert_eq!(b.add(x, y).unwrap_err().to_string(), "add of [T, 8] and [T, 7]");
         assert!(b.slice_columns(x, 4, 5).is_err());
+    }
+
+    #[test]
+    fn experts_must_fit_rows_and_shares() {
+        let mut b = Builder::new(Stage::Text);
+        let x = b.input_f32("x", [Sym::Tokens.into(), 8.into()]);
+        let logits = b.input_f32("logits", [Sym::Tokens.into(), 3.into()]);
+        assert!(b.route(logits, Route { used: 4, normalised: true }).is_err());
+        let shares = b.route(logits, Route { used: 2, normalised: true }).unwrap();
+        let [gate, up] = ["gate", "up"].map(|n| b.weight(n, [3, 5, 8], Role::FfnUp));
+        let [down, few] = [("down", 3), ("few", 2)].map(|(n, of)| b.weight(n, [of, 8, 5], Role::FfnDown));
+        let experts = Experts { gate, up, down, activation: Activation::Silu, used: 2 };
+        assert_eq!(b.experts(x, shares, experts.clone()).map(|y| b.dims(y).to_vec()).unwrap(), b.dims(x));
+        let error = b.experts(x, shares, Experts { down: few, ..experts }).unwrap_err().to_string();
+        assert_eq!(error, "few is [2, 8, 5], expected [3, 8, 5]");
     }
 
     #[test]

@@ -26,11 +26,21 @@ pub fn cost(program: &Program, bindings: &Bindings) -> Result<Cost, GraphError> 
         for weight in node.op.weights() {
             cost.weight_elements += match node.op {
                 Op::Embed { .. } => out_rows * program.value(node.output).columns() as u64,
+                // As if no two rows chose one expert: few rows seldom do, and many read all.
+                Op::Experts(ref e) => {
+                    let experts = program.value(node.inputs[1]).columns() as u64;
+                    elements(weight) / experts.max(1) * experts.min(out_rows * e.used as u64)
+                }
                 _ => elements(weight),
             };
         }
         cost.operations += match &node.op {
             Op::Linear(l) => 2 * out_rows * elements(l.weight),
+            Op::Experts(e) => {
+                let experts = program.value(node.inputs[1]).columns() as u64;
+                let each = |id| elements(id) / experts.max(1);
+                2 * out_rows * e.used as u64 * (each(e.gate) + each(e.up) + each(e.down))
+            }
             Op::Conv2d(c) => 2 * out_rows * elements(c.weight),
             Op::Attention(a) => {
                 let queries = rows(node.inputs[0])?;

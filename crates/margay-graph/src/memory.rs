@@ -75,7 +75,9 @@ struct Slot {
 /// norms, a whole row) before they write it.
 fn overwritable(op: &Op) -> Option<usize> {
     match op {
-        Op::Add | Op::Mul | Op::Glu(_) | Op::Activation(_) | Op::Norm(_) | Op::Rope(_) => Some(0),
+        Op::Add | Op::Mul | Op::Scale(_) | Op::Glu(_) | Op::Activation(_) | Op::Norm(_) | Op::Rope(_) => {
+            Some(0)
+        }
         Op::Linear(l) if l.residual => Some(1),
         _ => None,
     }

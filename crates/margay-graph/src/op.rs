@@ -72,14 +72,14 @@ pub enum NormKind {
     Layer,
 }
 
-/// Normalises each row.
+/// Normalises each row, or each piece of a row as wide as the weight: a head.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Norm {
     /// Which one.
     pub kind: NormKind,
-    /// `[columns]`
+    /// `[columns]`, or a width that divides them.
     pub weight: WeightId,
-    /// `[columns]`
+    /// As wide.
     pub bias: Option<WeightId>,
     /// Added to the variance or mean square.
     pub eps: f32,
@@ -179,6 +179,32 @@ pub struct Pool2d {
     pub kernel: usize,
 }
 
+/// Which experts see a row and how much each counts: the softmax of the row's logits, of which the greatest stay and the
+/// others become 0. Of equals the first stay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// How many stay.
+    pub used: usize,
+    /// Those that stay are divided by their sum.
+    pub normalised: bool,
+}
+
+/// Gated feed-forward layers of which each row passes a few: the sum over the experts n of
+/// `shares[n] * (act(x @ gate[n]^T) * (x @ up[n]^T)) @ down[n]^T`. Those whose share is 0 need not be computed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Experts {
+    /// `[N, F, E]`, of any format.
+    pub gate: WeightId,
+    /// `[N, F, E]`, of any format.
+    pub up: WeightId,
+    /// `[N, E, F]`, of any format.
+    pub down: WeightId,
+    /// Of the gate.
+    pub activation: Activation,
+    /// Shares of a row that are not 0, at most: what a call costs.
+    pub used: usize,
+}
+
 /// One operation. Inputs stand in [`crate::Node::inputs`], in the order named here.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
@@ -205,8 +231,14 @@ pub enum Op {
     Add,
     /// Inputs a [R, C], b [R, C] or [1, C].
     Mul,
+    /// Input x: each element times that factor.
+    Scale(f32),
     /// Inputs gate and up, [R, C] each: `act(gate) * up`.
     Glu(Activation),
+    /// Input logits [R, N]: shares [R, N].
+    Route(Route),
+    /// Inputs x [R, E], shares [R, N].
+    Experts(Experts),
     /// Inputs x [T, H*D], positions `[T]` (int32).
     Rope(Rope),
     /// Inputs q, k, v.
@@ -258,7 +290,10 @@ impl Op {
             Op::Activation(_) => "activation",
             Op::Add => "add",
             Op::Mul => "mul",
+            Op::Scale(_) => "scale",
             Op::Glu(_) => "glu",
+            Op::Route(_) => "route",
+            Op::Experts(_) => "experts",
             Op::Rope(_) => "rope",
             Op::Attention(_) => "attention",
             Op::Patchify { .. } => "patchify",
@@ -280,6 +315,7 @@ impl Op {
             Op::Linear(l) => std::iter::once(l.weight).chain(l.bias).collect(),
             Op::Norm(n) => std::iter::once(n.weight).chain(n.bias).collect(),
             Op::Conv2d(c) => std::iter::once(c.weight).chain(c.bias).collect(),
+            Op::Experts(e) => vec![e.gate, e.up, e.down],
             Op::Rope(r) => r.factors.into_iter().collect(),
             _ => vec![],
         }
@@ -291,6 +327,7 @@ impl Op {
             Op::Linear(l) => std::iter::once(&mut l.weight).chain(&mut l.bias).collect(),
             Op::Norm(n) => std::iter::once(&mut n.weight).chain(&mut n.bias).collect(),
             Op::Conv2d(c) => std::iter::once(&mut c.weight).chain(&mut c.bias).collect(),
+            Op::Experts(e) => vec![&mut e.gate, &mut e.up, &mut e.down],
             Op::Rope(r) => r.factors.iter_mut().collect(),
             _ => vec![],
         }

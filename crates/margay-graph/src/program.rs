@@ -60,6 +60,7 @@ pub enum Role {
     FfnGate,
     FfnUp,
     FfnDown,
+    Router,
     Norm,
     Bias,
     PatchEmbedding,

@@ -53,6 +53,19 @@ pub struct TextConfig {
     pub context: usize,
     /// True where the output head is the embedding table.
     pub tied: bool,
+    /// Experts in place of the feed-forward layers; `None` where each token passes all there is.
+    pub mixture: Option<Mixture>,
+}
+
+/// Experts of which each token passes a few.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mixture {
+    /// N
+    pub experts: usize,
+    /// How many a token passes.
+    pub used: usize,
+    /// F of each.
+    pub ffn: usize,
 }
 
 /// How rotary frequencies are stretched. Source: transformers `modeling_rope_utils.py`.
@@ -142,6 +155,7 @@ pub struct PromptStyle {
 /// Upper bounds that no real model exceeds; they keep a hostile file from asking for absurd sizes.
 pub(crate) mod bound {
     pub(crate) const LAYERS: usize = 512;
+    pub(crate) const EXPERTS: usize = 1 << 12;
     pub(crate) const WIDTH: usize = 1 << 17;
     pub(crate) const VOCABULARY: usize = 1 << 22;
     pub(crate) const CONTEXT: usize = 1 << 24;
@@ -187,6 +201,11 @@ impl TextConfig {
                 "rotary width",
                 format!("{} of {} columns cannot turn", self.rotary, self.head_dim),
             ));
+        }
+        if let Some(Mixture { experts, used, ffn }) = self.mixture {
+            within(place, "experts", experts, bound::EXPERTS)?;
+            within(place, "experts a token passes", used, experts)?;
+            within(place, "feed-forward width of experts", ffn, bound::WIDTH)?;
         }
         if !(self.norm_eps > 0.0 && self.norm_eps < 1.0) {
             return Err(bad("norm epsilon", format!("{} is not within 0 to 1", self.norm_eps)));

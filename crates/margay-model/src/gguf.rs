@@ -1,8 +1,8 @@
 //! A model's configuration as GGUF metadata, read and written.
 
 use crate::{
-    Decoder, Family, GgufPart, GgufParts, ModelConfig, ModelError, RopeScaling, TextConfig, TowerConfig,
-    VisionConfig, VisionDefaults, decoder, projector, vision,
+    Decoder, Family, GgufPart, GgufParts, Mixture, ModelConfig, ModelError, RopeScaling, TextConfig,
+    TowerConfig, VisionConfig, VisionDefaults, decoder, projector, vision,
 };
 use margay_file::gguf::{Metadata, Value};
 use margay_graph::NormKind;
@@ -93,8 +93,23 @@ fn read_text(arch: &str, part: GgufPart<'_>) -> Result<TextConfig, ModelError> {
         norm_eps: meta.f32(&key(norm_eps_key(decoder)))?,
         context: meta.usize(&key("context_length"))?,
         tied: tensors.info("output.weight").is_none(),
+        mixture: read_mixture(arch, decoder, meta)?,
     }
     .checked("GGUF metadata")
+}
+
+fn read_mixture(arch: &str, decoder: &Decoder, meta: &Metadata) -> Result<Option<Mixture>, ModelError> {
+    let key = |name: &str| format!("{arch}.{name}");
+    let Some(experts) = meta.opt_usize(&key("expert_count"))?.filter(|n| *n > 0) else { return Ok(None) };
+    if !decoder.experts {
+        let what = format!("{experts} experts in this decoder are not supported");
+        return Err(field(&key("expert_count"), what));
+    }
+    let ffn = match meta.opt_usize(&key("expert_feed_forward_length"))? {
+        Some(ffn) => ffn,
+        None => meta.usize(&key("feed_forward_length"))?,
+    };
+    Ok(Some(Mixture { experts, used: meta.usize(&key("expert_used_count"))?, ffn }))
 }
 
 fn norm_eps_key(decoder: &Decoder) -> &'static str {
@@ -187,6 +202,11 @@ pub fn text_metadata(config: &ModelConfig) -> Metadata {
     size("attention.value_length", text.head_dim);
     size("rope.dimension_count", text.rotary);
     size("vocab_size", text.vocabulary);
+    if let Some(Mixture { experts, used, ffn }) = text.mixture {
+        size("expert_count", experts);
+        size("expert_used_count", used);
+        size("expert_feed_forward_length", ffn);
+    }
     put(&format!("{arch}.rope.freq_base"), text.rope_base.into());
     put(&format!("{arch}.{}", norm_eps_key(text.decoder)), text.norm_eps.into());
     if let RopeScaling::Linear(factor) = text.rope_scaling {

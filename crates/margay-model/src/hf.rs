@@ -1,7 +1,7 @@
 //! Reads a Hugging Face `config.json`, with errors that name the field.
 
-use crate::{ModelError, RopeScaling, TextConfig, decoder};
-use margay_graph::Activation;
+use crate::{Decoder, Mixture, ModelError, RopeScaling, TextConfig};
+use margay_graph::{Activation, NormKind};
 use serde_json::Value;
 
 /// A JSON object of a configuration, and where it stands.
@@ -72,78 +72,124 @@ impl<'a> HfConfig<'a> {
     }
 }
 
-/// A LLaMA decoder; defaults are those of transformers' `LlamaConfig`, which leaves out fields that equal them.
-pub(crate) fn llama_text(config: &HfConfig<'_>) -> Result<TextConfig, ModelError> {
-    if let Some(act) = config.str("hidden_act").filter(|act| *act != "silu") {
-        return Err(config
-            .bad("hidden_act", &format!("{act:?} is not supported in a llama decoder, expected \"silu\"")));
+/// What a decoder's configuration means where it leaves a field out.
+pub(crate) struct TextDefaults {
+    /// Names of its activation.
+    pub(crate) activations: &'static [&'static str],
+    pub(crate) vocabulary: usize,
+    pub(crate) width: usize,
+    pub(crate) layers: usize,
+    pub(crate) ffn: usize,
+    pub(crate) heads: usize,
+    /// `None`: as many as heads.
+    pub(crate) kv_heads: Option<usize>,
+    /// `None`: the width over the heads.
+    pub(crate) head_dim: Option<usize>,
+    /// Part of a head that turns.
+    pub(crate) rotary: f32,
+    pub(crate) norm_eps: f32,
+    pub(crate) context: usize,
+    pub(crate) tied: bool,
+    /// Experts, where it has some; `None` where only the configuration tells.
+    pub(crate) experts: Option<usize>,
+}
+
+impl TextDefaults {
+    /// What most decoders have in common; sizes are for each to say.
+    pub(crate) const BASE: TextDefaults = TextDefaults {
+        activations: &["silu", "swish"],
+        vocabulary: 0,
+        width: 0,
+        layers: 0,
+        ffn: 0,
+        heads: 0,
+        kv_heads: None,
+        head_dim: None,
+        rotary: 1.0,
+        norm_eps: 1e-6,
+        context: 0,
+        tied: false,
+        experts: None,
+    };
+}
+
+/// The sizes of a decoder under the names that transformers' configurations share.
+pub(crate) fn text(
+    config: &HfConfig<'_>,
+    decoder: &'static Decoder,
+    defaults: &TextDefaults,
+) -> Result<TextConfig, ModelError> {
+    if let Some(act) = config.str("hidden_act").filter(|act| !defaults.activations.contains(act)) {
+        let (arch, expected) = (decoder.arch, defaults.activations[0]);
+        let what = format!("{act:?} is not supported in a {arch} decoder, expected {expected:?}");
+        return Err(config.bad("hidden_act", &what));
     }
-    for field in ["attention_bias", "mlp_bias"] {
+    for field in ["attention_bias", "mlp_bias", "qk_layernorm", "use_sliding_window"] {
         if config.bool(field, false)? {
-            return Err(config.bad(field, "biases in a llama decoder are not supported"));
+            return Err(config.bad(field, &format!("is not supported in a {} decoder", decoder.arch)));
         }
     }
-    let heads = config.usize("num_attention_heads", 32)?;
-    let width = config.usize("hidden_size", 4096)?;
-    let head_dim = config.usize("head_dim", width / heads.max(1))?;
+    let context = config.usize("max_position_embeddings", defaults.context)?;
+    // Qwen says a window and that it is not used.
+    let windowed = config.get("use_sliding_window").is_none() && config.get("sliding_window").is_some();
+    if windowed && config.usize("sliding_window", 0)? < context {
+        return Err(config.bad("sliding_window", "is not supported"));
+    }
+    let heads = config.usize("num_attention_heads", defaults.heads)?;
+    let width = config.usize("hidden_size", defaults.width)?;
+    let head_dim = config.usize("head_dim", defaults.head_dim.unwrap_or(width / heads.max(1)))?;
     // transformers 5 moves the rotary numbers into one object of their own.
     let rope = config.object("rope_parameters").unwrap_or_else(|| config.clone());
     let scaling = config.object("rope_scaling").or_else(|| config.object("rope_parameters"));
+    let factor = config.f32("partial_rotary_factor", defaults.rotary)?;
+    let factor = rope.f32("partial_rotary_factor", factor)?;
+    let norm_eps = match decoder.norm {
+        NormKind::Rms => "rms_norm_eps",
+        NormKind::Layer => "layer_norm_eps",
+    };
     let text = TextConfig {
-        decoder: &decoder::llama::LLAMA,
-        vocabulary: config.usize("vocab_size", 32000)?,
+        decoder,
+        vocabulary: config.usize("vocab_size", defaults.vocabulary)?,
         width,
-        layers: config.usize("num_hidden_layers", 32)?,
-        ffn: config.usize("intermediate_size", 11008)?,
+        layers: config.usize("num_hidden_layers", defaults.layers)?,
+        ffn: config.usize("intermediate_size", defaults.ffn)?,
         heads,
-        kv_heads: config.usize("num_key_value_heads", heads)?,
+        kv_heads: config.usize("num_key_value_heads", defaults.kv_heads.unwrap_or(heads))?,
         head_dim,
-        rotary: head_dim,
+        // The factor may be a rounded quotient.
+        rotary: (head_dim as f32 * factor + 1e-3) as usize,
         rope_base: rope.f32("rope_theta", config.f32("rope_theta", 10000.0)?)?,
         rope_scaling: scaling.map_or(Ok(RopeScaling::None), |s| rope_scaling(&s))?,
-        norm_eps: config.f32("rms_norm_eps", 1e-6)?,
-        context: config.usize("max_position_embeddings", 2048)?,
-        tied: config.bool("tie_word_embeddings", false)?,
+        norm_eps: config.f32(norm_eps, defaults.norm_eps)?,
+        context,
+        tied: config.bool("tie_word_embeddings", defaults.tied)?,
+        mixture: mixture(config, decoder, defaults)?,
     };
     text.checked(config.place())
 }
 
-/// A Phi decoder; defaults are those of transformers' `PhiConfig`.
-pub(crate) fn phi_text(config: &HfConfig<'_>) -> Result<TextConfig, ModelError> {
-    let act = config.str("hidden_act").unwrap_or("gelu_new");
-    if activation(config, act)? != Activation::GeluTanh {
-        return Err(config.bad(
-            "hidden_act",
-            &format!("{act:?} is not supported in a phi decoder, expected \"gelu_new\""),
-        ));
-    }
-    if config.bool("qk_layernorm", false)? {
-        return Err(config.bad("qk_layernorm", "norms of queries and keys are not supported"));
-    }
-    let heads = config.usize("num_attention_heads", 32)?;
-    let width = config.usize("hidden_size", 2048)?;
-    let head_dim = config.usize("head_dim", width / heads.max(1))?;
-    let rope = config.object("rope_parameters").unwrap_or_else(|| config.clone());
-    let scaling = config.object("rope_scaling").or_else(|| config.object("rope_parameters"));
-    let factor = config.f32("partial_rotary_factor", 0.5)?;
-    let factor = rope.f32("partial_rotary_factor", factor)?;
-    let text = TextConfig {
-        decoder: &decoder::phi2::PHI2,
-        vocabulary: config.usize("vocab_size", 51200)?,
-        width,
-        layers: config.usize("num_hidden_layers", 24)?,
-        ffn: config.usize("intermediate_size", 8192)?,
-        heads,
-        kv_heads: config.usize("num_key_value_heads", heads)?,
-        head_dim,
-        rotary: (head_dim as f32 * factor) as usize,
-        rope_base: rope.f32("rope_theta", config.f32("rope_theta", 10000.0)?)?,
-        rope_scaling: scaling.map_or(Ok(RopeScaling::None), |s| rope_scaling(&s))?,
-        norm_eps: config.f32("layer_norm_eps", 1e-5)?,
-        context: config.usize("max_position_embeddings", 2048)?,
-        tied: config.bool("tie_word_embeddings", false)?,
+/// Mixtral counts `num_local_experts`, Qwen `num_experts`; Mixtral's are as wide as a feed-forward layer.
+fn mixture(
+    config: &HfConfig<'_>,
+    decoder: &Decoder,
+    defaults: &TextDefaults,
+) -> Result<Option<Mixture>, ModelError> {
+    let field = ["num_local_experts", "num_experts"].into_iter().find(|field| config.get(field).is_some());
+    let experts = match (field, defaults.experts) {
+        (Some(field), _) => config.usize(field, 0)?,
+        (None, Some(experts)) => experts,
+        (None, None) => return Ok(None),
     };
-    text.checked(config.place())
+    if !decoder.experts {
+        let what = format!("experts in a {} decoder are not supported", decoder.arch);
+        return Err(config.bad(field.unwrap_or("num_experts"), &what));
+    }
+    let ffn = config.usize("intermediate_size", defaults.ffn)?;
+    let (used, ffn) = match config.get("moe_intermediate_size") {
+        Some(_) => (8, config.usize("moe_intermediate_size", ffn)?),
+        None => (2, ffn),
+    };
+    Ok(Some(Mixture { experts, used: config.usize("num_experts_per_tok", used)?, ffn }))
 }
 
 fn rope_scaling(config: &HfConfig<'_>) -> Result<RopeScaling, ModelError> {
@@ -195,11 +241,12 @@ pub(crate) fn activation(config: &HfConfig<'_>, name: &str) -> Result<Activation
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decoder;
 
     #[test]
     fn both_spellings_of_a_configuration_are_one() {
-        type Read = fn(&HfConfig<'_>) -> Result<TextConfig, ModelError>;
-        for (folder, read) in [("llama-odd", llama_text as Read), ("phi2", phi_text)] {
+        let read = decoder::from_hf;
+        for folder in ["llama-odd", "phi2", "qwen2", "qwen3", "qwen3moe", "gemma", "mixtral"] {
             let of = |file: &str| {
                 let at = format!("{}/../../tests/golden/{folder}/{file}", env!("CARGO_MANIFEST_DIR"));
                 let json: Value = serde_json::from_str(&std::fs::read_to_string(at).unwrap()).unwrap();
@@ -207,12 +254,13 @@ mod tests {
             };
             assert_eq!(of("config.json"), of("config.transformers4.json"), "{folder}");
         }
-        let phi = phi_text(&HfConfig::new(&serde_json::json!({}))).unwrap();
+        let phi = decoder::from_hf(&HfConfig::new(&serde_json::json!({ "model_type": "phi" }))).unwrap();
         assert_eq!((phi.width, phi.rotary), (2048, 32), "Phi-1.5 leaves out what equals the defaults");
         let mixed = serde_json::json!({
+            "model_type": "phi",
             "rope_parameters": { "rope_type": "default" }, "partial_rotary_factor": 0.25, "rope_theta": 5000.0,
         });
-        let phi = phi_text(&HfConfig::new(&mixed)).unwrap();
+        let phi = decoder::from_hf(&HfConfig::new(&mixed)).unwrap();
         assert_eq!((phi.rotary, phi.rope_base), (16, 5000.0), "what the object leaves out stands beside it");
     }
 }

@@ -15,7 +15,7 @@ mod projector;
 mod vision;
 mod weights;
 
-pub use config::{ModelConfig, PromptStyle, RopeScaling, TextConfig, VisionConfig};
+pub use config::{Mixture, ModelConfig, PromptStyle, RopeScaling, TextConfig, VisionConfig};
 pub use decoder::{DECODERS, Decoder};
 pub use error::ModelError;
 pub use families::{

@@ -3,7 +3,7 @@
 use crate::{Family, ModelConfig, ModelError, RopeScaling, TextConfig};
 use margay_file::{TensorInfo, TensorSource};
 use margay_graph::{BackendError, Program, WeightSource, WeightSpec};
-use margay_tensor::{Shape, Storage, Tensor};
+use margay_tensor::{DType, Shape, Storage, Tensor};
 use std::{
     collections::{BTreeMap, HashSet},
     sync::Arc,
@@ -28,6 +28,15 @@ pub enum Transform {
         /// Heads in the rows.
         heads: usize,
     },
+    /// One is added to each number, which becomes float32.
+    AddOne,
+    /// It becomes one of the matrices of a stack.
+    Expert {
+        /// Its place, from 0.
+        number: usize,
+        /// Matrices in the stack.
+        of: usize,
+    },
     /// Some of its rows, as they lie there.
     Rows {
         /// The first.
@@ -44,16 +53,20 @@ impl Transform {
     /// [`ModelError::Weight`] where the rows do not divide into heads of an even width, or are too few.
     pub fn apply(self, name: &str, tensor: Tensor) -> Result<Tensor, ModelError> {
         match self {
-            Transform::None => Ok(tensor),
+            // Whoever stacks them takes each as it is.
+            Transform::None | Transform::Expert { .. } => Ok(tensor),
             Transform::InterleaveHeads { heads } => interleave_heads(name, &tensor, heads),
+            Transform::AddOne => add_one(name, &tensor),
             Transform::Rows { start, rows } => some_rows(name, &tensor, start, rows),
         }
     }
 
     /// Type and shape after the change.
     fn info(self, mut info: TensorInfo) -> TensorInfo {
-        if let Transform::Rows { rows, .. } = self {
-            info.shape = with_rows(&info.shape, rows);
+        match self {
+            Transform::Rows { rows, .. } => info.shape = with_rows(&info.shape, rows),
+            Transform::AddOne => info.dtype = DType::F32,
+            Transform::None | Transform::InterleaveHeads { .. } | Transform::Expert { .. } => {}
         }
         info
     }
@@ -76,6 +89,40 @@ fn interleave_heads(name: &str, tensor: &Tensor, heads: usize) -> Result<Tensor,
     // Of a mapped file, only the copy is needed from here on.
     tensor.storage().release();
     Tensor::new(tensor.dtype(), tensor.shape().clone(), storage)
+        .map_err(|e| ModelError::weight(name, e.to_string()))
+}
+
+fn add_one(name: &str, tensor: &Tensor) -> Result<Tensor, ModelError> {
+    let bytes = tensor.bytes();
+    let pairs = bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+    let values: Vec<f32> = match tensor.dtype() {
+        DType::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+        DType::F16 => pairs.map(|bits| half::f16::from_bits(bits).to_f32()).collect(),
+        DType::BF16 => pairs.map(|bits| half::bf16::from_bits(bits).to_f32()).collect(),
+        other => return Err(ModelError::weight(name, format!("{other} numbers, expected f32, f16 or bf16"))),
+    };
+    let sums: Vec<f32> = values.into_iter().map(|v| v + 1.0).collect();
+    Tensor::from_f32(tensor.shape().clone(), &sums).map_err(|e| ModelError::weight(name, e.to_string()))
+}
+
+/// Matrices of one type and shape, one behind the other.
+fn stack(name: &str, parts: &[Tensor]) -> Result<Tensor, ModelError> {
+    let first = parts.first().ok_or_else(|| missing(name))?;
+    let differs = |part: &&Tensor| (part.dtype(), part.shape()) != (first.dtype(), first.shape());
+    if let Some(other) = parts.iter().find(differs) {
+        let (a, b) = (first.shape(), other.shape());
+        let what = format!("its parts are {} {a} and {} {b}", first.dtype(), other.dtype());
+        return Err(ModelError::weight(name, what));
+    }
+    let each = first.bytes().len();
+    let storage = Storage::build(each * parts.len(), |out| {
+        for (out, part) in out.chunks_exact_mut(each.max(1)).zip(parts) {
+            out.copy_from_slice(part.bytes());
+            part.storage().release();
+        }
+    });
+    let dims: Vec<usize> = std::iter::once(parts.len()).chain(first.shape().dims().iter().copied()).collect();
+    Tensor::new(first.dtype(), Shape::from(dims), storage)
         .map_err(|e| ModelError::weight(name, e.to_string()))
 }
 
@@ -105,8 +152,17 @@ pub struct Canonical {
 
 #[derive(Clone)]
 enum Entry {
-    Stored { source: usize, name: String, transform: Transform },
+    Stored {
+        source: usize,
+        name: String,
+        transform: Transform,
+    },
     Made(Tensor),
+    /// The matrices of a stack, each stored by itself.
+    Stacked {
+        source: usize,
+        parts: Vec<Option<String>>,
+    },
 }
 
 impl Canonical {
@@ -126,15 +182,38 @@ impl Canonical {
                 unused.push(name.to_owned());
                 continue;
             };
+            let both = |other: &str| {
+                ModelError::weight(&to, format!("both {other} and {name} of the checkpoint end here"))
+            };
+            if let Transform::Expert { number, of } = transform {
+                let empty = || Entry::Stacked { source: 0, parts: vec![None; of] };
+                let Entry::Stacked { parts, .. } = entries.entry(to.clone()).or_insert_with(empty) else {
+                    return Err(both("a whole stack"));
+                };
+                let place = parts.get_mut(number).ok_or_else(|| {
+                    ModelError::weight(name, format!("is expert {number} of {of}, counted from 0"))
+                })?;
+                if let Some(other) = place.replace(name.to_owned()) {
+                    return Err(both(&other));
+                }
+                continue;
+            }
             let entry = Entry::Stored { source: 0, name: name.to_owned(), transform };
-            if let Some(Entry::Stored { name: other, .. }) = entries.insert(to.clone(), entry) {
-                return Err(ModelError::weight(
-                    to,
-                    format!("both {other} and {name} of the checkpoint end here"),
-                ));
+            match entries.insert(to.clone(), entry) {
+                Some(Entry::Stored { name: other, .. }) => return Err(both(&other)),
+                Some(_) => return Err(both("a part of a stack")),
+                None => {}
+            }
+        }
+        for (name, entry) in &entries {
+            if let Entry::Stacked { parts, .. } = entry
+                && let Some(missing) = parts.iter().position(Option::is_none)
+            {
+                return Err(ModelError::weight(name, format!("the checkpoint lacks its expert {missing}")));
             }
         }
         let mut weights = Canonical { sources: vec![source.clone()], entries, unused };
+        weights.part_qkv(&config.text)?;
         weights.complete(config);
         weights.note_undeclared(config)?;
         weights.refuse_unknown(config)?;
@@ -177,6 +256,12 @@ impl Canonical {
                 self.sources[*source].info(name).map(|info| transform.info(info))
             }
             Entry::Made(tensor) => Some(TensorInfo::from(tensor)),
+            Entry::Stacked { source, parts } => {
+                let mut info = self.sources[*source].info(parts.first()?.as_ref()?)?;
+                let dims = std::iter::once(parts.len()).chain(info.shape.dims().iter().copied());
+                info.shape = Shape::from(dims.collect::<Vec<_>>());
+                Some(info)
+            }
         }
     }
 
@@ -189,6 +274,10 @@ impl Canonical {
             Some(Entry::Made(tensor)) => Ok(tensor.clone()),
             Some(Entry::Stored { source, name: stored, transform }) => {
                 transform.apply(name, self.sources[*source].tensor(stored)?)
+            }
+            Some(Entry::Stacked { source, parts }) => {
+                let parts = parts.iter().flatten().map(|part| self.sources[*source].tensor(part));
+                stack(name, &parts.collect::<Result<Vec<_>, _>>()?)
             }
             None => Err(missing(name)),
         }
@@ -216,10 +305,13 @@ impl Canonical {
         let all = programs.encode.iter().chain(&programs.project).chain(std::iter::once(&programs.text));
         let declared: HashSet<&str> = all.flat_map(|p| p.weights()).map(|spec| spec.name.as_str()).collect();
         for (name, entry) in &self.entries {
-            if let Entry::Stored { name: stored, .. } = entry
-                && !declared.contains(name.as_str())
-            {
-                self.unused.push(stored.clone());
+            let stored = match entry {
+                Entry::Stored { name, .. } => Some(name),
+                Entry::Stacked { parts, .. } => parts.first().and_then(Option::as_ref),
+                Entry::Made(_) => None,
+            };
+            if !declared.contains(name.as_str()) {
+                self.unused.extend(stored.cloned());
             }
         }
         Ok(())
@@ -443,6 +535,20 @@ mod tests {
             "lm_head.weight",
         ] {
             assert!(!matters(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn one_is_added_in_float32_whatever_is_stored() {
+        for (dtype, bytes) in [
+            (DType::F32, [0.5f32, -3.0].map(f32::to_le_bytes).concat()),
+            (DType::F16, [0x3800u16, 0xc200].map(u16::to_le_bytes).concat()),
+            (DType::BF16, [0x3f00u16, 0xc040].map(u16::to_le_bytes).concat()),
+        ] {
+            let stored = Tensor::new(dtype, Shape::from([2]), Storage::from_bytes(&bytes)).unwrap();
+            let expected = Tensor::from_f32(Shape::from([2]), &[1.5, -2.0]).unwrap();
+            let got = Transform::AddOne.apply("norm", stored).unwrap();
+            assert_eq!((got.dtype(), got.bytes()), (DType::F32, expected.bytes()), "{dtype}");
         }
     }
 

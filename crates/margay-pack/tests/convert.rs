@@ -20,16 +20,22 @@ use std::{
 
 const FOLDERS: &[&str] = &[
     "awq",
+    "gemma",
     "gptq",
     "imp",
     "llama",
     "llama-odd",
     "llava",
     "llava-hf",
+    "mixtral",
     "mobilevlm-v1",
     "mobilevlm-v2",
     "phi2",
+    "qwen2",
+    "qwen3",
+    "qwen3moe",
     "siglip",
+    "tinyllava",
 ];
 /// As for the checkpoints themselves: float32 weights go through the file unchanged.
 const LOGITS_TOLERANCE: f32 = 1e-4;
@@ -110,7 +116,8 @@ fn source_text(source: &ModelSource) -> margay::rooms::model::TextConfig {
 #[test]
 fn converting_a_converted_model_changes_no_byte() {
     let out = tempfile::tempdir().unwrap();
-    for name in ["imp", "llama", "llava", "llava-hf", "mobilevlm-v1", "siglip"] {
+    for name in ["gemma", "imp", "llama", "llava", "llava-hf", "mobilevlm-v1", "qwen2", "qwen3moe", "siglip"]
+    {
         let source = ModelSource::open(&golden(name), None).unwrap();
         let [first, second] = ["first", "second"].map(|n| out.path().join(format!("{name}-{n}.gguf")));
         converted(&source, &first, DType::F16, true);
@@ -268,4 +275,57 @@ fn stopping_leaves_nothing() {
     assert!(matches!(result, Err(PackError::Stopped)));
     assert!(steps > 10);
     assert_eq!(std::fs::read_dir(out.path()).unwrap().count(), 0);
+}
+
+/// What the first public converters wrote: no `feature_layer` and no type, fc1 as `ffn_down` and fc2 as `ffn_up`, sizes of
+/// 1 of a convolution left out, positions in half precision.
+#[test]
+fn a_legacy_clip_file_is_the_same_model() {
+    let out = tempfile::tempdir().unwrap();
+    let folder = golden("mobilevlm-v1");
+    let source = ModelSource::open(&folder, None).unwrap();
+    let path = out.path().join("m.gguf");
+    converted(&source, &path, DType::F32, false);
+    let expected = logits(&source, &folder);
+    let ours = Gguf::open(mmproj_path(&path)).unwrap();
+    let mut legacy = Metadata::new();
+    let today = ["margay.", "general.type", "clip.vision.feature_layer"];
+    for (key, value) in ours.metadata().iter().filter(|(key, _)| !today.iter().any(|t| key.starts_with(t))) {
+        legacy.insert(key, value.clone());
+    }
+    // Ten bits of a position are rounded: the logits may move by some of these steps.
+    for (half_positions, tolerance) in [(false, 0.0), (true, 5e-3)] {
+        let (mut swapped, mut squeezed) = (0, 0);
+        let mut tensors = vec![];
+        for (name, _) in ours.tensors() {
+            let mut tensor = ours.tensor(name).unwrap();
+            let mut to = name.to_owned();
+            for (a, b) in [("ffn_up", "ffn_down"), ("ffn_down", "ffn_up")] {
+                if name.contains(a) {
+                    to = name.replace(a, b);
+                    swapped += 1;
+                }
+            }
+            let dims = tensor.shape().dims().to_vec();
+            if dims.len() == 4 && dims.contains(&1) {
+                let dims: Vec<_> = dims.into_iter().filter(|d| *d != 1).collect();
+                tensor = tensor.reshape(Shape::from(dims)).unwrap();
+                squeezed += 1;
+            }
+            if half_positions && name == "v.position_embd.weight" {
+                let shape = tensor.shape().clone();
+                tensor = margay_quant::encode_tensor(&f32s(&tensor), shape, DType::F16).unwrap();
+            }
+            tensors.push((to, tensor));
+        }
+        assert!(swapped > 0 && squeezed > 0, "{swapped} {squeezed}");
+        let theirs = out.path().join(format!("legacy-{half_positions}.gguf"));
+        let named: Vec<(&str, &Tensor)> =
+            tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+        write_gguf(&theirs, &legacy, &named).unwrap();
+        let read = ModelSource::open(&path, Some(&theirs)).unwrap();
+        let error = error(&logits(&read, &folder), &expected);
+        assert!(error <= tolerance, "half precision {half_positions}: {error:e}");
+        assert_eq!(error > 0.0, half_positions);
+    }
 }

@@ -64,7 +64,9 @@ pub fn random_weights(program: &Program, dtype: DType, seed: u64) -> MapWeights 
 pub fn random_values(spec: &WeightSpec, seed: u64) -> Vec<f32> {
     let mut rng = Rng::new(Rng::named(&spec.name).bits() ^ seed);
     let len = spec.shape.elements().unwrap_or(0);
-    let fan_in: usize = spec.shape.dims().iter().skip(1).product();
+    // A stack of matrices is no convolution: its first size counts experts.
+    let is_stack = spec.role.is_matrix() && spec.shape.rank() == 3;
+    let fan_in: usize = spec.shape.dims().iter().skip(if is_stack { 2 } else { 1 }).product();
     match spec.role {
         Role::Norm => rng.normals(len, 0.2).into_iter().map(|x| 1.0 + x).collect(),
         Role::RopeFactors => (0..len).map(|_| 1.0 + 7.0 * rng.uniform() as f32).collect(),

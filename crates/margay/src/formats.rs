@@ -14,13 +14,17 @@ const CHUNK_ELEMENTS: usize = 1 << 17;
 pub fn weight_format(role: Role, dtype: DType, rank: usize) -> DType {
     let float = if dtype == DType::F32 { DType::F32 } else { DType::F16 };
     match role {
-        Role::Norm | Role::Bias | Role::RopeFactors | Role::PositionEmbedding | Role::ClassEmbedding => {
-            DType::F32
-        }
+        Role::Router
+        | Role::Norm
+        | Role::Bias
+        | Role::RopeFactors
+        | Role::PositionEmbedding
+        | Role::ClassEmbedding => DType::F32,
         Role::PatchEmbedding | Role::Convolution => float,
         // The head decides every token; public quantizers keep it at six bits under four-bit types.
         Role::Output if dtype.is_block() && dtype != DType::Q8_0 => DType::Q6_K,
-        _ if rank == 2 => dtype,
+        // A stack of matrices is as many matrices.
+        _ if rank == 2 || role.is_matrix() => dtype,
         _ => float,
     }
 }

@@ -59,6 +59,16 @@ impl Matrix {
         FloatMatrix::pack(name, tensor, pool, arena).map(Matrix::Float)
     }
 
+    /// Rows of the matrix.
+    pub(crate) fn outputs(&self) -> usize {
+        match self {
+            Matrix::Quant(m) => m.n,
+            Matrix::Float(m) => m.n,
+            Matrix::Channel(m) => m.n,
+            Matrix::Bf16(m) => m.n,
+        }
+    }
+
     pub(crate) fn size_bytes(&self) -> usize {
         match self {
             Matrix::Quant(m) => m.size_bytes(),

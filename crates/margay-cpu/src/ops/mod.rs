@@ -4,6 +4,7 @@ pub(crate) mod attention;
 pub(crate) mod bf16;
 pub(crate) mod channel;
 pub(crate) mod conv;
+pub(crate) mod experts;
 pub(crate) mod linear;
 pub(crate) mod rows;
 pub(crate) mod view;

@@ -11,7 +11,7 @@ use margay_graph::{Activation, NormKind, Pool2d, Rope, RopeStyle};
 const TASK_ELEMENTS: usize = 8192;
 
 /// Runs `each(worker, row)` for all rows, in tasks of several.
-fn for_rows(
+pub(super) fn for_rows(
     engine: &Engine,
     rows: usize,
     columns: usize,
@@ -86,6 +86,8 @@ impl<'a> Source<'a> {
 
 /// Normalises each row. Where `out` lies on `x`, the scratch of a worker has room for a row.
 pub(crate) fn norm(engine: &Engine, norm: Norm<'_>, x: View<'_>, out: Out<'_>) -> Result<(), TaskPanic> {
+    // Each head by itself, where the weight is as wide as a head.
+    let (x, out) = (x.pieces(norm.weight.len()), out.pieces(norm.weight.len()));
     let in_place = std::ptr::eq(x.pointer(), out.pointer());
     for_rows(engine, out.rows, out.columns, |worker, row| {
         // SAFETY: each row is one task's own; where both are the same, the reference to x ends before y's begins.
@@ -128,6 +130,14 @@ pub(crate) fn glu(
         unsafe {
             (kernels.glu)(act, copied(gate, out, row), up.row(row));
         }
+    })
+}
+
+/// `x * factor`
+pub(crate) fn scale(engine: &Engine, factor: f32, x: View<'_>, out: Out<'_>) -> Result<(), TaskPanic> {
+    for_rows(engine, out.rows, out.columns, |_, row| {
+        // SAFETY: each row is one task's own.
+        (engine.kernels.rows.scale)(unsafe { copied(x, out, row) }, factor);
     })
 }
 

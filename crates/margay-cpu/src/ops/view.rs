@@ -37,6 +37,12 @@ impl<'a> View<'a> {
         View { at, rows, columns, life: PhantomData }
     }
 
+    /// The same numbers as rows of `columns`, which divide those there are.
+    pub(crate) fn pieces(self, columns: usize) -> Self {
+        assert!(self.columns.is_multiple_of(columns));
+        View { rows: self.rows * (self.columns / columns.max(1)), columns, ..self }
+    }
+
     pub(crate) fn pointer(self) -> *const f32 {
         self.at
     }
@@ -67,6 +73,12 @@ impl<'a> Out<'a> {
     /// `at` is valid for reads and writes of `rows * columns` floats for `'a`.
     pub(crate) unsafe fn new(at: *mut f32, rows: usize, columns: usize) -> Self {
         Out { at, rows, columns, life: PhantomData }
+    }
+
+    /// As [`View::pieces`].
+    pub(crate) fn pieces(self, columns: usize) -> Self {
+        assert!(self.columns.is_multiple_of(columns));
+        Out { rows: self.rows * (self.columns / columns.max(1)), columns, ..self }
     }
 
     pub(crate) fn pointer(self) -> *mut f32 {

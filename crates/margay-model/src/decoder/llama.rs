@@ -1,18 +1,41 @@
-//! The LLaMA decoder: pre-norm blocks of grouped attention with rotary positions, and a SwiGLU feed-forward layer.
-//! Weights by the names and in the layout of `llama` GGUF files (rotary pairs are neighbours).
+//! The LLaMA decoder: pre-norm blocks of grouped attention with rotary positions, and a gated feed-forward layer.
+//! Other decoders are the same block with other data. Weights by the names and in the layout of `llama` GGUF files (rotary pairs are neighbours).
 //! Source: transformers `modeling_llama.py`.
 
-use super::{Decoder, Layer, attend, norm};
-use crate::{ModelError, TextConfig, weights::Transform};
-use margay_graph::{Activation, Builder, NormKind, Role, RopeStyle, ValueId};
+use super::{Decoder, Layer, attend, head_norm, norm};
+use crate::{
+    Mixture, ModelError, TextConfig,
+    hf::{TextDefaults, text},
+    weights::Transform,
+};
+use margay_graph::{Activation, Builder, Experts, NormKind, Role, RopeStyle, Route, ValueId};
 
 pub(crate) const LLAMA: Decoder = Decoder {
     arch: "llama",
     norm: NormKind::Rms,
     rope: RopeStyle::Interleaved,
+    hf: &["llama", "mixtral"],
+    read_hf: |config| text(config, &LLAMA, &DEFAULTS),
     biases: false,
+    qkv_biases: false,
+    head_norms: false,
+    experts: true,
+    activation: Activation::Silu,
+    scaled_embeddings: false,
+    norms_from_one: false,
     block,
     rename,
+};
+
+/// Defaults are those of transformers' `LlamaConfig`, which leaves out fields that equal them.
+const DEFAULTS: TextDefaults = TextDefaults {
+    vocabulary: 32000,
+    width: 4096,
+    layers: 32,
+    ffn: 11008,
+    heads: 32,
+    context: 2048,
+    ..TextDefaults::BASE
 };
 
 fn block(b: &mut Builder, c: &TextConfig, layer: Layer) -> Result<ValueId, ModelError> {
@@ -26,37 +49,91 @@ fn block(b: &mut Builder, c: &TextConfig, layer: Layer) -> Result<ValueId, Model
     let k = matrix(b, "attn_k", kv_width, c.width, Role::AttentionK);
     let v = matrix(b, "attn_v", kv_width, c.width, Role::AttentionV);
     let out = matrix(b, "attn_output", c.width, q_width, Role::AttentionOut);
-    let gate = matrix(b, "ffn_gate", c.ffn, c.width, Role::FfnGate);
-    let up = matrix(b, "ffn_up", c.ffn, c.width, Role::FfnUp);
-    let down = matrix(b, "ffn_down", c.width, c.ffn, Role::FfnDown);
 
     let h = norm(b, c, &format!("blk.{number}.attn_norm"), x)?;
-    let (q, k, v) = (b.linear(h, q, None)?, b.linear(h, k, None)?, b.linear(h, v, None)?);
+    let mut project = |name: &str, weight, columns: usize| {
+        let bias = format!("blk.{number}.{name}.bias");
+        let bias = c.decoder.qkv_biases.then(|| b.weight(&bias, [columns], Role::Bias));
+        b.linear(h, weight, bias)
+    };
+    let [q, k, v] =
+        [project("attn_q", q, q_width)?, project("attn_k", k, kv_width)?, project("attn_v", v, kv_width)?];
+    let q = head_norm(b, c, &format!("blk.{number}.attn_q_norm"), q)?;
+    let k = head_norm(b, c, &format!("blk.{number}.attn_k_norm"), k)?;
     let h = attend(b, c, positions, [q, k, v])?; // [T, H*D]
     let h = b.linear(h, out, None)?;
     let x = b.add(x, h)?;
 
     let h = norm(b, c, &format!("blk.{number}.ffn_norm"), x)?;
-    let gate = b.linear(h, gate, None)?; // [T, F]
-    let gate = b.activation(gate, Activation::Silu)?;
-    let up = b.linear(h, up, None)?;
-    let h = b.mul(gate, up)?;
-    let h = b.linear(h, down, None)?;
+    let h = match c.mixture {
+        None => feed_forward(b, c, number, h)?,
+        Some(mixture) => experts(b, c, number, mixture, h)?,
+    };
     Ok(b.add(x, h)?)
 }
 
+fn feed_forward(b: &mut Builder, c: &TextConfig, number: usize, h: ValueId) -> Result<ValueId, ModelError> {
+    let name = |part: &str| format!("blk.{number}.{part}.weight");
+    let gate = b.weight(&name("ffn_gate"), [c.ffn, c.width], Role::FfnGate);
+    let up = b.weight(&name("ffn_up"), [c.ffn, c.width], Role::FfnUp);
+    let down = b.weight(&name("ffn_down"), [c.width, c.ffn], Role::FfnDown);
+    let gate = b.linear(h, gate, None)?; // [T, F]
+    let gate = b.activation(gate, c.decoder.activation)?;
+    let up = b.linear(h, up, None)?;
+    let h = b.mul(gate, up)?;
+    Ok(b.linear(h, down, None)?)
+}
+
+fn experts(
+    b: &mut Builder,
+    c: &TextConfig,
+    number: usize,
+    Mixture { experts, used, ffn }: Mixture,
+    h: ValueId,
+) -> Result<ValueId, ModelError> {
+    let name = |part: &str| format!("blk.{number}.{part}.weight");
+    let router = b.weight(&name("ffn_gate_inp"), [experts, c.width], Role::Router);
+    let stacks = Experts {
+        gate: b.weight(&name("ffn_gate_exps"), [experts, ffn, c.width], Role::FfnGate),
+        up: b.weight(&name("ffn_up_exps"), [experts, ffn, c.width], Role::FfnUp),
+        down: b.weight(&name("ffn_down_exps"), [experts, c.width, ffn], Role::FfnDown),
+        activation: c.decoder.activation,
+        used,
+    };
+    let logits = b.linear(h, router, None)?; // [T, N]
+    let shares = b.route(logits, Route { used, normalised: true })?;
+    Ok(b.experts(h, shares, stacks)?)
+}
+
 fn rename(config: &TextConfig, part: &str) -> Option<(&'static str, Transform)> {
+    // `llama` GGUF files keep the columns of a rotary pair side by side; checkpoints keep them half a head apart.
+    let turned = |heads| match config.decoder.rope {
+        RopeStyle::Interleaved => Transform::InterleaveHeads { heads },
+        RopeStyle::Half => Transform::None,
+    };
     Some(match part {
         "input_layernorm" => ("attn_norm", Transform::None),
         "post_attention_layernorm" => ("ffn_norm", Transform::None),
-        // GGUF keeps the columns of a rotary pair side by side; checkpoints keep them half a head apart.
-        "self_attn.q_proj" => ("attn_q", Transform::InterleaveHeads { heads: config.heads }),
-        "self_attn.k_proj" => ("attn_k", Transform::InterleaveHeads { heads: config.kv_heads }),
+        "self_attn.q_proj" => ("attn_q", turned(config.heads)),
+        "self_attn.k_proj" => ("attn_k", turned(config.kv_heads)),
         "self_attn.v_proj" => ("attn_v", Transform::None),
         "self_attn.o_proj" => ("attn_output", Transform::None),
         "mlp.gate_proj" => ("ffn_gate", Transform::None),
         "mlp.up_proj" => ("ffn_up", Transform::None),
         "mlp.down_proj" => ("ffn_down", Transform::None),
-        _ => return None,
+        "self_attn.q_norm" => ("attn_q_norm", Transform::None),
+        "self_attn.k_norm" => ("attn_k_norm", Transform::None),
+        "mlp.gate" | "block_sparse_moe.gate" => ("ffn_gate_inp", Transform::None),
+        _ => {
+            let places = ["mlp.experts.", "block_sparse_moe.experts."];
+            let (number, part) = places.iter().find_map(|place| part.strip_prefix(place))?.split_once('.')?;
+            let to = match part {
+                "gate_proj" | "w1" => "ffn_gate_exps",
+                "up_proj" | "w3" => "ffn_up_exps",
+                "down_proj" | "w2" => "ffn_down_exps",
+                _ => return None,
+            };
+            (to, Transform::Expert { number: number.parse().ok()?, of: config.mixture?.experts })
+        }
     })
 }

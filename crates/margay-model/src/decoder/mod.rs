@@ -1,14 +1,18 @@
 //! Decoders: tokens to logits. One file each, one line in [`DECODERS`].
 
-pub(crate) mod llama;
-pub(crate) mod phi2;
+mod gemma;
+mod llama;
+mod phi2;
+mod qwen2;
+mod qwen3;
+mod qwen3moe;
 
 use crate::{
-    ModelError, RopeScaling, TextConfig,
+    HfConfig, ModelError, RopeScaling, TextConfig,
     weights::{Rename, Transform},
 };
 use margay_graph::{
-    Attention, Builder, Dim, Mask, NormKind, Program, Role, Rope, RopeStyle, Stage, Sym, ValueId,
+    Activation, Attention, Builder, Dim, Mask, NormKind, Program, Role, Rope, RopeStyle, Stage, Sym, ValueId,
 };
 
 /// What sets a decoder apart from the others.
@@ -20,8 +24,24 @@ pub struct Decoder {
     pub(crate) norm: NormKind,
     /// Which columns of a head turn together in a GGUF file.
     pub(crate) rope: RopeStyle,
+    /// `model_type`s in a checkpoint's `config.json`.
+    pub(crate) hf: &'static [&'static str],
+    /// Reads that part of a `config.json`.
+    pub(crate) read_hf: fn(&HfConfig<'_>) -> Result<TextConfig, ModelError>,
     /// Norms and head have biases.
     pub(crate) biases: bool,
+    /// Queries, keys and values have biases.
+    pub(crate) qkv_biases: bool,
+    /// Queries and keys have norms, each head by itself.
+    pub(crate) head_norms: bool,
+    /// It may have experts in place of its feed-forward layers; their shares then add up to 1.
+    pub(crate) experts: bool,
+    /// Of the feed-forward layer.
+    pub(crate) activation: Activation,
+    /// Embeddings, visual ones too, are multiplied by the square root of the width.
+    pub(crate) scaled_embeddings: bool,
+    /// Norms multiply by `1 + w` of a checkpoint's `w`. A GGUF file holds the sum.
+    pub(crate) norms_from_one: bool,
     /// One block; gives [T, E].
     pub(crate) block: fn(&mut Builder, &TextConfig, Layer) -> Result<ValueId, ModelError>,
     /// The name behind `blk.N.` in a GGUF file of what stands behind `layers.N.` in a checkpoint, without `weight` or
@@ -44,11 +64,27 @@ impl PartialEq for Decoder {
 }
 
 /// All decoders.
-pub const DECODERS: &[&Decoder] = &[&llama::LLAMA, &phi2::PHI2];
+pub const DECODERS: &[&Decoder] =
+    &[&llama::LLAMA, &phi2::PHI2, &qwen2::QWEN2, &qwen3::QWEN3, &qwen3moe::QWEN3MOE, &gemma::GEMMA];
 
 /// The decoder of that architecture in a GGUF file.
 pub(crate) fn by_arch(arch: &str) -> Option<&'static Decoder> {
     DECODERS.iter().copied().find(|d| d.arch == arch)
+}
+
+/// Reads the decoder's part of a Hugging Face `config.json`, whose own `model_type` names the decoder.
+pub(crate) fn from_hf(config: &HfConfig<'_>) -> Result<TextConfig, ModelError> {
+    from_hf_as(config, config.str("model_type").unwrap_or(llama::LLAMA.hf[0]))
+}
+
+/// The same where the `model_type` of the decoder stands elsewhere.
+pub(crate) fn from_hf_as(config: &HfConfig<'_>, model_type: &str) -> Result<TextConfig, ModelError> {
+    let decoder = DECODERS.iter().find(|d| d.hf.contains(&model_type)).ok_or_else(|| {
+        let known: Vec<_> = DECODERS.iter().flat_map(|d| d.hf).copied().collect();
+        let what = format!("the decoder {model_type:?} is not supported; known are {}", known.join(", "));
+        config.bad("model_type", &what)
+    })?;
+    (decoder.read_hf)(config)
 }
 
 /// The text program. Inputs: `ids` `[T]`, `positions` `[T]`, `rows` `[R]` (whose logits are wanted), and with `visual` also
@@ -64,6 +100,9 @@ pub(crate) fn text(config: &TextConfig, visual: bool) -> Result<Program, ModelEr
     let table_shape = [config.vocabulary, config.width];
     let table = b.weight("token_embd.weight", table_shape, Role::TokenEmbedding);
     let mut x = b.embed(table, ids, visual)?; // [T, E]
+    if decoder.scaled_embeddings {
+        x = b.scale(x, (config.width as f32).sqrt())?;
+    }
     b.output("hidden.0", x);
     for number in 0..config.layers {
         x = (decoder.block)(&mut b, config, Layer { number, x, positions })?;
@@ -82,6 +121,15 @@ fn norm(b: &mut Builder, c: &TextConfig, name: &str, x: ValueId) -> Result<Value
     let weight = b.weight(&format!("{name}.weight"), [c.width], Role::Norm);
     let bias = c.decoder.biases.then(|| b.weight(&format!("{name}.bias"), [c.width], Role::Bias));
     Ok(b.norm(x, c.decoder.norm, weight, bias, c.norm_eps)?)
+}
+
+/// The norm of each head of queries or keys.
+fn head_norm(b: &mut Builder, c: &TextConfig, name: &str, x: ValueId) -> Result<ValueId, ModelError> {
+    if !c.decoder.head_norms {
+        return Ok(x);
+    }
+    let weight = b.weight(&format!("{name}.weight"), [c.head_dim], Role::Norm);
+    Ok(b.norm(x, c.decoder.norm, weight, None, c.norm_eps)?)
 }
 
 /// Turns queries and keys, and attends. [T, H*D]
@@ -111,20 +159,30 @@ fn attend(
 /// The name in a GGUF file of a decoder weight of a Hugging Face checkpoint, wherever the decoder stands in it.
 /// A name that is a GGUF name already stays.
 pub(crate) fn rename(config: &TextConfig, name: &str) -> Option<Rename> {
-    const PLACES: [&str; 5] =
-        ["model.language_model.", "language_model.model.", "language_model.", "model.text_model.", "model."];
+    const PLACES: [&str; 6] = [
+        "model.language_model.",
+        "language_model.model.",
+        "language_model.",
+        "model.text_model.",
+        "model.",
+        "transformer.",
+    ];
     let inner = PLACES.iter().find_map(|place| name.strip_prefix(place)).unwrap_or(name);
     let (stem, kind) = inner.rsplit_once('.')?;
-    let known = kind == "weight" || (kind == "bias" && config.decoder.biases);
+    // A bias that the decoder does not have is found later, by its place in the model.
+    let known = ["weight", "bias"].contains(&kind);
+    let norm = if config.decoder.norms_from_one { Transform::AddOne } else { Transform::None };
     let (to, transform) = match stem {
         _ if !known => return None,
-        "embed_tokens" => ("token_embd".to_owned(), Transform::None),
-        "norm" | "final_layernorm" => ("output_norm".to_owned(), Transform::None),
-        "lm_head" => ("output".to_owned(), Transform::None),
+        "embed_tokens" | "embd.wte" => ("token_embd".to_owned(), Transform::None),
+        "norm" | "final_layernorm" | "lm_head.ln" => ("output_norm".to_owned(), norm),
+        "lm_head" | "lm_head.linear" => ("output".to_owned(), Transform::None),
         _ => {
-            let (layer, part) = stem.strip_prefix("layers.")?.split_once('.')?;
+            let (layer, part) =
+                stem.strip_prefix("layers.").or_else(|| stem.strip_prefix("h."))?.split_once('.')?;
             layer.parse::<usize>().ok()?;
             let (to, transform) = (config.decoder.rename)(config, part)?;
+            let transform = if to.ends_with("_norm") { norm } else { transform };
             (format!("blk.{layer}.{to}"), transform)
         }
     };

@@ -2,7 +2,7 @@
 //! Source: MILVLG/imp.
 
 use super::{Family, LLAVA_VISION, Published, llava, rename_vlm};
-use crate::hf::phi_text;
+use crate::{ModelConfig, Rename};
 
 pub(super) const IMP: Family = Family {
     id: "imp",
@@ -19,6 +19,14 @@ pub(super) const IMP: Family = Family {
         decoder: "Phi-2",
         picture_tokens: "729",
     }],
-    read_hf: |config, parts| llava::original(IMP.id, config, phi_text(config)?, parts),
-    rename: rename_vlm,
+    read_hf: |config, parts| llava::original(IMP.id, config, "phi", parts),
+    rename,
 };
+
+/// The published checkpoints call the whole `transformer`.
+fn rename(config: &ModelConfig, name: &str) -> Option<Rename> {
+    let inner = name.strip_prefix("transformer.");
+    let vision =
+        inner.filter(|inner| ["vision_tower.", "mm_projector."].iter().any(|p| inner.starts_with(p)));
+    rename_vlm(config, vision.unwrap_or(name))
+}

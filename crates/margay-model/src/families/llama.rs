@@ -1,16 +1,16 @@
-//! LLaMA 2 and 3 and their like (MobileLLaMA, Vicuna, TinyLlama): text only.
+//! LLaMA 2 and 3 and their like (MobileLLaMA, Vicuna, TinyLlama, Mixtral): text only.
 
-use super::{Family, Published};
-use crate::{ModelConfig, PromptStyle, decoder, hf::llama_text};
+use super::{Family, Published, text_only};
+use crate::{PromptStyle, decoder};
 
 pub(super) const LLAMA: Family = Family {
     id: "llama",
-    summary: "LLaMA 2 and 3, Vicuna, TinyLlama, MobileLLaMA: text",
-    hf: &["llama"],
+    summary: "LLaMA 2 and 3, Vicuna, TinyLlama, MobileLLaMA, Mixtral: text",
+    hf: &["llama", "mixtral"],
     gguf: &[("llama", None)],
     prompt: PromptStyle { template: "plain", image_mark: "<image>", stops: &[] },
     vision: None,
-    verified: "transformers LlamaForCausalLM",
+    verified: "transformers LlamaForCausalLM, MixtralForCausalLM",
     published: &[
         Published::text("TinyLlama 1.1B", "LLaMA"),
         Published::text("LLaMA 3.2 1B, 3B", "LLaMA 3"),
@@ -18,15 +18,8 @@ pub(super) const LLAMA: Family = Family {
         Published::text("Vicuna-v1.5 7B", "LLaMA 2"),
         Published::text("LLaMA 2 7B", "LLaMA 2"),
         Published::text("LLaMA 3 8B", "LLaMA 3"),
+        Published::text("Mixtral 8x7B", "Mixtral, 2 of 8 experts"),
     ],
-    read_hf: |config, _| {
-        Ok(ModelConfig {
-            family: LLAMA.id,
-            name: config.str("_name_or_path").filter(|n| !n.is_empty()).unwrap_or("llama").to_owned(),
-            text: llama_text(config)?,
-            vision: None,
-            prompt: LLAMA.prompt,
-        })
-    },
+    read_hf: |config, _| text_only(&LLAMA, config),
     rename: |config, name| decoder::rename(&config.text, name),
 };

@@ -4,8 +4,8 @@
 
 use super::{Family, LLAVA_VISION, Published, processor_image, rename_vlm};
 use crate::{
-    Features, HfConfig, ModelConfig, ModelError, PromptStyle, TextConfig, VisionConfig,
-    hf::{clip_l14_336, llama_text, siglip_so400m_14_384},
+    Features, HfConfig, ModelConfig, ModelError, PromptStyle, VisionConfig, decoder,
+    hf::{clip_l14_336, siglip_so400m_14_384},
     projector, vision,
 };
 use serde_json::Value;
@@ -13,7 +13,7 @@ use serde_json::Value;
 pub(super) const LLAVA: Family = Family {
     id: "llava",
     summary: "LLaVA-1.5 and its like: CLIP ViT-L/14-336 or SigLIP + MLP + Vicuna, 576 or 729 visual tokens",
-    hf: &["llava", "llava_llama"],
+    hf: &["llava", "llava_llama", "llava_phi", "llava_gemma"],
     gguf: &[("llama", Some("mlp"))],
     prompt: VICUNA,
     vision: Some(LLAVA_VISION),
@@ -44,7 +44,9 @@ pub(super) const VICUNA: PromptStyle =
 
 fn read_hf(config: &HfConfig<'_>, parts: &super::HfParts<'_>) -> Result<ModelConfig, ModelError> {
     let Some(text) = config.object("text_config") else {
-        return original(LLAVA.id, config, llama_text(config)?, parts);
+        // "llava_phi" is LLaVA with the decoder of "phi".
+        let decoder = config.str("model_type").and_then(|t| t.strip_prefix("llava_")).unwrap_or("llama");
+        return original(LLAVA.id, config, decoder, parts);
     };
     let vision = config.object("vision_config").ok_or_else(|| config.bad("vision_config", "is missing"))?;
     let select = config.get("vision_feature_layer").map_or(Some(-2), |v| v.as_i64());
@@ -69,18 +71,18 @@ fn read_hf(config: &HfConfig<'_>, parts: &super::HfParts<'_>) -> Result<ModelCon
     Ok(ModelConfig {
         family: LLAVA.id,
         name: "llava".to_owned(),
-        text: llama_text(&text)?,
+        text: decoder::from_hf(&text)?,
         vision: Some(vision),
         prompt: LLAVA.prompt,
     })
 }
 
-/// The layout of the original LLaVA repository, which MobileVLM and Imp share: the fields of the decoder, read as `text`,
-/// at the top, the vision side in `mm_*` fields.
+/// The layout of the original LLaVA repository, which MobileVLM and Imp share: the fields of the decoder, whose own
+/// `model_type` would be `decoder`, at the top, the vision side in `mm_*` fields.
 pub(super) fn original(
     family: &'static str,
     config: &HfConfig<'_>,
-    text: TextConfig,
+    decoder: &str,
     parts: &super::HfParts<'_>,
 ) -> Result<ModelConfig, ModelError> {
     let kind = config.str("mm_projector_type").unwrap_or("linear");
@@ -118,7 +120,7 @@ pub(super) fn original(
     Ok(ModelConfig {
         family,
         name: config.str("_name_or_path").filter(|n| !n.is_empty()).unwrap_or(family).to_owned(),
-        text,
+        text: decoder::from_hf_as(config, decoder)?,
         vision: Some(vision),
         prompt: VICUNA,
     })

@@ -2,7 +2,6 @@
 //! Source: Meituan-AutoML/MobileVLM.
 
 use super::{Family, LLAVA_VISION, Published, llava, rename_vlm};
-use crate::hf::llama_text;
 
 pub(super) const MOBILEVLM: Family = Family {
     id: "mobilevlm",
@@ -49,6 +48,6 @@ pub(super) const MOBILEVLM: Family = Family {
             picture_tokens: "144",
         },
     ],
-    read_hf: |config, parts| llava::original(MOBILEVLM.id, config, llama_text(config)?, parts),
+    read_hf: |config, parts| llava::original(MOBILEVLM.id, config, "llama", parts),
     rename: rename_vlm,
 };

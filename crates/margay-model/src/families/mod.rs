@@ -1,11 +1,16 @@
 //! The families: one file each, one line in [`FAMILIES`].
 
+mod gemma;
 mod imp;
 mod llama;
 mod llava;
 mod mobilevlm;
 mod phi;
+mod qwen2;
+mod qwen3;
+mod qwen3moe;
 mod smolvlm;
+mod tinyllava;
 
 use crate::projector::Sizes;
 use crate::{
@@ -18,8 +23,19 @@ use margay_prompt::image::{Filter, Fit, ImageSpec};
 use serde_json::Value;
 
 /// All families.
-pub const FAMILIES: &[&Family] =
-    &[&llama::LLAMA, &phi::PHI, &llava::LLAVA, &mobilevlm::MOBILEVLM, &imp::IMP, &smolvlm::SMOLVLM];
+pub const FAMILIES: &[&Family] = &[
+    &llama::LLAMA,
+    &phi::PHI,
+    &qwen2::QWEN2,
+    &qwen3::QWEN3,
+    &qwen3moe::QWEN3MOE,
+    &gemma::GEMMA,
+    &llava::LLAVA,
+    &mobilevlm::MOBILEVLM,
+    &imp::IMP,
+    &tinyllava::TINYLLAVA,
+    &smolvlm::SMOLVLM,
+];
 
 /// One model family.
 #[derive(Debug)]
@@ -170,6 +186,17 @@ pub fn from_gguf(parts: &GgufParts<'_>) -> Result<(&'static Family, ModelConfig)
 fn unknown(what: String) -> ModelError {
     let known: Vec<_> = FAMILIES.iter().map(|f| f.id).collect();
     ModelError::UnknownFamily { what, known: known.join(", ") }
+}
+
+/// A text model from its `config.json`.
+fn text_only(family: &'static Family, config: &HfConfig<'_>) -> Result<ModelConfig, ModelError> {
+    Ok(ModelConfig {
+        family: family.id,
+        name: config.str("_name_or_path").filter(|n| !n.is_empty()).unwrap_or(family.id).to_owned(),
+        text: decoder::from_hf(config)?,
+        vision: None,
+        prompt: family.prompt,
+    })
 }
 
 /// A GGUF name of any weight of this model for a name in a checkpoint.

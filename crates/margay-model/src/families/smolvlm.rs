@@ -4,8 +4,8 @@
 
 use super::{Family, HfParts, Published, VisionDefaults, bad_processor, processor_image, rename_vlm};
 use crate::{
-    Features, HfConfig, ModelConfig, ModelError, PromptStyle, TowerConfig, VisionConfig, hf::llama_text,
-    projector, vision,
+    Features, HfConfig, ModelConfig, ModelError, PromptStyle, TowerConfig, VisionConfig, decoder, projector,
+    vision,
 };
 use margay_prompt::image::{Alpha, Around, Filter, ImageSpec, Marks, Tiling};
 
@@ -39,7 +39,7 @@ pub(super) const SMOLVLM: Family = Family {
 
 fn read_hf(config: &HfConfig<'_>, parts: &HfParts<'_>) -> Result<ModelConfig, ModelError> {
     let part = |name: &str| config.object(name).ok_or_else(|| config.bad(name, "is missing"));
-    let mut text = llama_text(&part("text_config")?)?;
+    let mut text = decoder::from_hf(&part("text_config")?)?;
     text.tied = config.bool("tie_word_embeddings", text.tied)?;
     let tower = vision::read_hf(&part("vision_config")?, Features::Final)?;
     let projector = projector::by_id("idefics3").expect("invariant: the connector is registered");

@@ -3,7 +3,7 @@
 
 use super::{Projector, Sizes};
 use crate::{ModelError, vision::vit::linear};
-use margay_graph::{Activation, Builder, Dim, Program, Role, Stage};
+use margay_graph::{Activation, Builder, Dim, Program, Role, Stage, ValueId};
 
 pub(super) const MLP: Projector =
     Projector { id: "mlp", hf: Some("mlp2x_gelu"), tokens: |grid, _| grid * grid, build, rename };
@@ -11,6 +11,11 @@ pub(super) const MLP: Projector =
 fn build(&Sizes { grid, width, out, .. }: &Sizes) -> Result<Program, ModelError> {
     let mut b = Builder::new(Stage::Project);
     let x = b.input_f32("features", [grid * grid, width].map(Dim::from));
+    layers(b, x, out)
+}
+
+/// The program that ends with these layers.
+pub(super) fn layers(mut b: Builder, x: ValueId, out: usize) -> Result<Program, ModelError> {
     let x = linear(&mut b, "mm.0", x, out, Role::Projector)?; // [P, E]
     let x = b.activation(x, Activation::GeluErf)?;
     let x = linear(&mut b, "mm.2", x, out, Role::Projector)?;
@@ -18,7 +23,7 @@ fn build(&Sizes { grid, width, out, .. }: &Sizes) -> Result<Program, ModelError>
     Ok(b.finish()?)
 }
 
-fn rename(inner: &str) -> Option<String> {
+pub(super) fn rename(inner: &str) -> Option<String> {
     let (stem, kind) = inner.rsplit_once('.')?;
     match stem {
         "0" | "linear_1" => Some(format!("mm.0.{kind}")),

@@ -4,6 +4,7 @@ mod idefics3;
 mod ldp;
 mod ldpv2;
 mod mlp;
+mod mlp_tail;
 
 use crate::ModelError;
 use margay_graph::Program;
@@ -43,7 +44,8 @@ impl PartialEq for Projector {
 }
 
 /// All projectors.
-pub const PROJECTORS: &[&Projector] = &[&idefics3::IDEFICS3, &ldp::LDP, &ldpv2::LDPV2, &mlp::MLP];
+pub const PROJECTORS: &[&Projector] =
+    &[&idefics3::IDEFICS3, &ldp::LDP, &ldpv2::LDPV2, &mlp::MLP, &mlp_tail::MLP_TAIL];
 
 /// The projector of that id in a GGUF file.
 pub(crate) fn by_id(id: &str) -> Option<&'static Projector> {

@@ -122,7 +122,8 @@ impl Default for RenderOptions {
 /// The built-in templates by name.
 ///
 /// Sources: LLaVA `conversation.py` (`conv_vicuna_v1`, `conv_llava_plain`; separators `" "` and `"</s>"`), apple/ml-fastvlm
-/// `conversation.py` (`conv_qwen_2`), transformers `processing_smolvlm.py`.
+/// `conversation.py` (`conv_qwen_2`), transformers `processing_smolvlm.py`, `google/gemma-2b-it` and
+/// `Qwen/Qwen3-0.6B` (`tokenizer_config.json`).
 static BUILTIN: &[(&str, &str)] = &[
     (
         "vicuna_v1",
@@ -152,6 +153,19 @@ static BUILTIN: &[(&str, &str)] = &[
          {% if line['type'] == 'text' %}{{ line['text'] }}{% elif line['type'] == 'image' %}<image>{% endif %}\
          {% endfor %}<end_of_utterance>{{ '\\n' }}{% endfor %}\
          {% if add_generation_prompt %}Assistant:{% endif %}",
+    ),
+    (
+        "chatml_bare",
+        "{% for message in messages %}\
+         {{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{% endfor %}\
+         {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",
+    ),
+    (
+        "gemma",
+        "{{ bos_token }}{% for message in messages %}\
+         {% if message['role'] not in ['user', 'assistant'] %}{{ raise_exception('roles are user and assistant') }}{% endif %}\
+         {{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else 'user') + '\\n' + message['content'] + '<end_of_turn>\\n' }}\
+         {% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}",
     ),
     ("plain", "{% for message in messages %}{{ message['content'] }}{% endfor %}"),
 ];
@@ -211,7 +225,8 @@ impl ChatTemplate {
         Ok(Self { source })
     }
 
-    /// A built-in template by name: "vicuna_v1" (LLaVA, MobileVLM), "chatml" (Qwen2), "smolvlm" or "plain".
+    /// A built-in template by name: "vicuna_v1" (LLaVA, MobileVLM), "chatml" (Qwen2), "chatml_bare" (Qwen3), "gemma",
+    /// "smolvlm" or "plain".
     pub fn builtin(name: &str) -> Option<Self> {
         let (_, source) = BUILTIN.iter().find(|(known, _)| *known == name)?;
         Self::new(source).ok()
@@ -431,6 +446,18 @@ mod tests {
         assert_eq!(
             shown(&ChatTemplate::builtin("plain").unwrap(), &[Message::user(2, "q")]),
             "<image>\n<image>\nq"
+        );
+        assert_eq!(
+            shown(&ChatTemplate::builtin("chatml_bare").unwrap(), &[Message::user(0, "q")]),
+            "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
+        );
+        assert_eq!(
+            shown(
+                &ChatTemplate::builtin("gemma").unwrap(),
+                &[Message::user(0, "q"), Message::text("assistant", "a"), Message::user(1, "r")]
+            ),
+            "<s><start_of_turn>user\nq<end_of_turn>\n<start_of_turn>model\na<end_of_turn>\n\
+             <start_of_turn>user\n<image>\nr<end_of_turn>\n<start_of_turn>model\n"
         );
         assert!(ChatTemplate::builtin("nonesuch").is_none());
     }

@@ -22,17 +22,19 @@ pub(super) fn linear(context: &Context<'_>, linear: &Linear) -> OpResult {
 
 /// Root mean square or layer normalisation of each row.
 pub(super) fn norm(context: &Context<'_>, norm: &Norm) -> OpResult {
-    let x = context.tensor(0)?;
+    let (whole, weight) = (context.tensor(0)?, context.weights.get(norm.weight));
+    let x = &whole.reshape(((), weight.elem_count()))?; // a row for each head
     let centred = match norm.kind {
         NormKind::Rms => x.clone(),
         NormKind::Layer => x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?,
     };
     let power = (centred.sqr()?.mean_keepdim(D::Minus1)? + f64::from(norm.eps))?; // [R, 1]
-    let y = centred.broadcast_div(&power.sqrt()?)?.broadcast_mul(context.weights.get(norm.weight))?;
-    match norm.bias {
-        Some(bias) => Ok(y.broadcast_add(context.weights.get(bias))?),
-        None => Ok(y),
-    }
+    let y = centred.broadcast_div(&power.sqrt()?)?.broadcast_mul(weight)?;
+    let y = match norm.bias {
+        Some(bias) => y.broadcast_add(context.weights.get(bias))?,
+        None => y,
+    };
+    Ok(y.reshape(whole.shape())?)
 }
 
 /// Each element by itself.

@@ -3,6 +3,7 @@
 mod attention;
 mod conv;
 mod elementwise;
+mod experts;
 mod layout;
 mod rope;
 
@@ -54,7 +55,10 @@ fn dispatch(context: &mut Context<'_>) -> OpResult {
         Op::Activation(act) => elementwise::activation(context.tensor(0)?, *act),
         Op::Add => Ok(context.tensor(0)?.broadcast_add(context.tensor(1)?)?),
         Op::Mul => Ok(context.tensor(0)?.broadcast_mul(context.tensor(1)?)?),
+        Op::Scale(factor) => Ok((context.tensor(0)? * f64::from(*factor))?),
         Op::Glu(act) => Ok((elementwise::activation(context.tensor(0)?, *act)? * context.tensor(1)?)?),
+        Op::Route(route) => experts::route(context.tensor(0)?, *route),
+        Op::Experts(experts) => experts::experts(context, experts),
         Op::Rope(rope) => rope::rope(context, rope),
         Op::Attention(attention) => attention::attention(context, attention),
         Op::Patchify { patch } => layout::patchify(context.tensor(0)?, *patch),

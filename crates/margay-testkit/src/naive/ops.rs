@@ -2,8 +2,8 @@
 
 use super::{Data, NaiveState, Rounding, Weight, call};
 use margay_graph::{
-    Activation, Attention, BackendError, Conv2d, Linear, Mask, Norm, NormKind, Op, Pool2d, Program, Rope,
-    RopeStyle, WeightId,
+    Activation, Attention, BackendError, Conv2d, Experts, Linear, Mask, Norm, NormKind, Op, Pool2d, Program,
+    Rope, RopeStyle, Route, WeightId,
 };
 
 use margay_tensor::DType;
@@ -60,7 +60,10 @@ pub(super) fn run(op: &Op, frame: &Frame<'_>, cache: &mut NaiveState) -> Result<
         Op::Activation(act) => frame.numbers(0)?.iter().map(|x| activation(*act, *x)).collect(),
         Op::Add => binary(frame, |a, b| a + b)?,
         Op::Mul => binary(frame, |a, b| a * b)?,
+        Op::Scale(factor) => frame.numbers(0)?.iter().map(|x| x * f64::from(*factor)).collect(),
         Op::Glu(act) => binary(frame, |gate, up| activation(*act, gate) * up)?,
+        Op::Route(r) => route(frame, r)?,
+        Op::Experts(e) => experts(frame, e)?,
         Op::Rope(r) => rope(frame, r)?,
         Op::Attention(a) => attention(frame, a, cache)?,
         Op::Patchify { patch } => patchify(frame, *patch)?,
@@ -141,7 +144,7 @@ fn round_to_half(values: &mut [f64]) {
 }
 
 fn norm(frame: &Frame<'_>, n: &Norm) -> Result<Vec<f64>, BackendError> {
-    let (x, columns) = (frame.numbers(0)?, frame.size[1]);
+    let (x, columns) = (frame.numbers(0)?, frame.weight(n.weight).len());
     let count = columns as f64;
     let mut out = Vec::with_capacity(x.len());
     for row in x.chunks(columns) {
@@ -153,6 +156,55 @@ fn norm(frame: &Frame<'_>, n: &Norm) -> Result<Vec<f64>, BackendError> {
         for (column, x) in row.iter().enumerate() {
             let bias = n.bias.map_or(0.0, |b| frame.weight(b)[column]);
             out.push((x - mean) / (power + f64::from(n.eps)).sqrt() * frame.weight(n.weight)[column] + bias);
+        }
+    }
+    Ok(out)
+}
+
+fn route(frame: &Frame<'_>, r: &Route) -> Result<Vec<f64>, BackendError> {
+    let logits = frame.numbers(0)?.chunks(frame.size[1]);
+    Ok(logits
+        .flat_map(|logits| {
+            // As many as are greater, or equal and before it, stand before an expert.
+            let rank = |n: usize| {
+                let before = |(m, other): (usize, &f64)| *other > logits[n] || (*other == logits[n] && m < n);
+                logits.iter().enumerate().filter(|pair| before(*pair)).count()
+            };
+            let stays: Vec<bool> = (0..logits.len()).map(|n| rank(n) < r.used).collect();
+            let greatest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let power: Vec<f64> = logits.iter().map(|x| (x - greatest).exp()).collect();
+            let counted = |n: &usize| !r.normalised || stays[*n];
+            let sum: f64 = (0..logits.len()).filter(counted).map(|n| power[n]).sum();
+            (0..logits.len()).map(|n| if stays[n] { power[n] / sum } else { 0.0 }).collect::<Vec<_>>()
+        })
+        .collect())
+}
+
+fn experts(frame: &Frame<'_>, e: &Experts) -> Result<Vec<f64>, BackendError> {
+    let (x, shares) = (frame.numbers(0)?, frame.numbers(1)?);
+    let (width, count) = (frame.size[1], frame.input_sizes[1][1]);
+    let rounded = |x: &[f64], weight: WeightId| match frame.rounding.int8_block {
+        Some(block) if frame.weights[weight.index()].quantized => round_to_int8(x, x.len(), block),
+        _ => x.to_vec(),
+    };
+    // Output `o` of the layer of expert `n`.
+    let product = |x: &[f64], weight: WeightId, n: usize, o: usize, outputs: usize| -> f64 {
+        frame.weight(weight)[(n * outputs + o) * x.len()..].iter().zip(x).map(|(w, x)| w * x).sum()
+    };
+    let mut out = vec![0.0; x.len()];
+    for (row, y) in out.chunks_mut(width.max(1)).enumerate() {
+        let x = &x[row * width..][..width];
+        for n in (0..count).filter(|n| shares[row * count + n] != 0.0) {
+            let ffn = frame.weight(e.gate).len() / (count * width);
+            let [for_gate, for_up] = [rounded(x, e.gate), rounded(x, e.up)];
+            let hidden = (0..ffn).map(|f| {
+                activation(e.activation, product(&for_gate, e.gate, n, f, ffn))
+                    * product(&for_up, e.up, n, f, ffn)
+            });
+            let hidden = rounded(&hidden.collect::<Vec<_>>(), e.down);
+            for (column, y) in y.iter_mut().enumerate() {
+                *y += shares[row * count + n] * product(&hidden, e.down, n, column, width);
+            }
         }
     }
     Ok(out)

@@ -7,6 +7,7 @@ mod attention;
 mod blocks;
 mod case;
 mod conv;
+mod experts;
 mod layout;
 mod linear;
 mod rows;
@@ -17,8 +18,15 @@ use crate::tolerance::{Distance, Policy, Tolerance};
 use margay_graph::{Backend, BackendError, Cancel, Executable, State, StateOptions};
 
 /// What writes the cases. One line a file of this folder, `case` aside.
-const FAMILIES: &[fn(&mut Vec<Case>)] =
-    &[attention::cases, blocks::cases, conv::cases, layout::cases, linear::cases, rows::cases];
+const FAMILIES: &[fn(&mut Vec<Case>)] = &[
+    attention::cases,
+    blocks::cases,
+    conv::cases,
+    experts::cases,
+    layout::cases,
+    linear::cases,
+    rows::cases,
+];
 
 /// Every case, each of a name of its own.
 pub fn cases() -> Vec<Case> {

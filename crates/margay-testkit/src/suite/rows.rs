@@ -12,6 +12,15 @@ pub(super) fn cases(cases: &mut Vec<Case>) {
         norms(cases, columns);
     }
     cases.push(norm_of(NormKind::Layer, 72, Draft::new("norm", "Layer 729x72".into()).rows(&[729]), true));
+    // Each head by itself.
+    for (kind, heads, width) in [(NormKind::Rms, 7, 8), (NormKind::Rms, 2, 128), (NormKind::Layer, 3, 33)] {
+        let draft = Draft::new("norm", format!("{kind:?} of {heads} heads of {width}")).rows(&ROWS);
+        cases.push(draft.finish(|b| {
+            let x = b.input_f32("x", [Sym::Patches.into(), (heads * width).into()]);
+            let w = b.weight("w", [width], Role::Norm);
+            b.norm(x, kind, w, None, 1e-6)
+        }));
+    }
     // A mean far from zero: the difference of squares would lose it.
     let far = Draft { offset: 8.0, ..Draft::new("norm", "Layer 588 with mean 8".into()).rows(&ROWS) };
     cases.push(norm_of(NormKind::Layer, 588, far, true));
@@ -38,6 +47,12 @@ pub(super) fn cases(cases: &mut Vec<Case>) {
                 b.glu(act, gate, up)
             }));
         }
+    }
+    for columns in [1, 33, 588] {
+        cases.push(Draft::new("scale", format!("{columns}")).rows(&ROWS).finish(|b| {
+            let x = b.input_f32("x", [Sym::Patches.into(), columns.into()]);
+            b.scale(x, 2048f32.sqrt())
+        }));
     }
     for columns in [1, 4, 33, 588] {
         for one_row in [false, true] {
