@@ -213,6 +213,21 @@ fn an_8_bit_cache_changes_the_logits_a_little_and_nothing_before_them() {
 }
 
 #[test]
+fn inspect_tells_the_tiles_of_a_picture_that_is_cut_by_its_size() {
+    for (image, tiles) in [("wide", 7), ("tall", 4)] {
+        let image = golden(&format!("smolvlm/{image}.png"));
+        let seen = run(["inspect", &golden("smolvlm"), "-i", &image, "--json"]).json();
+        assert_eq!(
+            (&seen["picture"]["tiles"], &seen["picture"]["visual_tokens"]),
+            (&tiles.into(), &(4 * tiles).into())
+        );
+        assert_eq!(seen["visual_tokens_per_tile"], 4);
+        assert!(seen["visual_tokens_per_picture"].is_null());
+        assert_eq!(seen["memory"]["visual_bytes_per_picture"], 4 * tiles * 30 * 4);
+    }
+}
+
+#[test]
 fn trace_on_the_reference_backend_equals_the_original() {
     let folder = tempfile::tempdir().unwrap();
     for model in ["imp", "llama", "llava", "llava-hf", "mobilevlm-v1", "mobilevlm-v2", "phi2", "siglip"] {

@@ -212,21 +212,21 @@ mod tests {
         let ask = AskOptions { max_tokens: 6, ..AskOptions::default() };
         let fresh = {
             let mut session = model.session().unwrap();
-            session.ask_with(&[wide.clone()], "one", &ask).unwrap().report().unwrap();
+            session.ask_with(std::slice::from_ref(&wide), "one", &ask).unwrap().report().unwrap();
             session.held.clear();
             session.state.truncate(0);
-            session.ask_with(&[tall.clone()], "two", &ask).unwrap().report().unwrap()
+            session.ask_with(std::slice::from_ref(&tall), "two", &ask).unwrap().report().unwrap()
         };
         assert_eq!(fresh.stages.visual_tokens, (7 + 4) * 4);
 
         let mut session = model.session().unwrap();
-        let first = session.ask_with(&[wide.clone()], "one", &ask).unwrap().report().unwrap();
+        let first = session.ask_with(std::slice::from_ref(&wide), "one", &ask).unwrap().report().unwrap();
         assert_eq!(first.stages.visual_tokens, 7 * 4);
         let cancel = session.cancel();
         // Stopped behind its second tile of seven, then within its prefill: nothing of it may be found again.
         for stop in [Stage::Project, Stage::Prefill] {
             let mut ended = 0;
-            for event in session.ask_with(&[wide.clone()], "other", &ask).unwrap() {
+            for event in session.ask_with(std::slice::from_ref(&wide), "other", &ask).unwrap() {
                 if let Event::Stage { stage, done, of, .. } = event.unwrap()
                     && stage == stop
                 {

@@ -19,9 +19,11 @@ pub struct Tower {
     pub id: &'static str,
     /// `model_type`s of its own configuration in a checkpoint.
     pub hf: &'static [&'static str],
-    pub(crate) read_hf: fn(&HfConfig<'_>, Features) -> Result<Arc<dyn TowerConfig>, ModelError>,
-    pub(crate) read_gguf: fn(&GgufPart<'_>, Features) -> Result<Arc<dyn TowerConfig>, ModelError>,
+    pub(crate) read_hf: fn(&HfConfig<'_>, Features) -> ReadTower,
+    pub(crate) read_gguf: fn(&GgufPart<'_>, Features) -> ReadTower,
 }
+
+pub(crate) type ReadTower = Result<Arc<dyn TowerConfig>, ModelError>;
 
 /// All towers. GGUF files that do not say which one they hold hold the first.
 pub const TOWERS: &[&Tower] = &[&vit::VIT];
@@ -88,7 +90,7 @@ pub(crate) fn by_id(id: &str) -> Option<&'static Tower> {
 }
 
 /// Reads a tower's own configuration, by its `model_type`.
-pub(crate) fn read_hf(config: &HfConfig<'_>, features: Features) -> Result<Arc<dyn TowerConfig>, ModelError> {
+pub(crate) fn read_hf(config: &HfConfig<'_>, features: Features) -> ReadTower {
     // The first LLaVA folders name only CLIP's numbers.
     let kind = config.str("model_type").unwrap_or("clip_vision_model");
     let tower = TOWERS.iter().find(|tower| tower.hf.contains(&kind)).ok_or_else(|| {

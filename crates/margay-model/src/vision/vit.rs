@@ -2,7 +2,7 @@
 //! Weights by the names of GGUF mmproj files. Source: transformers `modeling_clip.py`, `modeling_siglip.py`; its SigLIP
 //! inside Idefics3 and SmolVLM (whose position ids for a whole square are those of a plain grid), `modeling_idefics3.py`.
 
-use super::{Features, Tower, TowerConfig};
+use super::{Features, ReadTower, Tower, TowerConfig};
 use crate::{
     GgufPart, HfConfig, ModelError, config, gguf, hf,
     weights::{Rename, Transform},
@@ -95,7 +95,7 @@ fn defaults(model_type: &str) -> VitConfig {
     found.map_or(IDEFICS3, |(_, vit)| vit)
 }
 
-fn read_hf(config: &HfConfig<'_>, features: Features) -> Result<Arc<dyn TowerConfig>, ModelError> {
+fn read_hf(config: &HfConfig<'_>, features: Features) -> ReadTower {
     let own = defaults(config.str("model_type").unwrap_or("clip_vision_model"));
     let stored = config.usize("num_hidden_layers", own.layers)?;
     let vit = VitConfig {
@@ -120,7 +120,7 @@ fn read_hf(config: &HfConfig<'_>, features: Features) -> Result<Arc<dyn TowerCon
     Ok(Arc::new(vit.checked(config.place())?))
 }
 
-fn read_gguf(part: &GgufPart<'_>, features: Features) -> Result<Arc<dyn TowerConfig>, ModelError> {
+fn read_gguf(part: &GgufPart<'_>, features: Features) -> ReadTower {
     let GgufPart { metadata: meta, tensors } = part;
     let key = |name: &str| format!("clip.vision.{name}");
     let stored = meta.usize(&key("block_count"))?;

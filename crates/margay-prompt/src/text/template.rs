@@ -421,6 +421,26 @@ mod tests {
     }
 
     #[test]
+    fn smolvlm_is_the_published_template() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/smolvlm");
+        let published = std::fs::read_to_string(folder.join("chat_template.json")).unwrap();
+        let published: Value = serde_json::from_str(&published).unwrap();
+        let published = ChatTemplate::new(published["chat_template"].as_str().unwrap()).unwrap();
+        let builtin = ChatTemplate::builtin("smolvlm").unwrap();
+        let turns = [
+            Message::text("system", "Be brief."),
+            Message::user(2, "What is this?"),
+            Message::text("assistant", "A cat."),
+            Message::user(0, "Where?"),
+        ];
+        for messages in [&turns[..], &turns[1..], &turns[1..2], &turns[3..]] {
+            assert_eq!(shown(&builtin, messages), shown(&published, messages));
+        }
+        let end = "User:<image><image>What is this?<end_of_utterance>\nAssistant:";
+        assert!(shown(&builtin, &turns[1..2]).ends_with(end));
+    }
+
+    #[test]
     fn vicuna_v1_is_the_published_prompt() {
         let template = ChatTemplate::builtin("vicuna_v1").unwrap();
         let system = "A chat between a curious user and an artificial intelligence assistant. \
