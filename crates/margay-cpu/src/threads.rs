@@ -6,8 +6,9 @@
 //! sleeps.
 //!
 //! A thread that the system takes off its core in the middle of a task is waited for. Where other processes want the
-//! core, that happens again and again, and the whole pool would be slower than one thread. So a thread that was late
-//! because it was taken off its core rests for a while before it helps again, longer each time.
+//! core, that happens again and again, and the whole pool would be slower than one thread. So a thread that was much
+//! later than threads usually are, because it was taken off its core, rests for a while before it helps again, longer
+//! each time. Somebody is always a little late: the last task ends after the others.
 //!
 //! Cores differ: a phone's small ones take three times as long for a task as its big ones. Claiming shares the tasks out
 //! by speed all by itself, but a small core that claims one of the last keeps everybody waiting. So a thread remembers
@@ -39,6 +40,15 @@ const SPINS_BEFORE_YIELD: u32 = 2000;
 /// Yields before the caller sleeps between polls.
 const YIELDS_BEFORE_NAP: u32 = 200;
 const NAP: Duration = Duration::from_micros(50);
+/// Naps from which on a thread can be late: about a millisecond and a half, as naps last longer than they should. A time
+/// slice of another process is some milliseconds.
+const LATE_NAPS: f32 = 16.0;
+/// How many times as long as usual a late thread is waited for.
+const LATE_FACTOR: f32 = 4.0;
+/// What is held to be usual at first, in naps, so that nobody is called late before much is known.
+const USUAL_AT_FIRST: f32 = 64.0;
+/// Weight of one job in what is usual.
+const USUAL_WEIGHT: f32 = 1.0 / 32.0;
 /// How long a thread that was late rests: at first, and at most. A system's time slices are some milliseconds.
 const REST: Duration = Duration::from_millis(4);
 const LONGEST_REST: Duration = Duration::from_millis(256);
@@ -74,7 +84,7 @@ struct Shared {
     team: AtomicUsize,
     workers: Box<[Worker]>,
     stop: AtomicBool,
-    /// The generation whose caller last had to nap for threads inside.
+    /// The generation whose caller last waited for threads inside for unusually long.
     late: AtomicU64,
 }
 
@@ -91,7 +101,8 @@ struct Worker {
 /// Persistent threads that share the tasks of one call at a time.
 pub struct Pool {
     shared: Arc<Shared>,
-    submit: Mutex<()>,
+    /// Held by the caller whose job is open: how long callers usually wait for threads inside, in naps.
+    submit: Mutex<f32>,
     handles: Vec<JoinHandle<()>>,
     cores: Option<CoreSet>,
 }
@@ -125,7 +136,7 @@ impl Pool {
                 std::thread::Builder::new().name(name).spawn(work).ok()
             })
             .collect();
-        Pool { shared, submit: Mutex::new(()), handles, cores }
+        Pool { shared, submit: Mutex::new(USUAL_AT_FIRST), handles, cores }
     }
 
     /// Threads that work, the caller included.
@@ -156,7 +167,7 @@ impl Pool {
         if tasks == 1 || team <= 1 || IN_TASK.get() {
             return serial(tasks, body);
         }
-        let _turn = self.submit.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut usual = self.submit.lock().unwrap_or_else(PoisonError::into_inner);
         let shared = &*self.shared;
         // SAFETY: the lifetime is extended only until this function returns: the gate is closed and nobody is inside
         // by then, and the body is read only by threads inside.
@@ -171,7 +182,8 @@ impl Pool {
         shared.workers[1..team].iter().for_each(Worker::wake);
         shared.claim(0, body);
         shared.gate.fetch_and(!OPEN, Ordering::SeqCst);
-        shared.wait_until_empty();
+        let naps = shared.wait_until_empty(*usual);
+        *usual += (naps - *usual) * USUAL_WEIGHT;
         *shared.body.lock().unwrap_or_else(PoisonError::into_inner) = None;
         if shared.panicked.load(Ordering::Acquire) {
             let message = shared.message.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -317,8 +329,11 @@ impl Shared {
         pace.store(begun.min(pace.load(Ordering::Relaxed) + 1), Ordering::Relaxed);
     }
 
-    fn wait_until_empty(&self) {
-        let mut polls = 0u32;
+    /// Waits for the threads inside, and returns how many naps that took. Who is still there after unusually many learns
+    /// that it is late.
+    fn wait_until_empty(&self, usual: f32) -> f32 {
+        let late = LATE_NAPS.max(usual * LATE_FACTOR);
+        let (mut polls, mut naps) = (0u32, 0.0);
         while self.gate.load(Ordering::Acquire) & INSIDE != 0 {
             polls = polls.saturating_add(1);
             if polls < SPINS_BEFORE_YIELD {
@@ -326,13 +341,15 @@ impl Shared {
             } else if polls < SPINS_BEFORE_YIELD + YIELDS_BEFORE_NAP {
                 std::thread::yield_now();
             } else {
-                if polls == SPINS_BEFORE_YIELD + YIELDS_BEFORE_NAP {
+                naps += 1.0;
+                if naps > late {
                     let generation = self.gate.load(Ordering::Relaxed) / GENERATION;
                     self.late.store(generation, Ordering::Relaxed);
                 }
                 std::thread::sleep(NAP);
             }
         }
+        naps
     }
 }
 
@@ -497,6 +514,31 @@ mod tests {
         }
         manners.preemptions -= 1;
         assert_eq!(manners.after_a_job(true), REST);
+    }
+
+    #[test]
+    fn only_who_is_later_than_usual_is_late() {
+        let pool = Pool::new(2, None);
+        let late = || pool.shared.late.load(Ordering::Relaxed);
+        // Three equal tasks: each time one thread waits for the other for a whole task.
+        let job = |long: usize| {
+            pool.run(3, &|worker, _| {
+                std::thread::sleep(Duration::from_millis(if worker == 1 { long as u64 } else { 4 }));
+            })
+            .unwrap();
+        };
+        (0..40).for_each(|_| job(4));
+        assert_eq!(late(), 0, "the last task always ends last");
+        // The other comes at once now, until it stays away for a time slice or two.
+        (0..200).for_each(|_| pool.run(2, &|_, _| {}).unwrap());
+        let before = late();
+        (0..20).for_each(|_| {
+            pool.run(64, &|worker, task| {
+                std::thread::sleep(Duration::from_micros(if worker == 1 && task > 8 { 20_000 } else { 50 }));
+            })
+            .unwrap();
+        });
+        assert!(late() > before, "twenty milliseconds are not usual");
     }
 
     #[test]
