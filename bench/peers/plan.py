@@ -72,18 +72,19 @@ def short(folder: Path) -> list[Job]:
         Job("text", m14, 2, depths=(0, 512), genai_rounds=2),
     ]
     jobs += [Job("text", folder / f"m14-{kind}.gguf", 2, depths=(0, 512), **once) for kind in TYPES[1:]]
-    jobs += [
+    deep = {"depths": (4096,), "rounds": 1, "genai_rounds": 0, "both_attentions": False}
+    return jobs + [
         Job("text", m14, 1, depths=(0, 512), rounds=2, **once),
         Job("encode", m14, 2, siglip),
-        Job("two-process", m14, 2, rounds=3, **TWO),
+        Job("two-process", m14, 2, rounds=4, **TWO),
         Job("text", m27, 2, depths=(0, 512), rounds=2, **once),
         Job("text", phi2, 2, depths=(0, 512), rounds=2, **once),
-        Job("encode", m14, 1, clip, rounds=2),
-        Job("text", v7, 2, depths=(0, 512), rounds=2, genai_rounds=0, both_attentions=False),
         Job("study", v7, 2, clip_7b, rounds=2, both_attentions=False, **STUDY),
+        Job("text", m14, 2, **deep),
+        Job("text", v7, 2, depths=(0, 512), rounds=1, genai_rounds=0, both_attentions=False),
+        Job("encode", m14, 1, clip, rounds=2),
+        *(Job("text", folder / f"m14-{kind}.gguf", 2, **deep) for kind in TYPES[1:]),
     ]
-    deep = {"depths": (4096,), "rounds": 1, "genai_rounds": 0, "both_attentions": False}
-    return jobs + [Job("text", folder / f"m14-{kind}.gguf", 2, **deep) for kind in TYPES]
 
 
 def full(folder: Path) -> list[Job]:

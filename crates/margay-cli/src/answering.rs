@@ -6,7 +6,7 @@ use crate::{
     output,
     progress::Spinner,
 };
-use margay::{AskOptions, Event, Image, Report, Session, Stage, Stop};
+use margay::{AskOptions, Content, Event, Image, Report, Session, Stage, Stop, Turn};
 use std::{io::Read, path::PathBuf};
 
 /// Bytes of a question at most: more than any context holds, little enough to read at once.
@@ -14,16 +14,33 @@ pub(crate) const MAX_QUESTION_BYTES: u64 = 1 << 20;
 
 /// A question and how to answer it.
 pub(crate) struct Question<'a> {
-    /// Pictures that stand before it.
-    pub images: &'a [Image],
-    /// The question.
-    pub text: &'a str,
+    /// What is asked.
+    pub asked: &'a Asked<'a>,
     /// How tokens are chosen.
     pub options: &'a AskOptions,
     /// What Ctrl-C does where the model does not stop at once.
     pub late: Late,
     /// Show the text as it comes about.
     pub stream: bool,
+}
+
+/// What is asked.
+pub(crate) enum Asked<'a> {
+    /// Pictures, and words behind them.
+    Words(&'a [Image], &'a str),
+    /// A conversation that ends with a question.
+    Turns(&'a [Turn]),
+}
+
+impl Asked<'_> {
+    fn sees(&self) -> bool {
+        match self {
+            Asked::Words(images, _) => !images.is_empty(),
+            Asked::Turns(turns) => {
+                turns.iter().flat_map(|turn| &turn.content).any(|part| matches!(part, Content::Image(_)))
+            }
+        }
+    }
 }
 
 /// Asks, shows and reports. An answer that Ctrl-C stopped is one with [`Stop::Cancelled`].
@@ -33,8 +50,11 @@ pub(crate) fn answer(
     interrupt: &Interrupt,
 ) -> anyhow::Result<Report> {
     let watch = interrupt.watch(session.cancel(), question.late);
-    let spinner = Spinner::start(if question.images.is_empty() { "reading" } else { "looking" });
-    let answer = session.ask_with(question.images, question.text, question.options)?;
+    let spinner = Spinner::start(if question.asked.sees() { "looking" } else { "reading" });
+    let answer = match question.asked {
+        Asked::Words(images, text) => session.ask_with(images, text, question.options)?,
+        Asked::Turns(turns) => session.ask_turns(turns, question.options)?,
+    };
     watch.repeat();
     let mut shown = String::new();
     let mut report = None;

@@ -10,6 +10,7 @@ mod environment;
 mod hub;
 mod interrupt;
 mod limits;
+mod messages;
 mod model;
 mod output;
 mod progress;

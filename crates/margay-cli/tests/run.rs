@@ -72,6 +72,46 @@ fn words_in_any_order_options_and_json_give_the_same_answer() {
 }
 
 #[test]
+fn a_conversation_in_a_file_goes_on_where_it_ends() {
+    let (model, image) = tiny("mobilevlm-v2");
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::copy(&image, folder.path().join("a.png")).unwrap();
+    let file = |messages: serde_json::Value| {
+        let path = folder.path().join("chat.json");
+        std::fs::write(&path, messages.to_string()).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let seen = serde_json::json!({ "role": "user", "content": [
+        { "type": "image_url", "image_url": { "url": "a.png" } }, { "type": "text", "text": "What is it?" }] });
+    let system = serde_json::json!({ "role": "system", "content": "Be brief." });
+    let ask =
+        |messages: &str| run(["run", &model, "--messages", messages, "--max-tokens", "8", "--json"]).json();
+
+    let one = ask(&file(serde_json::json!([seen])));
+    let words = run(["run", &model, &image, "What is it?", "--max-tokens", "8", "--json"]).json();
+    assert_eq!(one["tokens"], words["tokens"]);
+    let brief = ask(&file(serde_json::json!([system, seen])));
+    let words =
+        run(["run", &model, &image, "What is it?", "--system", "Be brief.", "--max-tokens", "8", "--json"])
+            .json();
+    assert_eq!(brief["tokens"], words["tokens"]);
+
+    let answered = serde_json::json!({ "role": "assistant", "content": "A margay." });
+    let more = serde_json::json!({ "role": "user", "content": "Where?" });
+    let longer = file(serde_json::json!([seen, answered, more]));
+    let told = ask(&longer);
+    assert_eq!(told["stages"]["visual_tokens"], one["stages"]["visual_tokens"]);
+    let tokens = |report: &serde_json::Value| report["stages"]["prefill_tokens"].as_u64().unwrap();
+    assert!(tokens(&told) > tokens(&one));
+
+    run(["run", &model, "--messages", &longer, &image]).fails(2, &["--messages"]);
+    run(["run", &model, "--messages", &longer, "--system", "x"]).fails(2, &["--messages"]);
+    let unanswered = file(serde_json::json!([seen, answered]));
+    run(["run", &model, "--messages", &unanswered]).fails(1, &["last one asks nothing"]);
+    run(["run", &model, "--messages", &model]).fails(1, &["cannot read the messages"]);
+}
+
+#[test]
 fn a_picture_alone_is_described() {
     let (model, image) = tiny("llava");
     let alone = run(["run", &model, &image, "--json", "--max-tokens", "8"]).json();

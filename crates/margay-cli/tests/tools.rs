@@ -89,9 +89,12 @@ fn inspect_tells_a_whole_model_a_half_and_an_unknown_one() {
     let files = whole["files"].as_array().unwrap();
     assert_eq!(files.len(), 2);
     assert!(files.iter().all(|file| file["path"].as_str().unwrap().ends_with(".gguf")), "{files:?}");
-    // 2 layers, 4 kv heads of 8, keys and values, two bytes each.
-    assert_eq!(whole["memory"]["cache_bytes_per_token"], 4 * 2 * 4 * 8);
-    assert_eq!(whole["memory"]["cache_bytes"], 100 * 4 * 2 * 4 * 8);
+    // 2 layers, 4 kv heads of 8, whose values take the room of 16; two bytes each; 100 tokens are two blocks of 64.
+    assert_eq!(whole["memory"]["cache_bytes_per_token"], 2 * 4 * (8 + 16) * 2);
+    assert_eq!(whole["memory"]["cache_bytes"], 128 * 2 * 4 * (8 + 16) * 2);
+    let q8 = run(["inspect", model.to_str().unwrap(), "--json", "--context", "64", "--kv", "q8"]).json();
+    // A byte each, and a scale of four for the keys and for the values of a head.
+    assert_eq!(q8["memory"]["cache_bytes"], 64 * 2 * 4 * (8 + 16 + 2 * 4));
     let stages: Vec<_> =
         whole["weights"].as_array().unwrap().iter().map(|w| w["stage"].as_str().unwrap()).collect();
     assert_eq!(stages, ["encode", "project", "text", "all"]);

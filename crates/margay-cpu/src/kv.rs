@@ -47,6 +47,13 @@ impl KvType {
         KvType::ALL.into_iter().find(|kind| kind.name().eq_ignore_ascii_case(name))
     }
 
+    /// Bytes that keys and values of so many tokens take in one layer: whole blocks of 64 tokens, heads filled up to 16
+    /// columns of values, scales counted. `None` where they overflow.
+    pub fn layer_bytes(self, kv_heads: usize, head_dim: usize, tokens: usize) -> Option<usize> {
+        let blocks = tokens.checked_next_multiple_of(KEYS)? / KEYS;
+        block_bytes(self, head_dim)?.checked_mul(kv_heads)?.checked_mul(blocks)
+    }
+
     /// Bytes of a number; of Q8 without its scales.
     pub fn bytes(self) -> usize {
         match self {
@@ -290,6 +297,8 @@ mod tests {
         {
             let state = KvState::new(&specs, kind, 100, 7).unwrap();
             assert_eq!(state.size_bytes(), bytes + 7 * 4, "{kind:?}");
+            let told = specs.iter().map(|spec| kind.layer_bytes(spec.kv_heads, spec.head_dim, 100).unwrap());
+            assert_eq!(told.sum::<usize>(), bytes, "{kind:?}");
             let mut places = vec![];
             for slot in &state.slots {
                 for at in (0..slot.capacity).step_by(KEYS) {

@@ -40,9 +40,9 @@ const SPINS_BEFORE_YIELD: u32 = 2000;
 /// Yields before the caller sleeps between polls.
 const YIELDS_BEFORE_NAP: u32 = 200;
 const NAP: Duration = Duration::from_micros(50);
-/// Naps from which on a thread can be late: about a millisecond and a half, as naps last longer than they should. A time
-/// slice of another process is some milliseconds.
-const LATE_NAPS: f32 = 16.0;
+/// Naps from which on a thread can be late: about a millisecond, as naps last longer than they should. A time slice of
+/// another process is some milliseconds.
+const LATE_NAPS: f32 = 8.0;
 /// How many times as long as usual a late thread is waited for.
 const LATE_FACTOR: f32 = 4.0;
 /// What is held to be usual at first, in naps, so that nobody is called late before much is known.

@@ -8,7 +8,7 @@ use margay_observe::{Root, Stage, StageTimes, Stopwatch, process};
 use margay_prompt::{
     image::{ImageTiles, preprocess},
     layout::{PictureLayout, Sequence},
-    text::{Message, StopMatcher, StreamDecoder, Tokenizer},
+    text::{Message, Part, StopMatcher, StreamDecoder, Tokenizer},
 };
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -344,6 +344,12 @@ impl<'s> Answer<'s> {
         session.messages.pop();
         session.images.truncate(self.images_then);
         session.visual.truncate(self.visual_then);
+        let marked = session.messages.iter().flat_map(|m| &m.content).filter(|part| **part == Part::Image);
+        if marked.count() != session.images.len() {
+            // The pictures of a conversation that came as a whole go with its question.
+            session.clear();
+            return;
+        }
         // The rows of its pictures will be those of others: what was computed from them must not be found again.
         let rows = self.visual_then / session.model.config().text.width;
         let is_new = |id: &i32| *id < 0 && (-1 - i64::from(*id)) as usize >= rows;

@@ -77,6 +77,12 @@ pub enum Error {
     /// Nothing to answer.
     #[error("there is nothing to ask: the question is empty and there is no picture")]
     EmptyPrompt,
+    /// Turns that are no conversation.
+    #[error("the messages are no conversation that ends with a question: {what}")]
+    Turns {
+        /// What is wrong with them.
+        what: String,
+    },
     /// The model's arithmetic broke down.
     #[error(
         "the model's logits are not finite: the weights are damaged, or a format overflows; check the file with `margay inspect`"

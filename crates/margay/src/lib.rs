@@ -49,7 +49,7 @@ pub use margay_observe::Stage;
 pub use model::Model;
 pub use options::{AskOptions, LoadOptions, Sampling};
 pub use report::{Report, StageReport, Stop};
-pub use session::Session;
+pub use session::{Content, Session, Turn};
 pub use stages::Stages;
 pub use tokenizer::tokenizer_of;
 pub use trace::TraceOptions;

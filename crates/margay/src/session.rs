@@ -7,6 +7,24 @@ use margay_prompt::{
     text::{Message, Part, RenderedPart},
 };
 
+/// A message of a conversation that was had elsewhere.
+#[derive(Clone, Debug)]
+pub struct Turn {
+    /// `system`, `user` or `assistant`.
+    pub role: String,
+    /// Texts and pictures in order.
+    pub content: Vec<Content>,
+}
+
+/// A part of a [`Turn`].
+#[derive(Clone, Debug)]
+pub enum Content {
+    /// Words.
+    Text(String),
+    /// A picture.
+    Image(Image),
+}
+
 /// A conversation: its messages, its pictures as visual tokens, and the KV cache of what was computed.
 pub struct Session {
     pub(crate) model: Model,
@@ -75,6 +93,28 @@ impl Session {
                 Err(e)
             }
         }
+    }
+
+    /// Goes on with a conversation that was had elsewhere, in place of the one that was held: its last turn is the
+    /// question. Pictures stand where they are in their turns.
+    ///
+    /// # Errors
+    /// [`Error::Turns`] where the turns are no conversation that ends with a question; else as [`Session::ask_with`].
+    pub fn ask_turns(&mut self, turns: &[Turn], options: &AskOptions) -> Result<Answer<'_>, Error> {
+        check_turns(turns)?;
+        let content = turns.iter().flat_map(|turn| &turn.content);
+        let images: Vec<_> = content
+            .filter_map(|part| if let Content::Image(image) = part { Some(image.clone()) } else { None })
+            .collect();
+        let layouts = self.layouts(&images)?;
+        let sampler = Sampler::new(options.sampling)?;
+        let messages: Vec<_> = turns.iter().map(message).collect();
+        let sequence =
+            self.model.source().render(&messages).and_then(|parts| self.place(&parts, &layouts))?;
+        self.clear();
+        self.messages = messages;
+        let pictures = images.into_iter().zip(layouts).collect();
+        Ok(Answer::new(self, sequence, pictures, options.clone(), sampler))
     }
 
     /// Asks with a prompt that is used as it stands: no template, `<image>` marks each picture. Starts a new
@@ -154,6 +194,41 @@ impl Session {
     }
 }
 
+fn check_turns(turns: &[Turn]) -> Result<(), Error> {
+    let bad = |what: String| Err(Error::Turns { what });
+    let Some(last) = turns.last() else { return bad("there is none".to_owned()) };
+    for (at, turn) in turns.iter().enumerate() {
+        match turn.role.as_str() {
+            "user" | "assistant" => {}
+            "system" if at == 0 => {}
+            "system" => return bad(format!("turn {} is the system's, which stands first", at + 1)),
+            role => {
+                return bad(format!("turn {} is {role:?}'s; known are system, user and assistant", at + 1));
+            }
+        }
+        let sees = turn.content.iter().any(|part| matches!(part, Content::Image(_)));
+        if sees && turn.role != "user" {
+            return bad(format!("turn {} is the {}'s and holds a picture", at + 1, turn.role));
+        }
+    }
+    if last.role != "user" {
+        return bad("the last one asks nothing: it is not the user's".to_owned());
+    }
+    let says = |part: &Content| match part {
+        Content::Text(text) => !text.trim().is_empty(),
+        Content::Image(_) => true,
+    };
+    if last.content.iter().any(says) { Ok(()) } else { Err(Error::EmptyPrompt) }
+}
+
+fn message(turn: &Turn) -> Message {
+    let part = |part: &Content| match part {
+        Content::Text(text) => Part::Text(text.clone()),
+        Content::Image(_) => Part::Image,
+    };
+    Message { role: turn.role.clone(), content: turn.content.iter().map(part).collect() }
+}
+
 /// A prompt that is used as it stands, cut at its image marks.
 pub(crate) fn raw_parts(prompt: &str, mark: &str) -> Vec<RenderedPart> {
     let mut parts = vec![];
@@ -200,6 +275,53 @@ mod tests {
         let half = visual.len() / 2;
         assert_eq!(visual[..half], swapped[half..], "each picture keeps its own rows");
         assert_ne!(visual[..half], visual[half..]);
+    }
+
+    #[test]
+    fn a_conversation_that_was_had_elsewhere_goes_on_as_if_it_had_been_had_here() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/mobilevlm-v2");
+        let options = LoadOptions { kv: KvType::F32, ..LoadOptions::default() };
+        let model = Model::load_with(&folder, &options).unwrap();
+        let picture = Image::open(folder.join("image.png")).unwrap();
+        let ask = AskOptions { max_tokens: 8, ..AskOptions::default() };
+        let mut here = model.session().unwrap();
+        let first = here.ask_with(std::slice::from_ref(&picture), "one", &ask).unwrap().report().unwrap();
+        let second = here.ask_with(&[], "two", &ask).unwrap().report().unwrap();
+
+        let turn = |role: &str, content: Vec<Content>| Turn { role: role.to_owned(), content };
+        let words = |text: &str| Content::Text(text.to_owned());
+        let turns = [
+            turn("user", vec![Content::Image(picture), words("one")]),
+            turn("assistant", vec![words(&first.text)]),
+            turn("user", vec![words("two")]),
+        ];
+        let mut there = model.session().unwrap();
+        // What was held before does not matter.
+        there.ask_with(&[], "three", &ask).unwrap().report().unwrap();
+        let answered = there.ask_turns(&turns, &ask).unwrap().report().unwrap();
+        assert_eq!(answered.tokens, second.tokens);
+        assert_eq!(answered.stages.visual_tokens, first.stages.visual_tokens);
+        let third =
+            |session: &mut Session| session.ask_with(&[], "four", &ask).unwrap().report().unwrap().tokens;
+        assert_eq!(third(&mut there), third(&mut here));
+
+        // Stopped before its first token, nothing is left that a later question could stumble over.
+        let cancel = there.cancel();
+        let mut answer = there.ask_turns(&turns, &ask).unwrap();
+        cancel.cancel();
+        assert!(answer.by_ref().all(|event| event.is_ok()));
+        drop(answer);
+        there.ask_with(&[], "five", &ask).unwrap().report().unwrap();
+
+        for (turns, why) in [
+            (vec![], "there is none"),
+            (turns[..2].to_vec(), "asks nothing"),
+            (vec![turn("judge", vec![words("x")])], "judge"),
+            (vec![turns[2].clone(), turn("system", vec![words("x")]), turns[2].clone()], "turn 2"),
+        ] {
+            let error = there.ask_turns(&turns, &ask).err().unwrap().to_string();
+            assert!(error.contains(why), "{error}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::{
     Outcome,
-    answering::{MAX_QUESTION_BYTES, Question, answer, open_images},
+    answering::{Asked, MAX_QUESTION_BYTES, Question, answer, open_images},
     environment,
     interrupt::{Interrupt, Late},
     model::{AskArgs, LoadArgs},
@@ -175,7 +175,7 @@ impl Talk<'_> {
     fn say(&mut self, text: &str) -> anyhow::Result<()> {
         let images = std::mem::take(&mut self.images);
         let (options, late) = (&self.options, Late::Wait);
-        let question = Question { images: &images, text, options, late, stream: true };
+        let question = Question { asked: &Asked::Words(&images, text), options, late, stream: true };
         let report = match answer(&mut self.session, &question, self.interrupt) {
             Ok(report) => report,
             Err(e) => {

@@ -5,9 +5,9 @@ mod parts;
 mod work;
 
 use crate::{Outcome, hub, model, output};
-use clap::Args;
+use clap::{Args, builder::PossibleValuesParser};
 use margay::{
-    Error, Image, ModelSource,
+    Error, Image, KvType, ModelSource,
     rooms::{
         file::{FileError, Gguf, ModelFiles, SafeTensors, open_model},
         observe::report::{bytes, table},
@@ -34,8 +34,7 @@ EXAMPLES:
 
 MEMORY:
   Predicted from the file alone, for the CPU backend: the weights as they are stored (kernels may
-  hold them in another layout of about the same size), the buffers of each stage, and the KV cache in
-  float16.";
+  hold them in another layout of about the same size), the buffers of each stage, and the KV cache.";
 
 /// Show what a model file holds, and the memory it will take
 #[derive(Debug, Args)]
@@ -52,6 +51,10 @@ pub(crate) struct Inspect {
     /// Predict memory for so many tokens of context
     #[arg(long, value_name = "TOKENS")]
     context: Option<NonZeroUsize>,
+    /// Predict for keys and values that are kept in this type, as `margay run --kv` does
+    #[arg(long, value_name = "TYPE", default_value = KvType::default().name(),
+        value_parser = PossibleValuesParser::new(KvType::ALL.map(KvType::name)))]
+    kv: String,
     /// Predict for float matrices that are quantized to this type when loaded, as `margay run --type` does
     #[arg(long = "type", value_name = "TYPE", value_parser = model::types())]
     dtype: Option<DType>,
@@ -149,7 +152,8 @@ impl Inspect {
         let programs = source.config.programs()?;
         inspection.weights = parts::weights(source, &programs);
         inspection.work = Some(Work::count(source, &programs)?);
-        inspection.memory = Some(Memory::predict(source, &programs, self.context, picture)?);
+        let kv = KvType::from_name(&self.kv).unwrap_or_default();
+        inspection.memory = Some(Memory::predict(source, &programs, self.context, kv, picture)?);
         Ok(inspection)
     }
 

@@ -2,10 +2,11 @@
 
 use crate::{
     Outcome, Usage,
-    answering::{Question, answer, only, open_images, question_from_stdin},
+    answering::{Asked, Question, answer, only, open_images, question_from_stdin},
     commands::chat::Chat,
     environment,
     interrupt::{Interrupt, Late},
+    messages,
     model::{AskArgs, LoadArgs},
     output, stats,
     words::Words,
@@ -24,7 +25,14 @@ EXAMPLES:
   margay run llava.gguf a.jpg b.jpg \"What changed?\"
   margay run --image street.png --prompt \"Is there a dog?\" --json
   echo \"What is a margay?\" | margay run llama.gguf --stats
+  margay run llava.gguf --messages chat.json     goes on with a conversation
   margay run                                     on a terminal: a chat
+
+MESSAGES:
+  [{\"role\": \"system\", \"content\": \"Be brief.\"},
+   {\"role\": \"user\", \"content\": [{\"type\": \"image\", \"path\": \"a.jpg\"}, {\"type\": \"text\", \"text\": \"What is this?\"}]},
+   {\"role\": \"assistant\", \"content\": \"A margay.\"}, {\"role\": \"user\", \"content\": \"Where does it live?\"}]
+  Paths of pictures are relative to the file; OpenAI's image_url parts with paths are read as well.
 
 JSON:
   text, tokens (ids), stop (end, stop_text, length, context, cancelled), peak_rss_bytes, and stages:
@@ -50,6 +58,9 @@ pub(crate) struct Run {
     /// How the model should behave
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
+    /// A conversation as JSON, the question last; see below
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["images", "prompt", "system"])]
+    messages: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -63,12 +74,21 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    pub(crate) fn run(self, interrupt: &Interrupt) -> anyhow::Result<Outcome> {
+    pub(crate) fn run(mut self, interrupt: &Interrupt) -> anyhow::Result<Outcome> {
         let words = Words::sort(&self.words)?;
-        let model_path = only(words.model, self.model, "the model")?;
-        let question = only(words.question, self.prompt, "the question")?;
-        let pictures: Vec<PathBuf> = words.pictures.into_iter().chain(self.images).collect();
+        let model_path = only(words.model, self.model.take(), "the model")?;
+        let question = only(words.question, self.prompt.take(), "the question")?;
+        let pictures: Vec<PathBuf> =
+            words.pictures.into_iter().chain(std::mem::take(&mut self.images)).collect();
 
+        if let Some(path) = &self.messages {
+            if question.is_some() || !pictures.is_empty() {
+                let what = "--messages holds the question and its pictures; give no others";
+                return Err(Usage(what.to_owned()).into());
+            }
+            let turns = messages::read(path)?;
+            return self.ask(model_path, &Asked::Turns(&turns), interrupt);
+        }
         if question.is_none() && pictures.is_empty() && environment::stdin_is_terminal() {
             if !environment::stdout_is_terminal() || self.json {
                 return Err(Usage("nothing to ask: give a picture or a question".to_owned()).into());
@@ -88,15 +108,22 @@ impl Run {
         };
         // A picture that cannot be read is said before a large model is loaded.
         let images = open_images(&pictures)?;
-        let model = self.load.load(model_path.as_deref())?;
+        self.ask(model_path, &Asked::Words(&images, question), interrupt)
+    }
+
+    fn ask(
+        &self,
+        model: Option<PathBuf>,
+        asked: &Asked<'_>,
+        interrupt: &Interrupt,
+    ) -> anyhow::Result<Outcome> {
+        let model = self.load.load(model.as_deref())?;
         let mut session = model.session()?;
         if let Some(system) = &self.system {
             session.system(system);
         }
         let options = self.ask.options();
-        let stream = !self.json;
-        let question =
-            Question { images: &images, text: question, options: &options, late: Late::Leave, stream };
+        let question = Question { asked, options: &options, late: Late::Leave, stream: !self.json };
         let report = answer(&mut session, &question, interrupt)?;
         if self.json {
             output::json(&report)?;

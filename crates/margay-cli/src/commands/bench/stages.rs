@@ -17,7 +17,7 @@ use margay::{
             measure::{Limits as CpuLimits, Probe},
         },
         graph::{Bindings, Op, Program, Sym, cost},
-        model::ModelPrograms,
+        model::{ModelPrograms, TextConfig},
         observe::{Clock, Root, process, report::table},
     },
 };
@@ -214,6 +214,7 @@ struct Bench {
     clock: Clock,
     image: Image,
     programs: ModelPrograms,
+    text: TextConfig,
     /// Bytes that a token reads of the text side's weights.
     text_bytes: u64,
     vision_bytes: u64,
@@ -249,6 +250,7 @@ impl Bench {
                 .filter_map(|n| source.weights.info(n)?.size_bytes().ok())
                 .sum::<usize>() as u64,
             programs,
+            text: model.config().text.clone(),
             kv: KvType::from_name(&load.kv).unwrap_or_default(),
             limits: [text_limit, vision_limit],
             depth: 0,
@@ -267,7 +269,7 @@ impl Bench {
                     "peak_rss_bytes": process::peak_rss_bytes(&Root::system()),
                     "probe_bytes": self.probe.bytes(),
                     "files_bytes": self.files_bytes,
-                    "cache_bytes": self.cache_bytes(self.context)?,
+                    "cache_bytes": self.cache_bytes(self.context),
                 }))?,
                 order => output::json(&self.take(order)?)?,
             }
@@ -329,11 +331,10 @@ impl Bench {
         elements * self.kv.bytes() as u64
     }
 
-    fn cache_bytes(&self, context: usize) -> anyhow::Result<u64> {
-        let bindings =
-            Bindings::new().with(Sym::Tokens, 1).with(Sym::Past, context - 1).with(Sym::Outputs, 1);
-        let cost = cost(&self.programs.text, &bindings.with(Sym::Visual, 0))?;
-        Ok(self.kept(cost.cache_elements))
+    /// Bytes of the KV cache of so many tokens.
+    fn cache_bytes(&self, context: usize) -> Option<usize> {
+        let text = &self.text;
+        self.kv.layer_bytes(text.kv_heads, text.head_dim, context)?.checked_mul(text.layers)
     }
 
     fn figure(&self, depth: usize, order: Order) -> Figure {

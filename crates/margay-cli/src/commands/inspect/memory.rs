@@ -1,7 +1,7 @@
 //! What running a model will take, before it runs.
 
 use margay::{
-    LoadOptions, ModelSource, default_context,
+    KvType, LoadOptions, ModelSource, default_context,
     rooms::{
         graph::{Bindings, Program, Sym, memory, passes},
         model::ModelPrograms,
@@ -12,8 +12,8 @@ use margay::{
 use serde::Serialize;
 use std::num::NonZeroUsize;
 
-/// Bytes of an element of the KV cache: float16.
-const CACHE_ELEMENT_BYTES: usize = 2;
+/// Tokens that are kept together.
+const BLOCK_TOKENS: usize = 64;
 
 /// Predicted memory, bytes.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -23,6 +23,7 @@ pub(super) struct Memory {
     text_arena_bytes: usize,
     encode_arena_bytes: Option<usize>,
     project_arena_bytes: Option<usize>,
+    kv: &'static str,
     cache_bytes_per_token: usize,
     cache_bytes: usize,
     visual_bytes_per_picture: Option<usize>,
@@ -35,6 +36,7 @@ impl Memory {
         source: &ModelSource,
         programs: &ModelPrograms,
         context: Option<NonZeroUsize>,
+        kv: KvType,
         picture: Option<&PictureLayout>,
     ) -> anyhow::Result<Self> {
         let config = &source.config;
@@ -51,10 +53,13 @@ impl Memory {
         let text_arena_bytes = arena(&text, &limits)?;
         let (encode_arena_bytes, project_arena_bytes) = (stage(&programs.encode)?, stage(&programs.project)?);
 
-        let (layers, heads, width) = (config.text.layers, config.text.kv_heads, config.text.head_dim);
-        // Keys and values.
-        let cache_bytes_per_token = 2 * CACHE_ELEMENT_BYTES * layers * heads * width;
-        let cache_bytes = cache_bytes_per_token.saturating_mul(context);
+        let text_config = &config.text;
+        let cache = |tokens: usize| {
+            let layer = kv.layer_bytes(text_config.kv_heads, text_config.head_dim, tokens);
+            layer.and_then(|bytes| bytes.checked_mul(text_config.layers)).unwrap_or(usize::MAX)
+        };
+        let cache_bytes_per_token = cache(BLOCK_TOKENS) / BLOCK_TOKENS;
+        let cache_bytes = cache(context);
         // Of pictures that are cut by their size, the given one, or a square one.
         let tokens = match (picture, &config.vision) {
             (Some(picture), _) => Some(picture.visual_tokens()),
@@ -73,6 +78,7 @@ impl Memory {
             text_arena_bytes,
             encode_arena_bytes,
             project_arena_bytes,
+            kv: kv.name(),
             cache_bytes_per_token,
             cache_bytes,
             visual_bytes_per_picture,
@@ -94,7 +100,7 @@ impl Memory {
         row(
             "KV cache",
             Some(self.cache_bytes as u64),
-            format!("{} a token, float16", bytes(self.cache_bytes_per_token as u64)),
+            format!("{} a token, {}", bytes(self.cache_bytes_per_token as u64), self.kv),
         );
         row("text buffers", size(Some(self.text_arena_bytes)), String::new());
         row("encode buffers", size(self.encode_arena_bytes), "from the first picture on".to_owned());
