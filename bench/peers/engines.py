@@ -9,11 +9,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from live import Failed, Live, Missing, Refused, busy, run
+from live import Live, Missing, busy, run
 from plan import Job
 
 HERE = Path(__file__).parent
-MARGAY, MARGAY_INT8 = "Margay", "Margay int8 encoder"
+MARGAY, MARGAY_INT8, MARGAY_BF16 = "Margay", "Margay int8 encoder", "Margay bf16 encoder"
 MARGAY_PACKED = "Margay packed before"
 LLAMA, IK, GENAI = "llama.cpp", "ik_llama.cpp", "OpenVINO GenAI"
 VITS = {
@@ -90,7 +90,7 @@ def names_of(job: Job) -> list[str]:
     """Who takes part in a job."""
     return {
         "text": [MARGAY, LLAMA, GENAI, IK],
-        "encode": [MARGAY, MARGAY_INT8, LLAMA, *VITS],
+        "encode": [MARGAY, MARGAY_INT8, MARGAY_BF16, LLAMA, *VITS],
         "load": [MARGAY_PACKED, MARGAY, LLAMA, GENAI],
         "memory": [MARGAY, LLAMA],
         "two-process": [MARGAY, LLAMA],
@@ -109,6 +109,8 @@ def players(setting: Setting, job: Job, engine: str, stack: ExitStack) -> list[P
         return [Player(MARGAY, opened(setting.orders(job)))]
     if engine == MARGAY_INT8:
         return [Player(MARGAY_INT8, opened(setting.orders(job, "--int8-encoder")))]
+    if engine == MARGAY_BF16:
+        return [Player(MARGAY_BF16, opened(setting.orders(job, "--bf16-encoder")))]
     if engine == LLAMA:
         live = opened(llama(setting, job))
         if job.kind == "encode":
@@ -269,5 +271,3 @@ def need_package(module: str, name: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise Missing(f"{name} is not installed; run.py --install")
 
-
-__all__ = ["Failed", "Missing", "Refused"]

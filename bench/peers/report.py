@@ -6,7 +6,7 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
-from engines import GENAI, IK, LLAMA, MARGAY, MARGAY_INT8, MARGAY_PACKED
+from engines import GENAI, IK, LLAMA, MARGAY, MARGAY_BF16, MARGAY_INT8, MARGAY_PACKED
 
 TITLES = {
     "prefill": "prefill of {depth} tokens",
@@ -29,7 +29,7 @@ STAGES = {
     "study": ("study",),
 }
 RATES = ("tok/s", "of 1 thread")
-OURS = (MARGAY, MARGAY_INT8, MARGAY_PACKED)
+OURS = (MARGAY, MARGAY_INT8, MARGAY_BF16, MARGAY_PACKED)
 
 
 def read(path: Path) -> list[dict]:
@@ -152,8 +152,10 @@ def goals(key: tuple, row: dict, rows: dict[str, dict]) -> list[dict]:
         ratio(MARGAY, 1.3 if is_q4_0 else 1.0)
     elif stage == "encode" and engine == MARGAY_INT8:
         aim("int8 peak", share, 0.75)
-    elif stage == "encode" and engine == MARGAY and row.get("limit") == "bf16":
+    elif stage == "encode" and engine == MARGAY_BF16:
         aim("bf16 peak", share, 0.8)
+    elif stage == "encode" and engine == "OpenVINO bf16":
+        ratio(MARGAY_BF16, 1.0)
     elif stage == "encode" and engine in ("OpenVINO int8", "onnxruntime int8"):
         ratio(MARGAY_INT8, 1.2)
     elif stage == "encode" and engine == LLAMA:
@@ -271,7 +273,7 @@ def cells(row: dict) -> list[str]:
     return [row["engine"], f"{row['median']:.4g}", row["unit"], str(len(values)), spread, share, times, notes_text]
 
 
-SHORT_NAMES = {MARGAY: "", MARGAY_INT8: " (int8)", MARGAY_PACKED: " (packed)"}
+SHORT_NAMES = {MARGAY: "", MARGAY_INT8: " (int8)", MARGAY_BF16: " (bf16)", MARGAY_PACKED: " (packed)"}
 
 
 def promise_lines(told: dict) -> list[list[str]]:

@@ -193,15 +193,12 @@ class Bench:
 
     def text(self, job: Job, ready: list[Player], judge: Player | None) -> None:
         staying = [p for p in ready if p.engine != GENAI]
-        genai = [p for p in ready if p.engine == GENAI]
         for depth in job.depths:
             order = {"do": "prefill", "tokens": max(depth, 1)}
             for number in range(job.rounds):
                 found = self.turns(job, ready if number < job.genai_rounds else staying, judge, number,
                                    lambda player: prefill(player, order, depth, job))  # fmt: skip
                 self.tell(f"round {number + 1} of {job.rounds}", found)
-            work = judge.ask({"do": "decode", "tokens": 1}) if judge else None
-            self.amend(job, depth, work, genai)
             found = []
             for number in range(job.rounds * SLICES):
                 found += self.turns(job, staying, judge, number, lambda player: decode(player, job, depth))
@@ -246,17 +243,6 @@ class Bench:
                 self.keep(self.record(job, player.engine, number) | {"status": "ok", "limits": limits}
                           | asdict(row) | share(row, player.engine, known, limits))  # fmt: skip
         return found
-
-    def amend(self, job: Job, depth: int, work: dict | None, genai: list[Player]) -> None:
-        """What GenAI decoded while the others read their prompts: its share of the limit is known only now."""
-        if not (work and genai):
-            return
-        known = Row("decode", 0, "tok/s", operations=work["operations"], bytes=work["bytes"])
-        for record in self.records:
-            is_its = record.get("engine") == GENAI and record.get("stage") == "decode" and record.get("depth") == depth
-            if is_its and record["model"] == job.model.name and record["threads"] == job.threads:
-                row = Row("decode", record["value"], "tok/s", depth)
-                record |= share(row, GENAI, known, record["limits"])
 
     def separate(self, measure, job: Job, engine: str, number: int) -> None:
         """A figure of a process that does not stay."""
