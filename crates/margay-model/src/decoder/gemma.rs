@@ -14,6 +14,7 @@ pub(crate) const GEMMA: Decoder = Decoder {
     activation: Activation::GeluTanh,
     scaled_embeddings: true,
     norms_from_one: true,
+    experts: false,
     ..llama::LLAMA
 };
 

@@ -11,6 +11,7 @@ pub(crate) const QWEN2: Decoder = Decoder {
     hf: &["qwen2"],
     read_hf: |config| text(config, &QWEN2, &DEFAULTS),
     qkv_biases: true,
+    experts: false,
     ..llama::LLAMA
 };
 
