@@ -341,6 +341,15 @@ fn bench_times_the_stages_of_a_model_and_does_what_it_is_ordered_to() {
     let table = run(words).ok();
     assert!(table.contains("prefill 24") && table.contains("decode at 24"), "{table}");
 
+    // A token reads the experts it chooses, a prompt all of them; of other models both read the same weights.
+    for (name, fewer) in [("mixtral", true), ("llama", false)] {
+        let words =
+            ["bench", "stages", &golden(name), "--depths", "24", "--decode", "1", "--rounds", "1", "--json"];
+        let told = run(words).json();
+        let bytes = |at: usize| told["figures"][at]["bytes"].as_u64().unwrap();
+        assert_eq!(bytes(1) < bytes(0), fewer, "{name}: {told}");
+    }
+
     let mut orders = margay();
     orders.args(["bench", "stages", "--orders", "--context", "40", "--threads", "1"]);
     let lines = r#"{"do": "prefill", "tokens": 32}

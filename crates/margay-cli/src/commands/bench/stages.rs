@@ -17,12 +17,12 @@ use margay::{
             measure::{Limits as CpuLimits, Probe},
         },
         graph::{Bindings, Op, Program, Sym, cost},
-        model::{ModelPrograms, TextConfig},
+        model::ModelPrograms,
         observe::{Clock, Root, process, report::table},
     },
 };
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeSet, io::BufRead, num::NonZeroUsize, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, io::BufRead, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 const AFTER_HELP: &str = "\
 EXAMPLES:
@@ -214,9 +214,7 @@ struct Bench {
     clock: Clock,
     image: Image,
     programs: ModelPrograms,
-    text: TextConfig,
-    /// Bytes that a token reads of the text side's weights.
-    text_bytes: u64,
+    model: Model,
     vision_bytes: u64,
     files_bytes: u64,
     kv: KvType,
@@ -242,15 +240,14 @@ impl Bench {
             probe: Probe::new(),
             clock: Clock::start(),
             image,
-            text_bytes: bytes_read(source, &[&programs.text]),
-            vision_bytes: bytes_read(source, &vision),
+            vision_bytes: bytes_read(source, &vision, 1),
+            model: model.clone(),
             files_bytes: source
                 .weights
                 .names()
                 .filter_map(|n| source.weights.info(n)?.size_bytes().ok())
                 .sum::<usize>() as u64,
             programs,
-            text: model.config().text.clone(),
             kv: KvType::from_name(&load.kv).unwrap_or_default(),
             limits: [text_limit, vision_limit],
             depth: 0,
@@ -310,7 +307,8 @@ impl Bench {
                 .with(Sym::Outputs, 1)
                 .with(Sym::Visual, 0);
             let cost = cost(&self.programs.text, &bindings)?;
-            Ok((cost.operations, self.text_bytes + self.kept(cost.cache_elements)))
+            let weights = bytes_read(self.model.source(), &[&self.programs.text], tokens);
+            Ok((cost.operations, weights + self.kept(cost.cache_elements)))
         };
         Ok(match order {
             Order::Prefill { tokens } => text(0, tokens)?,
@@ -333,7 +331,7 @@ impl Bench {
 
     /// Bytes of the KV cache of so many tokens.
     fn cache_bytes(&self, context: usize) -> Option<usize> {
-        let text = &self.text;
+        let text = &self.model.config().text;
         self.kv.layer_bytes(text.kv_heads, text.head_dim, context)?.checked_mul(text.layers)
     }
 
@@ -417,15 +415,24 @@ fn median(values: &[f64]) -> f64 {
     if sorted.len() % 2 == 1 { sorted[at] } else { (sorted[at - 1] + sorted[at]) / 2.0 }
 }
 
-/// Bytes of all weights but tables of which only rows are read.
-fn bytes_read(source: &ModelSource, programs: &[&Program]) -> u64 {
-    let mut names = BTreeSet::new();
+/// Bytes of weights that so many rows read: of tables of which rows are looked up none, of experts as many as the rows
+/// can choose.
+fn bytes_read(source: &ModelSource, programs: &[&Program], rows: usize) -> u64 {
+    let mut parts = BTreeMap::new();
     for program in programs {
-        let nodes = program.nodes().iter().filter(|node| !matches!(node.op, Op::Embed { .. }));
-        names.extend(nodes.flat_map(|node| node.op.weights()).map(|id| program.weight(id).name.as_str()));
+        for node in program.nodes().iter().filter(|node| !matches!(node.op, Op::Embed { .. })) {
+            let part = match &node.op {
+                Op::Experts(op) => {
+                    let of = program.value(node.inputs[1]).columns();
+                    (rows.saturating_mul(op.used).min(of), of)
+                }
+                _ => (1, 1),
+            };
+            parts.extend(node.op.weights().into_iter().map(|id| (program.weight(id).name.as_str(), part)));
+        }
     }
     let bytes = |name: &str| source.weights.info(name).and_then(|info| info.size_bytes().ok()).unwrap_or(0);
-    names.into_iter().map(|name| bytes(name) as u64).sum()
+    parts.into_iter().map(|(name, (read, of))| (bytes(name) / of.max(1) * read) as u64).sum()
 }
 
 /// The limit that products with most of these weights meet.
