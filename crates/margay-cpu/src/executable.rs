@@ -11,7 +11,7 @@ use crate::{
         channel::{self, ChannelRows},
         conv,
         experts::{self, ExpertRows},
-        linear::{self, Epilogue, Gated, Layer, Matrix, QuantRows, Side},
+        linear::{self, Epilogue, Gated, Layer, Matrix, QuantRows, QuantSize, Side},
         rows::{self, Norm, Source},
         view::{Out, View},
     },
@@ -96,7 +96,7 @@ impl CpuExecutable {
         encoder: Encoder,
     ) -> Result<Self, BackendError> {
         let program = passes::optimize(program);
-        let prepared = Prepared::new(&program, weights, &pool, &kernels, encoder)?;
+        let prepared = Prepared::new(&program, weights, &pool, encoder)?;
         let plan = memory::plan_without(&program, limits, &prepared.absent)?;
         let mut places = Vec::with_capacity(program.values().len());
         let mut room = Vec::with_capacity(program.values().len());
@@ -108,8 +108,7 @@ impl CpuExecutable {
             places[value.index()] = Place::Input(at);
         }
         let mut unrolled = 0;
-        // Elements that are quantized in groups, of them those with a wide copy; the same of gated results.
-        let (mut q, mut gated) = ([0; 2], [0; 2]);
+        let (mut q, mut gated) = (QuantSize::none(&kernels), QuantSize::none(&kernels));
         let (mut whole_rows, mut whole_elements, mut rounded) = (0, 0, 0);
         // Rows, width and feed-forward width.
         let mut chosen = [0; 3];
@@ -126,18 +125,16 @@ impl CpuExecutable {
             };
             let quantized = match step {
                 Step::Norm { quantize: Some(form), .. } => Some((node.output, *form)),
-                Step::Quantize { wide } => Some((node.inputs[0], Form::Groups { wide: *wide })),
-                Step::Linear { matrix, quantize: Some(Quantize::Fill { wide }), .. } => {
-                    prepared.form(*matrix, *wide).map(|form| (node.inputs[0], form))
+                Step::Quantize => Some((node.inputs[0], Form::Groups)),
+                Step::Linear { matrix, quantize: Some(Quantize::Fill), .. } => {
+                    prepared.form(*matrix).map(|form| (node.inputs[0], form))
                 }
                 _ => None,
             };
             if let Some((value, form)) = quantized {
                 let (rows, columns) = size(value)?;
                 match form {
-                    Form::Groups { wide } => {
-                        q = [q[0].max(rows * columns), q[1].max(if wide { rows * columns } else { 0 })];
-                    }
+                    Form::Groups => q = q.max(rows, columns),
                     Form::Whole => {
                         whole_rows = whole_rows.max(rows);
                         whole_elements = whole_elements.max(rows * columns.next_multiple_of(CHANNEL_STEP));
@@ -150,17 +147,15 @@ impl CpuExecutable {
             }
             if let Step::Gated { quantize, .. } = step {
                 scratch = scratch.max(linear::gated_scratch_floats());
-                if let Some(wide) = quantize {
+                if *quantize {
                     let (rows, columns) = size(node.output)?;
-                    gated =
-                        [gated[0].max(rows * columns), gated[1].max(if *wide { rows * columns } else { 0 })];
+                    gated = gated.max(rows, columns);
                 }
             }
             if let (Op::Experts(e), Step::Experts { .. }) = (&node.op, step) {
                 let ((rows, width), ffn) = (size(node.output)?, program.weight(e.gate).shape.dims()[1]);
                 chosen = [chosen[0].max(rows), chosen[1].max(width), chosen[2].max(ffn)];
-                let elements = rows * width.max(ffn);
-                q = [q[0].max(elements), q[1].max(elements)];
+                q = q.max(rows, width.max(ffn));
                 scratch = scratch.max(linear::gated_scratch_floats());
             }
             if let (Op::Conv2d(conv), Step::Conv2d { weight, .. }) = (&node.op, step) {
@@ -207,8 +202,8 @@ impl CpuExecutable {
         };
         let buffers = Buffers {
             arena: Lines::zeroed(plan.arena_bytes.div_ceil(4)),
-            quantized: QuantRows::new(q[0], q[1]),
-            gated: QuantRows::new(gated[0], gated[1]),
+            quantized: QuantRows::new(q),
+            gated: QuantRows::new(gated),
             channel,
             bf16: Bf16Rows::new(rounded),
             unrolled: Lines::zeroed(unrolled),
@@ -527,9 +522,9 @@ impl<'a> Run<'a> {
     fn together(&mut self, first: usize, count: usize) -> Result<usize, BackendError> {
         let nodes = &self.program.nodes()[first..first + count];
         let steps = &self.prepared.steps[first..first + count];
-        if let Step::Linear { quantize: Some(Quantize::Fill { wide }), .. } = steps[0] {
+        if let Step::Linear { quantize: Some(Quantize::Fill), .. } = steps[0] {
             let source = Source { x: self.view(nodes[0].inputs[0])?, norm: None };
-            self.quantized.fill(self.engine, source, wide).map_err(panicked)?;
+            self.quantized.fill(self.engine, source).map_err(panicked)?;
         }
         let mut layers = [None; MOST_TOGETHER];
         for (layer, (node, step)) in layers.iter_mut().zip(nodes.iter().zip(steps)) {
@@ -555,15 +550,15 @@ impl<'a> Run<'a> {
         }
         // The steps that leave their results quantized have no other.
         match (&node.op, step) {
-            (_, Step::Quantize { wide }) => {
+            (_, Step::Quantize) => {
                 let source = Source { x: self.view(input(0))?, norm: None };
-                return self.quantized.fill(engine, source, *wide).map_err(panicked);
+                return self.quantized.fill(engine, source).map_err(panicked);
             }
             (Op::Norm(op), Step::Norm { weight, bias, quantize: Some(form) }) => {
                 let norm = Some(self.norm(op, *weight, *bias));
                 let source = Source { x: self.view(input(0))?, norm };
                 let done = match form {
-                    Form::Groups { wide } => self.quantized.fill(engine, source, *wide),
+                    Form::Groups => self.quantized.fill(engine, source),
                     Form::Whole => self.channel.fill(engine, source),
                     Form::Bf16 => self.bf16.fill(engine, source),
                 };
@@ -576,9 +571,10 @@ impl<'a> Run<'a> {
                     bias: bias.map(|b| &prepared.constants[b][..]),
                 });
                 let rows = self.size(node.output)?.0;
-                let out = match quantize {
-                    Some(wide) => Gated::Quantized { rows: self.gated, wide: *wide },
-                    None => Gated::Float(self.out(node.output)?),
+                let out = if *quantize {
+                    Gated::Quantized(self.gated)
+                } else {
+                    Gated::Float(self.out(node.output)?)
                 };
                 return linear::gated(engine, sides, *act, self.quantized, rows, out).map_err(panicked);
             }
@@ -596,23 +592,23 @@ impl<'a> Run<'a> {
                         linear::float(engine, matrix, self.view(input(0))?, epilogue, out)
                     }
                     Matrix::Quant(matrix) => {
-                        if let Some(Quantize::Fill { wide }) = quantize {
+                        if let Some(Quantize::Fill) = quantize {
                             let source = Source { x: self.view(input(0))?, norm: None };
-                            self.quantized.fill(engine, source, *wide).map_err(panicked)?;
+                            self.quantized.fill(engine, source).map_err(panicked)?;
                         }
                         let gated = *quantize == Some(Quantize::Gated);
                         let x = if gated { &*self.gated } else { &*self.quantized };
                         linear::quantized(engine, &[Layer { matrix, epilogue, out }], x)
                     }
                     Matrix::Channel(matrix) => {
-                        if let Some(Quantize::Fill { .. }) = quantize {
+                        if let Some(Quantize::Fill) = quantize {
                             let source = Source { x: self.view(input(0))?, norm: None };
                             self.channel.fill(engine, source).map_err(panicked)?;
                         }
                         channel::multiply(engine, matrix, self.channel, epilogue, out)
                     }
                     Matrix::Bf16(matrix) => {
-                        if let Some(Quantize::Fill { .. }) = quantize {
+                        if let Some(Quantize::Fill) = quantize {
                             let source = Source { x: self.view(input(0))?, norm: None };
                             self.bf16.fill(engine, source).map_err(panicked)?;
                         }

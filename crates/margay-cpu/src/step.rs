@@ -2,7 +2,6 @@
 
 use crate::{
     backend::{Encoder, ID},
-    kernels::Kernels,
     lines::Arena,
     ops::{conv::ConvWeight, linear::Matrix, rows},
     pack::{Bf16Matrix, ChannelMatrix, QuantMatrix},
@@ -29,14 +28,12 @@ pub(crate) enum Step {
         together: usize,
     },
     /// A linear layer of which only the quantization of its rows is left: a later [`Step::Gated`] multiplies.
-    Quantize {
-        wide: bool,
-    },
+    Quantize,
     /// A gated op with the two linear layers before it; each its matrix and bias.
     Gated {
         sides: [(usize, Option<usize>); 2],
-        /// Whether the next layer reads the result quantized, and with the wide copy.
-        quantize: Option<bool>,
+        /// Whether the next layer reads the result quantized.
+        quantize: bool,
     },
     Norm {
         weight: usize,
@@ -63,8 +60,8 @@ pub(crate) enum Step {
 pub(crate) enum Quantize {
     /// An earlier layer has quantized the same value.
     Reuse,
-    /// This layer does, in 16 bits as well where asked.
-    Fill { wide: bool },
+    /// This layer does.
+    Fill,
     /// A gated op has left its result quantized.
     Gated,
 }
@@ -72,8 +69,8 @@ pub(crate) enum Quantize {
 /// How rows are quantized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
-    /// In groups of 32, in 16 bits as well where asked.
-    Groups { wide: bool },
+    /// In groups of 32.
+    Groups,
     /// As wholes.
     Whole,
     /// Not quantized but rounded.
@@ -87,7 +84,7 @@ impl Form {
     /// The number of its buffer.
     fn buffer(self) -> usize {
         match self {
-            Form::Groups { .. } => 0,
+            Form::Groups => 0,
             Form::Whole => 1,
             Form::Bf16 => 2,
         }
@@ -126,7 +123,6 @@ impl Prepared {
         program: &Program,
         weights: &dyn WeightSource,
         pool: &Pool,
-        kernels: &Kernels,
         encoder: Encoder,
     ) -> Result<Self, BackendError> {
         let mut made = Prepared {
@@ -263,7 +259,7 @@ impl Prepared {
                     .to_owned();
             return Err(BackendError::Unsupported { backend: ID, what });
         }
-        made.share_quantized_rows(program, kernels);
+        made.share_quantized_rows(program);
         made.fuse_gates(program);
         made.fuse_norms(program);
         made.join_layers(program);
@@ -276,9 +272,9 @@ impl Prepared {
     }
 
     /// How the rows are prepared that matrix `at` multiplies; `None` where it takes floats.
-    pub(crate) fn form(&self, at: usize, wide: bool) -> Option<Form> {
+    pub(crate) fn form(&self, at: usize) -> Option<Form> {
         match &self.matrices[at] {
-            Matrix::Quant(_) => Some(Form::Groups { wide }),
+            Matrix::Quant(_) => Some(Form::Groups),
             Matrix::Channel(_) => Some(Form::Whole),
             Matrix::Bf16(_) => Some(Form::Bf16),
             Matrix::Float(_) => None,
@@ -324,27 +320,17 @@ impl Prepared {
     }
 
     /// Layers in a row that read the same value (q, k, v; gate, up) quantize it once.
-    fn share_quantized_rows(&mut self, program: &Program, kernels: &Kernels) {
-        let mut filled: [Option<(ValueId, usize)>; BUFFERS] = [None; BUFFERS];
+    fn share_quantized_rows(&mut self, program: &Program) {
+        let mut filled: [Option<ValueId>; BUFFERS] = [None; BUFFERS];
         for (at, node) in program.nodes().iter().enumerate() {
             let Step::Linear { matrix, .. } = self.steps[at] else { continue };
-            let needs_wide = match &self.matrices[matrix] {
-                Matrix::Quant(m) => (kernels.quant.wants_q16)(m.kind.codes),
-                _ => false,
-            };
-            let Some(kind) = self.form(matrix, needs_wide).map(Form::buffer) else { continue };
+            let Some(kind) = self.form(matrix).map(Form::buffer) else { continue };
             let x = node.inputs[0];
-            let (choice, filler) = match filled[kind] {
-                Some((value, filler)) if value == x => (Quantize::Reuse, filler),
-                _ => (Quantize::Fill { wide: false }, at),
-            };
+            let choice = if filled[kind] == Some(x) { Quantize::Reuse } else { Quantize::Fill };
             if let Step::Linear { quantize, .. } = &mut self.steps[at] {
                 *quantize = Some(choice);
             }
-            if let Step::Linear { quantize: Some(Quantize::Fill { wide }), .. } = &mut self.steps[filler] {
-                *wide |= needs_wide;
-            }
-            filled[kind] = Some((x, filler));
+            filled[kind] = Some(x);
         }
     }
 
@@ -371,27 +357,24 @@ impl Prepared {
             // The second reads what the first does, and up to here nobody quantizes another value.
             let others = (first.0 + 1..at).filter(|&i| i != last.0);
             let undisturbed = others.map(|i| &self.steps[i]).all(|step| {
-                !matches!(
-                    step,
-                    Step::Linear { quantize: Some(Quantize::Fill { .. }), .. } | Step::Quantize { .. }
-                )
+                !matches!(step, Step::Linear { quantize: Some(Quantize::Fill), .. } | Step::Quantize)
             });
             if first.0 == last.0 || last.2 != Quantize::Reuse || !undisturbed {
                 continue;
             }
             self.steps[first.0] = match first.2 {
-                Quantize::Fill { wide } => Step::Quantize { wide },
+                Quantize::Fill => Step::Quantize,
                 Quantize::Reuse | Quantize::Gated => Step::Nothing,
             };
             self.steps[last.0] = Step::Nothing;
             self.absent.extend(&node.inputs);
             let quantize = match self.handed_on(program, &readers, at) {
-                Some((reader, Form::Groups { wide })) if readers[node.output.index()] == [reader] => {
+                Some((reader, Form::Groups)) if readers[node.output.index()] == [reader] => {
                     self.set_quantize(reader, Quantize::Gated);
                     self.absent.push(node.output);
-                    Some(wide)
+                    true
                 }
-                _ => None,
+                _ => false,
             };
             self.steps[at] = Step::Gated { sides: [gate.1, up.1], quantize };
         }
@@ -424,15 +407,13 @@ impl Prepared {
         let readers = &readers[value.index()];
         let (first, others) = readers.split_first().filter(|_| !is_output(program, value))?;
         let form = match self.steps[*first] {
-            Step::Quantize { wide } => Form::Groups { wide },
-            Step::Linear { matrix, quantize: Some(Quantize::Fill { wide }), .. } => {
-                self.form(matrix, wide)?
-            }
+            Step::Quantize => Form::Groups,
+            Step::Linear { matrix, quantize: Some(Quantize::Fill), .. } => self.form(matrix)?,
             _ => return None,
         };
         let kind_of = |step: &Step| match step {
-            Step::Linear { matrix, .. } => self.form(*matrix, false).map(Form::buffer),
-            Step::Quantize { .. } | Step::Gated { .. } => Some(Form::Groups { wide: false }.buffer()),
+            Step::Linear { matrix, .. } => self.form(*matrix).map(Form::buffer),
+            Step::Quantize | Step::Gated { .. } => Some(Form::Groups.buffer()),
             _ => None,
         };
         let kind = Some(form.buffer());

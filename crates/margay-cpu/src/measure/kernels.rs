@@ -151,13 +151,7 @@ mod tests {
         cases::{What, case},
         *,
     };
-    use crate::{
-        CpuOptions, KvType,
-        kernels::Kernels,
-        lines::Arena,
-        measure::Peak,
-        pack::{Codes, QuantMatrix},
-    };
+    use crate::{CpuOptions, KvType, kernels::Kernels, lines::Arena, measure::Peak, pack::QuantMatrix};
     use margay_graph::{Activation, Attention, Mask, NormKind, RopeStyle};
     use margay_quant::{FORMATS, encode_tensor};
     use margay_tensor::{DType, Shape};
@@ -226,9 +220,9 @@ mod tests {
             // 3 panels of 16 rows of 64 columns, half a byte each with 2 bytes of scale for 32; a row of codes, scale,
             // two sums of 16 and one of 32, and as many starts, for each 32 columns; results.
             let bytes = 3 * 16 * (64 / 2 + 2 * 2) + 3 * (64 + 2 * 7 * 4) + 3 * 40 * 4;
-            // Some instruction sets read a copy of the codes, in twice the room.
-            let copies = (Kernels::of(isa).unwrap().quant.wants_q16)(Codes::U4);
-            let bytes = bytes + if copies { 3 * 64 * 2 } else { 0 };
+            // Some instruction sets read a copy of four rows at a time.
+            let copy = Kernels::of(isa).unwrap().quant.copy.as_ref().map_or(0, |copy| copy.bytes);
+            let bytes = bytes + 4 * (64 / 32) * copy;
             assert_eq!(product.gbytes_per_s, bytes as f64 / 0.5 / 1e9);
             assert_eq!(prefix.gops, (4 * 16 * 4 * (4 + 5)) as f64 / 0.5 / 1e9, "2 queries see 4 and 5 keys");
             assert_eq!(encode.gops, (4 * 16 * 4 * 5 * 5) as f64 / 0.5 / 1e9);

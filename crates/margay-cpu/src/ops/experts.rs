@@ -108,12 +108,7 @@ pub(crate) fn experts<'a>(
         rows::copy_rows(engine, x, 0, mine, |row| chosen[row] as usize)?;
         let plain = Epilogue { bias: None, activation: None, residual: None };
         if let (Matrix::Quant(gate), Matrix::Quant(up)) = (gate, up) {
-            let wants = |codes| (engine.kernels.quant.wants_q16)(codes);
-            quantized.fill(
-                engine,
-                Source { x: my_x, norm: None },
-                wants(gate.kind.codes) || wants(up.kind.codes),
-            )?;
+            quantized.fill(engine, Source { x: my_x, norm: None })?;
             let sides = [gate, up].map(|matrix| Side { matrix, bias: None });
             linear::gated(engine, sides, act, quantized, count, Gated::Float(hidden_out))?;
         } else {
@@ -147,8 +142,7 @@ fn product(
 ) -> Result<(), TaskPanic> {
     match matrix {
         Matrix::Quant(matrix) => {
-            let wide = (engine.kernels.quant.wants_q16)(matrix.kind.codes);
-            quantized.fill(engine, Source { x, norm: None }, wide)?;
+            quantized.fill(engine, Source { x, norm: None })?;
             linear::quantized(engine, &[Layer { matrix, epilogue, out }], quantized)
         }
         Matrix::Float(matrix) => linear::float(engine, matrix, x, epilogue, out),

@@ -7,9 +7,10 @@ use super::{
 };
 use crate::{
     kernels::{
+        Kernels,
         float::{FloatProduct, NR},
         prefetch,
-        quant::{Product, Rows},
+        quant::{COPY_ROWS, Product, Rows},
     },
     lines::{Arena, Lines},
     pack::{Bf16Matrix, ChannelMatrix, FloatMatrix, FloatType, PANEL, QuantMatrix},
@@ -29,10 +30,13 @@ pub(super) const K_CHUNK: usize = 512;
 const K_CHUNK_ONE_ROW: usize = 2048;
 /// Columns of k of a float panel: 256 * 16 floats = 16 KiB.
 const K_CHUNK_FLOAT: usize = 256;
+/// What 32 columns of a panel take at most once unpacked: twice their bytes.
+const MOST_UNPACKED_BYTES: usize = 2 * 32 * PANEL;
 /// Rows from which on it pays to widen half precision weights to memory instead of in registers.
 const WIDEN_FROM_ROWS: usize = 12;
-/// Rows that a task quantizes: even, so that no two tasks share a pair.
-const QUANTIZE_ROWS: usize = 8;
+/// Rows that a task quantizes: a multiple of those that copies put together, so that no two tasks share such.
+const QUANTIZE_ROWS: usize = 2 * COPY_ROWS;
+const _: () = assert!(TASK_ROWS % COPY_ROWS == 0);
 
 /// A packed weight.
 #[derive(Debug)]
@@ -90,8 +94,8 @@ pub(crate) struct Epilogue<'a> {
 /// Floats of scratch that a worker needs for any linear layer.
 pub(crate) fn scratch_floats() -> usize {
     let tile = TASK_ROWS * TASK_COLUMNS;
-    // Codes take up to 2 bytes; scales and minima come one for 16 columns.
-    let codes = K_CHUNK * PANEL * 2 / 4;
+    // Scales and minima come one for 16 columns.
+    let codes = K_CHUNK / 32 * MOST_UNPACKED_BYTES / 4;
     let scales = 2 * K_CHUNK_ONE_ROW / 16 * PANEL;
     let widened = K_CHUNK_FLOAT * NR;
     tile + (codes + scales).max(widened) + 4 * 16
@@ -105,7 +109,12 @@ pub(crate) fn gated_scratch_floats() -> usize {
 /// The quantized rows of one value, shared by all layers that read it.
 pub(crate) struct QuantRows {
     q: Lines<i8>,
-    q16: Lines<i16>,
+    /// What [`QuantKernels::copy`] made: one [`K_CHUNK`] of columns of all rows after the other.
+    ///
+    /// [`QuantKernels::copy`]: crate::kernels::quant::QuantKernels::copy
+    copy: Lines<u8>,
+    /// Rows and columns of the value they were made of last.
+    shape: [usize; 2],
     scale: Lines<f32>,
     sum16: Lines<f32>,
     sum32: Lines<f32>,
@@ -114,11 +123,12 @@ pub(crate) struct QuantRows {
 }
 
 impl QuantRows {
-    /// Room for `elements` numbers, and `wide` of 16 bits for the copy that some kernels ask for.
-    pub(crate) fn new(elements: usize, wide: usize) -> Self {
+    pub(crate) fn new(size: QuantSize) -> Self {
+        let elements = size.elements;
         QuantRows {
             q: Lines::zeroed(elements),
-            q16: Lines::zeroed(wide),
+            copy: Lines::zeroed(size.copy),
+            shape: [0; 2],
             scale: Lines::zeroed(elements / 32),
             sum16: Lines::zeroed(elements / 16),
             sum32: Lines::zeroed(elements / 32),
@@ -129,7 +139,7 @@ impl QuantRows {
 
     pub(crate) fn size_bytes(&self) -> usize {
         self.q.size_bytes()
-            + self.q16.size_bytes()
+            + self.copy.size_bytes()
             + self.scale.size_bytes()
             + self.sum16.size_bytes()
             + self.sum32.size_bytes()
@@ -137,29 +147,30 @@ impl QuantRows {
             + self.starts32.size_bytes()
     }
 
-    /// Quantizes the rows of `source`; `wide` also makes the copy that some kernels ask for.
-    pub(crate) fn fill(&mut self, engine: &Engine, source: Source<'_>, wide: bool) -> Result<(), TaskPanic> {
+    /// Quantizes the rows of `source`.
+    pub(crate) fn fill(&mut self, engine: &Engine, source: Source<'_>) -> Result<(), TaskPanic> {
         let (rows, k) = (source.x.rows, source.x.columns);
-        let parts = self.parts(rows, k, wide);
+        let parts = self.parts(engine, rows, k);
         engine.run(rows.div_ceil(QUANTIZE_ROWS), &|worker, task| {
             let block = task * QUANTIZE_ROWS..rows.min((task + 1) * QUANTIZE_ROWS);
             for row in block.clone() {
                 // SAFETY: each row is one task's own, and a worker runs one task at a time.
                 unsafe { parts.quantize(engine, source.row(engine, worker, row), row, 0) }
             }
-            if wide {
-                // SAFETY: the rows are this task's own and were written just now; the first is even.
-                unsafe { parts.widen(engine, block) }
-            }
+            // SAFETY: the rows are this task's own and were written just now; no other task copies them.
+            unsafe { parts.make_copy(engine, block) }
         })
     }
 
     /// The buffers for `rows` rows of `k` columns, so that tasks can write parts of them.
-    fn parts(&mut self, rows: usize, k: usize, wide: bool) -> QuantParts {
-        assert!(rows * k <= self.q.len() && (!wide || rows * k <= self.q16.len()));
+    fn parts(&mut self, engine: &Engine, rows: usize, k: usize) -> QuantParts {
+        let size = QuantSize::of(&engine.kernels, rows, k);
+        assert!(size.elements <= self.q.len() && size.copy <= self.copy.len());
+        self.shape = [rows, k];
         QuantParts {
+            rows,
             q: Shared(self.q.as_mut_ptr()),
-            q16: Shared(self.q16.as_mut_ptr()),
+            copy: Shared(self.copy.as_mut_ptr()),
             scale: Shared(self.scale.as_mut_ptr()),
             sum16: Shared(self.sum16.as_mut_ptr()),
             sum32: Shared(self.sum32.as_mut_ptr()),
@@ -169,12 +180,13 @@ impl QuantRows {
         }
     }
 
-    /// The rows from `row` and column `k` on, of rows of `columns`.
-    fn rows(&self, row: usize, k: usize, columns: usize) -> Rows {
+    /// The rows from `row` and column `k` on, which begins a [`K_CHUNK`] where their copy is read.
+    fn rows(&self, engine: &Engine, row: usize, k: usize) -> Rows {
+        let [rows, columns] = self.shape;
         let at = row * columns + k;
         Rows {
             q: self.q.as_ptr().wrapping_add(at),
-            q16: self.q16.as_ptr().wrapping_add(at),
+            copy: self.copy.as_ptr().wrapping_add(copy_at(engine, rows, columns, row, k)),
             scale: self.scale.as_ptr().wrapping_add(at / 32),
             sum16: self.sum16.as_ptr().wrapping_add(at / 16),
             sum32: self.sum32.as_ptr().wrapping_add(at / 32),
@@ -185,11 +197,52 @@ impl QuantRows {
     }
 }
 
+/// Where the copy of `row` and of the [`K_CHUNK`] from column `k` on begins, of so many rows and columns.
+fn copy_at(engine: &Engine, rows: usize, columns: usize, row: usize, k: usize) -> usize {
+    let bytes = engine.kernels.quant.copy.as_ref().map_or(0, |copy| copy.bytes);
+    let chunk = K_CHUNK.min(columns - k);
+    (k / 32 * rows.next_multiple_of(COPY_ROWS) + row * (chunk / 32)) * bytes
+}
+
+/// How large [`QuantRows`] have to be.
+#[derive(Clone, Copy)]
+pub(crate) struct QuantSize {
+    elements: usize,
+    /// Bytes of the copy.
+    copy: usize,
+    /// Of these, what 32 columns of a row take.
+    each: usize,
+}
+
+impl QuantSize {
+    /// Of no rows.
+    pub(crate) fn none(kernels: &Kernels) -> Self {
+        let each = kernels.quant.copy.as_ref().map_or(0, |copy| copy.bytes);
+        QuantSize { elements: 0, copy: 0, each }
+    }
+
+    /// Of so many rows and columns.
+    pub(crate) fn of(kernels: &Kernels, rows: usize, columns: usize) -> Self {
+        Self::none(kernels).max(rows, columns)
+    }
+
+    /// Large enough for so many rows and columns as well. A single row has no copy.
+    pub(crate) fn max(self, rows: usize, columns: usize) -> Self {
+        let copied = if rows > 1 { rows.next_multiple_of(COPY_ROWS) } else { 0 };
+        QuantSize {
+            elements: self.elements.max(rows * columns),
+            copy: self.copy.max(copied * columns / 32 * self.each),
+            ..self
+        }
+    }
+}
+
 /// [`QuantRows`] under the hands of several tasks.
 #[derive(Clone, Copy)]
 struct QuantParts {
+    rows: usize,
     q: Shared<i8>,
-    q16: Shared<i16>,
+    copy: Shared<u8>,
     scale: Shared<f32>,
     sum16: Shared<f32>,
     sum32: Shared<f32>,
@@ -219,25 +272,37 @@ impl QuantParts {
         }
     }
 
-    /// Makes the copy that some kernels ask for of whole rows, the first of an even index.
+    /// Whether the kernels read a copy: a single row they read as it is.
+    fn copies(self, engine: &Engine) -> bool {
+        self.rows > 1 && engine.kernels.quant.copy.is_some()
+    }
+
+    /// Makes the copy of whole rows that some kernels ask for.
     ///
     /// # Safety
-    /// The rows lie inside the buffers, are written, and nobody else touches them.
-    unsafe fn widen(self, engine: &Engine, rows: Range<usize>) {
-        let (at, len) = (rows.start * self.k, rows.len() * self.k);
-        // SAFETY: the caller's promise.
-        unsafe {
-            let from = Rows {
-                q: self.q.slice(at, len).as_ptr(),
-                q16: std::ptr::null(),
-                scale: self.scale.slice(at / 32, len / 32).as_ptr(),
-                sum16: self.sum16.slice(at / 16, len / 16).as_ptr(),
-                sum32: self.sum32.slice(at / 32, len / 32).as_ptr(),
-                starts16: self.starts16.slice(at / 16, len / 16).as_ptr(),
-                starts32: self.starts32.slice(at / 32, len / 32).as_ptr(),
-                k: self.k,
-            };
-            (engine.kernels.quant.copy_rows)(rows.len(), &from, self.q16.slice(at, len).as_mut_ptr());
+    /// The rows lie inside the buffers and are written, nobody else touches their copy, and the first is a multiple of
+    /// [`COPY_ROWS`].
+    unsafe fn make_copy(self, engine: &Engine, rows: Range<usize>) {
+        let Some(copy) = engine.kernels.quant.copy.as_ref().filter(|_| self.copies(engine)) else { return };
+        for k in (0..self.k).step_by(K_CHUNK) {
+            let columns = K_CHUNK.min(self.k - k);
+            let at = rows.start * self.k + k;
+            let room = rows.len().next_multiple_of(COPY_ROWS) * columns / 32 * copy.bytes;
+            let to = copy_at(engine, self.rows, self.k, rows.start, k);
+            // SAFETY: the caller's promise: the rows are read, and `parts` has seen that there is room for the copy.
+            unsafe {
+                let from = Rows {
+                    q: self.q.0.add(at),
+                    copy: std::ptr::null(),
+                    scale: self.scale.0.add(at / 32),
+                    sum16: self.sum16.0.add(at / 16),
+                    sum32: self.sum32.0.add(at / 32),
+                    starts16: self.starts16.0.add(at / 16),
+                    starts32: self.starts32.0.add(at / 32),
+                    k: self.k,
+                };
+                (copy.make)(rows.len(), columns, &from, self.copy.slice(to, room).as_mut_ptr());
+            }
         }
     }
 }
@@ -306,7 +371,7 @@ pub(crate) struct Layer<'a> {
 pub(crate) fn quantized(engine: &Engine, layers: &[Layer<'_>], x: &QuantRows) -> Result<(), TaskPanic> {
     let grid = |layer: &Layer<'_>| Grid { rows: layer.out.rows, columns: layer.out.columns };
     for layer in layers {
-        assert_eq!(layer.out.columns, layer.matrix.n);
+        assert!(layer.out.columns == layer.matrix.n && [layer.out.rows, layer.matrix.k] == x.shape);
     }
     let tasks = layers.iter().map(|layer| grid(layer).tasks()).sum();
     engine.run(tasks, &|worker, mut task| {
@@ -354,10 +419,7 @@ pub(crate) struct Side<'a> {
 pub(crate) enum Gated<'a> {
     Float(Out<'a>),
     /// Quantized for the next layer, and never in memory as floats.
-    Quantized {
-        rows: &'a mut QuantRows,
-        wide: bool,
-    },
+    Quantized(&'a mut QuantRows),
 }
 
 /// `act(x @ gate^T) * (x @ up^T)` of `rows` quantized rows: both tiles meet in the cache.
@@ -375,12 +437,12 @@ pub(crate) fn gated(
         Float(Out<'a>),
         Parts(QuantParts),
     }
-    let (to, wide) = match out {
+    let to = match out {
         Gated::Float(out) => {
             assert!(out.rows == rows && out.columns == columns);
-            (To::Float(out), false)
+            To::Float(out)
         }
-        Gated::Quantized { rows: out, wide } => (To::Parts(out.parts(rows, columns, wide)), wide),
+        Gated::Quantized(out) => To::Parts(out.parts(engine, rows, columns)),
     };
     let grid = Grid { rows, columns };
     engine.run(grid.tasks(), &|worker, task| {
@@ -409,10 +471,12 @@ pub(crate) fn gated(
             }
         }
     })?;
-    if let (To::Parts(parts), true) = (to, wide) {
+    if let To::Parts(parts) = to
+        && parts.copies(engine)
+    {
         engine.run(rows.div_ceil(QUANTIZE_ROWS), &|_, task| {
-            // SAFETY: the rows are this task's own and were written above; the first is even.
-            unsafe { parts.widen(engine, task * QUANTIZE_ROWS..rows.min((task + 1) * QUANTIZE_ROWS)) }
+            // SAFETY: the rows are this task's own and were written above.
+            unsafe { parts.make_copy(engine, task * QUANTIZE_ROWS..rows.min((task + 1) * QUANTIZE_ROWS)) }
         })?;
     }
     Ok(())
@@ -446,7 +510,7 @@ fn one_row(
                     kind: matrix.kind,
                     rows: 1,
                     groups: len / 32,
-                    a: x.rows(block.row, k, matrix.k),
+                    a: x.rows(engine, block.row, k),
                     codes: matrix.codes_at(panel, k),
                     scales: scales.as_ptr(),
                     packed_scales: if as_packed { packed.as_ptr() } else { std::ptr::null() },
@@ -472,9 +536,10 @@ fn many_rows(
     mut scratch: &mut [f32],
 ) {
     let kernels = engine.kernels.quant;
-    let unpacked = (kernels.unpacked_bytes)(matrix.kind.codes);
+    let unpacked = (kernels.unpacked_bytes)(matrix.kind);
+    assert!(unpacked <= MOST_UNPACKED_BYTES);
     let groups_of = |k: usize| k / 32 * matrix.kind.halves;
-    let codes = carve(&mut scratch, K_CHUNK * PANEL * unpacked / 4);
+    let codes = carve(&mut scratch, K_CHUNK / 32 * unpacked / 4);
     let scales = carve(&mut scratch, groups_of(K_CHUNK) * PANEL);
     let mins = carve(&mut scratch, groups_of(K_CHUNK) * PANEL);
     let first = block.column / PANEL;
@@ -507,7 +572,7 @@ fn many_rows(
                     kind: matrix.kind,
                     rows: block.rows,
                     groups: len / 32,
-                    a: x.rows(block.row, k, matrix.k),
+                    a: x.rows(engine, block.row, k),
                     codes: panel_codes,
                     scales: scales.as_ptr(),
                     packed_scales: std::ptr::null(),

@@ -5,6 +5,8 @@
 //! (32004). The zero point costs nothing: the sums begin at minus zero times the sum of the activations, which fits as
 //! well because what is left is the sum of products with codes less their zero point. Signed bytes are widened to 16 bits for `vpmaddwd`, which is exact.
 
+mod blocks;
+
 use super::{Product, QuantKernels};
 use crate::pack::{Codes, Kind, Offset, PANEL, Scaling};
 use std::arch::x86_64::*;
@@ -15,29 +17,25 @@ const NR: usize = 8;
 const PANELS: usize = PANEL / NR;
 /// Bytes of 4 columns of a panel.
 const CHUNK: usize = 4 * PANEL;
-/// Rows a tile keeps in registers.
-const TILE_ROWS: usize = 4;
 
 pub(super) static TABLE: QuantKernels = QuantKernels {
     name: "vpmaddubsw and vpmaddwd of AVX2",
-    wants_q16: |codes| codes == Codes::I8,
-    copy_rows: super::widen_rows,
-    unpacked_bytes: |codes| match codes {
-        Codes::U4 => 1,
-        Codes::U5 | Codes::U6 => 0,
-        Codes::I8 => 2,
-    },
+    copy: Some(blocks::COPY),
+    unpacked_bytes: blocks::unpacked_bytes,
     gemv_reads_packed: |kind, scaling| {
         kind.offset != Offset::Min && scaling == Scaling::Plain && streams(kind)
     },
-    unpack,
+    unpack: |kind, packed, k, out| {
+        // SAFETY: the caller's promise, and AVX2 was detected.
+        unsafe { blocks::unpack(kind, packed, k, out) }
+    },
     scales: |kind, scaling, packed, s, m| {
         // SAFETY: this table is used only where AVX2 was detected.
         unsafe { unpack_scales(kind, scaling, packed, s, m) }
     },
     gemm: |p| {
         // SAFETY: the caller's promise, and AVX2 was detected.
-        unsafe { gemm(p) }
+        unsafe { blocks::gemm(p) }
     },
     gemv: |p| {
         // SAFETY: the caller's promise, and AVX2 was detected.
@@ -133,18 +131,6 @@ fn signed_bytes(bytes: &[u8; PANEL]) -> Pair {
 }
 
 /// # Safety
-/// As [`QuantKernels::unpack`].
-unsafe fn unpack(kind: Kind, packed: *const u8, k: usize, out: *mut u8) {
-    // SAFETY: the caller's promise, and AVX2 was detected.
-    unsafe {
-        match kind.codes {
-            Codes::U4 => unpack_nibbles(packed, k, out),
-            _ => widen_bytes(packed, k, out),
-        }
-    }
-}
-
-/// # Safety
 /// `packed` holds `k * 8` bytes, `out` room for `k * 16`.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn unpack_nibbles(packed: *const u8, k: usize, out: *mut u8) {
@@ -190,50 +176,8 @@ pub(in crate::kernels) unsafe fn widen_bytes(packed: *const u8, k: usize, out: *
     }
 }
 
-macro_rules! by_kind {
-    ($kind:expr, $tile:ident, $args:tt, [$($more:tt)*]) => {{
-        let Kind { codes, halves, offset } = $kind;
-        match (codes, halves, offset) {
-            (Codes::U4, 1, Offset::Min) => $tile::<8, 1, MIN $($more)*>$args,
-            (Codes::U4, 1, _) => $tile::<8, 1, ZERO $($more)*>$args,
-            (Codes::U4, _, Offset::Min) => $tile::<8, 2, MIN $($more)*>$args,
-            (Codes::U4, _, _) => $tile::<8, 2, ZERO $($more)*>$args,
-            (Codes::U5, _, Offset::Min) => $tile::<4, 1, MIN $($more)*>$args,
-            (Codes::U5, _, _) => $tile::<4, 1, ZERO $($more)*>$args,
-            (Codes::U6, _, _) => $tile::<2, 2, ZERO $($more)*>$args,
-            (Codes::I8, _, _) => $tile::<0, 1, NONE $($more)*>$args,
-        }
-    }};
-}
-
-const NONE: u8 = 0;
 const ZERO: u8 = 1;
 const MIN: u8 = 2;
-
-/// # Safety
-/// As [`QuantKernels::gemm`].
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn gemm(p: &Product) {
-    let mut row = 0;
-    // SAFETY: the caller's promise; rows stay below `p.rows`.
-    unsafe {
-        while p.rows - row >= TILE_ROWS {
-            by_kind!(p.kind, tile, (p, row), [, TILE_ROWS]);
-            row += TILE_ROWS;
-        }
-        if p.rows - row >= 4 {
-            by_kind!(p.kind, tile, (p, row), [, 4]);
-            row += 4;
-        }
-        if p.rows - row >= 2 {
-            by_kind!(p.kind, tile, (p, row), [, 2]);
-            row += 2;
-        }
-        if p.rows > row {
-            by_kind!(p.kind, tile, (p, row), [, 1]);
-        }
-    }
-}
 
 /// # Safety
 /// As [`QuantKernels::gemv`].
@@ -249,7 +193,9 @@ unsafe fn gemv(p: &Product) {
                 _ => stream_nibbles::<2, ZERO>(p),
             },
             Codes::I8 => stream_bytes(p),
-            _ => by_kind!(p.kind, tile, (p, 0), [, 1]),
+            Codes::U5 if p.kind.offset == Offset::Min => stream_codes::<4, 1, MIN>(p),
+            Codes::U5 => stream_codes::<4, 1, ZERO>(p),
+            Codes::U6 => stream_codes::<2, 2, ZERO>(p),
         }
     }
 }
@@ -319,137 +265,73 @@ fn zero_is_known(kind: Kind) -> bool {
     }
 }
 
-/// `ROWS` rows from `row` on, times a panel of unpacked codes. `DEPTH` is how many products of pairs fit 16 bits,
-/// 0 for codes widened to 16 bits.
+/// One row times a panel of packed codes of 5 or 6 bits. `DEPTH` is how many products of pairs fit 16 bits.
 ///
 /// # Safety
-/// As [`QuantKernels::gemm`], and `row + ROWS <= p.rows`.
+/// As [`QuantKernels::gemv`].
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn tile<const DEPTH: usize, const HALVES: usize, const OFFSET: u8, const ROWS: usize>(
-    p: &Product,
-    row: usize,
-) {
+unsafe fn stream_codes<const DEPTH: usize, const HALVES: usize, const OFFSET: u8>(p: &Product) {
     debug_assert!(zero_is_known(p.kind));
     let ones = _mm256_set1_epi16(1);
-    // Steps of two chunks. Hidden from the compiler: unrolled further, it keeps all weights of a group in registers it
-    // does not have and spills them (1.6 times slower).
-    let steps = std::hint::black_box(match DEPTH {
-        0 => 8,
-        _ if DEPTH < 8 / HALVES => DEPTH / 2,
-        _ => 4 / HALVES,
-    });
-    let mut acc = [[_mm256_setzero_ps(); PANELS]; ROWS];
-    // SAFETY: all offsets lie within what the fields of `Product` describe.
+    let chunks = 8 / HALVES;
+    // SAFETY: all offsets lie within what the fields of `Product` describe; prefetches may point anywhere.
     unsafe {
-        let c = p.c.add(row * p.ldc);
+        let mut acc = [_mm256_setzero_ps(); PANELS];
         if !p.first {
-            for r in 0..ROWS {
-                for w in 0..PANELS {
-                    acc[r][w] = _mm256_loadu_ps(c.add(r * p.ldc + w * NR));
-                }
-            }
+            acc = [_mm256_loadu_ps(p.c), _mm256_loadu_ps(p.c.add(NR))];
         }
-        let q = p.a.q.add(row * p.a.k);
-        let q16 = p.a.q16.wrapping_add(row * p.a.k);
-        let scale = p.a.scale.add(row * p.a.k / 32);
-        let sum16 = p.a.sum16.add(row * p.a.k / 16);
-        let sum32 = p.a.sum32.add(row * p.a.k / 32);
-        let starts16 = p.a.starts16.add(row * p.a.k / 16);
-        let starts32 = p.a.starts32.add(row * p.a.k / 32);
-        let (lda, ldg) = (p.a.k, p.a.k / 32);
         for group in 0..p.groups {
-            if ROWS == 1 {
-                _mm_prefetch::<_MM_HINT_T0>(p.ahead.wrapping_add(group * p.ahead_step).cast());
-            }
-            let mut t = [[_mm256_setzero_ps(); PANELS]; ROWS];
+            _mm_prefetch::<_MM_HINT_T0>(p.ahead.wrapping_add(group * p.ahead_step).cast());
+            let mut t = [_mm256_setzero_ps(); PANELS];
             for half in 0..HALVES {
-                let mut sums = [[_mm256_setzero_si256(); PANELS]; ROWS];
-                if DEPTH > 0 {
-                    let chunks = 8 / HALVES;
-                    let depth = if DEPTH < chunks { DEPTH } else { chunks };
-                    let first = (group * HALVES + half) * chunks;
-                    for run in 0..chunks / depth {
-                        let mut pairs = [[_mm256_setzero_si256(); PANELS]; ROWS];
-                        if run == 0 {
-                            for r in 0..ROWS {
-                                let at = if HALVES == 1 {
-                                    starts32.add(r * ldg + group)
-                                } else {
-                                    starts16.add(r * ldg * 2 + group * 2 + half)
-                                };
-                                pairs[r] = [start::<DEPTH, HALVES, OFFSET>(at); PANELS];
-                            }
-                        }
-                        for i in 0..2 * steps {
-                            let codes = p.codes.add((first + run * depth + i) * CHUNK);
-                            if ROWS == 1 {
-                                _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(PREFETCH_BYTES).cast());
-                            }
-                            let w0 = _mm256_loadu_si256(codes.cast());
-                            let w1 = _mm256_loadu_si256(codes.add(32).cast());
-                            for r in 0..ROWS {
-                                let a = broadcast4(q.add(r * lda + (first + run * depth + i) * 4));
-                                let (p0, p1) = (_mm256_maddubs_epi16(w0, a), _mm256_maddubs_epi16(w1, a));
-                                pairs[r][0] = _mm256_add_epi16(pairs[r][0], p0);
-                                pairs[r][1] = _mm256_add_epi16(pairs[r][1], p1);
-                            }
-                        }
-                        for r in 0..ROWS {
-                            for w in 0..PANELS {
-                                let wide = _mm256_madd_epi16(pairs[r][w], ones);
-                                sums[r][w] = if run == 0 { wide } else { _mm256_add_epi32(sums[r][w], wide) };
-                            }
+                let mut sums = [_mm256_setzero_si256(); PANELS];
+                for run in 0..chunks / DEPTH {
+                    let mut pairs = [_mm256_setzero_si256(); PANELS];
+                    if run == 0 {
+                        let at = if HALVES == 1 {
+                            p.a.starts32.add(group)
+                        } else {
+                            p.a.starts16.add(group * 2 + half)
+                        };
+                        pairs = [start::<DEPTH, HALVES, OFFSET>(at); PANELS];
+                    }
+                    for i in 0..DEPTH {
+                        let chunk = (group * HALVES + half) * chunks + run * DEPTH + i;
+                        let at = p.codes.add(chunk * CHUNK);
+                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES).cast());
+                        let a = broadcast4(p.a.q.add(chunk * 4));
+                        for w in 0..PANELS {
+                            let codes = _mm256_loadu_si256(at.add(w * 32).cast());
+                            pairs[w] = _mm256_add_epi16(pairs[w], _mm256_maddubs_epi16(codes, a));
                         }
                     }
-                } else {
-                    for i in 0..2 * steps {
-                        let chunk = group * 16 + i;
-                        let w0 = _mm256_loadu_si256(p.codes.add(chunk * CHUNK).cast());
-                        let w1 = _mm256_loadu_si256(p.codes.add(chunk * CHUNK + 32).cast());
-                        for r in 0..ROWS {
-                            let a = broadcast4(q16.add(r * lda + chunk * 2));
-                            sums[r][0] = _mm256_add_epi32(sums[r][0], _mm256_madd_epi16(w0, a));
-                            sums[r][1] = _mm256_add_epi32(sums[r][1], _mm256_madd_epi16(w1, a));
-                        }
+                    for w in 0..PANELS {
+                        sums[w] = _mm256_add_epi32(sums[w], _mm256_madd_epi16(pairs[w], ones));
                     }
                 }
                 for w in 0..PANELS {
                     let s = _mm256_loadu_ps(p.scales.add((group * HALVES + half) * PANEL + w * NR));
-                    for r in 0..ROWS {
-                        let sum = _mm256_cvtepi32_ps(sums[r][w]);
-                        t[r][w] =
-                            if half == 0 { _mm256_mul_ps(sum, s) } else { _mm256_fmadd_ps(sum, s, t[r][w]) };
-                    }
+                    let sum = _mm256_cvtepi32_ps(sums[w]);
+                    t[w] = if half == 0 { _mm256_mul_ps(sum, s) } else { _mm256_fmadd_ps(sum, s, t[w]) };
                 }
             }
             if OFFSET == MIN {
                 for half in 0..HALVES {
+                    let u =
+                        if HALVES == 1 { *p.a.sum32.add(group) } else { *p.a.sum16.add(group * 2 + half) };
                     for w in 0..PANELS {
                         let m = p.mins.add((group * HALVES + half) * PANEL + w * NR);
-                        let m = _mm256_loadu_ps(m);
-                        for r in 0..ROWS {
-                            let u = if HALVES == 1 {
-                                *sum32.add(r * ldg + group)
-                            } else {
-                                *sum16.add(r * ldg * 2 + group * 2 + half)
-                            };
-                            t[r][w] = _mm256_fmadd_ps(m, _mm256_set1_ps(u), t[r][w]);
-                        }
+                        t[w] = _mm256_fmadd_ps(_mm256_loadu_ps(m), _mm256_set1_ps(u), t[w]);
                     }
                 }
             }
-            for r in 0..ROWS {
-                let a = _mm256_set1_ps(*scale.add(r * ldg + group));
-                for w in 0..PANELS {
-                    acc[r][w] = _mm256_fmadd_ps(t[r][w], a, acc[r][w]);
-                }
-            }
-        }
-        for r in 0..ROWS {
+            let a = _mm256_set1_ps(*p.a.scale.add(group));
             for w in 0..PANELS {
-                _mm256_storeu_ps(c.add(r * p.ldc + w * NR), acc[r][w]);
+                acc[w] = _mm256_fmadd_ps(t[w], a, acc[w]);
             }
         }
+        _mm256_storeu_ps(p.c, acc[0]);
+        _mm256_storeu_ps(p.c.add(NR), acc[1]);
     }
 }
 

@@ -15,8 +15,7 @@ const FEWER_ROWS: usize = 8;
 
 pub(super) static TABLE: QuantKernels = QuantKernels {
     name: "vpdpbusd of AVX-512 VNNI",
-    wants_q16: |_| false,
-    copy_rows: super::widen_rows,
+    copy: None,
     unpacked_bytes: vnni::unpacked_bytes,
     gemv_reads_packed: |kind, scaling| kind.halves == 1 && scaling == Scaling::Plain,
     unpack: vnni::unpack,

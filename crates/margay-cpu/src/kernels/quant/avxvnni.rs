@@ -21,8 +21,7 @@ const MAGIC: f32 = 12_582_912.0;
 
 pub(super) static TABLE: QuantKernels = QuantKernels {
     name: "vpdpbusd of AVX-VNNI",
-    wants_q16: |_| false,
-    copy_rows: super::widen_rows,
+    copy: None,
     unpacked_bytes: vnni::unpacked_bytes,
     gemv_reads_packed: |kind, scaling| kind.halves == 1 && scaling == Scaling::Plain,
     unpack: vnni::unpack,

@@ -28,7 +28,7 @@ mod vnni;
 
 use crate::{
     Isa,
-    pack::{Codes, Kind, Scaling},
+    pack::{Kind, Scaling},
 };
 
 /// Quantized activations, from some row and column on.
@@ -36,8 +36,8 @@ use crate::{
 pub(crate) struct Rows {
     /// Codes; rows `k` apart.
     pub(crate) q: *const i8,
-    /// What [`QuantKernels::copy_rows`] made of them, for kernels that ask for it; rows `k` numbers apart.
-    pub(crate) q16: *const i16,
+    /// What [`QuantKernels::copy`] made of the columns of one product, from the same row on.
+    pub(crate) copy: *const u8,
     /// Scales; rows `k / 32` apart.
     pub(crate) scale: *const f32,
     /// Sums of codes of each 16; rows `k / 16` apart.
@@ -89,7 +89,7 @@ pub(crate) struct Product {
     pub(crate) packed_scales: *const u8,
     /// As `scales`, read where there are minima.
     pub(crate) mins: *const f32,
-    /// Results, `[rows][16]`, rows `ldc` apart.
+    /// Results, `[rows][16]`, rows `ldc` apart; of `gemm` with room for a multiple of [`COPY_ROWS`].
     pub(crate) c: *mut f32,
     pub(crate) ldc: usize,
     /// True where c is to be set, false where it is to be added to.
@@ -99,20 +99,30 @@ pub(crate) struct Product {
     pub(crate) ahead_step: usize,
 }
 
+/// Rows a [`RowCopy`] may put together.
+pub(crate) const COPY_ROWS: usize = 4;
+
+/// Quantized rows in the order in which a kernel reads them, once for all panels.
+pub(crate) struct RowCopy {
+    /// Bytes that 32 columns of a row take.
+    pub(crate) bytes: usize,
+    /// Copies so many columns, a multiple of 32, of so many rows. Where these are no multiple of [`COPY_ROWS`], zeros may
+    /// take the place of those that are missing.
+    ///
+    /// # Safety
+    /// The rows are valid; `to` has room for so many columns of the next multiple of [`COPY_ROWS`] rows.
+    pub(crate) make: unsafe fn(rows: usize, columns: usize, from: &Rows, to: *mut u8),
+}
+
 /// Integer kernels of one instruction set.
 pub(crate) struct QuantKernels {
     /// For people.
     pub(crate) name: &'static str,
-    /// Whether products with such codes read `Rows::q16`.
-    pub(crate) wants_q16: fn(Codes) -> bool,
-    /// Makes `Rows::q16` of this many rows, the first of an even index: widened codes, or what suits the kernels better.
-    ///
-    /// # Safety
-    /// The rows are valid, and as many of 16-bit numbers writable.
-    pub(crate) copy_rows: unsafe fn(rows: usize, from: &Rows, q16: *mut i16),
-    /// Bytes a code takes once unpacked for `gemm`; 0 where `gemm` reads the packed codes.
-    pub(crate) unpacked_bytes: fn(Codes) -> usize,
-    /// Unpacks `[k/4][16][4]` codes, in whatever order `gemm` reads them.
+    /// Where `gemm` reads rows in another order.
+    pub(crate) copy: Option<RowCopy>,
+    /// Bytes that 32 columns of a panel take once unpacked for `gemm`; 0 where `gemm` reads the packed codes.
+    pub(crate) unpacked_bytes: fn(Kind) -> usize,
+    /// Unpacks `[k/4][16][4]` codes, in whatever order `gemm` reads them. Called only where `unpacked_bytes` is not 0.
     ///
     /// # Safety
     /// Source and destination hold `k` columns of one panel.
@@ -131,23 +141,6 @@ pub(crate) struct QuantKernels {
     /// # Safety
     /// As `gemm`.
     pub(crate) gemv: unsafe fn(&Product),
-}
-
-/// Widens the codes of rows.
-///
-/// # Safety
-/// As [`QuantKernels::copy_rows`].
-unsafe fn widen_rows(rows: usize, from: &Rows, q16: *mut i16) {
-    // SAFETY: the caller's promise.
-    let (q, q16) = unsafe {
-        (
-            std::slice::from_raw_parts(from.q, rows * from.k),
-            std::slice::from_raw_parts_mut(q16, rows * from.k),
-        )
-    };
-    for (wide, q) in q16.iter_mut().zip(q) {
-        *wide = i16::from(*q);
-    }
 }
 
 /// The kernels of `isa`, which the processor must have.

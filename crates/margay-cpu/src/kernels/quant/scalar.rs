@@ -5,9 +5,8 @@ use crate::pack::{Codes, Kind, Offset, PANEL as NR};
 
 pub(super) static TABLE: QuantKernels = QuantKernels {
     name: "portable loops",
-    wants_q16: |_| false,
-    copy_rows: super::widen_rows,
-    unpacked_bytes: |codes| usize::from(codes == Codes::U4),
+    copy: None,
+    unpacked_bytes: |kind| if kind.codes == Codes::U4 { 32 * NR } else { 0 },
     gemv_reads_packed: |_, _| false,
     unpack,
     scales: |kind, scaling, packed, s, m| scales::unpack::<NR>(kind, scaling, packed, s, m),

@@ -6,7 +6,7 @@ use crate::{
     lines::Arena,
     ops::{
         Engine, Scratch,
-        linear::{self, Epilogue, Layer, QuantRows},
+        linear::{self, Epilogue, Layer, QuantRows, QuantSize},
         rows::Source,
         view::{Out, View},
     },
@@ -80,11 +80,11 @@ fn multiply(isa: Isa, threads: usize, tensor: &Tensor, x: &[f32]) -> Vec<f32> {
     };
     let matrix = QuantMatrix::pack(tensor, &pool, &Arena::default()).unwrap().unwrap();
     let m = x.len() / matrix.k;
-    let mut quantized = QuantRows::new(x.len(), x.len());
+    let mut quantized = QuantRows::new(QuantSize::of(&kernels, m, matrix.k));
     let mut y = vec![0.0; m * matrix.n];
     // SAFETY: both matrices are as large as that and outlive their views.
     let (x, out) = unsafe { (View::new(x.as_ptr(), m, matrix.k), Out::new(y.as_mut_ptr(), m, matrix.n)) };
-    quantized.fill(&engine, Source { x, norm: None }, true).unwrap();
+    quantized.fill(&engine, Source { x, norm: None }).unwrap();
     let epilogue = Epilogue { bias: None, activation: None, residual: None };
     linear::quantized(&engine, &[Layer { matrix: &matrix, epilogue, out }], &quantized).unwrap();
     y

@@ -3,7 +3,7 @@
 //! 128: a zero point. Zero points cost nothing: sums begin at minus the zero point times the sum of the activations.
 
 use super::{Product, avx2};
-use crate::pack::{Codes, Kind, Offset};
+use crate::pack::{Codes, Kind, Offset, PANEL};
 use std::{arch::x86_64::*, mem::MaybeUninit};
 
 /// Groups that a product of many rows may have: those of one chunk of k.
@@ -11,13 +11,13 @@ pub(super) const GROUPS: usize = 16;
 /// Numbers of a row, one for each group or half group.
 const NUMBERS: usize = 2 * GROUPS;
 /// Bytes of 4 columns of a panel.
-pub(super) const CHUNK: usize = 4 * crate::pack::PANEL;
+pub(super) const CHUNK: usize = 4 * PANEL;
 /// How far ahead of its loads decode asks for weights, bytes.
 pub(super) const PREFETCH_BYTES: usize = 2048;
 
 /// Codes that `gemm` reads other than packed.
-pub(super) fn unpacked_bytes(codes: Codes) -> usize {
-    usize::from(matches!(codes, Codes::U4 | Codes::I8))
+pub(super) fn unpacked_bytes(kind: Kind) -> usize {
+    if matches!(kind.codes, Codes::U4 | Codes::I8) { 32 * PANEL } else { 0 }
 }
 
 /// What has to be taken from codes once they are unsigned.
@@ -48,7 +48,7 @@ pub(super) unsafe fn unpack(kind: Kind, packed: *const u8, k: usize, out: *mut u
 #[target_feature(enable = "avx2")]
 unsafe fn flip_top_bits(packed: *const u8, k: usize, out: *mut u8) {
     let top_bit = _mm256_set1_epi8(-128);
-    for at in (0..k * crate::pack::PANEL).step_by(32) {
+    for at in (0..k * PANEL).step_by(32) {
         // SAFETY: 32 of these bytes; k is a multiple of 4.
         unsafe {
             let codes = _mm256_loadu_si256(packed.add(at).cast());

@@ -12,7 +12,7 @@ use crate::{
         carve,
         channel::{self, ChannelRows},
         conv::{self, ConvWeight},
-        linear::{self, Epilogue, Layer, Matrix, QuantRows},
+        linear::{self, Epilogue, Layer, Matrix, QuantRows, QuantSize},
         rows::{self, Norm, Source},
         view::{Out, View},
     },
@@ -140,11 +140,9 @@ fn linear(
     let mut quantized = None;
     let mut x_bytes = x.size_bytes();
     let unit = match &matrices[0] {
-        Matrix::Quant(matrix) => {
-            let wide = (engine.kernels.quant.wants_q16)(matrix.kind.codes);
-            let mut q = QuantRows::new(rows * inputs, if wide { rows * inputs } else { 0 });
-            q.fill(&engine, Source { x: view(&x, rows, inputs), norm: None }, wide)
-                .map_err(super::panicked)?;
+        Matrix::Quant(_) => {
+            let mut q = QuantRows::new(QuantSize::of(&engine.kernels, rows, inputs));
+            q.fill(&engine, Source { x: view(&x, rows, inputs), norm: None }).map_err(super::panicked)?;
             x_bytes = q.size_bytes();
             quantized = Some(q);
             Unit::Int8
@@ -269,13 +267,13 @@ fn quantize(
 ) -> Result<Prepared, BackendError> {
     let engine = cpu.engine(0);
     let mut x = Rotation::new(rows, columns, rotate_bytes);
-    let mut q = QuantRows::new(rows * columns, 0);
+    let mut q = QuantRows::new(QuantSize::of(&engine.kernels, rows, columns));
     let work = Work {
         ops: (QUANTIZE_OPS * rows * columns) as f64,
         bytes: (x.each_bytes() + q.size_bytes()) as f64,
         unit: Unit::F32,
     };
-    Ok(Prepared { work, run: Box::new(move || q.fill(&engine, Source { x: x.next(), norm: None }, false)) })
+    Ok(Prepared { work, run: Box::new(move || q.fill(&engine, Source { x: x.next(), norm: None })) })
 }
 
 /// An op from one matrix to another, `ops` operations an element.

@@ -16,7 +16,7 @@ mod sdot;
 mod smmla;
 mod smull;
 
-use super::{Product, QuantKernels};
+use super::{Product, QuantKernels, RowCopy};
 use crate::pack::{Codes, Kind, Offset, PANEL, Scaling};
 use std::{
     arch::{aarch64::*, asm},
@@ -42,9 +42,8 @@ const PREFETCH_BYTES: i32 = 1024;
 
 pub(super) static NEON: QuantKernels = QuantKernels {
     name: "smull and smlal of NEON",
-    wants_q16: |_| false,
-    copy_rows: super::widen_rows,
-    unpacked_bytes: |_| 1,
+    copy: None,
+    unpacked_bytes: |_| 32 * PANEL,
     gemv_reads_packed,
     unpack: unpack_chunks,
     scales: unpack_scales,
@@ -57,8 +56,7 @@ pub(super) static DOTPROD: QuantKernels =
 
 pub(super) static I8MM: QuantKernels = QuantKernels {
     name: "smmla of NEON, sdot for single rows",
-    wants_q16: |_| true,
-    copy_rows: smmla::pair_rows,
+    copy: Some(RowCopy { bytes: 2 * 32, make: smmla::pair_rows }),
     unpack: unpack_pairs,
     gemm: smmla::gemm,
     ..DOTPROD

@@ -9,19 +9,17 @@ use crate::kernels::quant::Rows;
 /// Bytes that a group of a pair takes in either part.
 const GROUP: usize = 64;
 
-/// Makes the copy of rows that [`gemm`] reads: in the place of each even row, `[k/8][2][8]` codes of it and the next; in
-/// the place of that next row, for each group, `[4][2][2]` floats, every number twice: scales, sums of codes of the
-/// group, of its first and of its second half.
+/// Makes the copy of rows that [`gemm`] reads, for each pair of rows `[columns/8][2][8]` codes, and then for each group
+/// `[4][2][2]` floats, every number twice: scales, sums of codes of the group, of its first and of its second half.
 ///
 /// # Safety
-/// As [`QuantKernels::copy_rows`].
-pub(super) unsafe fn pair_rows(rows: usize, from: &Rows, q16: *mut i16) {
-    let k = from.k;
+/// As [`RowCopy::make`].
+pub(super) unsafe fn pair_rows(rows: usize, columns: usize, from: &Rows, to: *mut u8) {
     for row in (0..rows / 2 * 2).step_by(2) {
-        // SAFETY: both rows are written, and each has 2 k bytes in the copy.
+        // SAFETY: both rows are written, and each has 2 bytes a column in the copy.
         unsafe {
-            let codes = q16.add(row * k).cast::<i8>();
-            pair(from, row, 1, k / 32, codes, codes.add(2 * k).cast());
+            let codes = to.add(2 * row * columns).cast::<i8>();
+            pair(from, row, 1, columns / 32, codes, codes.add(2 * columns).cast());
         }
     }
 }
@@ -93,11 +91,12 @@ unsafe fn rows<const PAIRS: usize, const HALVES: usize, const MIN: bool>(
     span: Span,
     table: &Table<4>,
 ) {
-    let k = p.a.k;
+    // The copy holds just the columns of this product.
+    let k = 32 * p.groups;
     let mut row = 0;
     // SAFETY: the caller's promise; tiles end at the last row.
     unsafe {
-        let codes = p.a.q16.cast::<i8>().wrapping_add(span.group * GROUP);
+        let codes = p.a.copy.cast::<i8>().wrapping_add(span.group * GROUP);
         let pairs = |row: usize| {
             let codes = codes.wrapping_add(row * 2 * k);
             Pairs { codes, floats: codes.wrapping_add(2 * k).cast(), k }
@@ -134,7 +133,7 @@ unsafe fn last_row<const HALVES: usize, const MIN: bool>(
         let at = row * p.a.k / 32 + span.group;
         let from = Rows {
             q: p.a.q.add(at * 32),
-            q16: std::ptr::null(),
+            copy: std::ptr::null(),
             scale: p.a.scale.add(at),
             sum16: p.a.sum16.add(at * 2),
             sum32: p.a.sum32.add(at),
