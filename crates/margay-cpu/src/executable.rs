@@ -108,7 +108,12 @@ impl CpuExecutable {
             places[value.index()] = Place::Input(at);
         }
         let mut unrolled = 0;
-        let (mut q, mut gated) = (QuantSize::none(&kernels), QuantSize::none(&kernels));
+        let codes = prepared.matrices.iter().filter_map(|matrix| match matrix {
+            Matrix::Quant(matrix) => Some(matrix.kind.codes),
+            _ => None,
+        });
+        let mut q = QuantSize::new(&kernels, codes);
+        let mut gated = q;
         let (mut whole_rows, mut whole_elements, mut rounded) = (0, 0, 0);
         // Rows, width and feed-forward width.
         let mut chosen = [0; 3];

@@ -221,7 +221,7 @@ mod tests {
             // two sums of 16 and one of 32, and as many starts, for each 32 columns; results.
             let bytes = 3 * 16 * (64 / 2 + 2 * 2) + 3 * (64 + 2 * 7 * 4) + 3 * 40 * 4;
             // Some instruction sets read a copy of four rows at a time.
-            let copy = Kernels::of(isa).unwrap().quant.copy.as_ref().map_or(0, |copy| copy.bytes);
+            let copy = Kernels::of(isa).unwrap().quant.copies.first().map_or(0, |copy| copy.bytes);
             let bytes = bytes + 4 * (64 / 32) * copy;
             assert_eq!(product.gbytes_per_s, bytes as f64 / 0.5 / 1e9);
             assert_eq!(prefix.gops, (4 * 16 * 4 * (4 + 5)) as f64 / 0.5 / 1e9, "2 queries see 4 and 5 keys");

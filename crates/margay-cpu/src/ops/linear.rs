@@ -10,10 +10,10 @@ use crate::{
         Kernels,
         float::{FloatProduct, NR},
         prefetch,
-        quant::{COPY_ROWS, Product, Rows},
+        quant::{COPY_ROWS, MOST_COPIES, Product, RowCopy, Rows},
     },
     lines::{Arena, Lines},
-    pack::{Bf16Matrix, ChannelMatrix, FloatMatrix, FloatType, PANEL, QuantMatrix},
+    pack::{Bf16Matrix, ChannelMatrix, Codes, FloatMatrix, FloatType, PANEL, QuantMatrix},
     threads::{Pool, TaskPanic},
 };
 use margay_graph::{Activation, BackendError};
@@ -109,10 +109,8 @@ pub(crate) fn gated_scratch_floats() -> usize {
 /// The quantized rows of one value, shared by all layers that read it.
 pub(crate) struct QuantRows {
     q: Lines<i8>,
-    /// What [`QuantKernels::copy`] made: one [`K_CHUNK`] of columns of all rows after the other.
-    ///
-    /// [`QuantKernels::copy`]: crate::kernels::quant::QuantKernels::copy
-    copy: Lines<u8>,
+    /// The copies that kernels read: one [`K_CHUNK`] of columns of all rows after the other. Empty where no product asks.
+    copies: [Lines<u8>; MOST_COPIES],
     /// Rows and columns of the value they were made of last.
     shape: [usize; 2],
     scale: Lines<f32>,
@@ -127,7 +125,7 @@ impl QuantRows {
         let elements = size.elements;
         QuantRows {
             q: Lines::zeroed(elements),
-            copy: Lines::zeroed(size.copy),
+            copies: size.copies.map(Lines::zeroed),
             shape: [0; 2],
             scale: Lines::zeroed(elements / 32),
             sum16: Lines::zeroed(elements / 16),
@@ -139,7 +137,7 @@ impl QuantRows {
 
     pub(crate) fn size_bytes(&self) -> usize {
         self.q.size_bytes()
-            + self.copy.size_bytes()
+            + self.copies.iter().map(Lines::size_bytes).sum::<usize>()
             + self.scale.size_bytes()
             + self.sum16.size_bytes()
             + self.sum32.size_bytes()
@@ -158,19 +156,24 @@ impl QuantRows {
                 unsafe { parts.quantize(engine, source.row(engine, worker, row), row, 0) }
             }
             // SAFETY: the rows are this task's own and were written just now; no other task copies them.
-            unsafe { parts.make_copy(engine, block) }
+            unsafe { parts.make_copies(engine, block) }
         })
     }
 
     /// The buffers for `rows` rows of `k` columns, so that tasks can write parts of them.
     fn parts(&mut self, engine: &Engine, rows: usize, k: usize) -> QuantParts {
-        let size = QuantSize::of(&engine.kernels, rows, k);
-        assert!(size.elements <= self.q.len() && size.copy <= self.copy.len());
+        assert!(rows * k <= self.q.len());
+        for (copy, made) in engine.kernels.quant.copies.iter().zip(&self.copies) {
+            assert!(rows == 1 || made.is_empty() || copy_bytes(copy, rows, k) <= made.len());
+        }
         self.shape = [rows, k];
         QuantParts {
             rows,
             q: Shared(self.q.as_mut_ptr()),
-            copy: Shared(self.copy.as_mut_ptr()),
+            copies: self
+                .copies
+                .each_mut()
+                .map(|copy| (!copy.is_empty()).then_some(Shared(copy.as_mut_ptr()))),
             scale: Shared(self.scale.as_mut_ptr()),
             sum16: Shared(self.sum16.as_mut_ptr()),
             sum32: Shared(self.sum32.as_mut_ptr()),
@@ -180,13 +183,21 @@ impl QuantRows {
         }
     }
 
-    /// The rows from `row` and column `k` on, which begins a [`K_CHUNK`] where their copy is read.
-    fn rows(&self, engine: &Engine, row: usize, k: usize) -> Rows {
+    /// The rows from `row` and column `k` on, which begins a [`K_CHUNK`] where their copy for such codes is read.
+    fn rows(&self, engine: &Engine, row: usize, k: usize, codes: Codes) -> Rows {
         let [rows, columns] = self.shape;
+        let copy = match engine.kernels.quant.copy_for(codes) {
+            Some(which) if rows > 1 => {
+                assert!(!self.copies[which].is_empty(), "no room was made for the copy");
+                let at = copy_at(&engine.kernels.quant.copies[which], rows, columns, row, k);
+                self.copies[which].as_ptr().wrapping_add(at)
+            }
+            _ => std::ptr::null(),
+        };
         let at = row * columns + k;
         Rows {
             q: self.q.as_ptr().wrapping_add(at),
-            copy: self.copy.as_ptr().wrapping_add(copy_at(engine, rows, columns, row, k)),
+            copy,
             scale: self.scale.as_ptr().wrapping_add(at / 32),
             sum16: self.sum16.as_ptr().wrapping_add(at / 16),
             sum32: self.sum32.as_ptr().wrapping_add(at / 32),
@@ -198,42 +209,45 @@ impl QuantRows {
 }
 
 /// Where the copy of `row` and of the [`K_CHUNK`] from column `k` on begins, of so many rows and columns.
-fn copy_at(engine: &Engine, rows: usize, columns: usize, row: usize, k: usize) -> usize {
-    let bytes = engine.kernels.quant.copy.as_ref().map_or(0, |copy| copy.bytes);
+fn copy_at(copy: &RowCopy, rows: usize, columns: usize, row: usize, k: usize) -> usize {
     let chunk = K_CHUNK.min(columns - k);
-    (k / 32 * rows.next_multiple_of(COPY_ROWS) + row * (chunk / 32)) * bytes
+    (k / 32 * rows.next_multiple_of(COPY_ROWS) + row * (chunk / 32)) * copy.bytes
+}
+
+/// Bytes of a copy.
+fn copy_bytes(copy: &RowCopy, rows: usize, columns: usize) -> usize {
+    rows.next_multiple_of(COPY_ROWS) * columns / 32 * copy.bytes
 }
 
 /// How large [`QuantRows`] have to be.
 #[derive(Clone, Copy)]
 pub(crate) struct QuantSize {
     elements: usize,
-    /// Bytes of the copy.
-    copy: usize,
-    /// Of these, what 32 columns of a row take.
-    each: usize,
+    /// Bytes of the copies.
+    copies: [usize; MOST_COPIES],
+    /// Those that products ask for.
+    asked: [Option<&'static RowCopy>; MOST_COPIES],
 }
 
 impl QuantSize {
-    /// Of no rows.
-    pub(crate) fn none(kernels: &Kernels) -> Self {
-        let each = kernels.quant.copy.as_ref().map_or(0, |copy| copy.bytes);
-        QuantSize { elements: 0, copy: 0, each }
-    }
-
-    /// Of so many rows and columns.
-    pub(crate) fn of(kernels: &Kernels, rows: usize, columns: usize) -> Self {
-        Self::none(kernels).max(rows, columns)
+    /// Of no rows yet, for products with such codes.
+    pub(crate) fn new(kernels: &Kernels, codes: impl IntoIterator<Item = Codes>) -> Self {
+        let mut asked = [None; MOST_COPIES];
+        for which in codes.into_iter().filter_map(|codes| kernels.quant.copy_for(codes)) {
+            asked[which] = Some(&kernels.quant.copies[which]);
+        }
+        QuantSize { elements: 0, copies: [0; MOST_COPIES], asked }
     }
 
     /// Large enough for so many rows and columns as well. A single row has no copy.
-    pub(crate) fn max(self, rows: usize, columns: usize) -> Self {
-        let copied = if rows > 1 { rows.next_multiple_of(COPY_ROWS) } else { 0 };
-        QuantSize {
-            elements: self.elements.max(rows * columns),
-            copy: self.copy.max(copied * columns / 32 * self.each),
-            ..self
+    pub(crate) fn max(mut self, rows: usize, columns: usize) -> Self {
+        self.elements = self.elements.max(rows * columns);
+        if rows > 1 {
+            for (bytes, copy) in self.copies.iter_mut().zip(self.asked) {
+                *bytes = copy.map_or(0, |copy| copy_bytes(copy, rows, columns)).max(*bytes);
+            }
         }
+        self
     }
 }
 
@@ -242,7 +256,7 @@ impl QuantSize {
 struct QuantParts {
     rows: usize,
     q: Shared<i8>,
-    copy: Shared<u8>,
+    copies: [Option<Shared<u8>>; MOST_COPIES],
     scale: Shared<f32>,
     sum16: Shared<f32>,
     sum32: Shared<f32>,
@@ -272,36 +286,38 @@ impl QuantParts {
         }
     }
 
-    /// Whether the kernels read a copy: a single row they read as it is.
-    fn copies(self, engine: &Engine) -> bool {
-        self.rows > 1 && engine.kernels.quant.copy.is_some()
+    /// The copies to be made: none of a single row, which is read as it is.
+    fn copies(self, engine: &Engine) -> impl Iterator<Item = (&'static RowCopy, Shared<u8>)> {
+        let copies = engine.kernels.quant.copies.iter().zip(self.copies);
+        copies.filter_map(|(copy, to)| to.map(|to| (copy, to))).filter(move |_| self.rows > 1)
     }
 
-    /// Makes the copy of whole rows that some kernels ask for.
+    /// Makes the copies of whole rows.
     ///
     /// # Safety
     /// The rows lie inside the buffers and are written, nobody else touches their copy, and the first is a multiple of
     /// [`COPY_ROWS`].
-    unsafe fn make_copy(self, engine: &Engine, rows: Range<usize>) {
-        let Some(copy) = engine.kernels.quant.copy.as_ref().filter(|_| self.copies(engine)) else { return };
-        for k in (0..self.k).step_by(K_CHUNK) {
-            let columns = K_CHUNK.min(self.k - k);
-            let at = rows.start * self.k + k;
-            let room = rows.len().next_multiple_of(COPY_ROWS) * columns / 32 * copy.bytes;
-            let to = copy_at(engine, self.rows, self.k, rows.start, k);
-            // SAFETY: the caller's promise: the rows are read, and `parts` has seen that there is room for the copy.
-            unsafe {
-                let from = Rows {
-                    q: self.q.0.add(at),
-                    copy: std::ptr::null(),
-                    scale: self.scale.0.add(at / 32),
-                    sum16: self.sum16.0.add(at / 16),
-                    sum32: self.sum32.0.add(at / 32),
-                    starts16: self.starts16.0.add(at / 16),
-                    starts32: self.starts32.0.add(at / 32),
-                    k: self.k,
-                };
-                (copy.make)(rows.len(), columns, &from, self.copy.slice(to, room).as_mut_ptr());
+    unsafe fn make_copies(self, engine: &Engine, rows: Range<usize>) {
+        for (copy, out) in self.copies(engine) {
+            for k in (0..self.k).step_by(K_CHUNK) {
+                let columns = K_CHUNK.min(self.k - k);
+                let at = rows.start * self.k + k;
+                let to = copy_at(copy, self.rows, self.k, rows.start, k);
+                let room = copy_bytes(copy, rows.len(), columns);
+                // SAFETY: the caller's promise: the rows are read, and `parts` has seen that there is room for the copy.
+                unsafe {
+                    let from = Rows {
+                        q: self.q.0.add(at),
+                        copy: std::ptr::null(),
+                        scale: self.scale.0.add(at / 32),
+                        sum16: self.sum16.0.add(at / 16),
+                        sum32: self.sum32.0.add(at / 32),
+                        starts16: self.starts16.0.add(at / 16),
+                        starts32: self.starts32.0.add(at / 32),
+                        k: self.k,
+                    };
+                    (copy.make)(rows.len(), columns, &from, out.slice(to, room).as_mut_ptr());
+                }
             }
         }
     }
@@ -472,11 +488,11 @@ pub(crate) fn gated(
         }
     })?;
     if let To::Parts(parts) = to
-        && parts.copies(engine)
+        && parts.copies(engine).next().is_some()
     {
         engine.run(rows.div_ceil(QUANTIZE_ROWS), &|_, task| {
             // SAFETY: the rows are this task's own and were written above.
-            unsafe { parts.make_copy(engine, task * QUANTIZE_ROWS..rows.min((task + 1) * QUANTIZE_ROWS)) }
+            unsafe { parts.make_copies(engine, task * QUANTIZE_ROWS..rows.min((task + 1) * QUANTIZE_ROWS)) }
         })?;
     }
     Ok(())
@@ -510,7 +526,7 @@ fn one_row(
                     kind: matrix.kind,
                     rows: 1,
                     groups: len / 32,
-                    a: x.rows(engine, block.row, k),
+                    a: x.rows(engine, block.row, k, matrix.kind.codes),
                     codes: matrix.codes_at(panel, k),
                     scales: scales.as_ptr(),
                     packed_scales: if as_packed { packed.as_ptr() } else { std::ptr::null() },
@@ -572,7 +588,7 @@ fn many_rows(
                     kind: matrix.kind,
                     rows: block.rows,
                     groups: len / 32,
-                    a: x.rows(engine, block.row, k),
+                    a: x.rows(engine, block.row, k, matrix.kind.codes),
                     codes: panel_codes,
                     scales: scales.as_ptr(),
                     packed_scales: std::ptr::null(),

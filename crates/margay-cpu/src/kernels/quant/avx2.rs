@@ -20,7 +20,7 @@ const CHUNK: usize = 4 * PANEL;
 
 pub(super) static TABLE: QuantKernels = QuantKernels {
     name: "vpmaddubsw and vpmaddwd of AVX2",
-    copy: Some(blocks::COPY),
+    copies: &blocks::COPIES,
     unpacked_bytes: blocks::unpacked_bytes,
     gemv_reads_packed: |kind, scaling| {
         kind.offset != Offset::Min && scaling == Scaling::Plain && streams(kind)

@@ -15,7 +15,7 @@ const FEWER_ROWS: usize = 8;
 
 pub(super) static TABLE: QuantKernels = QuantKernels {
     name: "vpdpbusd of AVX-512 VNNI",
-    copy: None,
+    copies: &[],
     unpacked_bytes: vnni::unpacked_bytes,
     gemv_reads_packed: |kind, scaling| kind.halves == 1 && scaling == Scaling::Plain,
     unpack: vnni::unpack,

@@ -21,7 +21,7 @@ const MAGIC: f32 = 12_582_912.0;
 
 pub(super) static TABLE: QuantKernels = QuantKernels {
     name: "vpdpbusd of AVX-VNNI",
-    copy: None,
+    copies: &[],
     unpacked_bytes: vnni::unpacked_bytes,
     gemv_reads_packed: |kind, scaling| kind.halves == 1 && scaling == Scaling::Plain,
     unpack: vnni::unpack,

@@ -28,7 +28,7 @@ mod vnni;
 
 use crate::{
     Isa,
-    pack::{Kind, Scaling},
+    pack::{Codes, Kind, Scaling},
 };
 
 /// Quantized activations, from some row and column on.
@@ -36,7 +36,7 @@ use crate::{
 pub(crate) struct Rows {
     /// Codes; rows `k` apart.
     pub(crate) q: *const i8,
-    /// What [`QuantKernels::copy`] made of the columns of one product, from the same row on.
+    /// The [`RowCopy`] of the columns of one product, from the same row on.
     pub(crate) copy: *const u8,
     /// Scales; rows `k / 32` apart.
     pub(crate) scale: *const f32,
@@ -102,8 +102,13 @@ pub(crate) struct Product {
 /// Rows a [`RowCopy`] may put together.
 pub(crate) const COPY_ROWS: usize = 4;
 
+/// Kinds of copies that an instruction set has at most.
+pub(crate) const MOST_COPIES: usize = 2;
+
 /// Quantized rows in the order in which a kernel reads them, once for all panels.
 pub(crate) struct RowCopy {
+    /// Whether products with such codes read it.
+    pub(crate) serves: fn(Codes) -> bool,
     /// Bytes that 32 columns of a row take.
     pub(crate) bytes: usize,
     /// Copies so many columns, a multiple of 32, of so many rows. Where these are no multiple of [`COPY_ROWS`], zeros may
@@ -118,8 +123,8 @@ pub(crate) struct RowCopy {
 pub(crate) struct QuantKernels {
     /// For people.
     pub(crate) name: &'static str,
-    /// Where `gemm` reads rows in another order.
-    pub(crate) copy: Option<RowCopy>,
+    /// Where `gemm` reads rows in another order, at most [`MOST_COPIES`].
+    pub(crate) copies: &'static [RowCopy],
     /// Bytes that 32 columns of a panel take once unpacked for `gemm`; 0 where `gemm` reads the packed codes.
     pub(crate) unpacked_bytes: fn(Kind) -> usize,
     /// Unpacks `[k/4][16][4]` codes, in whatever order `gemm` reads them. Called only where `unpacked_bytes` is not 0.
@@ -141,6 +146,13 @@ pub(crate) struct QuantKernels {
     /// # Safety
     /// As `gemm`.
     pub(crate) gemv: unsafe fn(&Product),
+}
+
+impl QuantKernels {
+    /// Which of the copies products of many rows with such codes read.
+    pub(crate) fn copy_for(&self, codes: Codes) -> Option<usize> {
+        self.copies.iter().position(|copy| (copy.serves)(codes))
+    }
 }
 
 /// The kernels of `isa`, which the processor must have.

@@ -80,7 +80,7 @@ fn multiply(isa: Isa, threads: usize, tensor: &Tensor, x: &[f32]) -> Vec<f32> {
     };
     let matrix = QuantMatrix::pack(tensor, &pool, &Arena::default()).unwrap().unwrap();
     let m = x.len() / matrix.k;
-    let mut quantized = QuantRows::new(QuantSize::of(&kernels, m, matrix.k));
+    let mut quantized = QuantRows::new(QuantSize::new(&engine.kernels, [matrix.kind.codes]).max(m, matrix.k));
     let mut y = vec![0.0; m * matrix.n];
     // SAFETY: both matrices are as large as that and outlive their views.
     let (x, out) = unsafe { (View::new(x.as_ptr(), m, matrix.k), Out::new(y.as_mut_ptr(), m, matrix.n)) };

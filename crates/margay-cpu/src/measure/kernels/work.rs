@@ -140,8 +140,9 @@ fn linear(
     let mut quantized = None;
     let mut x_bytes = x.size_bytes();
     let unit = match &matrices[0] {
-        Matrix::Quant(_) => {
-            let mut q = QuantRows::new(QuantSize::of(&engine.kernels, rows, inputs));
+        Matrix::Quant(matrix) => {
+            let size = QuantSize::new(&engine.kernels, [matrix.kind.codes]);
+            let mut q = QuantRows::new(size.max(rows, inputs));
             q.fill(&engine, Source { x: view(&x, rows, inputs), norm: None }).map_err(super::panicked)?;
             x_bytes = q.size_bytes();
             quantized = Some(q);
@@ -267,7 +268,7 @@ fn quantize(
 ) -> Result<Prepared, BackendError> {
     let engine = cpu.engine(0);
     let mut x = Rotation::new(rows, columns, rotate_bytes);
-    let mut q = QuantRows::new(QuantSize::of(&engine.kernels, rows, columns));
+    let mut q = QuantRows::new(QuantSize::new(&engine.kernels, []).max(rows, columns));
     let work = Work {
         ops: (QUANTIZE_OPS * rows * columns) as f64,
         bytes: (x.each_bytes() + q.size_bytes()) as f64,

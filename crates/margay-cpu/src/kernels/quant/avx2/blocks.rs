@@ -7,8 +7,12 @@
 //! 16 columns, 32512. Each product of a pair is at most 2 * 32 * 255 = 16320. Codes of 5 bits that have no zero point
 //! are taken less 16 all the same, and 16 times the sum of the activations is added to their sums.
 //!
+//! Signed bytes are multiplied by `vpmaddwd`, both sides widened, which is exact. Whichever way they are split, 32 products
+//! take four operations.
+//!
 //! By hand because the compiler puts each addition behind its product, keeps pointers for every row and spills.
 
+use super::widen_bytes;
 use crate::{
     kernels::quant::{COPY_ROWS, Product, RowCopy, Rows},
     pack::{Codes, Kind, Offset, PANEL},
@@ -22,57 +26,72 @@ const CHUNK: usize = 4 * PANEL;
 /// Bytes of 32 columns of a block: `[8][4 rows][4]` codes, then for each row a float of each: scale, sum of codes, sums
 /// of the two halves.
 const BLOCK: usize = ROWS * 48;
+/// The same for products with bytes: `[16][4 rows][2]` codes in 16 bits, then the scales.
+const WIDE_BLOCK: usize = ROWS * 68;
 /// Bytes of the start of 16-bit sums.
 const START: usize = 2 * 2 * PANEL;
 
-pub(super) const COPY: RowCopy = RowCopy {
-    bytes: BLOCK / ROWS,
-    make: |rows, columns, from, to| {
-        // SAFETY: the caller's promise, and AVX2 was detected.
-        unsafe { copy(rows, columns, from, to) }
+pub(super) const COPIES: [RowCopy; 2] = [
+    RowCopy {
+        serves: |codes| codes != Codes::I8,
+        bytes: BLOCK / ROWS,
+        make: |rows, columns, from, to| {
+            // SAFETY: the caller's promise, and AVX2 was detected.
+            unsafe { copy::<false>(rows, columns, from, to) }
+        },
     },
-};
+    RowCopy {
+        serves: |codes| codes == Codes::I8,
+        bytes: WIDE_BLOCK / ROWS,
+        make: |rows, columns, from, to| {
+            // SAFETY: the caller's promise, and AVX2 was detected.
+            unsafe { copy::<true>(rows, columns, from, to) }
+        },
+    },
+];
 
 /// # Safety
 /// As [`RowCopy::make`].
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn copy(rows: usize, columns: usize, from: &Rows, to: *mut u8) {
-    // What stands for rows that are not there.
-    let zeros = [0.0f32; 4];
-    let (halves, groups) = (columns / 16, columns / 32);
+unsafe fn copy<const WIDE: bool>(rows: usize, columns: usize, from: &Rows, to: *mut u8) {
+    let (block, each) = if WIDE { (WIDE_BLOCK, 2) } else { (BLOCK, 1) };
+    // Of each row the first two of its four columns, then the other two.
+    let order = _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
     for first in (0..rows).step_by(ROWS) {
         // SAFETY: the caller's promise: rows below `rows` are valid, and the copy has room for whole blocks.
         unsafe {
-            let to = to.add(first * groups * (BLOCK / ROWS));
-            let row = |r: usize| if first + r < rows { Some(first + r) } else { None };
-            for half in 0..halves {
+            let to = to.add(first / ROWS * (columns / 32) * block);
+            // Rows that are not there are zero.
+            let row = |r: usize| (first + r < rows).then_some(first + r);
+            for half in 0..columns / 16 {
                 let quad = |r: usize| match row(r) {
                     Some(row) => _mm_loadu_ps(from.q.add(row * from.k + half * 16).cast()),
                     None => _mm_setzero_ps(),
                 };
                 let [mut a, mut b, mut c, mut d] = [quad(0), quad(1), quad(2), quad(3)];
                 _MM_TRANSPOSE4_PS(&mut a, &mut b, &mut c, &mut d);
-                let at = to.add(half / 2 * BLOCK + half % 2 * 16 * ROWS);
+                let at = to.add(half / 2 * block + half % 2 * 16 * ROWS * each);
                 for (i, quad) in [a, b, c, d].into_iter().enumerate() {
-                    let unsigned = _mm_xor_si128(_mm_castps_si128(quad), _mm_set1_epi8(-128));
-                    _mm_storeu_si128(at.add(i * 4 * ROWS).cast(), unsigned);
+                    let quad = _mm_castps_si128(quad);
+                    let at = at.add(i * 4 * ROWS * each);
+                    if WIDE {
+                        let wide = _mm256_cvtepi8_epi16(_mm_shuffle_epi8(quad, order));
+                        _mm256_storeu_si256(at.cast(), wide);
+                    } else {
+                        _mm_storeu_si128(at.cast(), _mm_xor_si128(quad, _mm_set1_epi8(-128)));
+                    }
                 }
             }
-            for group in 0..groups {
-                let numbers = to.add(group * BLOCK + 32 * ROWS).cast::<f32>();
+            for group in 0..columns / 32 {
+                let numbers = to.add(group * block + 32 * ROWS * each).cast::<f32>();
                 for r in 0..ROWS {
-                    let [scale, sum, first, second] = match row(r) {
-                        Some(row) => {
-                            let at = row * from.k / 32 + group;
-                            let halves = from.sum16.add(2 * at);
-                            [*from.scale.add(at), *from.sum32.add(at), *halves, *halves.add(1)]
-                        }
-                        None => zeros,
-                    };
-                    *numbers.add(r) = scale;
-                    *numbers.add(ROWS + r) = sum;
-                    *numbers.add(2 * ROWS + r) = first;
-                    *numbers.add(3 * ROWS + r) = second;
+                    let at = row(r).map(|row| row * from.k / 32 + group);
+                    *numbers.add(r) = at.map_or(0.0, |at| *from.scale.add(at));
+                    if !WIDE {
+                        *numbers.add(ROWS + r) = at.map_or(0.0, |at| *from.sum32.add(at));
+                        *numbers.add(2 * ROWS + r) = at.map_or(0.0, |at| *from.sum16.add(2 * at));
+                        *numbers.add(3 * ROWS + r) = at.map_or(0.0, |at| *from.sum16.add(2 * at + 1));
+                    }
                 }
             }
         }
@@ -89,8 +108,7 @@ pub(super) fn unpacked_bytes(kind: Kind) -> usize {
     }
 }
 
-/// Of 32 columns, for each of `kind.halves` parts: where 16-bit sums start, then `[columns/4][16][4]` codes, signed. Of
-/// bytes: first what they are without their signs.
+/// Bytes in 16 bits, `[columns/2][16][2]`. Of others, of 32 columns, for each of `kind.halves` parts: where 16-bit sums start, then `[columns/4][16][4]` codes, signed.
 ///
 /// # Safety
 /// As [`QuantKernels::unpack`].
@@ -99,17 +117,8 @@ pub(super) fn unpacked_bytes(kind: Kind) -> usize {
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn unpack(kind: Kind, packed: *const u8, k: usize, out: *mut u8) {
     if kind.codes == Codes::I8 {
-        for at in (0..k * PANEL).step_by(32) {
-            // SAFETY: the caller's promise.
-            unsafe {
-                let codes = _mm256_loadu_si256(packed.add(at).cast());
-                let group = 32 * PANEL;
-                let out = out.add(at / group * 2 * group + at % group);
-                _mm256_storeu_si256(out.cast(), _mm256_abs_epi8(codes));
-                _mm256_storeu_si256(out.add(group).cast(), codes);
-            }
-        }
-        return;
+        // SAFETY: the caller's promise.
+        return unsafe { widen_bytes(packed, k, out) };
     }
     let zero = _mm256_set1_epi8(match (kind.offset, kind.codes) {
         (Offset::Zero(zero), _) => zero as i8,
@@ -156,8 +165,9 @@ const ADDED: i8 = 16;
 pub(super) unsafe fn gemm(p: &Product) {
     let Kind { codes, halves, offset } = p.kind;
     let min = offset == Offset::Min;
+    let bytes = if codes == Codes::I8 { WIDE_BLOCK } else { BLOCK };
     let block = match (codes, halves, min) {
-        (Codes::I8, ..) => bytes,
+        (Codes::I8, ..) => wide,
         (Codes::U5, _, true) => whole_less_16_min,
         (_, 1, false) => whole,
         (_, 1, true) => whole_min,
@@ -173,58 +183,34 @@ pub(super) unsafe fn gemm(p: &Product) {
                     std::slice::from_raw_parts_mut(c.add(r * p.ldc), PANEL).fill(0.0);
                 }
             }
-            block(p, p.a.copy.add(first / ROWS * p.groups * BLOCK), c);
+            block(p, p.a.copy.add(first / ROWS * p.groups * bytes), c);
         }
     }
 }
 
-/// Two 16-bit units, by which `vpmaddwd` adds neighbours, and what makes activations signed again.
-static CONSTANTS: [u32; 2] = [0x1_0001, 0x8080_8080];
+/// Two 16-bit units: `vpmaddwd` by them adds neighbours.
+static ONES: u32 = 0x1_0001;
 
 /// The sums of row `r` take registers 2 r and 2 r + 1, codes 8 and 9; 10 to 15 are for products, two of a row. Products of
 /// row `$r`, whose first register is `$a`.
+#[rustfmt::skip]
 macro_rules! products {
     ($chunk:literal, $r:literal, $a:literal, $b:literal) => {
         concat!(
-            "vpbroadcastd ",
-            $b,
-            ", dword ptr [{q} + 16*",
-            $chunk,
-            " + 4*",
-            $r,
-            "]\n",
-            "vpmaddubsw ",
-            $a,
-            ", ",
-            $b,
-            ", ymm8\n",
-            "vpmaddubsw ",
-            $b,
-            ", ",
-            $b,
-            ", ymm9\n",
+            "vpbroadcastd ", $b, ", dword ptr [{q} + 16*", $chunk, " + 4*", $r, "]\n",
+            "vpmaddubsw ", $a, ", ", $b, ", ymm8\n",
+            "vpmaddubsw ", $b, ", ", $b, ", ymm9\n",
         )
     };
 }
 
 /// Adds them to the sums of the row, or begins those.
+#[rustfmt::skip]
 macro_rules! add {
     (start $at:literal, $a:literal, $b:literal, $low:literal, $high:literal) => {
         concat!(
-            "vpaddw ",
-            $low,
-            ", ",
-            $a,
-            ", ymmword ptr [{w} + ",
-            $at,
-            "]\n",
-            "vpaddw ",
-            $high,
-            ", ",
-            $b,
-            ", ymmword ptr [{w} + ",
-            $at,
-            " + 32]\n",
+            "vpaddw ", $low, ", ", $a, ", ymmword ptr [{w} + ", $at, "]\n",
+            "vpaddw ", $high, ", ", $b, ", ymmword ptr [{w} + ", $at, " + 32]\n",
         )
     };
     (more $at:literal, $a:literal, $b:literal, $low:literal, $high:literal) => {
@@ -234,6 +220,7 @@ macro_rules! add {
 
 /// Chunk `$chunk` of a group for four rows. `$at` is where its part begins and `$i` the number of the chunk in it. Sums are
 /// added two rows later: what Zen 3 does best of all orders tried (the ladder in `docs/bench-notes.md`).
+#[rustfmt::skip]
 macro_rules! chunk {
     ($how:tt $at:literal, $i:literal, $chunk:literal) => {
         concat!(
@@ -252,94 +239,66 @@ macro_rules! chunk {
 }
 
 /// 16-bit sums of a row to floats: neighbours added, times the scales in 8 and 9. Units are in 10.
+#[rustfmt::skip]
 macro_rules! scaled {
     ($low:literal, $high:literal) => {
         concat!(sums!($low, $high), times_scales!($low, $high))
     };
 }
+#[rustfmt::skip]
 macro_rules! sums {
     ($low:literal, $high:literal) => {
         concat!("vpmaddwd ", $low, ", ", $low, ", ymm10\n", "vpmaddwd ", $high, ", ", $high, ", ymm10\n",)
     };
 }
+#[rustfmt::skip]
 macro_rules! floats {
     ($low:literal, $high:literal) => {
         concat!("vcvtdq2ps ", $low, ", ", $low, "\n", "vcvtdq2ps ", $high, ", ", $high, "\n")
     };
 }
+#[rustfmt::skip]
 macro_rules! times_scales {
     ($low:literal, $high:literal) => {
         concat!(
             floats!($low, $high),
-            "vmulps ",
-            $low,
-            ", ",
-            $low,
-            ", ymm8\n",
-            "vmulps ",
-            $high,
-            ", ",
-            $high,
-            ", ymm9\n",
+            "vmulps ", $low, ", ", $low, ", ymm8\n",
+            "vmulps ", $high, ", ", $high, ", ymm9\n",
         )
     };
 }
 
 /// Adds to a row what its sum of codes (the `$number`th of its numbers) gives with the minima at `$at`.
+#[rustfmt::skip]
 macro_rules! minima {
     ($r:literal, $number:literal, $at:literal, $low:literal, $high:literal) => {
         concat!(
-            "vbroadcastss ymm12, dword ptr [{q} + 128 + 16*",
-            $number,
-            " + 4*",
-            $r,
-            "]\n",
-            "vfmadd231ps ",
-            $low,
-            ", ymm12, ymmword ptr [{m} + ",
-            $at,
-            "]\n",
-            "vfmadd231ps ",
-            $high,
-            ", ymm12, ymmword ptr [{m} + ",
-            $at,
-            " + 32]\n",
+            "vbroadcastss ymm12, dword ptr [{q} + 128 + 16*", $number, " + 4*", $r, "]\n",
+            "vfmadd231ps ", $low, ", ymm12, ymmword ptr [{m} + ", $at, "]\n",
+            "vfmadd231ps ", $high, ", ymm12, ymmword ptr [{m} + ", $at, " + 32]\n",
         )
     };
 }
 
-/// Times the activations' scale, added to the result.
+/// Times the activations' scale, which lies behind the codes, added to the result.
+#[rustfmt::skip]
 macro_rules! finish {
     ($r:literal, $c:literal, $low:literal, $high:literal) => {
+        finish!(128, $r, $c, $low, $high)
+    };
+    ($at:literal, $r:literal, $c:literal, $low:literal, $high:literal) => {
         concat!(
-            "vbroadcastss ymm11, dword ptr [{q} + 128 + 4*",
-            $r,
-            "]\n",
-            "vfmadd213ps ",
-            $low,
-            ", ymm11, ymmword ptr [",
-            $c,
-            "]\n",
-            "vfmadd213ps ",
-            $high,
-            ", ymm11, ymmword ptr [",
-            $c,
-            " + 32]\n",
-            "vmovups ymmword ptr [",
-            $c,
-            "], ",
-            $low,
-            "\n",
-            "vmovups ymmword ptr [",
-            $c,
-            " + 32], ",
-            $high,
-            "\n",
+            "vbroadcastss ymm11, dword ptr [{q} + ", $at, " + 4*", $r, "]\n",
+            "vfmadd213ps ", $low, ", ymm11, ymmword ptr [", $c, "]\n",
+            "vfmadd213ps ", $high, ", ymm11, ymmword ptr [", $c, " + 32]\n",
+            "vmovups ymmword ptr [", $c, "], ", $low, "\n",
+            "vmovups ymmword ptr [", $c, " + 32], ", $high, "\n",
         )
     };
 }
 
 /// `$row!(row, address of its results, registers of its sums)` for all four rows.
+#[rustfmt::skip]
 macro_rules! rows {
     ($row:ident) => {
         concat!(
@@ -352,23 +311,20 @@ macro_rules! rows {
 }
 
 /// Loads the scales at `$at`.
+#[rustfmt::skip]
 macro_rules! scales {
     ($at:literal) => {
         concat!(
-            "vmovups ymm8, ymmword ptr [{s} + ",
-            $at,
-            "]\n",
-            "vmovups ymm9, ymmword ptr [{s} + ",
-            $at,
-            " + 32]\n",
+            "vmovups ymm8, ymmword ptr [{s} + ", $at, "]\n",
+            "vmovups ymm9, ymmword ptr [{s} + ", $at, " + 32]\n",
         )
     };
 }
 
-/// A function that multiplies a block of rows by a panel; `$body` is what it does in a group, which takes `$bytes` of
-/// codes and `$scales` of scales.
+/// A function that multiplies a block of rows by a panel; `$body` is what it does in a group, which takes `$rows` bytes of
+/// the block, `$codes` of codes and `$scales` of scales.
 macro_rules! block {
-    ($(#[$doc:meta])* $name:ident, $bytes:literal, $scales:literal, $body:expr) => {
+    ($(#[$doc:meta])* $name:ident, $rows:literal, $codes:literal, $scales:literal, $body:expr) => {
         $(#[$doc])*
         ///
         /// # Safety
@@ -380,17 +336,16 @@ macro_rules! block {
             // SAFETY: the caller's promise: every offset lies within a group.
             unsafe {
                 asm!(
-                    "test {n}, {n}",
-                    "jz 3f",
+                    "test {n}, {n}", "jz 3f",
                     "2:",
                     $body,
-                    "add {q}, 192",
-                    concat!("add {w}, ", $bytes),
+                    concat!("add {q}, ", $rows),
+                    concat!("add {w}, ", $codes),
                     concat!("add {s}, ", $scales),
                     concat!("add {m}, ", $scales),
-                    "dec {n}",
-                    "jnz 2b",
+                    "dec {n}", "jnz 2b",
                     "3:",
+                    // Not every body uses these.
                     "/* {ones} {t} */",
                     q = inout(reg) q => _,
                     w = inout(reg) p.codes => _,
@@ -400,7 +355,7 @@ macro_rules! block {
                     c = in(reg) c,
                     c3 = in(reg) c.wrapping_add(3 * p.ldc),
                     ldc = in(reg) 4 * p.ldc,
-                    ones = in(reg) &CONSTANTS,
+                    ones = in(reg) &ONES,
                     t = in(reg) t.as_mut_ptr(),
                     out("ymm0") _, out("ymm1") _, out("ymm2") _, out("ymm3") _,
                     out("ymm4") _, out("ymm5") _, out("ymm6") _, out("ymm7") _,
@@ -414,6 +369,7 @@ macro_rules! block {
 }
 
 /// The sums of a group with one scale.
+#[rustfmt::skip]
 macro_rules! whole_sums {
     () => {
         concat!(
@@ -424,6 +380,7 @@ macro_rules! whole_sums {
     };
 }
 
+#[rustfmt::skip]
 macro_rules! whole_row {
     ($r:literal, $c:literal, $low:literal, $high:literal) => {
         concat!(scaled!($low, $high), finish!($r, $c, $low, $high))
@@ -431,9 +388,10 @@ macro_rules! whole_row {
 }
 block! {
     /// Codes of 4 or 5 bits with a zero point, one scale a group.
-    whole, 576, 64, concat!(whole_sums!(), rows!(whole_row))
+    whole, 192, 576, 64, concat!(whole_sums!(), rows!(whole_row))
 }
 
+#[rustfmt::skip]
 macro_rules! whole_min_row {
     ($r:literal, $c:literal, $low:literal, $high:literal) => {
         concat!(scaled!($low, $high), minima!($r, 1, 0, $low, $high), finish!($r, $c, $low, $high))
@@ -441,28 +399,19 @@ macro_rules! whole_min_row {
 }
 block! {
     /// Codes of 4 bits, one scale and minimum a group.
-    whole_min, 576, 64, concat!(whole_sums!(), rows!(whole_min_row))
+    whole_min, 192, 576, 64, concat!(whole_sums!(), rows!(whole_min_row))
 }
 
+#[rustfmt::skip]
 macro_rules! whole_less_16_min_row {
     ($r:literal, $c:literal, $low:literal, $high:literal) => {
         concat!(
-            "vbroadcastss ymm12, dword ptr [{q} + 128 + 16 + 4*",
-            $r,
-            "]\n",
+            "vbroadcastss ymm12, dword ptr [{q} + 128 + 16 + 4*", $r, "]\n",
             "vcvtps2dq ymm12, ymm12\n",
             "vpslld ymm12, ymm12, 4\n",
             sums!($low, $high),
-            "vpaddd ",
-            $low,
-            ", ",
-            $low,
-            ", ymm12\n",
-            "vpaddd ",
-            $high,
-            ", ",
-            $high,
-            ", ymm12\n",
+            "vpaddd ", $low, ", ", $low, ", ymm12\n",
+            "vpaddd ", $high, ", ", $high, ", ymm12\n",
             times_scales!($low, $high),
             minima!($r, 1, 0, $low, $high),
             finish!($r, $c, $low, $high),
@@ -471,27 +420,21 @@ macro_rules! whole_less_16_min_row {
 }
 block! {
     /// Codes of 5 bits less 16, one scale and minimum a group.
-    whole_less_16_min, 576, 64, concat!(whole_sums!(), rows!(whole_less_16_min_row))
+    whole_less_16_min, 192, 576, 64, concat!(whole_sums!(), rows!(whole_less_16_min_row))
 }
 
+#[rustfmt::skip]
 macro_rules! first_half_row {
     ($r:literal, $c:literal, $low:literal, $high:literal) => {
         concat!(
             scaled!($low, $high),
-            "vmovups ymmword ptr [{t} + 64*",
-            $r,
-            "], ",
-            $low,
-            "\n",
-            "vmovups ymmword ptr [{t} + 64*",
-            $r,
-            " + 32], ",
-            $high,
-            "\n",
+            "vmovups ymmword ptr [{t} + 64*", $r, "], ", $low, "\n",
+            "vmovups ymmword ptr [{t} + 64*", $r, " + 32], ", $high, "\n",
         )
     };
 }
 /// The sums of a group whose halves have scales of their own.
+#[rustfmt::skip]
 macro_rules! halved_sums {
     () => {
         concat!(
@@ -502,25 +445,19 @@ macro_rules! halved_sums {
         )
     };
 }
+#[rustfmt::skip]
 macro_rules! second_half {
     ($r:literal, $low:literal, $high:literal) => {
         concat!(
             sums!($low, $high),
             floats!($low, $high),
-            "vfmadd213ps ",
-            $low,
-            ", ymm8, ymmword ptr [{t} + 64*",
-            $r,
-            "]\n",
-            "vfmadd213ps ",
-            $high,
-            ", ymm9, ymmword ptr [{t} + 64*",
-            $r,
-            " + 32]\n",
+            "vfmadd213ps ", $low, ", ymm8, ymmword ptr [{t} + 64*", $r, "]\n",
+            "vfmadd213ps ", $high, ", ymm9, ymmword ptr [{t} + 64*", $r, " + 32]\n",
         )
     };
 }
 
+#[rustfmt::skip]
 macro_rules! halved_row {
     ($r:literal, $c:literal, $low:literal, $high:literal) => {
         concat!(second_half!($r, $low, $high), finish!($r, $c, $low, $high))
@@ -528,9 +465,10 @@ macro_rules! halved_row {
 }
 block! {
     /// Codes of 4 or 6 bits with a zero point, two scales a group.
-    halved, 640, 128, concat!(halved_sums!(), rows!(halved_row))
+    halved, 192, 640, 128, concat!(halved_sums!(), rows!(halved_row))
 }
 
+#[rustfmt::skip]
 macro_rules! halved_min_row {
     ($r:literal, $c:literal, $low:literal, $high:literal) => {
         concat!(
@@ -543,112 +481,64 @@ macro_rules! halved_min_row {
 }
 block! {
     /// Codes of 4 bits, two scales and minima a group.
-    halved_min, 640, 128, concat!(halved_sums!(), rows!(halved_min_row))
+    halved_min, 192, 640, 128, concat!(halved_sums!(), rows!(halved_min_row))
 }
 
-/// Chunk `$i` of bytes for row `$r`: the activation, signed again, with the signs of the codes, times the codes without.
-/// Neither is -128 where it would matter: |-128| is 128 as an unsigned byte, and activations stop at -127.
-macro_rules! byte_products {
+/// The products of row `$r` with chunk `$i` of two columns in 16 bits.
+#[rustfmt::skip]
+macro_rules! wide_products {
     ($i:literal, $r:literal, $a:literal, $b:literal) => {
         concat!(
-            "vpbroadcastd ",
-            $b,
-            ", dword ptr [{q} + 16*",
-            $i,
-            " + 4*",
-            $r,
-            "]\n",
-            "vpxor ",
-            $b,
-            ", ",
-            $b,
-            ", ymm15\n",
-            "vpsignb ",
-            $a,
-            ", ",
-            $b,
-            ", ymmword ptr [{w} + 512 + 64*",
-            $i,
-            "]\n",
-            "vpsignb ",
-            $b,
-            ", ",
-            $b,
-            ", ymmword ptr [{w} + 544 + 64*",
-            $i,
-            "]\n",
-            "vpmaddubsw ",
-            $a,
-            ", ymm8, ",
-            $a,
-            "\n",
-            "vpmaddubsw ",
-            $b,
-            ", ymm9, ",
-            $b,
-            "\n",
+            "vpbroadcastd ", $b, ", dword ptr [{q} + 16*", $i, " + 4*", $r, "]\n",
+            "vpmaddwd ", $a, ", ", $b, ", ymm8\n",
+            "vpmaddwd ", $b, ", ", $b, ", ymm9\n",
         )
     };
 }
-macro_rules! add_bytes {
+/// Adds them to the sums of the row.
+#[rustfmt::skip]
+macro_rules! add_wide {
     ($a:literal, $b:literal, $low:literal, $high:literal) => {
-        concat!(
-            sums!($a, $b),
-            "vpaddd ",
-            $low,
-            ", ",
-            $low,
-            ", ",
-            $a,
-            "\n",
-            "vpaddd ",
-            $high,
-            ", ",
-            $high,
-            ", ",
-            $b,
-            "\n",
-        )
+        concat!("vpaddd ", $low, ", ", $low, ", ", $a, "\n", "vpaddd ", $high, ", ", $high, ", ", $b, "\n")
     };
 }
-macro_rules! byte_chunk {
+#[rustfmt::skip]
+macro_rules! wide_chunk {
     ($i:literal) => {
         concat!(
-            "vmovdqu ymm8, ymmword ptr [{w} + 64*",
-            $i,
-            "]\n",
-            "vmovdqu ymm9, ymmword ptr [{w} + 32 + 64*",
-            $i,
-            "]\n",
-            byte_products!($i, 0, "ymm11", "ymm12"),
-            byte_products!($i, 1, "ymm13", "ymm14"),
-            add_bytes!("ymm11", "ymm12", "ymm0", "ymm1"),
-            byte_products!($i, 2, "ymm11", "ymm12"),
-            add_bytes!("ymm13", "ymm14", "ymm2", "ymm3"),
-            byte_products!($i, 3, "ymm13", "ymm14"),
-            add_bytes!("ymm11", "ymm12", "ymm4", "ymm5"),
-            add_bytes!("ymm13", "ymm14", "ymm6", "ymm7"),
+            "vmovdqu ymm8, ymmword ptr [{w} + 64*", $i, "]\n",
+            "vmovdqu ymm9, ymmword ptr [{w} + 32 + 64*", $i, "]\n",
+            wide_products!($i, 0, "ymm10", "ymm11"),
+            wide_products!($i, 1, "ymm12", "ymm13"),
+            wide_products!($i, 2, "ymm14", "ymm15"),
+            add_wide!("ymm10", "ymm11", "ymm0", "ymm1"),
+            wide_products!($i, 3, "ymm10", "ymm11"),
+            add_wide!("ymm12", "ymm13", "ymm2", "ymm3"),
+            add_wide!("ymm14", "ymm15", "ymm4", "ymm5"),
+            add_wide!("ymm10", "ymm11", "ymm6", "ymm7"),
         )
     };
 }
+#[rustfmt::skip]
 macro_rules! zero {
     ($r:literal, $c:literal, $low:literal, $high:literal) => {
         concat!("vpxor ", $low, ", ", $low, ", ", $low, "\n", "vpxor ", $high, ", ", $high, ", ", $high, "\n")
     };
 }
-macro_rules! bytes_row {
+#[rustfmt::skip]
+macro_rules! wide_row {
     ($r:literal, $c:literal, $low:literal, $high:literal) => {
-        concat!(times_scales!($low, $high), finish!($r, $c, $low, $high))
+        concat!(times_scales!($low, $high), finish!(256, $r, $c, $low, $high))
     };
 }
 block! {
-    /// Signed bytes, one scale a group.
-    bytes, 1024, 64, concat!(
-        "vpbroadcastd ymm10, dword ptr [{ones}]\n",
-        "vpbroadcastd ymm15, dword ptr [{ones} + 4]\n",
+    /// Signed bytes in 16 bits, one scale a group.
+    wide, 272, 1024, 64, concat!(
         rows!(zero),
-        byte_chunk!(0), byte_chunk!(1), byte_chunk!(2), byte_chunk!(3),
-        byte_chunk!(4), byte_chunk!(5), byte_chunk!(6), byte_chunk!(7),
-        scales!(0), rows!(bytes_row),
+        wide_chunk!(0), wide_chunk!(1), wide_chunk!(2), wide_chunk!(3),
+        wide_chunk!(4), wide_chunk!(5), wide_chunk!(6), wide_chunk!(7),
+        wide_chunk!(8), wide_chunk!(9), wide_chunk!(10), wide_chunk!(11),
+        wide_chunk!(12), wide_chunk!(13), wide_chunk!(14), wide_chunk!(15),
+        scales!(0), rows!(wide_row),
     )
 }

@@ -42,7 +42,7 @@ const PREFETCH_BYTES: i32 = 1024;
 
 pub(super) static NEON: QuantKernels = QuantKernels {
     name: "smull and smlal of NEON",
-    copy: None,
+    copies: &[],
     unpacked_bytes: |_| 32 * PANEL,
     gemv_reads_packed,
     unpack: unpack_chunks,
@@ -56,7 +56,7 @@ pub(super) static DOTPROD: QuantKernels =
 
 pub(super) static I8MM: QuantKernels = QuantKernels {
     name: "smmla of NEON, sdot for single rows",
-    copy: Some(RowCopy { bytes: 2 * 32, make: smmla::pair_rows }),
+    copies: &[RowCopy { serves: |_| true, bytes: 2 * 32, make: smmla::pair_rows }],
     unpack: unpack_pairs,
     gemm: smmla::gemm,
     ..DOTPROD
