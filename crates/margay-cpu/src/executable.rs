@@ -15,7 +15,7 @@ use crate::{
         rows::{self, Norm, Source},
         view::{Out, View},
     },
-    pack::{BF16_STEP, CHANNEL_STEP},
+    pack::BF16_STEP,
     step::{Form, MOST_TOGETHER, Prepared, Quantize, Step, first_dim},
     threads::{Pool, TaskPanic},
 };
@@ -114,7 +114,7 @@ impl CpuExecutable {
         });
         let mut q = QuantSize::new(&kernels, codes);
         let mut gated = q;
-        let (mut whole_rows, mut whole_elements, mut rounded) = (0, 0, 0);
+        let (mut whole_rows, mut whole_columns, mut rounded) = (0, 0, 0);
         // Rows, width and feed-forward width.
         let mut chosen = [0; 3];
         let mut scratch = linear::scratch_floats();
@@ -142,7 +142,7 @@ impl CpuExecutable {
                     Form::Groups => q = q.max(rows, columns),
                     Form::Whole => {
                         whole_rows = whole_rows.max(rows);
-                        whole_elements = whole_elements.max(rows * columns.next_multiple_of(CHANNEL_STEP));
+                        whole_columns = whole_columns.max(columns);
                     }
                     Form::Bf16 => rounded = rounded.max(rows * columns.next_multiple_of(BF16_STEP)),
                 }
@@ -196,7 +196,7 @@ impl CpuExecutable {
             }
         }
         let scratch = Scratch::new(pool.threads(), scratch);
-        let channel = ChannelRows::new(whole_rows, whole_elements, kernels.channel.wants_q16);
+        let channel = ChannelRows::new(&kernels, whole_rows, whole_columns);
         let engine = Engine {
             team: pool.threads(),
             pool,

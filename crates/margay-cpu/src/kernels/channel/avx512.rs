@@ -6,8 +6,7 @@ use std::arch::x86_64::*;
 
 pub(super) static TABLE: ChannelKernels = ChannelKernels {
     name: "vpdpbusd of AVX-512 VNNI",
-    wants_q16: false,
-    unpack: None,
+    copy: None,
     zero: 128,
     gemm: |p| {
         // SAFETY: the caller's promise, and AVX-512 was detected.

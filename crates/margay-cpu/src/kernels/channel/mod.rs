@@ -14,6 +14,7 @@ mod scalar;
 mod tests;
 
 use crate::Isa;
+pub(crate) use crate::kernels::quant::COPY_ROWS;
 
 /// One product: `rows` rows times a panel of 16 outputs over `k` columns.
 pub(crate) struct ChannelProduct {
@@ -22,13 +23,16 @@ pub(crate) struct ChannelProduct {
     pub(crate) k: usize,
     /// Activation codes; rows `lda` apart.
     pub(crate) q: *const i8,
-    /// The same in 16 bits, for kernels that ask for them.
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only AVX2 reads them"))]
-    pub(crate) q16: *const i16,
     pub(crate) lda: usize,
-    /// Codes of the panel, `[k / 4][16][4]`, or what `unpack` made of them.
+    /// What [`ChannelKernels::copy`] made of them.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only AVX2 reads them"))]
+    pub(crate) copy: *const u8,
+    /// Codes of the panel, `[k / 4][16][4]`.
     pub(crate) codes: *const u8,
-    /// Sums, `[rows][16]`, rows `ldc` apart.
+    /// Sums of the codes of each of its outputs, over all columns.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "as above"))]
+    pub(crate) totals: *const i32,
+    /// Sums, `[rows][16]`, rows `ldc` apart; with room for a multiple of [`COPY_ROWS`] where there is a copy.
     pub(crate) sums: *mut i32,
     pub(crate) ldc: usize,
     /// True where the sums are to be set, false where they are to be added to.
@@ -39,10 +43,8 @@ pub(crate) struct ChannelProduct {
 pub(crate) struct ChannelKernels {
     /// For people.
     pub(crate) name: &'static str,
-    /// Whether products read [`ChannelProduct::q16`].
-    pub(crate) wants_q16: bool,
-    /// Unpacks `k` columns of codes to twice their size, where `gemm` wants that.
-    pub(crate) unpack: Option<Unpack>,
+    /// Where `gemm` reads rows in another order.
+    pub(crate) copy: Option<Copy>,
     /// What `gemm` adds to every weight code.
     pub(crate) zero: i32,
     /// Adds to the sums.
@@ -52,9 +54,12 @@ pub(crate) struct ChannelKernels {
     pub(crate) gemm: unsafe fn(&ChannelProduct),
 }
 
+/// Copies so many columns of rows, `lda` apart, with [`COPY_ROWS`] of them side by side, a byte a code. Zeros take the
+/// place of rows that are missing in the end.
+///
 /// # Safety
-/// `packed` holds `k * 16` bytes, `out` room for `k * 32`.
-type Unpack = unsafe fn(packed: *const u8, k: usize, out: *mut u8);
+/// The rows are valid; `to` has room for so many columns of the next multiple of [`COPY_ROWS`] rows.
+type Copy = unsafe fn(rows: usize, columns: usize, q: *const i8, lda: usize, to: *mut u8);
 
 /// The kernels of `isa`, which the processor must have.
 pub(crate) fn table(isa: Isa) -> &'static ChannelKernels {

@@ -6,8 +6,7 @@ use std::arch::{aarch64::*, asm};
 
 pub(super) static TABLE: ChannelKernels = ChannelKernels {
     name: "sdot of NEON",
-    wants_q16: false,
-    unpack: None,
+    copy: None,
     zero: 0,
     gemm: |p| {
         // SAFETY: the caller's promise, and the dot product was detected.

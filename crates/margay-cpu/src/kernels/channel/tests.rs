@@ -11,7 +11,7 @@ use crate::{
         rows::Source,
         view::{Out, View},
     },
-    pack::{CHANNEL_STEP, ChannelMatrix},
+    pack::ChannelMatrix,
     threads::Pool,
 };
 use margay_graph::Cancel;
@@ -44,7 +44,7 @@ fn multiply(isa: Isa, threads: usize, weight: &[f32], n: usize, x: &[f32]) -> Ve
     let tensor = Tensor::new(DType::F32, Shape::from([n, k]), Storage::from_f32(weight)).unwrap();
     let matrix = ChannelMatrix::pack("w", &tensor, &pool, &Arena::default()).unwrap();
     let m = x.len() / k;
-    let mut rows = ChannelRows::new(m, m * k.next_multiple_of(CHANNEL_STEP), true);
+    let mut rows = ChannelRows::new(&engine.kernels, m, k);
     let mut y = vec![0.0; m * n];
     // SAFETY: both matrices are as large as that and outlive their views.
     let (x, out) = unsafe { (View::new(x.as_ptr(), m, k), Out::new(y.as_mut_ptr(), m, n)) };
@@ -97,7 +97,10 @@ fn products_are_exact_but_for_rounding_both_sides_to_8_bits() {
     for (i, y) in y.iter().enumerate() {
         let (x, w) = (&x[i / n * k..][..k], &weight[i % n * k..][..k]);
         let max = |v: &[f32]| f64::from(v.iter().fold(0f32, |max, v| max.max(v.abs())));
-        let (step_x, step_w) = (max(x) / 127.0, max(w) / 127.0);
+        // Steps of weights are wide enough for pairs of one sign as well.
+        let pair = |p: &[f32]| if p[0] * p[1] > 0.0 { f64::from((p[0] + p[1]).abs()) } else { 0.0 };
+        let pairs = w.chunks(2).map(pair).fold(0.0, f64::max);
+        let (step_x, step_w) = (max(x) / 127.0, max(w).max(pairs) / 127.0);
         let (mut exact, mut bound) = (0.0, 0.0);
         for (x, w) in x.iter().zip(w) {
             let (x, w) = (f64::from(*x), f64::from(*w));
@@ -117,5 +120,25 @@ fn activations_that_are_no_numbers_reach_the_result() {
         x[64 + 40] = bad;
         let y = multiply(Isa::detect(), 1, &weight, 16, &x);
         assert!(y[..16].iter().all(|y| y.is_finite()) && y[16..].iter().all(|y| !y.is_finite()));
+    }
+}
+
+/// What saturates where nothing keeps pairs of weights small.
+#[test]
+fn the_largest_activations_and_pairs_of_weights_give_exact_sums() {
+    let (n, k) = (17, 32);
+    for signs in [[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]] {
+        let weight: Vec<f32> = (0..n * k).map(|i| signs[i % 2] * [1.0, 0.99, 0.5][i / 2 % 3]).collect();
+        for x in [1.0, -1.0] {
+            let x = vec![x; 5 * k];
+            let expected = multiply(Isa::Scalar, 1, &weight, n, &x);
+            for isa in Isa::supported() {
+                assert_eq!(multiply(isa, 1, &weight, n, &x), expected, "{isa}, signs {signs:?}");
+            }
+            for (i, y) in expected.iter().enumerate() {
+                let exact: f32 = weight[i % n * k..][..k].iter().map(|w| w * x[0]).sum();
+                assert!((y - exact).abs() <= 32.0 * 0.5 * 2.0 / 127.0 + 1e-4, "{y} is not {exact}");
+            }
+        }
     }
 }

@@ -7,7 +7,7 @@
 
 mod blocks;
 
-use super::{Product, QuantKernels};
+use super::{COPY_ROWS, Product, QuantKernels};
 use crate::pack::{Codes, Kind, Offset, PANEL, Scaling};
 use std::arch::x86_64::*;
 
@@ -149,12 +149,26 @@ pub(super) unsafe fn unpack_nibbles(packed: *const u8, k: usize, out: *mut u8) {
     }
 }
 
+/// 16 codes of four rows, four of each row side by side; zeros for a row that is not there.
+///
+/// # Safety
+/// 16 bytes lie at each.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(in crate::kernels) unsafe fn side_by_side(rows: [Option<*const i8>; COPY_ROWS]) -> [__m128i; 4] {
+    // SAFETY: the caller's promise.
+    let [mut a, mut b, mut c, mut d] =
+        rows.map(|row| row.map_or(_mm_setzero_ps(), |row| unsafe { _mm_loadu_ps(row.cast()) }));
+    _MM_TRANSPOSE4_PS(&mut a, &mut b, &mut c, &mut d);
+    [a, b, c, d].map(|quad| _mm_castps_si128(quad))
+}
+
 /// `[k/4][16][4]` bytes to `[k/2][16][2]` 16-bit numbers.
 ///
 /// # Safety
 /// `packed` holds `k * 16` bytes, `out` room for `k * 32`.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(in crate::kernels) unsafe fn widen_bytes(packed: *const u8, k: usize, out: *mut u8) {
+unsafe fn widen_bytes(packed: *const u8, k: usize, out: *mut u8) {
     // Within each 4 bytes of a row the first two go to the first chunk, the others to the second.
     let order = _mm256_setr_epi8(
         0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11,

@@ -178,7 +178,7 @@ fn channel(cpu: &CpuBackend, [rows, outputs, inputs]: [usize; 3]) -> Result<Prep
     let tensor = weight(DType::F32, outputs, inputs)?;
     let matrix = ChannelMatrix::pack("weight", &tensor, &engine.pool, &Arena::default())?;
     let x = random(rows * inputs);
-    let mut q = ChannelRows::new(rows, rows * matrix.k, engine.kernels.channel.wants_q16);
+    let mut q = ChannelRows::new(&engine.kernels, rows, inputs);
     q.fill(&engine, Source { x: view(&x, rows, inputs), norm: None }).map_err(super::panicked)?;
     let mut y = Lines::zeroed(rows * outputs);
     let work = Work {

@@ -12,7 +12,7 @@
 //!
 //! By hand because the compiler puts each addition behind its product, keeps pointers for every row and spills.
 
-use super::widen_bytes;
+use super::{side_by_side, widen_bytes};
 use crate::{
     kernels::quant::{COPY_ROWS, Product, RowCopy, Rows},
     pack::{Codes, Kind, Offset, PANEL},
@@ -64,15 +64,11 @@ unsafe fn copy<const WIDE: bool>(rows: usize, columns: usize, from: &Rows, to: *
             // Rows that are not there are zero.
             let row = |r: usize| (first + r < rows).then_some(first + r);
             for half in 0..columns / 16 {
-                let quad = |r: usize| match row(r) {
-                    Some(row) => _mm_loadu_ps(from.q.add(row * from.k + half * 16).cast()),
-                    None => _mm_setzero_ps(),
-                };
-                let [mut a, mut b, mut c, mut d] = [quad(0), quad(1), quad(2), quad(3)];
-                _MM_TRANSPOSE4_PS(&mut a, &mut b, &mut c, &mut d);
+                let quads = side_by_side(std::array::from_fn(|r| {
+                    row(r).map(|row| from.q.add(row * from.k + half * 16))
+                }));
                 let at = to.add(half / 2 * block + half % 2 * 16 * ROWS * each);
-                for (i, quad) in [a, b, c, d].into_iter().enumerate() {
-                    let quad = _mm_castps_si128(quad);
+                for (i, quad) in quads.into_iter().enumerate() {
                     let at = at.add(i * 4 * ROWS * each);
                     if WIDE {
                         let wide = _mm256_cvtepi8_epi16(_mm_shuffle_epi8(quad, order));
