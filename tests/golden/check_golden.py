@@ -96,11 +96,12 @@ def frequencies(config, head_dim):
     return (1 - smooth) * inv / factor + smooth * inv
 
 
-def decoder(w, config, h, prefix):
+def decoder(w, config, h, prefix, angle=None):
     tokens = len(h)
     heads, kv = config["num_attention_heads"], config["num_key_value_heads"]
     dim = config.get("head_dim") or config["hidden_size"] // heads
-    angle = np.arange(tokens)[:, None] * frequencies(config, dim)
+    if angle is None:
+        angle = np.arange(tokens)[:, None] * frequencies(config, dim)
     cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
     mask = np.triu(np.full((tokens, tokens), -np.inf), 1)
 
@@ -357,7 +358,128 @@ def check_smolvlm():
         print(f"smolvlm/{case['name']}: {seen}, worst relative error {worst:.1e}")
 
 
+def qwen_places(ids, grids):
+    """Time, row and column of each token, one picture at a time."""
+    places, at, grids = [], 0, iter(grids)
+    while len(places) < len(ids):
+        if ids[len(places)] >= 0:
+            places.append([at] * 3)
+            at += 1
+            continue
+        rows, columns = next(grids)
+        places += [[at, at + r, at + c] for r in range(rows) for c in range(columns)]
+        at += max(rows, columns)
+    return np.array(places)
+
+
+def qwen_tower(w, config, pixels, grid):
+    """Encode [P, C] and tokens [V, E] of one picture. Nothing is reordered while it is computed: windows are a mask."""
+    second = config["model_type"] == "qwen2_5_vl_vision" if "model_type" in config else False
+    at = "model.visual." if second else "visual."
+    width = config["hidden_size" if second else "embed_dim"]
+    heads, fold = config["num_heads"], config["spatial_merge_size"]
+    dim, (rows, columns) = width // heads, grid
+    # Patches as a plane: [rows/fold, columns/fold, fold, fold] in the file.
+    plane = np.arange(rows * columns).reshape(rows // fold, columns // fold, fold, fold)
+    plane = plane.transpose(0, 2, 1, 3).reshape(rows, columns)
+    place = np.empty((rows * columns, 2), int)
+    for r in range(rows):
+        for c in range(columns):
+            place[plane[r, c]] = r, c
+    kernel = w[at + "patch_embed.proj.weight"].sum(2).reshape(width, -1)
+    h = pixels @ kernel.T
+    inv = 10000.0 ** (-np.arange(0, dim // 2, 2) / (dim // 2))
+    angle = np.concatenate([place[:, :1] * inv, place[:, 1:] * inv], 1)
+    cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
+
+    def rotate(x):
+        a, b = x[..., : dim // 2], x[..., dim // 2 :]
+        return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+
+    def norm(x, name):
+        if not second:
+            return layer_norm(x, w, name, 1e-6)
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * w[name + ".weight"]
+
+    side = config.get("window_size", 0) // config["patch_size"]
+    window = place // max(side, 1)
+    apart = (window[:, None] != window[None]).any(-1)
+    mask = np.where(apart, -np.inf, 0.0)
+    for i in range(config["depth"]):
+        p = f"{at}blocks.{i}."
+        q, k, v = linear(norm(h, p + "norm1"), w, p + "attn.qkv").reshape(len(h), 3, heads, dim).swapaxes(0, 1)
+        seen = mask if second and i not in config["fullatt_block_indexes"] else 0.0
+        h = h + linear(attention(rotate(q), rotate(k), v, seen), w, p + "attn.proj")
+        x = norm(h, p + "norm2")
+        if second:
+            gate = linear(x, w, p + "mlp.gate_proj")
+            x = linear(gate / (1 + np.exp(-gate)) * linear(x, w, p + "mlp.up_proj"), w, p + "mlp.down_proj")
+        else:
+            x = linear(x, w, p + "mlp.fc1")
+            x = linear(x / (1 + np.exp(-1.702 * x)), w, p + "mlp.fc2")
+        h = h + x
+    tokens = norm(h, at + "merger.ln_q").reshape(-1, fold * fold * width)
+    tokens = linear(gelu(linear(tokens, w, at + "merger.mlp.0")), w, at + "merger.mlp.2")
+    if second:
+        # The golden's rows stand window by window, square by square within each.
+        h = h[np.lexsort((np.arange(len(h)), window[:, 1], window[:, 0]))]
+    return h, tokens
+
+
+def check_qwen2vl(name):
+    folder = HERE / name
+    w = read(folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    text = config.get("text_config", config)
+    prefix = "model.language_model." if "text_config" in config else "model."
+    rope = text.get("rope_parameters") or {**text["rope_scaling"], "rope_theta": text["rope_theta"]}
+    dim = text["hidden_size"] // text["num_attention_heads"]
+    inv = rope["rope_theta"] ** (-np.arange(0, dim, 2) / dim)
+    axis = np.repeat(np.arange(3), rope["mrope_section"])
+    fold = config["vision_config"]["spatial_merge_size"]
+    known = {}
+    for case in json.loads((folder / "prompt.json").read_text())["cases"]:
+        golden = read(folder / f"golden.{case['name']}.safetensors")
+        mine = {}
+        if "pixel_values" in golden:
+            (image,) = case["images"]
+            # The grid that keeps the picture's shape best.
+            count = len(golden["pixel_values"])
+            shape = struct.unpack(">II", (folder / image).read_bytes()[16:24])
+            grids = [(r, count // r) for r in range(fold, count, fold) if count % (r * fold) == 0]
+            grid = min(grids, key=lambda g: abs(math.log(g[1] / g[0] * shape[1] / shape[0])))
+            encode, project = qwen_tower(w, config["vision_config"], golden["pixel_values"], grid)
+            mine = {"encode": encode, "project": project}
+            known[image] = (grid, project)
+        else:
+            # Pictures that no other case has are taken from the file.
+            project, at = golden["project"], 0
+            for image in case["images"]:
+                if image not in known:
+                    side = math.isqrt(len(project) - at)
+                    known[image] = ((side * fold, side * fold), project[at : at + side * side])
+                at += len(known[image][1])
+            mine["project"] = np.concatenate([known[image][1] for image in case["images"]])
+        ids = golden["input_ids"]
+        h = w[prefix + "embed_tokens.weight"][np.maximum(ids, 0)]
+        h[ids < 0] = mine["project"]
+        places = qwen_places(ids, [tuple(s // fold for s in known[image][0]) for image in case["images"]])
+        hidden, last = decoder(w, text, h, prefix, places[:, axis] * inv)
+        mine |= {f"hidden.{i}": value for i, value in enumerate(hidden)}
+        mine["logits"] = last[-len(golden["logits"]) :] @ w["lm_head.weight"].T
+        worst = 0.0
+        for key in sorted(set(mine) & set(golden)):
+            assert mine[key].shape == golden[key].shape, (name, case, key)
+            error = np.abs(mine[key] - golden[key]).max() / np.abs(golden[key]).max()
+            worst = max(worst, error)
+            assert error < LIMIT, (name, case["name"], key, error)
+        assert int(golden["greedy"][0]) == int(np.argmax(golden["logits"][-1]))
+        print(f"{name} {case['name']}: worst relative error {worst:.1e}")
+
+
 if __name__ == "__main__":
     for each in FOLDERS:
         check(each)
     check_smolvlm()
+    for each in ("qwen2vl", "qwen25vl"):
+        check_qwen2vl(each)

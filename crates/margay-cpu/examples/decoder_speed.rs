@@ -51,6 +51,7 @@ fn decoder(layers: usize) -> Result<Program, Box<dyn Error>> {
             base: 10000.0,
             style: RopeStyle::Interleaved,
             factors: None,
+            axes: None,
         };
         let [q, k, v] = [b.linear(h, q, None)?, b.linear(h, k, None)?, b.linear(h, v, None)?];
         let (q, k) = (b.rope(q, positions, rope.clone())?, b.rope(k, positions, rope)?);

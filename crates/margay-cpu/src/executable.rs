@@ -20,8 +20,8 @@ use crate::{
     threads::{Pool, TaskPanic},
 };
 use margay_graph::{
-    BackendError, Bindings, Cancel, Element, Executable, InputData, MemoryUse, Node, Op, Program, State,
-    StateOptions, Sym, ValueId, WeightSource, memory, passes,
+    Attention, BackendError, Bindings, Cancel, Element, Executable, InputData, Mask, MemoryUse, Node, Op,
+    Program, State, StateOptions, Sym, ValueId, WeightSource, memory, passes,
 };
 use std::sync::{Arc, atomic::AtomicBool};
 
@@ -169,7 +169,7 @@ impl CpuExecutable {
             if let Op::Attention(a) = &node.op {
                 scratch = scratch.max(attention::scratch_floats(a));
                 if a.cache.is_none() {
-                    let tokens = first_dim(&program, node.inputs[1]).eval(limits)?;
+                    let tokens = together(a, first_dim(&program, node.inputs[1]).eval(limits)?);
                     let fits = |s: &KvSlot| {
                         s.kv_heads == a.kv_heads && s.head_dim == a.head_dim && s.capacity >= tokens
                     };
@@ -357,7 +357,7 @@ impl Executable for CpuExecutable {
         let mut appended = 0;
         if let Some(state) = &state {
             for node in self.program.nodes() {
-                if let Op::Attention(margay_graph::Attention { cache: Some(_), .. }) = node.op {
+                if let Op::Attention(Attention { cache: Some(_), .. }) = node.op {
                     appended = first_dim(&self.program, node.inputs[1]).eval(&bindings)?;
                     if appended > state.capacity - past {
                         let (capacity, used) = (state.capacity, past);
@@ -372,7 +372,7 @@ impl Executable for CpuExecutable {
         let buffers = &mut self.buffers;
         for (rope, table) in self.prepared.ropes.iter().zip(&mut buffers.ropes) {
             let positions = ints(&self.places, rope.positions, inputs)?;
-            rows::rope_table(&rope.frequencies, positions, &mut table.cos, &mut table.sin);
+            rows::rope_table(&rope.frequencies, positions, rope.axes, &mut table.cos, &mut table.sin);
         }
         let mut run = Run {
             program: &self.program,
@@ -439,6 +439,14 @@ fn ints<'a>(places: &[Place], value: ValueId, inputs: &[InputData<'a>]) -> Resul
             InputData::F32(_) => Err(call("an input of floats is used as row numbers")),
         },
         _ => Err(call("row numbers must be an input")),
+    }
+}
+
+/// Rows whose keys attention without a cache looks at together, of so many.
+fn together(attention: &Attention, rows: usize) -> usize {
+    match attention.mask {
+        Mask::Segments { most } => rows.min(most),
+        Mask::Full | Mask::Causal => rows,
     }
 }
 
@@ -644,13 +652,14 @@ impl<'a> Run<'a> {
             }
             (Op::Attention(op), _) => {
                 let [q, k, v] = [self.view(input(0))?, self.view(input(1))?, self.view(input(2))?];
+                let tokens = together(op, k.rows);
                 let (slot, partials, past) = match (op.cache, state) {
                     (Some(cache), Some(state)) => {
                         (&mut state.slots[cache], &mut state.partials[..], self.past)
                     }
                     (None, _) => {
                         let fits = |s: &&mut KvSlot| {
-                            s.kv_heads == op.kv_heads && s.head_dim == op.head_dim && s.capacity >= k.rows
+                            s.kv_heads == op.kv_heads && s.head_dim == op.head_dim && s.capacity >= tokens
                         };
                         let slot = self.encoder.iter_mut().find(fits);
                         let slot = slot.expect("invariant: compile made a slot for each shape");
@@ -658,6 +667,15 @@ impl<'a> Run<'a> {
                     }
                     (Some(_), None) => return Err(call("attention with a cache needs a state")),
                 };
+                if let Mask::Segments { most } = op.mask {
+                    let segments = ints(self.places, input(3), self.inputs)?;
+                    if let Some(long) = segments.chunk_by(|a, b| a == b).find(|rows| rows.len() > most) {
+                        let rows = long.len();
+                        return Err(call(format!("a segment of {rows} rows, at most {most} were promised")));
+                    }
+                    return attention::attend_in_segments(engine, op, slot, segments, [q, k, v], out)
+                        .map_err(panicked);
+                }
                 attention::append(engine, slot, past, k, v).map_err(panicked)?;
                 attention::attend(engine, op, slot, partials, (past, past + k.rows), q, out)
             }
@@ -683,6 +701,10 @@ impl<'a> Run<'a> {
             }
             (Op::AvgPool2d(op), _) => rows::avg_pool2d(engine, op, self.view(input(0))?, out),
             (Op::SpaceToDepth(op), _) => rows::space_to_depth(engine, op, self.view(input(0))?, out),
+            (Op::JoinRows { .. }, _) => {
+                let x = self.view(input(0))?;
+                rows::copy_rows(engine, x, 0, out.pieces(x.columns), |row| row)
+            }
             (Op::MeanRows, _) => rows::mean_rows(engine, self.view(input(0))?, out),
             (Op::ConcatRows, _) => rows::concat_rows(engine, self.view(input(0))?, self.view(input(1))?, out),
             (Op::SliceRows { start, .. }, _) => {

@@ -95,7 +95,10 @@ impl Form {
 #[derive(Debug, PartialEq)]
 pub(crate) struct RopeSpec {
     pub(crate) positions: ValueId,
-    pub(crate) frequencies: Vec<f64>,
+    /// Positions of a row.
+    pub(crate) axes: usize,
+    /// The axis of each pair, and by how much position 1 turns it.
+    pub(crate) frequencies: Vec<(usize, f64)>,
 }
 
 /// Linear layers that may share out their tasks as one: query, key and value.
@@ -244,6 +247,7 @@ impl Prepared {
                 | Op::Patchify { .. }
                 | Op::AvgPool2d(_)
                 | Op::SpaceToDepth(_)
+                | Op::JoinRows { .. }
                 | Op::MeanRows
                 | Op::ConcatRows
                 | Op::SliceRows { .. }
@@ -311,7 +315,8 @@ impl Prepared {
     ) -> Result<usize, BackendError> {
         let factors = rope.factors.map(|f| self.constant(f, fetch)).transpose()?;
         let frequencies = rows::rope_frequencies(rope, factors.map(|f| &self.constants[f][..]));
-        let spec = RopeSpec { positions, frequencies };
+        let axes = rope.axes.as_ref().map_or(1, |axes| axes.count);
+        let spec = RopeSpec { positions, axes, frequencies };
         if let Some(at) = self.ropes.iter().position(|known| *known == spec) {
             return Ok(at);
         }

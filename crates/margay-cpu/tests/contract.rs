@@ -82,6 +82,7 @@ fn decoder() -> (Program, Weights) {
             base: 10000.0,
             style: RopeStyle::Half,
             factors: None,
+            axes: None,
         };
         let [q, k, v] = [q, k, v].map(|w| b.linear(h, w, None).unwrap());
         let [q, k] = [q, k].map(|x| b.rope(x, positions, rope.clone()).unwrap());

@@ -1,7 +1,7 @@
 //! Builds a program op by op; every method checks sizes and says what does not fit.
 
 use crate::{
-    Activation, Attention, CacheSpec, Conv2d, Dim, Element, Experts, GraphError, Linear, Node, Norm,
+    Activation, Attention, CacheSpec, Conv2d, Dim, Element, Experts, GraphError, Linear, Mask, Node, Norm,
     NormKind, Op, Pool2d, Program, Role, Rope, Route, Stage, Value, ValueId, WeightId, WeightSpec,
 };
 use margay_tensor::Shape;
@@ -38,6 +38,11 @@ impl Builder {
     /// An int32 vector input.
     pub fn input_i32(&mut self, name: &str, len: impl Into<Dim>) -> ValueId {
         self.input(name, Value { dims: vec![len.into()], element: Element::I32 })
+    }
+
+    /// An int32 matrix input.
+    pub fn input_i32_matrix(&mut self, name: &str, rows: impl Into<Dim>, columns: usize) -> ValueId {
+        self.input(name, Value { dims: vec![rows.into(), columns.into()], element: Element::I32 })
     }
 
     /// Declares a weight; declaring it again with the same shape gives the same id.
@@ -247,7 +252,15 @@ impl Builder {
             && columns.is_multiple_of(rope.head_dim)
             && rope.rotary.is_multiple_of(2)
             && rope.rotary <= rope.head_dim;
-        if !fits || self.dims(positions) != [rows] {
+        let of_axes = match &rope.axes {
+            None => self.dims(positions) == [rows],
+            Some(axes) => {
+                axes.count > 0
+                    && axes.sections.iter().sum::<usize>() == rope.rotary / 2
+                    && self.dims(positions) == [rows, axes.count.into()]
+            }
+        };
+        if !fits || !of_axes {
             let what = format!(
                 "rope of {} of {} columns a head does not fit {columns} columns",
                 rope.rotary, rope.head_dim
@@ -266,8 +279,39 @@ impl Builder {
     ///
     /// # Errors
     /// [`GraphError::Shape`] where the head counts do not fit the columns.
-    pub fn attention(&mut self, qkv: [ValueId; 3], mut attention: Attention, cached: bool) -> Built {
-        let [q, k, v] = qkv;
+    pub fn attention(&mut self, qkv: [ValueId; 3], attention: Attention, cached: bool) -> Built {
+        if let Mask::Segments { .. } = attention.mask {
+            return Err(GraphError::shape("attention in segments takes their numbers"));
+        }
+        self.attention_over(qkv, None, attention, cached)
+    }
+
+    /// Attention among the rows of each segment of `segments` `[T]`; see [`Mask::Segments`].
+    ///
+    /// # Errors
+    /// [`GraphError::Shape`] where the head counts do not fit the columns, or there is not one number for each row.
+    pub fn attention_in_segments(
+        &mut self,
+        qkv: [ValueId; 3],
+        segments: ValueId,
+        attention: Attention,
+    ) -> Built {
+        let rows = self.dims(qkv[0])[0];
+        let alike = qkv.iter().all(|v| self.dims(*v).first() == Some(&rows));
+        if !alike || self.dims(segments) != [rows] || !matches!(attention.mask, Mask::Segments { most: 1.. })
+        {
+            return Err(GraphError::shape(format!("segments do not number the {rows} rows of attention")));
+        }
+        self.attention_over(qkv, Some(segments), attention, false)
+    }
+
+    fn attention_over(
+        &mut self,
+        [q, k, v]: [ValueId; 3],
+        segments: Option<ValueId>,
+        mut attention: Attention,
+        cached: bool,
+    ) -> Built {
         let Attention { heads, kv_heads, head_dim, .. } = attention;
         if kv_heads == 0 || head_dim == 0 || !heads.is_multiple_of(kv_heads) {
             return Err(GraphError::shape(format!(
@@ -282,7 +326,8 @@ impl Builder {
             self.program.caches.len() - 1
         });
         let dims = self.dims(q).to_vec();
-        Ok(self.push(Op::Attention(attention), &[q, k, v], dims))
+        let inputs: Vec<_> = [q, k, v].into_iter().chain(segments).collect();
+        Ok(self.push(Op::Attention(attention), &inputs, dims))
     }
 
     /// Squares of a picture as rows; see [`Op::Patchify`].
@@ -363,6 +408,16 @@ impl Builder {
             )));
         }
         Ok((height * width / (kernel * kernel), columns))
+    }
+
+    /// Rows that follow each other side by side; see [`Op::JoinRows`].
+    ///
+    /// # Errors
+    /// [`GraphError::Shape`] where the rows are known and do not divide.
+    pub fn join_rows(&mut self, x: ValueId, count: usize) -> Built {
+        let (rows, columns) = self.matrix("join_rows", x)?;
+        let dims = vec![rows.divided(count)?, (columns * count).into()];
+        Ok(self.push(Op::JoinRows { count }, &[x], dims))
     }
 
     /// The mean row.

@@ -1,6 +1,6 @@
 //! What a program costs, counted from its ops.
 
-use crate::{Bindings, GraphError, Op, Program, Sym};
+use crate::{Bindings, GraphError, Mask, Op, Program, Sym};
 
 /// Work of one call.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,6 +47,10 @@ pub fn cost(program: &Program, bindings: &Bindings) -> Result<Cost, GraphError> 
                 let keys = match a.cache {
                     Some(_) => bindings.get(Sym::Past)? + queries,
                     None => rows(node.inputs[1])?,
+                };
+                let keys = match a.mask {
+                    Mask::Segments { most } => keys.min(most),
+                    Mask::Full | Mask::Causal => keys,
                 };
                 if a.cache.is_some() {
                     cost.cache_elements += 2 * (keys * a.kv_heads * a.head_dim) as u64;

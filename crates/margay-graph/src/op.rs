@@ -94,7 +94,39 @@ pub enum RopeStyle {
     Interleaved,
 }
 
-/// Rotary position embedding of each head of `x`: [T, H*D] at `positions`: `[T]`.
+/// Positions along several axes: `[T, axes]`, of which each pair of a head follows one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Axes {
+    /// How many axes there are.
+    pub count: usize,
+    /// Pairs of each section of a head, all of its pairs together; section `s` follows axis `s % count`.
+    pub sections: Vec<usize>,
+    /// Each section has the frequencies of a head of its own (2-D positions of patches); else those of all pairs in
+    /// their order (M-RoPE).
+    pub restart: bool,
+}
+
+impl Axes {
+    /// For each pair in order its axis, and its exponent of the base: of the pairs it is counted among, the part
+    /// before it.
+    pub fn pairs(&self) -> impl Iterator<Item = (usize, f64)> + '_ {
+        let all: usize = self.sections.iter().sum();
+        let sections = self.sections.iter().enumerate().scan(0, |end, (section, &pairs)| {
+            let start = *end;
+            *end += pairs;
+            Some((section, start, pairs))
+        });
+        sections.flat_map(move |(section, start, pairs)| {
+            (0..pairs).map(move |i| {
+                let part =
+                    if self.restart { i as f64 / pairs as f64 } else { (start + i) as f64 / all as f64 };
+                (section % self.count, part)
+            })
+        })
+    }
+}
+
+/// Rotary position embedding of each head of `x`: [T, H*D] at `positions`: `[T]`, or `[T, axes]`.
 /// Pair `i` turns by `position * base^(-2i / rotary) / factors[i]`; columns past `rotary` of a head stay.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
@@ -108,6 +140,20 @@ pub struct Rope {
     pub style: RopeStyle,
     /// `[rotary / 2]` divisors of the frequencies (`rope_freqs.weight`).
     pub factors: Option<WeightId>,
+    /// Which axis each pair follows, where positions have several.
+    pub axes: Option<Axes>,
+}
+
+impl Rope {
+    /// For each pair its axis, and by how much position 1 turns it before the factors.
+    pub fn frequencies(&self) -> Vec<(usize, f64)> {
+        let turn = |part: f64| f64::from(self.base).powf(-part);
+        let pairs = self.rotary / 2;
+        match &self.axes {
+            Some(axes) => axes.pairs().map(|(axis, part)| (axis, turn(part))).collect(),
+            None => (0..pairs).map(|i| (0, turn(2.0 * i as f64 / self.rotary as f64))).collect(),
+        }
+    }
 }
 
 /// Which keys a query sees.
@@ -117,6 +163,12 @@ pub enum Mask {
     Full,
     /// Those at its own position and before.
     Causal,
+    /// Those of its own segment. Without a cache; a fourth input, segments `[T]` (int32), has one number for each row:
+    /// rows that follow each other with the same number are a segment.
+    Segments {
+        /// Rows of a segment, at most.
+        most: usize,
+    },
 }
 
 /// Scaled dot-product attention with grouped heads; q: [T, H*D], k and v: [T, K*D], result [T, H*D].
@@ -241,7 +293,7 @@ pub enum Op {
     Experts(Experts),
     /// Inputs x [T, H*D], positions `[T]` (int32).
     Rope(Rope),
-    /// Inputs q, k, v.
+    /// Inputs q, k, v, and segments under [`Mask::Segments`].
     Attention(Attention),
     /// Input pixels [C, height, width]: each `patch` x `patch` square as a row [P, C*patch*patch], in the order of a
     /// flattened convolution kernel. Squares that do not fit are dropped, as by an unpadded convolution.
@@ -256,6 +308,11 @@ pub enum Op {
     /// Input map [h*w, C]: the pixels of each square side by side in one row [h/k * w/k, k*k*C], row by row of the
     /// square ("pixel shuffle", the inverse of PyTorch's `PixelShuffle` but for the order of channels).
     SpaceToDepth(Pool2d),
+    /// Input x [R, C]: rows that follow each other side by side in one row [R / count, count * C].
+    JoinRows {
+        /// How many become one.
+        count: usize,
+    },
     /// Input x [R, C]: the mean row [1, C].
     MeanRows,
     /// Inputs a [A, C], b [B, C]: a's rows, then b's.
@@ -300,6 +357,7 @@ impl Op {
             Op::Conv2d(_) => "conv2d",
             Op::AvgPool2d(_) => "avg_pool2d",
             Op::SpaceToDepth(_) => "space_to_depth",
+            Op::JoinRows { .. } => "join_rows",
             Op::MeanRows => "mean_rows",
             Op::ConcatRows => "concat_rows",
             Op::SliceRows { .. } => "slice_rows",

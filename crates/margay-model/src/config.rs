@@ -1,8 +1,9 @@
 //! The numbers that describe a model, whatever file they came from.
 
 use crate::{Decoder, ModelError, Projector, TowerConfig};
+use margay_graph::{Bindings, Sym};
 use margay_prompt::{
-    image::{ImageError, ImageSpec},
+    image::{Fit, ImageError, ImageSpec},
     layout::PictureLayout,
 };
 use std::sync::Arc;
@@ -45,6 +46,8 @@ pub struct TextConfig {
     pub rotary: usize,
     /// Base of the rotary frequencies.
     pub rope_base: f32,
+    /// Pairs that follow time, row and column of a token, where its position has these axes.
+    pub rope_sections: Option<[usize; 3]>,
     /// How the frequencies are stretched for long contexts.
     pub rope_scaling: RopeScaling,
     /// Epsilon of the norms.
@@ -111,17 +114,61 @@ impl PartialEq for VisionConfig {
 }
 
 impl VisionConfig {
-    /// Visual tokens one tile becomes.
+    /// Visual tokens one tile becomes; of a tower whose grid varies, the smallest one.
     pub fn tile_tokens(&self) -> usize {
-        (self.projector.tokens)(self.tower.grid(), self.fold)
+        let (width, height) = self.image.size;
+        self.tokens_of(width, height).0
+    }
+
+    /// Whether each picture becomes as many visual tokens as its size asks for.
+    pub fn varies(&self) -> bool {
+        matches!(self.image.fit, Fit::Multiples { .. })
     }
 
     /// What a picture of that many pixels becomes in a prompt.
     ///
     /// # Errors
-    /// [`ImageError`] where the image spec cuts it into too many tiles.
+    /// [`ImageError`] where the image spec cuts it into too many tiles, or cannot take such a picture.
     pub fn layout(&self, width: u32, height: u32) -> Result<PictureLayout, ImageError> {
-        self.image.layout(width, height, self.tile_tokens())
+        self.image.layout(width, height, |width, height| self.tokens_of(width, height))
+    }
+
+    /// Rows and columns of the patches of the tile of a picture of that many pixels.
+    ///
+    /// # Errors
+    /// As [`VisionConfig::layout`].
+    pub fn tile_grid(&self, width: u32, height: u32) -> Result<(usize, usize), ImageError> {
+        let (width, height) = self.image.tile_size(width, height)?;
+        Ok(self.tower.grid_of(width as usize, height as usize))
+    }
+
+    /// Sizes of the vision programs for the tile of a picture of that many pixels.
+    ///
+    /// # Errors
+    /// As [`VisionConfig::layout`].
+    pub fn sizes(&self, width: u32, height: u32) -> Result<Bindings, ImageError> {
+        let (rows, columns) = self.tile_grid(width, height)?;
+        Ok(if self.varies() { Bindings::new().with(Sym::Patches, rows * columns) } else { Bindings::new() })
+    }
+
+    /// The greatest sizes of the vision programs: of the largest picture whose visual tokens fit the context.
+    pub fn limits(&self, context: usize) -> Bindings {
+        if !self.varies() {
+            return Bindings::new();
+        }
+        let (side, grid) = (self.tower.side() as u64, self.tower.grid() as u64);
+        let patches = (self.image.most_pixels() / (side * side)).saturating_mul(grid * grid);
+        let patches = usize::try_from(patches).unwrap_or(usize::MAX);
+        Bindings::new().with(Sym::Patches, patches.min(context.saturating_mul(self.fold * self.fold)))
+    }
+
+    /// Visual tokens of a tile of that many pixels, and how many of them stand in a row.
+    fn tokens_of(&self, width: u32, height: u32) -> (usize, usize) {
+        let (rows, columns) = self.tower.grid_of(width as usize, height as usize);
+        let tokens = (self.projector.tokens)((rows, columns), self.fold);
+        let folded = (rows / self.fold.max(1), columns / self.fold.max(1));
+        // Those of other projectors do not lie on the picture.
+        (tokens, if tokens == folded.0 * folded.1 { folded.1 } else { tokens })
     }
 
     /// Checks that its parts fit together.
@@ -201,6 +248,13 @@ impl TextConfig {
                 "rotary width",
                 format!("{} of {} columns cannot turn", self.rotary, self.head_dim),
             ));
+        }
+        if let Some(sections) = self.rope_sections {
+            let pairs = sections.iter().copied().fold(0, usize::saturating_add);
+            if pairs != self.rotary / 2 {
+                let what = format!("{sections:?} are {pairs} pairs of a head that has {}", self.rotary / 2);
+                return Err(bad("rope sections", what));
+            }
         }
         if let Some(Mixture { experts, used, ffn }) = self.mixture {
             within(place, "experts", experts, bound::EXPERTS)?;

@@ -6,10 +6,13 @@ use crate::{
 };
 use margay_file::gguf::{Metadata, Value};
 use margay_graph::NormKind;
-use margay_prompt::image::{ImageSpec, Tiling};
+use margay_prompt::image::{Fit, ImageSpec, Tiling};
 
 /// Our own key: how a picture becomes pixels, as JSON of an [`ImageSpec`]. Other runtimes ignore it.
 const IMAGE_SPEC_KEY: &str = "margay.image_spec";
+/// Pixels of a picture whose size varies, at least and at most.
+const MIN_PIXELS_KEY: &str = "clip.vision.image_min_pixels";
+const MAX_PIXELS_KEY: &str = "clip.vision.image_max_pixels";
 /// Our own key: the id of the tower, where it is not the transformer that other runtimes take it for.
 const TOWER_KEY: &str = "margay.vision.tower";
 
@@ -89,6 +92,7 @@ fn read_text(arch: &str, part: GgufPart<'_>) -> Result<TextConfig, ModelError> {
         head_dim,
         rotary: meta.opt_usize(&key("rope.dimension_count"))?.unwrap_or(head_dim),
         rope_base: meta.opt_f32(&key("rope.freq_base"))?.unwrap_or(10000.0),
+        rope_sections: rope_sections(&key("rope.dimension_sections"), decoder, meta)?,
         rope_scaling,
         norm_eps: meta.f32(&key(norm_eps_key(decoder)))?,
         context: meta.usize(&key("context_length"))?,
@@ -96,6 +100,18 @@ fn read_text(arch: &str, part: GgufPart<'_>) -> Result<TextConfig, ModelError> {
         mixture: read_mixture(arch, decoder, meta)?,
     }
     .checked("GGUF metadata")
+}
+
+/// Other runtimes count four axes, of which the last is not used.
+fn rope_sections(key: &str, decoder: &Decoder, meta: &Metadata) -> Result<Option<[usize; 3]>, ModelError> {
+    let Some(sections) = meta.opt_i32s(key)? else { return Ok(decoder.rope_sections) };
+    let (used, rest) = sections.split_at(sections.len().min(3));
+    let used: Option<Vec<usize>> = used.iter().map(|n| usize::try_from(*n).ok()).collect();
+    let used = used.and_then(|used| <[usize; 3]>::try_from(used).ok());
+    match used.filter(|_| decoder.rope_sections.is_some() && rest.iter().all(|n| *n == 0)) {
+        Some(used) => Ok(Some(used)),
+        None => Err(field(key, format!("{sections:?} is not supported in this decoder"))),
+    }
 }
 
 fn read_mixture(arch: &str, decoder: &Decoder, meta: &Metadata) -> Result<Option<Mixture>, ModelError> {
@@ -136,7 +152,7 @@ fn read_vision(family: &Family, part: GgufPart<'_>) -> Result<VisionConfig, Mode
     let defaults =
         defaults.ok_or_else(|| field("clip.vision.image_size", "this family has no image side".into()))?;
     let tower = match meta.opt_str(TOWER_KEY)? {
-        None => vision::TOWERS[0],
+        None => *vision::TOWERS.iter().find(|t| t.gguf.contains(&kind)).unwrap_or(&vision::TOWERS[0]),
         Some(id) => {
             vision::by_id(id).ok_or_else(|| field(TOWER_KEY, format!("the tower {id:?} is not supported")))?
         }
@@ -146,7 +162,7 @@ fn read_vision(family: &Family, part: GgufPart<'_>) -> Result<VisionConfig, Mode
         Some(json) => serde_json::from_str(json).map_err(|e| field(IMAGE_SPEC_KEY, e.to_string()))?,
         None => default_image(defaults, meta, &*tower)?,
     };
-    let fold = meta.opt_usize(&key("projector.scale_factor"))?.unwrap_or(1);
+    let fold = meta.opt_usize(&key("projector.scale_factor"))?.unwrap_or_else(|| tower.fold());
     VisionConfig { tower, projector, fold, image }.checked("GGUF metadata")
 }
 
@@ -161,6 +177,13 @@ fn default_image(
     {
         *longest_edge = u32::try_from(edge)
             .map_err(|_| field("clip.vision.preproc_image_size", format!("{edge} pixels are too many")))?;
+    }
+    if let Fit::Multiples { min_pixels, max_pixels, .. } = &mut spec.fit {
+        for (key, slot) in [(MIN_PIXELS_KEY, min_pixels), (MAX_PIXELS_KEY, max_pixels)] {
+            if let Some(pixels) = meta.opt_usize(key)? {
+                *slot = pixels as u64;
+            }
+        }
     }
     for (key, slot) in [("clip.vision.image_mean", &mut spec.mean), ("clip.vision.image_std", &mut spec.std)]
     {
@@ -207,6 +230,10 @@ pub fn text_metadata(config: &ModelConfig) -> Metadata {
         size("expert_used_count", used);
         size("expert_feed_forward_length", ffn);
     }
+    if let Some([time, row, column]) = text.rope_sections {
+        let sections = [time, row, column, 0].map(|pairs| pairs as i32).to_vec();
+        put(&format!("{arch}.rope.dimension_sections"), sections.into());
+    }
     put(&format!("{arch}.rope.freq_base"), text.rope_base.into());
     put(&format!("{arch}.{}", norm_eps_key(text.decoder)), text.norm_eps.into());
     if let RopeScaling::Linear(factor) = text.rope_scaling {
@@ -230,17 +257,21 @@ pub fn vision_metadata(config: &ModelConfig) -> Option<Metadata> {
     put("clip.has_llava_projector", true.into());
     put("clip.projector_type", projector.id.into());
     put("clip.vision.projection_dim", (config.text.width as u32).into());
-    if *fold != 1 {
+    if *fold != tower.fold() {
         put("clip.vision.projector.scale_factor", (*fold as u32).into());
     }
     if let Some(Tiling::Grid { longest_edge, .. }) = image.tiling {
         put("clip.vision.preproc_image_size", longest_edge.into());
     }
+    if let Fit::Multiples { min_pixels, max_pixels, .. } = image.fit {
+        put(MIN_PIXELS_KEY, u32::try_from(min_pixels).unwrap_or(u32::MAX).into());
+        put(MAX_PIXELS_KEY, u32::try_from(max_pixels).unwrap_or(u32::MAX).into());
+    }
     put("clip.vision.image_mean", image.mean.to_vec().into());
     put("clip.vision.image_std", image.std.to_vec().into());
     let json = serde_json::to_string(image).expect("invariant: an image spec is plain data");
     put(IMAGE_SPEC_KEY, json.into());
-    if tower.tower().id != vision::TOWERS[0].id {
+    if tower.tower().id != vision::TOWERS[0].id && !tower.tower().gguf.contains(&projector.id) {
         put(TOWER_KEY, tower.tower().id.into());
     }
     tower.put(&mut meta);

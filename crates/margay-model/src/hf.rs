@@ -159,7 +159,8 @@ pub(crate) fn text(
         // The factor may be a rounded quotient.
         rotary: (head_dim as f32 * factor + 1e-3) as usize,
         rope_base: rope.f32("rope_theta", config.f32("rope_theta", 10000.0)?)?,
-        rope_scaling: scaling.map_or(Ok(RopeScaling::None), |s| rope_scaling(&s))?,
+        rope_sections: rope_sections(scaling.as_ref(), decoder)?,
+        rope_scaling: scaling.as_ref().map_or(Ok(RopeScaling::None), rope_scaling)?,
         norm_eps: config.f32(norm_eps, defaults.norm_eps)?,
         context,
         tied: config.bool("tie_word_embeddings", defaults.tied)?,
@@ -192,9 +193,26 @@ fn mixture(
     Ok(Some(Mixture { experts, used: config.usize("num_experts_per_tok", used)?, ffn }))
 }
 
+/// How many pairs follow each axis, of a decoder whose positions have several.
+fn rope_sections(config: Option<&HfConfig<'_>>, decoder: &Decoder) -> Result<Option<[usize; 3]>, ModelError> {
+    let field = "mrope_section";
+    let Some((config, listed)) = config.and_then(|c| c.get(field).map(|listed| (c, listed))) else {
+        return Ok(decoder.rope_sections);
+    };
+    if decoder.rope_sections.is_none() {
+        return Err(config.bad(field, &format!("is not supported in a {} decoder", decoder.arch)));
+    }
+    let sections: Option<Vec<usize>> = listed
+        .as_array()
+        .and_then(|all| all.iter().map(|n| n.as_u64().and_then(|n| usize::try_from(n).ok())).collect());
+    let sections = sections.and_then(|sections| sections.try_into().ok());
+    sections.map(Some).ok_or_else(|| config.bad(field, &format!("{listed} is no list of three numbers")))
+}
+
 fn rope_scaling(config: &HfConfig<'_>) -> Result<RopeScaling, ModelError> {
     match config.str("rope_type").or_else(|| config.str("type")).unwrap_or("default") {
-        "default" => Ok(RopeScaling::None),
+        // The sections are read elsewhere.
+        "default" | "mrope" => Ok(RopeScaling::None),
         "linear" => Ok(RopeScaling::Linear(config.f32("factor", 1.0)?)),
         "llama3" => Ok(RopeScaling::Llama3 {
             factor: config.f32("factor", 8.0)?,

@@ -24,5 +24,5 @@ pub use families::{
 };
 pub use hf::HfConfig;
 pub use projector::{PROJECTORS, Projector};
-pub use vision::{Features, TOWERS, Tower, TowerConfig};
+pub use vision::{Features, Feed, TOWERS, Tower, TowerConfig};
 pub use weights::{Canonical, Rename, Transform, rope_factors};

@@ -37,6 +37,13 @@ pub enum Transform {
         /// Matrices in the stack.
         of: usize,
     },
+    /// The kernel of one frame of a convolution over several, `[out, C, frames, h, w]`, as `[out, C, h, w]`.
+    Frame {
+        /// Which, from 0.
+        number: usize,
+        /// Frames of the kernel.
+        of: usize,
+    },
     /// Some of its rows, as they lie there.
     Rows {
         /// The first.
@@ -57,6 +64,7 @@ impl Transform {
             Transform::None | Transform::Expert { .. } => Ok(tensor),
             Transform::InterleaveHeads { heads } => interleave_heads(name, &tensor, heads),
             Transform::AddOne => add_one(name, &tensor),
+            Transform::Frame { number, of } => frame(name, &tensor, number, of),
             Transform::Rows { start, rows } => some_rows(name, &tensor, start, rows),
         }
     }
@@ -65,6 +73,7 @@ impl Transform {
     fn info(self, mut info: TensorInfo) -> TensorInfo {
         match self {
             Transform::Rows { rows, .. } => info.shape = with_rows(&info.shape, rows),
+            Transform::Frame { .. } => info.shape = without_frames(&info.shape),
             Transform::AddOne => info.dtype = DType::F32,
             Transform::None | Transform::InterleaveHeads { .. } | Transform::Expert { .. } => {}
         }
@@ -134,6 +143,31 @@ fn some_rows(name: &str, tensor: &Tensor, start: usize, rows: usize) -> Result<T
     let what = || ModelError::weight(name, format!("has {stored} rows, not {}", start + rows));
     Tensor::new(tensor.dtype(), with_rows(tensor.shape(), rows), storage.ok_or_else(what)?)
         .map_err(|e| ModelError::weight(name, e.to_string()))
+}
+
+fn frame(name: &str, tensor: &Tensor, number: usize, of: usize) -> Result<Tensor, ModelError> {
+    let dims = tensor.shape().dims();
+    if dims.len() != 5 || dims[2] != of || number >= of || tensor.dtype().is_block() {
+        let what = format!(
+            "is {} {}, expected [out, channels, {of}, height, width]",
+            tensor.dtype(),
+            tensor.shape()
+        );
+        return Err(ModelError::weight(name, what));
+    }
+    let each = (tensor.bytes().len() / (dims[0] * dims[1] * of).max(1)).max(1);
+    let storage = Storage::build(tensor.bytes().len() / of, |out| {
+        let frames = tensor.bytes().chunks_exact(each).skip(number).step_by(of);
+        out.chunks_exact_mut(each).zip(frames).for_each(|(out, frame)| out.copy_from_slice(frame));
+    });
+    Tensor::new(tensor.dtype(), without_frames(tensor.shape()), storage)
+        .map_err(|e| ModelError::weight(name, e.to_string()))
+}
+
+/// The shape of one frame's kernel.
+fn without_frames(shape: &Shape) -> Shape {
+    let keep = shape.dims().iter().enumerate().filter(|(at, _)| *at != 2);
+    Shape::from(keep.map(|(_, size)| *size).collect::<Vec<_>>())
 }
 
 fn with_rows(shape: &Shape, rows: usize) -> Shape {
@@ -213,7 +247,7 @@ impl Canonical {
             }
         }
         let mut weights = Canonical { sources: vec![source.clone()], entries, unused };
-        weights.part_qkv(&config.text)?;
+        weights.part(config)?;
         weights.complete(config);
         weights.note_undeclared(config)?;
         weights.refuse_unknown(config)?;
@@ -237,7 +271,7 @@ impl Canonical {
         }
         let mut weights = Canonical { sources: files, entries, unused: vec![] };
         weights.exchange(config);
-        weights.part_qkv(&config.text)?;
+        weights.part(config)?;
         weights.complete(config);
         weights.note_undeclared(config)?;
         weights.refuse_unknown(config)?;
@@ -358,25 +392,40 @@ impl Canonical {
         }
     }
 
-    /// Some converters write the queries, keys and values of a block as one matrix, in that order.
-    /// Source: llama.cpp `llama-model.cpp`, `attn_qkv`.
-    fn part_qkv(&mut self, text: &TextConfig) -> Result<(), ModelError> {
+    /// Parts what a file holds as one: the queries, keys and values of a block, which some converters write as one matrix,
+    /// in that order (llama.cpp `llama-model.cpp`, `attn_qkv`), and what the tower says.
+    fn part(&mut self, config: &ModelConfig) -> Result<(), ModelError> {
+        let text = &config.text;
         let (q, kv) = (text.heads * text.head_dim, text.kv_heads * text.head_dim);
         for (layer, kind) in (0..text.layers).flat_map(|layer| [(layer, "weight"), (layer, "bias")]) {
-            let fused = format!("blk.{layer}.attn_qkv.{kind}");
-            let Some(info) = self.info(&fused) else { continue };
-            let rows = info.shape.dims().first().copied().unwrap_or(0);
-            if rows != q + 2 * kv {
-                return Err(ModelError::weight(fused, format!("has {rows} rows, expected {}", q + 2 * kv)));
-            }
-            let Some(Entry::Stored { source, name, .. }) = self.entries.remove(&fused) else { continue };
-            for (part, start, rows) in [("attn_q", 0, q), ("attn_k", q, kv), ("attn_v", q + kv, kv)] {
-                let part = format!("blk.{layer}.{part}.{kind}");
-                let transform = Transform::Rows { start, rows };
-                let entry = Entry::Stored { source, name: name.clone(), transform };
-                if self.entries.insert(part.clone(), entry).is_some() {
-                    return Err(ModelError::weight(part, format!("is there beside {fused}")));
-                }
+            let parts = [("attn_q", 0, q), ("attn_k", q, kv), ("attn_v", q + kv, kv)];
+            let parts = parts.map(|(part, start, rows)| {
+                (format!("blk.{layer}.{part}.{kind}"), Transform::Rows { start, rows })
+            });
+            self.part_one(&format!("blk.{layer}.attn_qkv.{kind}"), &parts)?;
+        }
+        for (whole, parts) in config.vision.iter().flat_map(|vision| vision.tower.parts()) {
+            self.part_one(&whole, &parts)?;
+        }
+        Ok(())
+    }
+
+    fn part_one(&mut self, whole: &str, parts: &[(String, Transform)]) -> Result<(), ModelError> {
+        let Some(info) = self.info(whole) else { return Ok(()) };
+        let rows = info.shape.dims().first().copied().unwrap_or(0);
+        let rows_of = |(_, transform): &(String, Transform)| match transform {
+            Transform::Rows { rows, .. } => *rows,
+            _ => 0,
+        };
+        let expected: usize = parts.iter().map(rows_of).sum();
+        if expected > 0 && rows != expected {
+            return Err(ModelError::weight(whole, format!("has {rows} rows, expected {expected}")));
+        }
+        let Some(Entry::Stored { source, name, .. }) = self.entries.remove(whole) else { return Ok(()) };
+        for (part, transform) in parts {
+            let entry = Entry::Stored { source, name: name.clone(), transform: *transform };
+            if self.entries.insert(part.clone(), entry).is_some() {
+                return Err(ModelError::weight(part, format!("is there beside {whole}")));
             }
         }
         Ok(())
@@ -441,6 +490,7 @@ fn would_matter(name: &str) -> bool {
         "multi_modal_projector",
         "vision_tower",
         "vision_model",
+        "visual.",
         "connector",
         "newline",
         "output.bias",

@@ -20,6 +20,8 @@ pub enum Piece {
     Tile {
         /// How many (rows of the projector's output).
         tokens: usize,
+        /// How many of them stand in a row of the picture.
+        columns: usize,
     },
 }
 
@@ -42,7 +44,7 @@ impl PictureLayout {
 
     /// Visual tokens of all tiles.
     pub fn visual_tokens(&self) -> usize {
-        let tokens = |piece: &Piece| if let Piece::Tile { tokens } = piece { *tokens } else { 0 };
+        let tokens = |piece: &Piece| if let Piece::Tile { tokens, .. } = piece { *tokens } else { 0 };
         self.pieces.iter().map(tokens).fold(0, usize::saturating_add)
     }
 
@@ -65,6 +67,8 @@ pub struct Sequence {
     pub ids: Vec<i32>,
     /// The positions of each tile's visual tokens, in order.
     pub tiles: Vec<Range<usize>>,
+    /// How many of each tile's visual tokens stand in a row of the picture.
+    pub columns: Vec<usize>,
 }
 
 /// Visual tokens could not be placed.
@@ -128,7 +132,7 @@ impl Layout {
                     for piece in pictures.next().map_or(&[][..], PictureLayout::pieces) {
                         match piece {
                             Piece::Text(text) => placing.texts.push(Segment::trusted(text)),
-                            Piece::Tile { tokens } => placing.tile(*tokens)?,
+                            Piece::Tile { tokens, columns } => placing.tile(*tokens, *columns)?,
                         }
                     }
                 }
@@ -143,6 +147,29 @@ impl Sequence {
     /// Positions that visual tokens take.
     pub fn visual_tokens(&self) -> usize {
         self.tiles.iter().map(Range::len).sum()
+    }
+
+    /// For each token its place on three axes, time, row and column; and the place of the token that follows. Text goes
+    /// on along all three at once. A tile is one moment, within which rows and columns are counted; what follows stands
+    /// behind the greatest of them. Source: transformers `modeling_qwen2_vl.py`, `get_rope_index`.
+    pub fn places(&self) -> (Vec<[i32; 3]>, i32) {
+        let mut places = Vec::with_capacity(self.ids.len());
+        let mut next = 0;
+        let text = |places: &mut Vec<[i32; 3]>, next: &mut i32, to: usize| {
+            while places.len() < to {
+                places.push([*next; 3]);
+                *next += 1;
+            }
+        };
+        for (tile, &columns) in self.tiles.iter().zip(&self.columns) {
+            text(&mut places, &mut next, tile.start);
+            let at = |i: usize| [i / columns.max(1), i % columns.max(1)].map(|n| next + n as i32);
+            places.extend((0..tile.len()).map(at).map(|[row, column]| [next, row, column]));
+            let greatest = places[tile.clone()].iter().flatten().max();
+            next = greatest.map_or(next, |greatest| greatest + 1);
+        }
+        text(&mut places, &mut next, self.ids.len());
+        (places, next)
     }
 }
 
@@ -177,12 +204,13 @@ impl Placing<'_> {
     }
 
     /// Appends the rows of the next tile.
-    fn tile(&mut self, rows: usize) -> Result<(), LayoutError> {
+    fn tile(&mut self, rows: usize, columns: usize) -> Result<(), LayoutError> {
         self.text()?;
         let start = self.sequence.ids.len();
         let end = self.rows + rows as i32;
         self.sequence.ids.extend((self.rows..end).map(|row| -1 - row));
         self.sequence.tiles.push(start..self.sequence.ids.len());
+        self.sequence.columns.push(columns);
         self.rows = end;
         self.check_length()
     }
@@ -214,7 +242,7 @@ mod tests {
     }
 
     fn tile(tokens: usize) -> Piece {
-        Piece::Tile { tokens }
+        Piece::Tile { tokens, columns: 2 }
     }
 
     fn picture<const N: usize>(pieces: [Piece; N]) -> PictureLayout {
@@ -246,6 +274,22 @@ mod tests {
         // The words behind the picture are one run with its own last text: no dummy space between them.
         assert_eq!(sequence.ids, [3, 5, 2, -1, -2, 3, 4, 2, -3, 3, 6, 7, 9, 10, 8, -4]);
         assert_eq!(sequence.tiles, [3..5, 8..9, 15..16]);
+    }
+
+    #[test]
+    fn text_behind_a_tile_stands_behind_its_longer_side() {
+        let parts = [text("a", true), RenderedPart::Image, RenderedPart::Image, text("b", true)];
+        let wide = picture([Piece::Tile { tokens: 6, columns: 3 }]);
+        let sequence =
+            Layout { bos: Some(false) }.place(&tokenizer(false), &parts, &[wide, picture([tile(6)])]);
+        let (places, next) = sequence.unwrap().places();
+        let rows = [[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 0], [0, 1, 1], [0, 1, 2]];
+        let tall = [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1], [0, 2, 0], [0, 2, 1]];
+        let from = |start: i32, of: [[i32; 3]; 6]| of.map(|place| place.map(|n| n + start));
+        // "a" and "b" are two pieces each: the dummy space and the letter.
+        let ends = [[[0; 3], [1; 3]], [[8; 3], [9; 3]]];
+        assert_eq!(places, [&ends[0][..], &from(2, rows), &from(5, tall), &ends[1]].concat());
+        assert_eq!(next, 10);
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! An answer as it comes about.
 
 use crate::{
-    AskOptions, Error, Image, Report, Session, StageReport, Stop, engine::TextCall, sample::Sampler,
+    AskOptions, Error, Image, Model, Report, Session, StageReport, Stop, engine::TextCall, sample::Sampler,
 };
 use margay_graph::BackendError;
+use margay_model::Feed;
 use margay_observe::{Root, Stage, StageTimes, Stopwatch, process};
 use margay_prompt::{
-    image::{ImageTiles, preprocess},
+    image::{ImageTiles, Pixels, preprocess},
     layout::{PictureLayout, Sequence},
     text::{Message, Part, StopMatcher, StreamDecoder, Tokenizer},
 };
@@ -39,6 +40,9 @@ pub struct Answer<'s> {
     session: &'s mut Session,
     options: AskOptions,
     sequence: Sequence,
+    /// The place of each token of the sequence, and of the next one.
+    places: Vec<[i32; 3]>,
+    next_place: i32,
     pictures: VecDeque<(Image, PictureLayout)>,
     picture_count: usize,
     /// Tiles of all pictures of this question, and how many of them are visual tokens.
@@ -68,7 +72,7 @@ pub struct Answer<'s> {
 enum Phase {
     Preprocess,
     Encode(Tiles),
-    Project(Tiles, Vec<f32>),
+    Project(Tiles, Pixels, Vec<f32>),
     Prefill,
     Decode,
     Ended(Stop),
@@ -95,6 +99,7 @@ impl<'s> Answer<'s> {
         let mut times = StageTimes::default();
         times.add(Stage::Load, model.load_time());
         let visual_tokens = sequence.visual_tokens();
+        let (places, next_place) = sequence.places();
         session.cancel.reset();
         Answer {
             decoder: StreamDecoder::new(model.source().tokenizer.clone(), true),
@@ -118,6 +123,8 @@ impl<'s> Answer<'s> {
             session,
             options,
             sequence,
+            places,
+            next_place,
             outside: Duration::ZERO,
             decoding: Duration::ZERO,
         }
@@ -147,7 +154,7 @@ impl<'s> Answer<'s> {
         match std::mem::replace(&mut self.phase, Phase::Over) {
             Phase::Preprocess => self.preprocess(),
             Phase::Encode(tiles) => self.encode(tiles),
-            Phase::Project(tiles, features) => self.project(tiles, &features),
+            Phase::Project(tiles, tile, features) => self.project(tiles, &tile, &features),
             Phase::Prefill => self.prefill(),
             Phase::Decode => self.decode(),
             Phase::Ended(stop) => {
@@ -196,17 +203,19 @@ impl<'s> Answer<'s> {
         self.times.add(Stage::Preprocess, clock.elapsed());
         let model = self.session.model.clone();
         let clock = Stopwatch::start();
-        let features = model.engine()?.encode(&tile.data, &self.session.cancel)?.to_vec();
+        let feed = fed(&model, &tile)?;
+        let features = model.engine()?.encode(&feed, &self.session.cancel)?.to_vec();
+        drop(feed);
         self.stage_ended(Stage::Encode, clock.elapsed(), self.tiles_done + 1, self.tile_count);
-        self.phase = Phase::Project(tiles, features);
+        self.phase = Phase::Project(tiles, tile, features);
         Ok(())
     }
 
-    fn project(&mut self, tiles: Tiles, features: &[f32]) -> Result<(), Error> {
+    fn project(&mut self, tiles: Tiles, tile: &Pixels, features: &[f32]) -> Result<(), Error> {
         let model = self.session.model.clone();
         let clock = Stopwatch::start();
         let mut engine = model.engine()?;
-        let visual = engine.project(features, &self.session.cancel)?;
+        let visual = engine.project(&fed(&model, tile)?, features, &self.session.cancel)?;
         self.session.visual.extend_from_slice(visual);
         drop(engine);
         self.tiles_done += 1;
@@ -235,7 +244,8 @@ impl<'s> Answer<'s> {
         let to = self.sequence.ids.len().min(from + engine.batch());
         let of = self.prefill_steps + (self.sequence.ids.len() - from).div_ceil(engine.batch());
         let ids = &self.sequence.ids[from..to];
-        let call = TextCall { ids, visual: &self.session.visual, width: model.config().text.width };
+        let places = &self.places[from..to];
+        let call = TextCall { ids, places, visual: &self.session.visual, width: model.config().text.width };
         let logits = engine.run_text(&call, self.session.state.as_mut(), &self.session.cancel)?;
         let last = to == self.sequence.ids.len();
         let token = last.then(|| self.sampler.choose(logits)).transpose()?;
@@ -263,11 +273,14 @@ impl<'s> Answer<'s> {
         let token = *self.tokens.last().expect("invariant: prefill gave the first token");
         let ids = [token as i32];
         let mut engine = model.engine()?;
-        let call = TextCall { ids: &ids, visual: &self.session.visual, width: model.config().text.width };
+        let places = [[self.next_place; 3]];
+        let (visual, width) = (&self.session.visual, model.config().text.width);
+        let call = TextCall { ids: &ids, places: &places, visual, width };
         let logits = engine.run_text(&call, self.session.state.as_mut(), &self.session.cancel)?;
         let next = self.sampler.choose(logits)?;
         drop(engine);
         self.session.held.push(ids[0]);
+        self.next_place += 1;
         self.stages.decode_tokens += 1;
         self.times.add(Stage::Decode, clock.elapsed());
         self.take(next);
@@ -362,6 +375,13 @@ impl<'s> Answer<'s> {
         self.times.add(stage, took);
         self.pending.push_back(Event::Stage { stage, took, done, of });
     }
+}
+
+/// A tile as the model's tower takes it.
+fn fed<'p>(model: &Model, tile: &'p Pixels) -> Result<Feed<'p>, Error> {
+    let config = model.config();
+    let vision = config.vision.as_ref().ok_or_else(|| Error::NoVision { model: config.name.clone() })?;
+    Ok(vision.tower.feed(tile))
 }
 
 impl Iterator for Answer<'_> {

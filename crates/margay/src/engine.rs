@@ -5,7 +5,7 @@ use margay_graph::{
     Backend, BackendError, Bindings, Cancel, Executable, InputData, MemoryUse, PackedForm, Program, State,
     StateOptions, Sym, WeightSource, passes,
 };
-use margay_model::ModelPrograms;
+use margay_model::{Feed, ModelPrograms};
 use margay_tensor::{Storage, Tensor};
 
 /// Compiled programs; the vision side only once a picture asks for it.
@@ -15,6 +15,7 @@ pub(crate) struct Engine {
     programs: ModelPrograms,
     packed: PackedFiles,
     batch: usize,
+    context: usize,
     rows: Vec<i32>,
     positions: Vec<i32>,
 }
@@ -28,6 +29,8 @@ struct Vision {
 pub(crate) struct TextCall<'a> {
     /// Ids of the new tokens, negative for visual rows.
     pub ids: &'a [i32],
+    /// Their places in time, row and column, which only some models ask for; none where each stands one behind the other.
+    pub places: &'a [[i32; 3]],
     /// All visual rows of the conversation, [V, E].
     pub visual: &'a [f32],
     /// Width of a visual row.
@@ -54,7 +57,7 @@ impl Engine {
             PackedFiles::default()
         };
         let text = compile(source, backend, &programs.text, &limits, &packed, &Cancel::new())?;
-        Ok(Engine { text, vision: None, programs, packed, batch, rows: vec![], positions: vec![] })
+        Ok(Engine { text, vision: None, programs, packed, batch, context, rows: vec![], positions: vec![] })
     }
 
     pub(crate) fn new_state(&self, capacity: usize) -> Result<Box<dyn State>, Error> {
@@ -89,21 +92,26 @@ impl Engine {
         let (Some(encode), Some(project)) = (&self.programs.encode, &self.programs.project) else {
             return Err(Error::NoVision { model: source.config.name.clone() });
         };
-        let none = Bindings::new();
-        let encode = compile(source, backend, encode, &none, &self.packed, cancel)?;
-        let project = compile(source, backend, project, &none, &self.packed, cancel)?;
+        let limits = source.config.vision.as_ref().map_or_else(Bindings::new, |v| v.limits(self.context));
+        let encode = compile(source, backend, encode, &limits, &self.packed, cancel)?;
+        let project = compile(source, backend, project, &limits, &self.packed, cancel)?;
         self.vision = Some(Vision { encode, project });
         Ok(true)
     }
 
-    /// Pixels [3, H, W] to patch features [P, C].
-    pub(crate) fn encode(&mut self, pixels: &[f32], cancel: &Cancel) -> Result<&[f32], Error> {
-        run_stage(&mut self.vision_mut().encode, pixels, "encode", cancel)
+    /// A tile to patch features [P, C].
+    pub(crate) fn encode(&mut self, tile: &Feed<'_>, cancel: &Cancel) -> Result<&[f32], Error> {
+        run_stage(&mut self.vision_mut().encode, tile, &tile.pixels, "encode", cancel)
     }
 
-    /// Patch features [P, C] to visual tokens [V, E].
-    pub(crate) fn project(&mut self, features: &[f32], cancel: &Cancel) -> Result<&[f32], Error> {
-        run_stage(&mut self.vision_mut().project, features, "project", cancel)
+    /// Its patch features [P, C] to visual tokens [V, E].
+    pub(crate) fn project(
+        &mut self,
+        tile: &Feed<'_>,
+        features: &[f32],
+        cancel: &Cancel,
+    ) -> Result<&[f32], Error> {
+        run_stage(&mut self.vision_mut().project, tile, features, "project", cancel)
     }
 
     /// Prompt tokens that are computed together.
@@ -119,8 +127,7 @@ impl Engine {
         cancel: &Cancel,
     ) -> Result<&[f32], Error> {
         let past = state.len();
-        self.positions.clear();
-        self.positions.extend((past..past + call.ids.len()).map(|p| p as i32));
+        positions(self.text.program(), past, call.ids.len(), call.places, &mut self.positions);
         self.rows.clear();
         self.rows.push(call.ids.len() as i32 - 1);
         let bindings = Bindings::new()
@@ -183,12 +190,33 @@ impl WeightSource for Stoppable<'_> {
 
 fn run_stage<'e>(
     executable: &'e mut Box<dyn Executable>,
-    input: &[f32],
+    tile: &Feed<'_>,
+    numbers: &[f32],
     output: &str,
     cancel: &Cancel,
 ) -> Result<&'e [f32], Error> {
-    executable.run(&Bindings::new(), &[InputData::F32(input)], None, cancel)?;
+    let inputs = tile.inputs(executable.program(), numbers);
+    executable.run(&tile.bindings, &inputs, None, cancel)?;
     Ok(executable.output(output).expect("invariant: a stage's output bears its name"))
+}
+
+/// The positions of the tokens behind the first `past`, as the text program takes them: one each, or one each on three
+/// axes, which are `places` where they are given.
+pub(crate) fn positions(
+    program: &Program,
+    past: usize,
+    count: usize,
+    places: &[[i32; 3]],
+    positions: &mut Vec<i32>,
+) {
+    let axes = program.input("positions").map_or(1, |id| program.value(id).dims.len());
+    positions.clear();
+    let numbered = (past..past + count).map(|p| p as i32);
+    match axes {
+        1 => positions.extend(numbered),
+        _ if places.is_empty() => positions.extend(numbered.flat_map(|p| [p; 3])),
+        _ => positions.extend(places.iter().flatten()),
+    }
 }
 
 #[cfg(test)]

@@ -47,9 +47,10 @@ impl Stages {
         let mut engine = self.model.engine()?;
         let mut took = Duration::ZERO;
         for tile in tiles {
+            let tile = vision.tower.feed(&tile);
             let clock = Stopwatch::start();
-            let features = engine.encode(&tile.data, &self.cancel)?.to_vec();
-            engine.project(&features, &self.cancel)?;
+            let features = engine.encode(&tile, &self.cancel)?.to_vec();
+            engine.project(&tile, &features, &self.cancel)?;
             took += clock.elapsed();
         }
         Ok(took)
@@ -89,7 +90,7 @@ impl Stages {
         let at_once = at_once.min(engine.batch());
         let clock = Stopwatch::start();
         for ids in ids.chunks(at_once) {
-            let call = TextCall { ids, visual: &[], width };
+            let call = TextCall { ids, places: &[], visual: &[], width };
             engine.run_text(&call, self.state.as_mut(), &self.cancel)?;
         }
         Ok(clock.elapsed())

@@ -1,7 +1,9 @@
 //! Every stage's tensor, so that anyone can find the first one that drifts from the original.
 
 use crate::{
-    Error, Image, LoadOptions, ModelSource, backends, default_context, engine::compile, packed::PackedFiles,
+    Error, Image, LoadOptions, ModelSource, backends, default_context,
+    engine::{compile, positions},
+    packed::PackedFiles,
     session::raw_parts,
 };
 use margay_cpu::KvType;
@@ -23,7 +25,8 @@ pub struct TraceOptions {
 impl ModelSource {
     /// Runs the stages and gives each one's result as float32: `pixel_values` [N, 3, H, W] of N tiles, `encode`
     /// [N, P, C], `project` [N, V, E], `hidden.<layer>` [T, E] (0 is the embedding), `logits` [T, vocabulary]; and `input_ids` `[T]`
-    /// (int32, -1 where a visual token stands).
+    /// (int32, -1 where a visual token stands). Where each picture keeps its size, the patches of all pictures follow each
+    /// other: `pixel_values` [P, 3*patch*patch], `encode` [P, C], `project` [V, E].
     ///
     /// # Errors
     /// As [`crate::Session::ask`].
@@ -52,29 +55,42 @@ impl ModelSource {
             let (Some(encode), Some(project)) = (&programs.encode, &programs.project) else {
                 return Err(Error::NoVision { model: name() });
             };
-            let mut encode = compile(self, backend.as_ref(), encode, &Bindings::new(), &packed, &cancel)?;
-            let mut project = compile(self, backend.as_ref(), project, &Bindings::new(), &packed, &cancel)?;
-            let (mut pixels, mut features) = (vec![], vec![]);
+            let limits = vision.limits(load.context.unwrap_or_else(|| default_context(&self.config)));
+            let mut encode = compile(self, backend.as_ref(), encode, &limits, &packed, &cancel)?;
+            let mut project = compile(self, backend.as_ref(), project, &limits, &packed, &cancel)?;
+            let (mut pixels, mut features, mut tiles) = (vec![], vec![], 0usize);
             for image in images {
                 pictures.push(self.picture_layout(image)?);
-                let tiles = preprocess(&image.picture, &vision.image)
+                let cut = preprocess(&image.picture, &vision.image)
                     .map_err(|source| Error::Image { place: image.name.clone(), source })?;
-                for tile in tiles {
-                    encode.run(&Bindings::new(), &[InputData::F32(&tile.data)], None, &cancel)?;
+                for tile in cut {
+                    let tile = vision.tower.feed(&tile);
+                    let inputs = tile.inputs(encode.program(), &tile.pixels);
+                    encode.run(&tile.bindings, &inputs, None, &cancel)?;
                     let encoded = encode.output("encode").expect("invariant: encode has its output");
-                    project.run(&Bindings::new(), &[InputData::F32(encoded)], None, &cancel)?;
+                    let inputs = tile.inputs(project.program(), encoded);
+                    project.run(&tile.bindings, &inputs, None, &cancel)?;
                     let projected = project.output("project").expect("invariant: project has its output");
-                    pixels.extend_from_slice(&tile.data);
+                    pixels.extend_from_slice(&tile.pixels);
+                    tiles += 1;
                     features.extend_from_slice(encoded);
                     visual.extend_from_slice(projected);
                 }
             }
-            let (side, width) = (vision.tower.side(), vision.tower.width());
-            let tiles = pixels.len() / (3 * side * side);
-            out.push(f32s("pixel_values", [tiles, 3, side, side], &pixels));
-            out.push(f32s("encode", [tiles, features.len() / tiles / width, width], &features));
-            let tokens = visual.len() / tiles / self.config.text.width;
-            out.push(f32s("project", [tiles, tokens, self.config.text.width], &visual));
+            let (width, out_width) = (vision.tower.width(), self.config.text.width);
+            if vision.varies() {
+                // Tiles differ in size: their rows follow each other.
+                let patches = features.len() / width;
+                out.push(f32s("pixel_values", [patches, pixels.len() / patches], &pixels));
+                out.push(f32s("encode", [patches, width], &features));
+                out.push(f32s("project", [visual.len() / out_width, out_width], &visual));
+            } else {
+                let side = vision.tower.side();
+                out.push(f32s("pixel_values", [tiles, 3, side, side], &pixels));
+                out.push(f32s("encode", [tiles, features.len() / tiles / width, width], &features));
+                let tokens = visual.len() / tiles / out_width;
+                out.push(f32s("project", [tiles, tokens, out_width], &visual));
+            }
         }
 
         let parts = if options.raw_prompt {
@@ -108,13 +124,12 @@ impl ModelSource {
         };
         let mut text = compile(self, backend.as_ref(), &programs.text, &sizes(rows), &packed, &cancel)?;
         let mut state = text.new_state(StateOptions { capacity: count + options.greedy })?;
-        let positions: Vec<i32> = (0..count as i32).collect();
-        let inputs = [
-            InputData::I32(ids),
-            InputData::I32(&positions),
-            InputData::I32(&positions),
-            InputData::F32(&visual),
-        ];
+        let rows: Vec<i32> = (0..count as i32).collect();
+        let (places, mut next_place) = sequence.places();
+        let mut at = vec![];
+        positions(text.program(), 0, count, &places, &mut at);
+        let inputs =
+            [InputData::I32(ids), InputData::I32(&at), InputData::I32(&rows), InputData::F32(&visual)];
         let inputs = &inputs[..text.program().inputs().len()];
         text.run(&sizes(count), inputs, Some(state.as_mut()), &cancel)?;
 
@@ -130,14 +145,11 @@ impl ModelSource {
             let mut next = crate::sample::greedy(&logits[logits.len() / count * (count - 1)..])?;
             let mut greedy = vec![next as i32];
             while greedy.len() < options.greedy {
-                let position = [state.len() as i32];
+                positions(text.program(), state.len(), 1, &[[next_place; 3]], &mut at);
+                next_place += 1;
                 let id = [next as i32];
-                let inputs = [
-                    InputData::I32(&id),
-                    InputData::I32(&position),
-                    InputData::I32(&[0]),
-                    InputData::F32(&visual),
-                ];
+                let inputs =
+                    [InputData::I32(&id), InputData::I32(&at), InputData::I32(&[0]), InputData::F32(&visual)];
                 let inputs = &inputs[..text.program().inputs().len()];
                 text.run(&sizes(1), inputs, Some(state.as_mut()), &cancel)?;
                 next = crate::sample::greedy(

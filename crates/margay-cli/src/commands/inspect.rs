@@ -7,9 +7,10 @@ mod work;
 use crate::{Outcome, hub, model, output};
 use clap::{Args, builder::PossibleValuesParser};
 use margay::{
-    Error, Image, KvType, ModelSource,
+    Error, Image, KvType, ModelSource, default_context,
     rooms::{
         file::{FileError, Gguf, ModelFiles, SafeTensors, open_model},
+        graph::Bindings,
         observe::report::{bytes, table},
         prompt::layout::PictureLayout,
         tensor::DType,
@@ -83,6 +84,12 @@ struct Inspection {
     /// `None` where it depends on the picture's size.
     visual_tokens_per_picture: Option<usize>,
     visual_tokens_per_tile: Option<usize>,
+    /// Each picture keeps about its size, and becomes visual tokens by it.
+    #[serde(skip)]
+    keeps_size: bool,
+    /// Rows and columns of the given picture's patches, where they follow its size.
+    #[serde(skip)]
+    grid: Option<(usize, usize)>,
     picture: Option<Picture>,
     weights: Vec<Weights>,
     work: Option<Work>,
@@ -98,6 +105,8 @@ struct Picture {
     width: u32,
     height: u32,
     tiles: Option<usize>,
+    /// Rows and columns, where they follow its size.
+    patches: Option<(usize, usize)>,
     visual_tokens: Option<usize>,
 }
 
@@ -106,6 +115,7 @@ impl Inspect {
         self.file = self.file.map(|path| hub::local(&path).map(Cow::into_owned)).transpose()?;
         let image = self.image.as_ref().map(Image::open).transpose()?;
         let mut layout = None;
+        let size = image.as_ref().map(|image| (image.width(), image.height()));
         let mut inspection = match model::source(self.file.as_deref(), self.mmproj.as_deref()) {
             Ok(source) => {
                 let source = match self.dtype {
@@ -114,7 +124,7 @@ impl Inspect {
                 };
                 let sees = source.config.vision.is_some();
                 layout = image.as_ref().filter(|_| sees).map(|i| source.picture_layout(i)).transpose()?;
-                self.whole(&source, layout.as_ref())?
+                self.whole(&source, layout.as_ref().zip(size))?
             }
             Err(e) => match (&self.file, e.downcast::<Error>()) {
                 (Some(path), Ok(e)) => self.partial(path, e)?,
@@ -127,7 +137,8 @@ impl Inspect {
             let visual_tokens =
                 layout.as_ref().map_or(inspection.visual_tokens_per_picture, |l| Some(l.visual_tokens()));
             let (width, height) = (image.width(), image.height());
-            inspection.picture = Some(Picture { file, width, height, tiles, visual_tokens });
+            let patches = inspection.grid;
+            inspection.picture = Some(Picture { file, width, height, tiles, patches, visual_tokens });
         }
         if self.json {
             output::json(&inspection)?
@@ -138,7 +149,11 @@ impl Inspect {
     }
 
     /// A model that could be run.
-    fn whole(&self, source: &ModelSource, picture: Option<&PictureLayout>) -> anyhow::Result<Inspection> {
+    fn whole(
+        &self,
+        source: &ModelSource,
+        picture: Option<(&PictureLayout, (u32, u32))>,
+    ) -> anyhow::Result<Inspection> {
         let mut inspection = self.of_files(&source.files);
         inspection.name = Some(source.config.name.clone());
         inspection.family = Some(source.family.id);
@@ -146,13 +161,24 @@ impl Inspect {
         inspection.shape = parts::shape(source);
         if let Some(vision) = &source.config.vision {
             inspection.visual_tokens_per_tile = Some(vision.tile_tokens());
-            inspection.visual_tokens_per_picture =
-                vision.image.tiling.is_none().then(|| vision.tile_tokens());
+            let fixed = vision.image.tiling.is_none() && !vision.varies();
+            inspection.visual_tokens_per_picture = fixed.then(|| vision.tile_tokens());
+            inspection.keeps_size = vision.varies();
+            let grid = |(width, height)| vision.tile_grid(width, height);
+            inspection.grid =
+                picture.and_then(|(_, size)| vision.varies().then(|| grid(size))).transpose()?;
         }
         let programs = source.config.programs()?;
         inspection.weights = parts::weights(source, &programs);
-        inspection.work = Some(Work::count(source, &programs)?);
+        let context = self.context.map_or_else(|| default_context(&source.config), NonZeroUsize::get);
+        let sizes = match (&source.config.vision, picture) {
+            (Some(vision), Some((_, (width, height)))) => vision.sizes(width, height)?,
+            (Some(vision), None) => vision.limits(context),
+            (None, _) => Bindings::new(),
+        };
+        inspection.work = Some(Work::count(source, &programs, &sizes)?);
         let kv = KvType::from_name(&self.kv).unwrap_or_default();
+        let picture = picture.map(|(layout, _)| (layout, sizes));
         inspection.memory = Some(Memory::predict(source, &programs, self.context, kv, picture)?);
         Ok(inspection)
     }
@@ -222,6 +248,9 @@ impl Inspection {
             (Some(tokens), _) => {
                 fact("picture", &format!("becomes {tokens} visual tokens, whatever its size"))
             }
+            (None, Some(_)) if self.keeps_size => {
+                fact("picture", "keeps about its size, and becomes visual tokens by it");
+            }
             (None, Some(tokens)) => {
                 fact(
                     "picture",
@@ -234,7 +263,10 @@ impl Inspection {
             let tokens = picture.visual_tokens.map_or_else(|| "no".to_owned(), |n| n.to_string());
             let (file, width, height) = (picture.file.display(), picture.width, picture.height);
             let tiles = picture.tiles.filter(|n| *n > 1).map_or_else(String::new, |n| format!("{n} tiles, "));
-            fact("", &format!("{file}: {width} x {height} pixels, {tiles}{tokens} visual tokens"));
+            let grid = picture.patches.map_or_else(String::new, |(rows, columns)| {
+                format!("a grid of {columns} x {rows} patches, ")
+            });
+            fact("", &format!("{file}: {width} x {height} pixels, {tiles}{grid}{tokens} visual tokens"));
         }
         if !self.weights.is_empty() {
             let rows = self.weights.iter().map(Weights::row).collect();

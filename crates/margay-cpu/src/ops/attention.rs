@@ -113,6 +113,41 @@ pub(crate) fn attend(
     })
 }
 
+/// Rows that follow each other with the same number of `segments` attend among themselves; `slot` has room for the most
+/// of them. A task is a KV head, which takes one segment after the other.
+pub(crate) fn attend_in_segments(
+    engine: &Engine,
+    a: &Attention,
+    slot: &mut KvSlot,
+    segments: &[i32],
+    [q, k, v]: [View<'_>; 3],
+    out: Out<'_>,
+) -> Result<(), TaskPanic> {
+    let writer = slot.writer();
+    let (slot, each, d) = (&*slot, queries_a_tile(a), a.head_dim);
+    engine.run(a.kv_heads, &|worker, kv_head| {
+        let mut start = 0;
+        for segment in segments.chunk_by(|a, b| a == b) {
+            let keys = segment.len();
+            let (q, out) = (q.part_of_rows(start, keys), out.part_of_rows(start, keys));
+            let call = Call { engine, a, slot, past: 0, keys, q, out, group: a.heads / a.kv_heads };
+            // SAFETY: a worker runs one task at a time.
+            let scratch = unsafe { engine.scratch.worker(worker) };
+            for row in 0..keys {
+                // SAFETY: nobody writes k and v meanwhile; each task has a head of its own.
+                unsafe {
+                    let (k, v) = (k.part(start + row, kv_head * d, d), v.part(start + row, kv_head * d, d));
+                    writer.put(&engine.kernels, (kv_head, row), k, v, scratch);
+                }
+            }
+            for query in (0..keys).step_by(each) {
+                Tile { call: &call, query, queries: each.min(keys - query), kv_head }.whole(scratch);
+            }
+            start += keys;
+        }
+    })
+}
+
 /// One call of [`attend`].
 struct Call<'a> {
     engine: &'a Engine,
@@ -246,7 +281,7 @@ impl Tile<'_> {
         let (rows, wide) = (self.rows(), slot.wide());
         let seen = match self.call.a.mask {
             Mask::Causal => (*keys).min(past + self.query + self.queries),
-            Mask::Full => *keys,
+            Mask::Full | Mask::Segments { .. } => *keys,
         };
         let spans = seen.div_ceil(SPAN).max(1);
         let total = carve(&mut scratch, rows * wide);
@@ -278,7 +313,7 @@ impl Tile<'_> {
         let Call { past, keys, group, .. } = self.call;
         let seen = match self.call.a.mask {
             Mask::Causal => (*keys).min(past + self.query + r / group + 1),
-            Mask::Full => *keys,
+            Mask::Full | Mask::Segments { .. } => *keys,
         };
         seen.saturating_sub(start).min(KEYS)
     }

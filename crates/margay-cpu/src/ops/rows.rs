@@ -158,28 +158,32 @@ pub(crate) fn elementwise(
     })
 }
 
-/// Cosines and sines of the angles of each position, `[rows, rotary / 2]` each. Angles are float64: at position 4000 a
-/// float32 angle is off by 1e-4.
-pub(crate) fn rope_table(frequencies: &[f64], positions: &[i32], cos: &mut [f32], sin: &mut [f32]) {
+/// Cosines and sines of the angles of each row's positions, of which it has one for each axis; `[rows, rotary / 2]`
+/// each. Angles are float64: at position 4000 a float32 angle is off by 1e-4.
+pub(crate) fn rope_table(
+    frequencies: &[(usize, f64)],
+    positions: &[i32],
+    axes: usize,
+    cos: &mut [f32],
+    sin: &mut [f32],
+) {
     let n = frequencies.len();
-    for (row, position) in positions.iter().enumerate() {
-        for (i, frequency) in frequencies.iter().enumerate() {
-            let angle = f64::from(*position) * frequency;
+    for (row, position) in positions.chunks_exact(axes).enumerate() {
+        for (i, (axis, frequency)) in frequencies.iter().enumerate() {
+            let angle = f64::from(position[*axis]) * frequency;
             let (s, c) = angle.sin_cos();
             (sin[row * n + i], cos[row * n + i]) = (s as f32, c as f32);
         }
     }
 }
 
-/// What position 1 turns each pair by.
-pub(crate) fn rope_frequencies(rope: &Rope, factors: Option<&[f32]>) -> Vec<f64> {
-    (0..rope.rotary / 2)
-        .map(|i| {
-            let exponent = 2.0 * i as f64 / rope.rotary as f64;
-            let frequency = f64::from(rope.base).powf(-exponent);
-            factors.map_or(frequency, |f| frequency / f64::from(f[i]))
-        })
-        .collect()
+/// The axis that each pair follows, and by how much position 1 turns it.
+pub(crate) fn rope_frequencies(rope: &Rope, factors: Option<&[f32]>) -> Vec<(usize, f64)> {
+    let mut frequencies = rope.frequencies();
+    for ((_, frequency), factor) in frequencies.iter_mut().zip(factors.unwrap_or_default()) {
+        *frequency /= f64::from(*factor);
+    }
+    frequencies
 }
 
 /// Rotary position embedding.

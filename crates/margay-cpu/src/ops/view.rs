@@ -43,6 +43,13 @@ impl<'a> View<'a> {
         View { rows: self.rows * (self.columns / columns.max(1)), columns, ..self }
     }
 
+    /// So many rows from `start` on.
+    pub(crate) fn part_of_rows(self, start: usize, rows: usize) -> Self {
+        assert!(start + rows <= self.rows);
+        // SAFETY: inside the matrix, see `new`.
+        View { at: unsafe { self.at.add(start * self.columns) }, rows, ..self }
+    }
+
     pub(crate) fn pointer(self) -> *const f32 {
         self.at
     }
@@ -79,6 +86,13 @@ impl<'a> Out<'a> {
     pub(crate) fn pieces(self, columns: usize) -> Self {
         assert!(self.columns.is_multiple_of(columns));
         Out { rows: self.rows * (self.columns / columns.max(1)), columns, ..self }
+    }
+
+    /// As [`View::part_of_rows`].
+    pub(crate) fn part_of_rows(self, start: usize, rows: usize) -> Self {
+        assert!(start + rows <= self.rows);
+        // SAFETY: inside the matrix, see `new`.
+        Out { at: unsafe { self.at.add(start * self.columns) }, rows, ..self }
     }
 
     pub(crate) fn pointer(self) -> *mut f32 {

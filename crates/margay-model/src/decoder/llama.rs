@@ -14,6 +14,7 @@ pub(crate) const LLAMA: Decoder = Decoder {
     arch: "llama",
     norm: NormKind::Rms,
     rope: RopeStyle::Interleaved,
+    rope_sections: None,
     hf: &["llama", "mixtral"],
     read_hf: |config| text(config, &LLAMA, &DEFAULTS),
     biases: false,

@@ -4,6 +4,7 @@ mod gemma;
 mod llama;
 mod phi2;
 mod qwen2;
+mod qwen2vl;
 mod qwen3;
 mod qwen3moe;
 
@@ -12,7 +13,8 @@ use crate::{
     weights::{Rename, Transform},
 };
 use margay_graph::{
-    Activation, Attention, Builder, Dim, Mask, NormKind, Program, Role, Rope, RopeStyle, Stage, Sym, ValueId,
+    Activation, Attention, Axes, Builder, Dim, Mask, NormKind, Program, Role, Rope, RopeStyle, Stage, Sym,
+    ValueId,
 };
 
 /// What sets a decoder apart from the others.
@@ -24,6 +26,8 @@ pub struct Decoder {
     pub(crate) norm: NormKind,
     /// Which columns of a head turn together in a GGUF file.
     pub(crate) rope: RopeStyle,
+    /// Positions have three axes, and a file that does not say how many pairs follow each means these.
+    pub(crate) rope_sections: Option<[usize; 3]>,
     /// `model_type`s in a checkpoint's `config.json`.
     pub(crate) hf: &'static [&'static str],
     /// Reads that part of a `config.json`.
@@ -64,8 +68,15 @@ impl PartialEq for Decoder {
 }
 
 /// All decoders.
-pub const DECODERS: &[&Decoder] =
-    &[&llama::LLAMA, &phi2::PHI2, &qwen2::QWEN2, &qwen3::QWEN3, &qwen3moe::QWEN3MOE, &gemma::GEMMA];
+pub const DECODERS: &[&Decoder] = &[
+    &llama::LLAMA,
+    &phi2::PHI2,
+    &qwen2::QWEN2,
+    &qwen2vl::QWEN2VL,
+    &qwen3::QWEN3,
+    &qwen3moe::QWEN3MOE,
+    &gemma::GEMMA,
+];
 
 /// The decoder of that architecture in a GGUF file.
 pub(crate) fn by_arch(arch: &str) -> Option<&'static Decoder> {
@@ -87,13 +98,16 @@ pub(crate) fn from_hf_as(config: &HfConfig<'_>, model_type: &str) -> Result<Text
     (decoder.read_hf)(config)
 }
 
-/// The text program. Inputs: `ids` `[T]`, `positions` `[T]`, `rows` `[R]` (whose logits are wanted), and with `visual` also
+/// The text program. Inputs: `ids` `[T]`, `positions` `[T]` or, where they have axes, `[T, 3]`, `rows` `[R]` (whose logits are wanted), and with `visual` also
 /// `visual` [V, E]. Outputs: `logits` [R, vocabulary] and the taps `hidden.0` (embeddings) to `hidden.L`, [T, E] each.
 pub(crate) fn text(config: &TextConfig, visual: bool) -> Result<Program, ModelError> {
     let decoder = config.decoder;
     let mut b = Builder::new(Stage::Text);
     let ids = b.input_i32("ids", Sym::Tokens);
-    let positions = b.input_i32("positions", Sym::Tokens);
+    let positions = match config.rope_sections {
+        None => b.input_i32("positions", Sym::Tokens),
+        Some(sections) => b.input_i32_matrix("positions", Sym::Tokens, sections.len()),
+    };
     let rows = b.input_i32("rows", Sym::Outputs);
     let visual = visual.then(|| b.input_f32("visual", [Sym::Visual.into(), Dim::from(config.width)]));
 
@@ -141,8 +155,19 @@ fn attend(
 ) -> Result<ValueId, ModelError> {
     let stretched = c.rope_scaling != RopeScaling::None;
     let factors = stretched.then(|| b.weight("rope_freqs.weight", [c.rotary / 2], Role::RopeFactors));
-    let rope =
-        Rope { head_dim: c.head_dim, rotary: c.rotary, base: c.rope_base, style: c.decoder.rope, factors };
+    let axes = c.rope_sections.map(|sections| Axes {
+        count: sections.len(),
+        sections: sections.to_vec(),
+        restart: false,
+    });
+    let rope = Rope {
+        head_dim: c.head_dim,
+        rotary: c.rotary,
+        base: c.rope_base,
+        style: c.decoder.rope,
+        factors,
+        axes,
+    };
     let q = b.rope(q, positions, rope.clone())?;
     let k = b.rope(k, positions, rope)?;
     let attention = Attention {

@@ -15,6 +15,7 @@ pub(crate) const PHI2: Decoder = Decoder {
     arch: "phi2",
     norm: NormKind::Layer,
     rope: RopeStyle::Half,
+    rope_sections: None,
     hf: &["phi", "phi-msft"],
     read_hf,
     biases: true,

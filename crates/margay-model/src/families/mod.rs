@@ -7,6 +7,7 @@ mod llava;
 mod mobilevlm;
 mod phi;
 mod qwen2;
+mod qwen2vl;
 mod qwen3;
 mod qwen3moe;
 mod smolvlm;
@@ -35,6 +36,7 @@ pub const FAMILIES: &[&Family] = &[
     &imp::IMP,
     &tinyllava::TINYLLAVA,
     &smolvlm::SMOLVLM,
+    &qwen2vl::QWEN2VL,
 ];
 
 /// One model family.

@@ -5,8 +5,13 @@ use super::{Projector, Sizes};
 use crate::ModelError;
 use margay_graph::{Builder, Dim, Pool2d, Program, Role, Stage};
 
-pub(super) const IDEFICS3: Projector =
-    Projector { id: "idefics3", hf: None, tokens: |grid, fold| (grid / fold) * (grid / fold), build, rename };
+pub(super) const IDEFICS3: Projector = Projector {
+    id: "idefics3",
+    hf: None,
+    tokens: |(rows, columns), fold| (rows / fold) * (columns / fold),
+    build,
+    rename,
+};
 
 fn build(&Sizes { grid, fold, width, out }: &Sizes) -> Result<Program, ModelError> {
     let mut b = Builder::new(Stage::Project);

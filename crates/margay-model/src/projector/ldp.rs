@@ -8,7 +8,7 @@ use margay_graph::{Activation, Builder, Conv2d, Dim, NormKind, Program, Role, St
 pub(super) const LDP: Projector = Projector {
     id: "ldp",
     hf: Some("ldpnet"),
-    tokens: |grid, _| grid.div_ceil(2) * grid.div_ceil(2),
+    tokens: |(rows, columns), _| rows.div_ceil(2) * columns.div_ceil(2),
     build,
     rename,
 };

@@ -5,8 +5,13 @@ use super::{Projector, Sizes};
 use crate::{ModelError, vision::vit::linear};
 use margay_graph::{Activation, Builder, Conv2d, Dim, Pool2d, Program, Role, Stage};
 
-pub(super) const LDPV2: Projector =
-    Projector { id: "ldpv2", hf: Some("ldpnetv2"), tokens: |grid, _| (grid / 2) * (grid / 2), build, rename };
+pub(super) const LDPV2: Projector = Projector {
+    id: "ldpv2",
+    hf: Some("ldpnetv2"),
+    tokens: |(rows, columns), _| (rows / 2) * (columns / 2),
+    build,
+    rename,
+};
 
 fn build(&Sizes { grid, width, out, .. }: &Sizes) -> Result<Program, ModelError> {
     let mut b = Builder::new(Stage::Project);

@@ -5,8 +5,13 @@ use super::{Projector, Sizes};
 use crate::{ModelError, vision::vit::linear};
 use margay_graph::{Activation, Builder, Dim, Program, Role, Stage, ValueId};
 
-pub(super) const MLP: Projector =
-    Projector { id: "mlp", hf: Some("mlp2x_gelu"), tokens: |grid, _| grid * grid, build, rename };
+pub(super) const MLP: Projector = Projector {
+    id: "mlp",
+    hf: Some("mlp2x_gelu"),
+    tokens: |(rows, columns), _| rows * columns,
+    build,
+    rename,
+};
 
 fn build(&Sizes { grid, width, out, .. }: &Sizes) -> Result<Program, ModelError> {
     let mut b = Builder::new(Stage::Project);

@@ -6,8 +6,13 @@ use super::{Projector, Sizes, mlp};
 use crate::ModelError;
 use margay_graph::{Builder, Dim, Program, Stage};
 
-pub(super) const MLP_TAIL: Projector =
-    Projector { id: "mlp_tail", hf: None, tokens: |grid, _| grid * grid - 1, build, rename: mlp::rename };
+pub(super) const MLP_TAIL: Projector = Projector {
+    id: "mlp_tail",
+    hf: None,
+    tokens: |(rows, columns), _| rows * columns - 1,
+    build,
+    rename: mlp::rename,
+};
 
 fn build(&Sizes { grid, width, out, .. }: &Sizes) -> Result<Program, ModelError> {
     let mut b = Builder::new(Stage::Project);

@@ -5,6 +5,7 @@ mod ldp;
 mod ldpv2;
 mod mlp;
 mod mlp_tail;
+mod qwen2vl;
 
 use crate::ModelError;
 use margay_graph::Program;
@@ -16,9 +17,9 @@ pub struct Projector {
     pub id: &'static str,
     /// `mm_projector_type` in a checkpoint's `config.json`; `None` where no such field names it.
     pub hf: Option<&'static str>,
-    /// Visual tokens of a grid of that many patches a side, of which `fold` x `fold` become one where it folds.
-    pub tokens: fn(grid: usize, fold: usize) -> usize,
-    /// The project program: input `features` [grid*grid, width], output `project` [V, out].
+    /// Visual tokens of a grid of so many rows and columns, of which `fold` x `fold` become one where it folds.
+    pub tokens: fn(grid: (usize, usize), fold: usize) -> usize,
+    /// The project program: first input `features` [P, width], output `project` [V, out].
     pub(crate) build: fn(&Sizes) -> Result<Program, ModelError>,
     /// The name in a GGUF file of a projector weight, given what stands behind the projector's place in the checkpoint.
     pub(crate) rename: fn(inner: &str) -> Option<String>,
@@ -44,8 +45,15 @@ impl PartialEq for Projector {
 }
 
 /// All projectors.
-pub const PROJECTORS: &[&Projector] =
-    &[&idefics3::IDEFICS3, &ldp::LDP, &ldpv2::LDPV2, &mlp::MLP, &mlp_tail::MLP_TAIL];
+pub const PROJECTORS: &[&Projector] = &[
+    &idefics3::IDEFICS3,
+    &ldp::LDP,
+    &ldpv2::LDPV2,
+    &mlp::MLP,
+    &mlp_tail::MLP_TAIL,
+    &qwen2vl::QWEN2VL_MERGER,
+    &qwen2vl::QWEN25VL_MERGER,
+];
 
 /// The projector of that id in a GGUF file.
 pub(crate) fn by_id(id: &str) -> Option<&'static Projector> {
@@ -59,12 +67,14 @@ pub(crate) fn by_hf(name: &str) -> Option<&'static Projector> {
 
 /// What stands behind the projector's place in a checkpoint's weight name.
 pub(crate) fn inner_name(name: &str) -> Option<&str> {
-    const PLACES: [&str; 5] = [
+    const PLACES: [&str; 7] = [
         "model.mm_projector.",
         "mm_projector.",
         "model.multi_modal_projector.",
         "multi_modal_projector.",
         "model.connector.",
+        "model.visual.merger.",
+        "visual.merger.",
     ];
     PLACES.iter().find_map(|place| name.strip_prefix(place))
 }

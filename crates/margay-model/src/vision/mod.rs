@@ -1,16 +1,17 @@
 //! Vision towers: the pixels of one tile to patch features. One file each, one line in [`TOWERS`].
 //!
-//! A tower sees equal square tiles: `side` pixels become a grid of `grid` x `grid` features. One whose grid follows the
-//! picture (NaViT, Qwen2-VL) will give the grid of each tile by its size, and bind the sizes of its program when it
-//! runs, as the text program binds its tokens.
+//! Most towers see equal square tiles: `side` pixels become a grid of `grid` x `grid` features. One whose grid follows
+//! the picture gives the grid of each tile by its size; its program is bound to that size when it runs, as the text
+//! program is to its tokens, and takes what depends on places (positions, windows, orders) as whole numbers in a [`Feed`].
 
+pub(crate) mod qwen2vl;
 pub(crate) mod vit;
 
-use crate::{GgufPart, HfConfig, ModelError, Rename};
+use crate::{GgufPart, HfConfig, ModelError, Rename, Transform};
 use margay_file::{TensorInfo, gguf::Metadata};
-use margay_graph::Program;
-use margay_prompt::image::ImageSpec;
-use std::{any::Any, fmt::Debug, sync::Arc};
+use margay_graph::{Bindings, Element, InputData, Program, ValueId};
+use margay_prompt::image::{ImageSpec, Pixels};
+use std::{any::Any, borrow::Cow, fmt::Debug, sync::Arc};
 
 /// A kind of vision tower.
 #[derive(Debug)]
@@ -19,6 +20,8 @@ pub struct Tower {
     pub id: &'static str,
     /// `model_type`s of its own configuration in a checkpoint.
     pub hf: &'static [&'static str],
+    /// `clip.projector_type`s of GGUF files that hold this tower without saying so.
+    pub(crate) gguf: &'static [&'static str],
     pub(crate) read_hf: fn(&HfConfig<'_>, Features) -> ReadTower,
     pub(crate) read_gguf: fn(&GgufPart<'_>, Features) -> ReadTower,
 }
@@ -26,7 +29,7 @@ pub struct Tower {
 pub(crate) type ReadTower = Result<Arc<dyn TowerConfig>, ModelError>;
 
 /// All towers. GGUF files that do not say which one they hold hold the first.
-pub const TOWERS: &[&Tower] = &[&vit::VIT];
+pub const TOWERS: &[&Tower] = &[&vit::VIT, &qwen2vl::QWEN2VL];
 
 /// Which of a tower's values are its features.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +48,15 @@ pub trait TowerConfig: Any + Debug + Send + Sync {
     fn side(&self) -> usize;
     /// Features a side of the tile.
     fn grid(&self) -> usize;
+    /// Rows and columns of the features of a tile of that many pixels.
+    fn grid_of(&self, width: usize, height: usize) -> (usize, usize) {
+        let _ = (width, height);
+        (self.grid(), self.grid())
+    }
+    /// Side of the square of features that stand together, where they do not go row by row.
+    fn fold(&self) -> usize {
+        1
+    }
     /// Columns of the features.
     fn width(&self) -> usize;
     /// Whether the tower keeps a class token before its features, which is dropped.
@@ -55,7 +67,12 @@ pub trait TowerConfig: Any + Debug + Send + Sync {
     fn describe(&self) -> String;
     /// Picture to pixels as the tower's authors do it.
     fn image(&self) -> ImageSpec;
-    /// The encode program: input `pixels` [3, side, side], output `encode` [grid*grid, width].
+    /// A tile as the encode and project programs take it.
+    fn feed<'p>(&self, tile: &'p Pixels) -> Feed<'p> {
+        Feed { pixels: Cow::Borrowed(&tile.data), bindings: Bindings::new(), integers: vec![] }
+    }
+    /// The encode program: first input `pixels` [3, side, side], or [P, 3*patch*patch] of a tower whose grid varies; output
+    /// `encode` [P, width].
     ///
     /// # Errors
     /// [`ModelError::Graph`] where its sizes do not fit together.
@@ -67,6 +84,10 @@ pub trait TowerConfig: Any + Debug + Send + Sync {
         let _ = name;
         false
     }
+    /// Weights that a file may hold as one, and what its parts are called.
+    fn parts(&self) -> Vec<(String, Vec<(String, Transform)>)> {
+        vec![]
+    }
     /// Pairs of weights that stand under each other's name in this GGUF file.
     fn exchanged(&self, info: &dyn Fn(&str) -> Option<TensorInfo>) -> Vec<(String, String)> {
         let _ = info;
@@ -76,6 +97,34 @@ pub trait TowerConfig: Any + Debug + Send + Sync {
     fn put(&self, meta: &mut Metadata);
     /// Whether both are one.
     fn same(&self, other: &dyn TowerConfig) -> bool;
+}
+
+/// One tile as the encode and project programs take it.
+#[derive(Debug)]
+pub struct Feed<'p> {
+    /// The first input of the encode program.
+    pub pixels: Cow<'p, [f32]>,
+    /// Sizes that follow the tile.
+    pub bindings: Bindings,
+    /// Whole numbers that follow its grid, by the names of inputs.
+    pub(crate) integers: Vec<(&'static str, Vec<i32>)>,
+}
+
+impl Feed<'_> {
+    /// The inputs of `program` in order, of which the one of numbers is `numbers`.
+    ///
+    /// # Panics
+    /// Where the program takes whole numbers that the tower does not give.
+    pub fn inputs<'s>(&'s self, program: &Program, numbers: &'s [f32]) -> Vec<InputData<'s>> {
+        let input = |(name, id): &(String, ValueId)| match program.value(*id).element {
+            Element::F32 => InputData::F32(numbers),
+            Element::I32 => {
+                let known = self.integers.iter().find(|(known, _)| known == name);
+                InputData::I32(&known.expect("invariant: a tower feeds the inputs of its programs").1)
+            }
+        };
+        program.inputs().iter().map(input).collect()
+    }
 }
 
 impl PartialEq for dyn TowerConfig {
@@ -92,7 +141,11 @@ pub(crate) fn by_id(id: &str) -> Option<&'static Tower> {
 /// Reads a tower's own configuration, by its `model_type`.
 pub(crate) fn read_hf(config: &HfConfig<'_>, features: Features) -> ReadTower {
     // The first LLaVA folders name only CLIP's numbers.
-    let kind = config.str("model_type").unwrap_or("clip_vision_model");
+    read_hf_as(config, config.str("model_type").unwrap_or("clip_vision_model"), features)
+}
+
+/// The same where the `model_type` of the tower stands elsewhere.
+pub(crate) fn read_hf_as(config: &HfConfig<'_>, kind: &str, features: Features) -> ReadTower {
     let tower = TOWERS.iter().find(|tower| tower.hf.contains(&kind)).ok_or_else(|| {
         let known: Vec<_> = TOWERS.iter().flat_map(|tower| tower.hf).copied().collect();
         config.bad(
@@ -106,7 +159,7 @@ pub(crate) fn read_hf(config: &HfConfig<'_>, features: Features) -> ReadTower {
 /// What stands behind the tower's place in a checkpoint's weight name.
 pub(crate) fn inner_name(name: &str) -> Option<&str> {
     // The last two are how transformers 5 writes a tower: without its inner `vision_model`.
-    const PLACES: [&str; 8] = [
+    const PLACES: [&str; 10] = [
         "model.vision_tower.vision_tower.vision_model.",
         "model.vision_tower.vision_model.",
         "vision_tower.vision_tower.vision_model.",
@@ -115,6 +168,8 @@ pub(crate) fn inner_name(name: &str) -> Option<&str> {
         "vision_model.",
         "model.vision_tower.",
         "vision_tower.",
+        "model.visual.",
+        "visual.",
     ];
     PLACES.iter().find_map(|place| name.strip_prefix(place))
 }

@@ -22,6 +22,7 @@ pub(super) const VIT: Tower = Tower {
         "smolvlm",
         "idefics3",
     ],
+    gguf: &[],
     read_hf,
     read_gguf,
 };
@@ -173,7 +174,7 @@ fn layers_that_run(meta: &Metadata, stored: usize, features: Features) -> Result
 }
 
 /// Our own key says it exactly; else `use_gelu` is ggml's, the tanh form, and neither flag means CLIP's quick GELU.
-fn activation(meta: &Metadata) -> Result<Activation, ModelError> {
+pub(super) fn activation(meta: &Metadata) -> Result<Activation, ModelError> {
     if let Some(name) = meta.opt_str(ACTIVATION_KEY)? {
         let known = Activation::ALL.into_iter().find(|act| act.name() == name);
         return known.ok_or_else(|| gguf::field(ACTIVATION_KEY, format!("{name:?} is not known")));
@@ -263,24 +264,11 @@ impl TowerConfig for VitConfig {
     /// Early public converters wrote fc1 as `ffn_down` and fc2 as `ffn_up`; the shapes tell.
     /// Source: llama.cpp `clip.cpp`, the swap on loading.
     fn exchanged(&self, info: &dyn Fn(&str) -> Option<TensorInfo>) -> Vec<(String, String)> {
-        let tangled = [self.ffn, self.width];
-        let is_tangled = self.ffn != self.width
-            && info("v.blk.0.ffn_down.weight").is_some_and(|i| i.shape.dims() == tangled);
-        let layers = if is_tangled { 0..self.layers } else { 0..0 };
-        let name = |layer: usize, part: &str, kind: &str| format!("v.blk.{layer}.{part}.{kind}");
-        layers
-            .flat_map(|layer| {
-                ["weight", "bias"].map(|kind| (name(layer, "ffn_up", kind), name(layer, "ffn_down", kind)))
-            })
-            .collect()
+        exchanged(self.layers, self.width, self.ffn, info)
     }
 
     fn put(&self, meta: &mut Metadata) {
-        // The exact GELU has no flag; the tanh form is what comes nearest elsewhere.
-        let gelu = matches!(self.activation, Activation::GeluTanh | Activation::GeluErf);
-        meta.insert("clip.use_gelu", gelu);
-        meta.insert(ACTIVATION_KEY, self.activation.name());
-        meta.insert("clip.use_silu", self.activation == Activation::Silu);
+        put_activation(self.activation, meta);
         for (name, value) in [
             ("image_size", self.image),
             ("patch_size", self.patch),
@@ -299,6 +287,34 @@ impl TowerConfig for VitConfig {
     fn same(&self, other: &dyn TowerConfig) -> bool {
         (other as &dyn Any).downcast_ref() == Some(self)
     }
+}
+
+/// See [`TowerConfig::exchanged`].
+pub(super) fn exchanged(
+    layers: usize,
+    width: usize,
+    ffn: usize,
+    info: &dyn Fn(&str) -> Option<TensorInfo>,
+) -> Vec<(String, String)> {
+    let tangled = [ffn, width];
+    let is_tangled =
+        ffn != width && info("v.blk.0.ffn_down.weight").is_some_and(|i| i.shape.dims() == tangled);
+    let layers = if is_tangled { 0..layers } else { 0..0 };
+    let name = |layer: usize, part: &str, kind: &str| format!("v.blk.{layer}.{part}.{kind}");
+    layers
+        .flat_map(|layer| {
+            ["weight", "bias"].map(|kind| (name(layer, "ffn_up", kind), name(layer, "ffn_down", kind)))
+        })
+        .collect()
+}
+
+/// Writes what [`activation`] reads.
+pub(super) fn put_activation(activation: Activation, meta: &mut Metadata) {
+    // The exact GELU has no flag; the tanh form is what comes nearest elsewhere.
+    let gelu = matches!(activation, Activation::GeluTanh | Activation::GeluErf);
+    meta.insert("clip.use_gelu", gelu);
+    meta.insert(ACTIVATION_KEY, activation.name());
+    meta.insert("clip.use_silu", activation == Activation::Silu);
 }
 
 /// The patch rows of the selected hidden state, without the class token.

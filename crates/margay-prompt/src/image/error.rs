@@ -98,6 +98,18 @@ pub enum ImageError {
         /// Which field, and why.
         detail: String,
     },
+    /// One side is too many times as long as the other.
+    #[error(
+        "the picture is {width}x{height}: one side is more than {most} times as long as the other; crop it first"
+    )]
+    TooNarrow {
+        /// Width.
+        width: u32,
+        /// Height.
+        height: u32,
+        /// How many times at most.
+        most: u32,
+    },
     /// Fitting the picture would produce too many pixels.
     #[error(
         "fitting a {width}x{height} picture would make an intermediate picture of {to_width}x{to_height} pixels, more than the limit of {limit}; crop it to a less extreme shape first"

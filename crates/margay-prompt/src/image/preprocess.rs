@@ -16,6 +16,24 @@ pub struct Pixels {
     pub data: Vec<f32>,
 }
 
+impl Pixels {
+    /// The squares of `side` pixels at those rows and columns of squares, [squares, channels * side * side]: each as a
+    /// convolution kernel lies.
+    ///
+    /// # Panics
+    /// Where a square is not inside.
+    pub fn squares(&self, side: usize, places: impl Iterator<Item = (usize, usize)>) -> Vec<f32> {
+        let mut squares = vec![];
+        for (row, column) in places {
+            for line in (0..self.channels).flat_map(|c| (0..side).map(move |y| (c, y))) {
+                let start = (line.0 * self.height + row * side + line.1) * self.width + column * side;
+                squares.extend_from_slice(&self.data[start..start + side]);
+            }
+        }
+        squares
+    }
+}
+
 /// The tiles one picture became, in the order in which their tokens appear in the prompt. Each is normalised when it is
 /// asked for: of a large picture, one tile at a time is there as floats.
 #[derive(Debug, Clone)]
@@ -106,6 +124,13 @@ fn check(spec: &ImageSpec) -> Result<(), ImageError> {
     if let Fit::ShortestEdgeCrop { edge: 0 } = spec.fit {
         return bad("edge is 0".to_owned());
     }
+    if let Fit::Multiples { of, min_pixels, max_pixels } = spec.fit {
+        let most = spec.most_pixels();
+        if of == 0 || min_pixels > max_pixels || max_pixels == 0 || most > MAX_RESIZED_PIXELS {
+            let what = format!("multiples of {of} with {min_pixels} to {max_pixels} pixels");
+            return bad(format!("{what} are outside 1 to {MAX_RESIZED_PIXELS} pixels"));
+        }
+    }
     if let Some(Tiling::Grid { longest_edge: 0, .. }) = spec.tiling {
         return bad("longest_edge is 0".to_owned());
     }
@@ -154,6 +179,10 @@ fn fit(picture: &Picture, spec: &ImageSpec) -> Result<Picture, ImageError> {
             let resized = resize(picture, w as u32, h as u32, spec.filter)?;
             let at = |have: u32, want: u32| crop_offset(have.into(), want.into());
             place(&resized, spec.size, (at(resized.width(), width), at(resized.height(), height)), [0; 3])
+        }
+        Fit::Multiples { .. } => {
+            let (width, height) = spec.tile_size(picture.width(), picture.height())?;
+            resize(picture, width, height, spec.filter)
         }
         Fit::Squash => resize(picture, width, height, spec.filter),
         Fit::Letterbox { fill } => {

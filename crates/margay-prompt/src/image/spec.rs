@@ -26,6 +26,18 @@ pub enum Fit {
     },
     /// Resize to `ImageSpec::size`, whatever the aspect ratio (SigLIP).
     Squash,
+    /// Resize so that both sides are multiples of `of`, as near to their own length as the bounds on the area allow.
+    /// Each picture keeps about its own shape and size; `ImageSpec::size` is the smallest.
+    ///
+    /// Source: transformers `image_processing_pil_qwen2_vl.py`, `smart_resize`.
+    Multiples {
+        /// What both sides are multiples of, in pixels.
+        of: u32,
+        /// Smaller pictures grow.
+        min_pixels: u64,
+        /// Larger pictures shrink.
+        max_pixels: u64,
+    },
     /// Resize to fit inside `ImageSpec::size` keeping the aspect ratio (at least 1 pixel a side), then pad
     /// centred with `fill`.
     Letterbox {
@@ -153,6 +165,11 @@ impl ImageSpec {
     /// CLIP's own preprocessing, used by the `llava-hf` checkpoints: shortest edge, centre crop.
     pub fn clip_crop(side: u32) -> Self {
         Self { fit: Fit::ShortestEdgeCrop { edge: side }, ..Self::llava_pad(side) }
+    }
+
+    /// Qwen2-VL: sides that are multiples of `of`, CLIP statistics.
+    pub fn multiples(of: u32, min_pixels: u64, max_pixels: u64) -> Self {
+        Self { fit: Fit::Multiples { of, min_pixels, max_pixels }, ..Self::llava_pad(of) }
     }
 
     /// SigLIP: squash to a square, mean and standard deviation 0.5.

@@ -1,10 +1,12 @@
 //! How many tiles a picture becomes, and where they stand in the prompt.
 
-use super::{Around, ImageError, ImageSpec, Tiling};
+use super::{Around, Fit, ImageError, ImageSpec, Tiling};
 use crate::layout::{PictureLayout, Piece};
 
 /// No side of a picture grows beyond it. Source: transformers `image_processing_pil_smolvlm.py`, `MAX_IMAGE_SIZE`.
 const MOST_SIDE: u32 = 4096;
+/// A side is at most so many times as long as the other, where they become multiples. Source: `smart_resize`.
+const MOST_ASPECT: u32 = 200;
 /// Most tiles of one picture: far above what any model was trained with.
 const MOST_TILES: u64 = 1024;
 /// Longest mark, in bytes: they are written once a tile, and a file may say anything.
@@ -29,12 +31,22 @@ impl Grid {
 }
 
 impl ImageSpec {
-    /// Where the visual tokens of a picture of that size stand, if each tile becomes `tokens` of them.
+    /// Where the visual tokens of a picture of that size stand, if a tile of some width and height becomes so many of
+    /// them as `tokens` says, and so many in a row.
     ///
     /// # Errors
-    /// [`ImageError::BadSpec`] for a spec that cuts it into too many tiles, or has endless marks.
-    pub fn layout(&self, width: u32, height: u32, tokens: usize) -> Result<PictureLayout, ImageError> {
+    /// [`ImageError::BadSpec`] for a spec that cuts it into too many tiles, or has endless marks;
+    /// [`ImageError::TooNarrow`] of a picture that cannot be brought to multiples.
+    pub fn layout(
+        &self,
+        width: u32,
+        height: u32,
+        tokens: impl Fn(u32, u32) -> (usize, usize),
+    ) -> Result<PictureLayout, ImageError> {
         let grid = self.grid(width, height)?;
+        let tile = self.tile_size(width, height)?;
+        let (tokens, columns) = tokens(tile.0, tile.1);
+        let tile = || Piece::Tile { tokens, columns };
         let mut layout = PictureLayout::default();
         let marks = &self.marks;
         let of = |around: &Around| around.before.len().max(around.after.len());
@@ -49,13 +61,38 @@ impl ImageSpec {
                     text.replace("{row}", &row.to_string()).replace("{column}", &column.to_string())
                 };
                 let Around { before, after } = &marks.tile;
-                layout.push([Piece::Text(place(before)), Piece::Tile { tokens }, Piece::Text(place(after))]);
+                layout.push([Piece::Text(place(before)), tile(), Piece::Text(place(after))]);
             }
             layout.push([Piece::Text(marks.row_end.clone())]);
         }
         let Around { before, after } = if grid.rows > 0 { &marks.overview } else { &marks.single };
-        layout.push([Piece::Text(before.clone()), Piece::Tile { tokens }, Piece::Text(after.clone())]);
+        layout.push([Piece::Text(before.clone()), tile(), Piece::Text(after.clone())]);
         Ok(layout)
+    }
+
+    /// Width and height of each tile of a picture of that size.
+    ///
+    /// # Errors
+    /// [`ImageError::TooNarrow`]
+    pub fn tile_size(&self, width: u32, height: u32) -> Result<(u32, u32), ImageError> {
+        match self.fit {
+            Fit::Multiples { of, min_pixels, max_pixels } => {
+                multiples((width, height), of.max(1), (min_pixels, max_pixels))
+            }
+            _ => Ok(self.size),
+        }
+    }
+
+    /// Pixels of the largest tile, for rooms that are made before there is a picture.
+    pub fn most_pixels(&self) -> u64 {
+        match self.fit {
+            // A side that would be nothing is one multiple long, and the other up to its limit.
+            Fit::Multiples { of, max_pixels, .. } => {
+                let longest = (max_pixels as f64 * f64::from(MOST_ASPECT)).sqrt() as u64;
+                max_pixels.max(longest.saturating_mul(of.into()))
+            }
+            _ => u64::from(self.size.0) * u64::from(self.size.1),
+        }
     }
 
     pub(super) fn grid(&self, width: u32, height: u32) -> Result<Grid, ImageError> {
@@ -76,6 +113,31 @@ impl ImageSpec {
         let (rows, columns) = if (rows, columns) == (1, 1) { (0, 0) } else { (rows, columns) };
         Ok(Grid { resized: vec![first, (w, h)], rows, columns })
     }
+}
+
+/// Both sides as multiples; halves go to the even multiple, as Python rounds them. Source: `smart_resize`.
+fn multiples(
+    (width, height): (u32, u32),
+    of: u32,
+    (min_pixels, max_pixels): (u64, u64),
+) -> Result<(u32, u32), ImageError> {
+    if width.max(height) > width.min(height).saturating_mul(MOST_ASPECT) {
+        return Err(ImageError::TooNarrow { width, height, most: MOST_ASPECT });
+    }
+    let (w, h, of) = (f64::from(width), f64::from(height), f64::from(of));
+    let rounded = [w, h].map(|side| (side / of).round_ties_even() * of);
+    let (area, pixels) = (w * h, rounded[0] * rounded[1]);
+    let sides = if pixels > max_pixels as f64 {
+        let beta = (area / max_pixels as f64).sqrt();
+        [w, h].map(|side| (side / beta / of).floor() * of)
+    } else if pixels < min_pixels as f64 {
+        let beta = (min_pixels as f64 / area).sqrt();
+        [w, h].map(|side| (side * beta / of).ceil() * of)
+    } else {
+        rounded
+    };
+    let [width, height] = sides.map(|side| side.max(of) as u32);
+    Ok((width, height))
 }
 
 /// `int(long / aspect)`: the quotients are the original's, so that they truncate alike.
@@ -135,6 +197,89 @@ mod tests {
         (grid.rows, grid.columns)
     }
 
+    /// Width and height, least and most pixels, width and height after.
+    #[rustfmt::skip]
+    const MULTIPLES: &[[u32; 6]] = &[
+        [42, 70, 3136, 12845056, 56, 56],
+        [42, 70, 3136, 1003520, 56, 56],
+        [42, 70, 784, 100000, 56, 56],
+        [42, 70, 100000, 200000, 252, 420],
+        [70, 42, 3136, 12845056, 56, 56],
+        [70, 42, 3136, 1003520, 56, 56],
+        [70, 42, 784, 100000, 56, 56],
+        [70, 42, 100000, 200000, 420, 252],
+        [75, 118, 3136, 12845056, 84, 112],
+        [75, 118, 3136, 1003520, 84, 112],
+        [75, 118, 784, 100000, 84, 112],
+        [75, 118, 100000, 200000, 280, 420],
+        [640, 480, 3136, 12845056, 644, 476],
+        [640, 480, 3136, 1003520, 644, 476],
+        [640, 480, 784, 100000, 364, 252],
+        [640, 480, 100000, 200000, 504, 364],
+        [4000, 3000, 3136, 12845056, 4004, 2996],
+        [4000, 3000, 3136, 1003520, 1148, 840],
+        [4000, 3000, 784, 100000, 364, 252],
+        [4000, 3000, 100000, 200000, 504, 364],
+        [3000, 4000, 3136, 12845056, 2996, 4004],
+        [3000, 4000, 3136, 1003520, 840, 1148],
+        [3000, 4000, 784, 100000, 252, 364],
+        [3000, 4000, 100000, 200000, 364, 504],
+        [1, 1, 3136, 12845056, 56, 56],
+        [1, 1, 3136, 1003520, 56, 56],
+        [1, 1, 784, 100000, 28, 28],
+        [1, 1, 100000, 200000, 336, 336],
+        [13, 2600, 3136, 12845056, 28, 812],
+        [13, 2600, 3136, 1003520, 28, 812],
+        [13, 2600, 784, 100000, 28, 420],
+        [13, 2600, 100000, 200000, 28, 4480],
+        [2600, 13, 3136, 12845056, 812, 28],
+        [2600, 13, 3136, 1003520, 812, 28],
+        [2600, 13, 784, 100000, 420, 28],
+        [2600, 13, 100000, 200000, 4480, 28],
+        [14, 14, 3136, 12845056, 56, 56],
+        [14, 14, 3136, 1003520, 56, 56],
+        [14, 14, 784, 100000, 28, 28],
+        [14, 14, 100000, 200000, 336, 336],
+        [98, 98, 3136, 12845056, 112, 112],
+        [98, 98, 3136, 1003520, 112, 112],
+        [98, 98, 784, 100000, 112, 112],
+        [98, 98, 100000, 200000, 336, 336],
+        [5000, 40, 3136, 12845056, 5012, 28],
+        [5000, 40, 3136, 1003520, 5012, 28],
+        [5000, 40, 784, 100000, 3528, 28],
+        [5000, 40, 100000, 200000, 5012, 28],
+        [1000, 1000, 3136, 12845056, 1008, 1008],
+        [1000, 1000, 3136, 1003520, 980, 980],
+        [1000, 1000, 784, 100000, 308, 308],
+        [1000, 1000, 100000, 200000, 420, 420],
+        [10, 2000, 3136, 12845056, 28, 812],
+        [10, 2000, 3136, 1003520, 28, 812],
+        [10, 2000, 784, 100000, 28, 420],
+        [10, 2000, 100000, 200000, 28, 4480],
+        [812, 811, 3136, 12845056, 812, 812],
+        [812, 811, 3136, 1003520, 812, 812],
+        [812, 811, 784, 100000, 308, 308],
+        [812, 811, 100000, 200000, 420, 420],
+    ];
+
+    fn one(_: u32, _: u32) -> (usize, usize) {
+        (1, 1)
+    }
+
+    /// Sizes computed by transformers' `smart_resize` (with the sides of Python's `round`: 42 / 28 = 1.5 becomes 2, 70 /
+    /// 28 = 2.5 becomes 2).
+    #[test]
+    fn sides_become_multiples_as_in_the_original() {
+        for &[width, height, least, most, w, h] in MULTIPLES {
+            let spec = ImageSpec::multiples(28, least.into(), most.into());
+            let got = spec.tile_size(width, height).unwrap();
+            assert_eq!(got, (w, h), "{width} x {height} within {least} to {most}");
+            assert!(u64::from(w) * u64::from(h) <= spec.most_pixels());
+        }
+        let narrow = ImageSpec::multiples(28, 1, 100_000).layout(10, 2001, one).unwrap_err();
+        assert!(narrow.to_string().contains("200 times"), "{narrow}");
+    }
+
     #[test]
     fn a_picture_grows_to_the_longest_edge_and_to_whole_tiles() {
         let smolvlm = spec(2048, 512, true);
@@ -152,17 +297,18 @@ mod tests {
         assert_eq!(grid(&spec(2048, 512, false), (300, 200)), (0, 0));
         // 4096 is the most, whatever is asked for.
         assert_eq!(spec(10_000, 512, true).grid(20_000, 10_000).unwrap().resized[0], (4096, 2048));
-        assert!(matches!(spec(4096, 8, true).layout(9, 9, 1), Err(ImageError::BadSpec { .. })));
+        assert!(matches!(spec(4096, 8, true).layout(9, 9, one), Err(ImageError::BadSpec { .. })));
         let mut endless = spec(64, 32, true);
         endless.marks.row_end = "\n".repeat(1000);
-        assert!(matches!(endless.layout(9, 9, 1), Err(ImageError::BadSpec { .. })));
+        assert!(matches!(endless.layout(9, 9, one), Err(ImageError::BadSpec { .. })));
     }
 
     #[test]
     fn texts_between_tiles_are_joined() {
         let text = |t: &str| Piece::Text(t.to_owned());
-        let tile = Piece::Tile { tokens: 7 };
-        let wide = spec(64, 32, true).layout(60, 20, 7).unwrap();
+        let tile = Piece::Tile { tokens: 7, columns: 7 };
+        let seven = |_, _| (7, 7);
+        let wide = spec(64, 32, true).layout(60, 20, seven).unwrap();
         let expected = [
             text("<1,1>"),
             tile.clone(),
@@ -174,8 +320,8 @@ mod tests {
         ];
         assert_eq!(wide.pieces(), expected);
         assert_eq!((wide.tiles(), wide.visual_tokens()), (3, 21));
-        let single = spec(64, 32, false).layout(60, 20, 7).unwrap();
+        let single = spec(64, 32, false).layout(60, 20, seven).unwrap();
         assert_eq!(single.pieces(), [text("<whole>"), tile.clone(), text("<end>")]);
-        assert_eq!(ImageSpec::llava_pad(28).layout(60, 20, 7).unwrap().pieces(), [tile]);
+        assert_eq!(ImageSpec::llava_pad(28).layout(60, 20, seven).unwrap().pieces(), [tile]);
     }
 }

@@ -146,6 +146,15 @@ static BUILTIN: &[(&str, &str)] = &[
          {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",
     ),
     (
+        "qwen2_vl",
+        "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}\
+         {{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{% endif %}\
+         {{ '<|im_start|>' + message['role'] + '\\n' }}{% for part in message['content'] %}\
+         {% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>\
+         {% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{{ '<|im_end|>\\n' }}{% endfor %}\
+         {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",
+    ),
+    (
         "smolvlm",
         "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}\
          {% if message['content'][0]['type'] == 'image' %}:{% else %}{{ ': ' }}{% endif %}\
@@ -225,8 +234,8 @@ impl ChatTemplate {
         Ok(Self { source })
     }
 
-    /// A built-in template by name: "vicuna_v1" (LLaVA, MobileVLM), "chatml" (Qwen2), "chatml_bare" (Qwen3), "gemma",
-    /// "smolvlm" or "plain".
+    /// A built-in template by name: "vicuna_v1" (LLaVA, MobileVLM), "chatml" (Qwen2), "qwen2_vl", "chatml_bare" (Qwen3),
+    /// "gemma", "smolvlm" or "plain".
     pub fn builtin(name: &str) -> Option<Self> {
         let (_, source) = BUILTIN.iter().find(|(known, _)| *known == name)?;
         Self::new(source).ok()
@@ -438,6 +447,35 @@ mod tests {
         }
         let end = "User:<image><image>What is this?<end_of_utterance>\nAssistant:";
         assert!(shown(&builtin, &turns[1..2]).ends_with(end));
+    }
+
+    #[test]
+    fn qwen2_vl_is_the_published_template() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/qwen2vl");
+        let published = std::fs::read_to_string(folder.join("chat_template.json")).unwrap();
+        let published: Value = serde_json::from_str(&published).unwrap();
+        let published = ChatTemplate::new(published["chat_template"].as_str().unwrap()).unwrap();
+        let builtin = ChatTemplate::builtin("qwen2_vl").unwrap();
+        let shown = |template: &ChatTemplate, messages: &[Message]| {
+            let image_mark = "<|image_pad|>".to_owned();
+            let options = RenderOptions { image_mark, ..RenderOptions::default() };
+            template.render(messages, &options).unwrap().display("<image>")
+        };
+        let turns = [
+            Message::text("system", "Be brief."),
+            Message::user(2, "What is this?"),
+            Message::text("assistant", "A cat."),
+            Message::user(0, "Where?"),
+        ];
+        for messages in [&turns[..], &turns[1..], &turns[1..2], &turns[3..]] {
+            assert_eq!(shown(&builtin, messages), shown(&published, messages));
+        }
+        let seen = "<|vision_start|><image><|vision_end|>";
+        let system = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n";
+        assert_eq!(
+            shown(&builtin, &turns[1..2]),
+            format!("{system}<|im_start|>user\n{seen}{seen}What is this?<|im_end|>\n<|im_start|>assistant\n")
+        );
     }
 
     #[test]

@@ -36,6 +36,9 @@ pub(super) fn attention(context: &mut Context<'_>, attention: &Attention) -> OpR
     if attention.mask == Mask::Causal {
         scores = scores.broadcast_add(&causal_mask(queries, past)?)?;
     }
+    if let Mask::Segments { most } = attention.mask {
+        scores = scores.broadcast_add(&segment_mask(&context.integers(3)?, most)?)?;
+    }
     // The maximum only keeps exp in range; it cancels, so no gradient flows through it.
     let shifted = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?;
     let weights = shifted.exp()?;
@@ -84,4 +87,17 @@ fn causal_mask(queries: usize, past: usize) -> OpResult {
         .map(|at| if at % keys > past + at / keys { f32::NEG_INFINITY } else { 0.0 })
         .collect();
     Ok(Tensor::from_vec(mask, (queries, keys), &Device::Cpu)?)
+}
+
+/// [T, T]: 0 where both rows are of one segment, minus infinity elsewhere.
+fn segment_mask(numbers: &[i32], most: usize) -> OpResult {
+    let segments: Vec<&[i32]> = numbers.chunk_by(|a, b| a == b).collect();
+    if let Some(long) = segments.iter().find(|rows| rows.len() > most) {
+        return Err(call(format!("a segment of {} rows, at most {most} were promised", long.len())).into());
+    }
+    let of: Vec<usize> =
+        segments.iter().enumerate().flat_map(|(at, rows)| rows.iter().map(move |_| at)).collect();
+    let pair = |at: usize| of[at / of.len()] == of[at % of.len()];
+    let mask = (0..of.len() * of.len()).map(|at| if pair(at) { 0.0 } else { f32::NEG_INFINITY });
+    Ok(Tensor::from_vec(mask.collect::<Vec<_>>(), (of.len(), of.len()), &Device::Cpu)?)
 }

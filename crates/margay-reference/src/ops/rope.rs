@@ -20,11 +20,12 @@ pub(super) fn rope(context: &Context<'_>, rope: &Rope) -> OpResult {
         Some(id) => context.weights.get(id).to_vec1::<f32>()?,
         None => vec![1.0; pairs],
     };
+    let axes = rope.axes.as_ref().map_or(1, |axes| axes.count);
+    let frequencies = rope.frequencies();
     let (mut cos, mut sin) = (Vec::with_capacity(tokens * pairs), Vec::with_capacity(tokens * pairs));
-    for &position in positions.iter() {
-        for (pair, &factor) in factors.iter().enumerate() {
-            let exponent = -2.0 * pair as f64 / rope.rotary as f64;
-            let angle = f64::from(position) * f64::from(rope.base).powf(exponent) / f64::from(factor);
+    for position in positions.chunks_exact(axes) {
+        for ((axis, frequency), &factor) in frequencies.iter().zip(&factors) {
+            let angle = f64::from(position[*axis]) * frequency / f64::from(factor);
             cos.push(angle.cos() as f32);
             sin.push(angle.sin() as f32);
         }

@@ -69,7 +69,7 @@ pub(crate) fn text_program(cached: bool, style: RopeStyle) -> Program {
     let k = project(&mut b, "k", 12, Role::AttentionK);
     let v = project(&mut b, "v", 12, Role::AttentionV);
     let factors = b.weight("factors", [2], Role::RopeFactors);
-    let rope = Rope { head_dim: 6, rotary: 4, base: 100.0, style, factors: Some(factors) };
+    let rope = Rope { head_dim: 6, rotary: 4, base: 100.0, style, factors: Some(factors), axes: None };
     let q = b.rope(q, positions, rope.clone()).unwrap();
     let k = b.rope(k, positions, rope).unwrap();
     let attention =

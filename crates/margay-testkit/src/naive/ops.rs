@@ -70,6 +70,7 @@ pub(super) fn run(op: &Op, frame: &Frame<'_>, cache: &mut NaiveState) -> Result<
         Op::Conv2d(c) => conv2d(frame, c)?,
         Op::AvgPool2d(p) => avg_pool2d(frame, p)?,
         Op::SpaceToDepth(p) => space_to_depth(frame, p)?,
+        Op::JoinRows { .. } => frame.numbers(0)?.to_vec(),
         Op::MeanRows => {
             let (x, rows) = (frame.numbers(0)?, frame.input_sizes[0][0]);
             frame.fill(|_, c| (0..rows).map(|r| x[r * frame.size[1] + c]).sum::<f64>() / rows as f64)
@@ -273,8 +274,21 @@ fn rope(frame: &Frame<'_>, r: &Rope) -> Result<Vec<f64>, BackendError> {
             RopeStyle::Interleaved => (in_head / 2, column - 1, false),
         };
         let factor = r.factors.map_or(1.0, |f| frame.weight(f)[pair]);
-        let frequency = f64::from(r.base).powf(-2.0 * pair as f64 / r.rotary as f64) / factor;
-        let (sin, cos) = (f64::from(positions[row]) * frequency).sin_cos();
+        // Its section, and its place there.
+        let (mut section, mut within) = (0, pair);
+        let axes = r.axes.as_ref();
+        while let Some(pairs) = axes.map(|a| a.sections[section]).filter(|pairs| within >= *pairs) {
+            (section, within) = (section + 1, within - pairs);
+        }
+        let (position, part) = match axes {
+            None => (positions[row], pair as f64 / half as f64),
+            Some(a) if a.restart => {
+                (positions[row * a.count + section % a.count], within as f64 / a.sections[section] as f64)
+            }
+            Some(a) => (positions[row * a.count + section % a.count], pair as f64 / half as f64),
+        };
+        let frequency = f64::from(r.base).powf(-part) / factor;
+        let (sin, cos) = (f64::from(position) * frequency).sin_cos();
         if first { at(column) * cos - at(other) * sin } else { at(column) * cos + at(other) * sin }
     }))
 }
@@ -295,9 +309,15 @@ fn attention(frame: &Frame<'_>, a: &Attention, cache: &mut NaiveState) -> Result
         (keys, values) = held.clone();
     }
     let row = a.kv_heads * a.head_dim;
+    let segments = if let Mask::Segments { .. } = a.mask { frame.integers(3)? } else { &[] };
     let seen = |query: usize| match a.mask {
-        Mask::Full => keys.len() / row,
-        Mask::Causal => past + query + 1,
+        Mask::Full => 0..keys.len() / row,
+        Mask::Causal => 0..past + query + 1,
+        Mask::Segments { .. } => {
+            let other = |at: &usize| segments[*at] != segments[query];
+            let first = (0..query).rev().find(other).map_or(0, |before| before + 1);
+            first..(query..segments.len()).find(other).unwrap_or(segments.len())
+        }
     };
     let mut out = Vec::with_capacity(q.len());
     for query in 0..frame.size[0] {
@@ -309,12 +329,12 @@ fn attention(frame: &Frame<'_>, a: &Attention, cache: &mut NaiveState) -> Result
                 let product: f64 = (0..a.head_dim).map(|d| q[d] * part(&keys, key, d)).sum();
                 product * f64::from(a.scale)
             };
-            let scores: Vec<f64> = (0..seen(query)).map(score).collect();
+            let scores: Vec<f64> = seen(query).map(score).collect();
             let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
             let total: f64 = weights.iter().sum();
             for d in 0..a.head_dim {
-                let sum: f64 = weights.iter().enumerate().map(|(key, w)| w * part(&values, key, d)).sum();
+                let sum: f64 = seen(query).zip(&weights).map(|(key, w)| w * part(&values, key, d)).sum();
                 out.push(sum / total);
             }
         }

@@ -2,7 +2,7 @@
 
 use super::case::{Case, Draft, Sizes};
 use crate::{random::Rng, tolerance::Class};
-use margay_graph::{Attention, Bindings, Mask, Role, Rope, RopeStyle, Sym};
+use margay_graph::{Attention, Axes, Bindings, Mask, Role, Rope, RopeStyle, Sym};
 
 /// Query heads, key heads and columns of a head: one head, groups of 2, 3, 4 and all, head sizes of CLIP (64), SigLIP
 /// (72), Phi (80), LLaMA (128), and one that is no multiple of any vector.
@@ -24,13 +24,42 @@ pub(super) fn cases(cases: &mut Vec<Case>) {
     cached(cases, (4, 2, 64), Mask::Causal, 8.0, &CACHED_TOKENS);
     // So many tokens that a backend may cut the keys into parts.
     cached(cases, (4, 2, 64), Mask::Causal, 1.0, &[300, 1, 8, 0, 3, 250, 1]);
+    for heads in HEADS {
+        for most in [4, 250, 300] {
+            in_segments(cases, heads, most);
+        }
+    }
     for style in [RopeStyle::Half, RopeStyle::Interleaved] {
+        rope_of_axes(cases, style, 3, &[16, 24, 24], false);
+        rope_of_axes(cases, style, 2, &[20, 20], true);
+        rope_of_axes(cases, style, 2, &[3, 1, 2], true);
+        rope_of_axes(cases, style, 3, &[1, 2, 0, 4], false);
         for (head_dim, rotary) in [(64, 64), (72, 72), (80, 80), (80, 32), (128, 128), (6, 2), (4, 0)] {
             rope(cases, style, head_dim, rotary, false);
         }
         rope(cases, style, 64, 64, true);
         rope(cases, style, 80, 40, true);
     }
+}
+
+/// Segments of 1 to 4 rows, of up to 81 and 219, and rows that are all of one.
+fn in_segments(cases: &mut Vec<Case>, heads: (usize, usize, usize), most: usize) {
+    let (h, k, d) = heads;
+    let draft = Draft {
+        integers: match most {
+            4 => |_, rng, at, _| (at / 4 * 4 + rng.below(2) * (at % 4 / 2)) as i32,
+            250 => |_, _, at, _| at.isqrt() as i32 / 9,
+            _ => |_, _, _, _| -1,
+        },
+        ..Draft::new("attention", format!("segments of {most} {h} of {k} heads of {d}"))
+    };
+    cases.push(draft.rows(&[3, 0, 1, 7, 64, 65, 300]).finish(|b| {
+        let q = b.input_f32("q", [Sym::Patches.into(), (h * d).into()]);
+        let [key, value] = ["k", "v"].map(|n| b.input_f32(n, [Sym::Patches.into(), (k * d).into()]));
+        let segments = b.input_i32("segments", Sym::Patches);
+        let attention = attention_of(heads, Mask::Segments { most });
+        b.attention_in_segments([q, key, value], segments, attention)
+    }));
 }
 
 fn attention_of(heads: (usize, usize, usize), mask: Mask) -> Attention {
@@ -103,7 +132,29 @@ fn rope(cases: &mut Vec<Case>, style: RopeStyle, head_dim: usize, rotary: usize,
             let x = b.input_f32("x", [Sym::Tokens.into(), (heads * head_dim).into()]);
             let positions = b.input_i32("positions", Sym::Tokens);
             let factors = factors.then(|| b.weight("factors", [rotary / 2], Role::RopeFactors));
-            b.rope(x, positions, Rope { head_dim, rotary, base: 10_000.0, style, factors })
+            b.rope(x, positions, Rope { head_dim, rotary, base: 10_000.0, style, factors, axes: None })
+        }));
+    }
+}
+
+fn rope_of_axes(cases: &mut Vec<Case>, style: RopeStyle, count: usize, sections: &[usize], restart: bool) {
+    let rotary = 2 * sections.iter().sum::<usize>();
+    for factors in [false, true] {
+        let each = if restart { ", frequencies each" } else { "" };
+        let tail = if factors { " with factors" } else { "" };
+        let tokens = [7, 0, 1, 33];
+        let draft = Draft {
+            sizes: tokens.iter().map(|t| Sizes::of(&[(Sym::Tokens, *t)])).collect(),
+            integers: positions,
+            ..Draft::new("rope", format!("{style:?} {sections:?} pairs of {count} axes{each}{tail}"))
+        };
+        cases.push(draft.finish(|b| {
+            let head_dim = rotary + 2;
+            let x = b.input_f32("x", [Sym::Tokens.into(), (2 * head_dim).into()]);
+            let positions = b.input_i32_matrix("positions", Sym::Tokens, count);
+            let factors = factors.then(|| b.weight("factors", [rotary / 2], Role::RopeFactors));
+            let axes = Some(Axes { count, sections: sections.to_vec(), restart });
+            b.rope(x, positions, Rope { head_dim, rotary, base: 10_000.0, style, factors, axes })
         }));
     }
 }

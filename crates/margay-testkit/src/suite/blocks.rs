@@ -58,7 +58,14 @@ fn decoder(dtype: DType, fused: bool) -> Case {
         let q = linear(b, h, "q", [256, 256], Role::AttentionQ, false)?;
         let k = linear(b, h, "k", [128, 256], Role::AttentionK, false)?;
         let v = linear(b, h, "v", [128, 256], Role::AttentionV, false)?;
-        let rope = Rope { head_dim: 64, rotary: 64, base: 10_000.0, style: RopeStyle::Half, factors: None };
+        let rope = Rope {
+            head_dim: 64,
+            rotary: 64,
+            base: 10_000.0,
+            style: RopeStyle::Half,
+            factors: None,
+            axes: None,
+        };
         let q = b.rope(q, positions, rope.clone())?;
         let k = b.rope(k, positions, rope)?;
         let attention =

@@ -39,6 +39,13 @@ pub(super) fn cases(cases: &mut Vec<Case>) {
     for columns in [1, 33, 588] {
         moves(cases, columns);
     }
+    for (count, columns) in [(1, 7), (4, 1), (4, 1280), (6, 33)] {
+        let rows = [6 * count, 0, count, 3 * count];
+        cases.push(copy("join_rows", format!("{count} of {columns}"), &rows).finish(|b| {
+            let x = b.input_f32("x", [Sym::Patches.into(), columns.into()]);
+            b.join_rows(x, count)
+        }));
+    }
 }
 
 fn copy(op: &'static str, name: String, rows: &[usize]) -> Draft {

@@ -318,7 +318,10 @@ impl Bench {
             }
             _ => {
                 let parts = self.programs.encode.iter().chain(&self.programs.project);
-                let each = parts.map(|p| Ok((cost(p, &Bindings::new())?.operations, 0)));
+                let (width, height) = (self.image.width(), self.image.height());
+                let vision = self.model.config().vision.as_ref();
+                let sizes = vision.map_or(Ok(Bindings::new()), |vision| vision.sizes(width, height))?;
+                let each = parts.map(|p| Ok((cost(p, &sizes)?.operations, 0)));
                 (each.sum_pairs()?.0, self.vision_bytes)
             }
         })

@@ -37,7 +37,7 @@ impl Memory {
         programs: &ModelPrograms,
         context: Option<NonZeroUsize>,
         kv: KvType,
-        picture: Option<&PictureLayout>,
+        picture: Option<(&PictureLayout, Bindings)>,
     ) -> anyhow::Result<Self> {
         let config = &source.config;
         let context = context.map_or_else(|| default_context(config), NonZeroUsize::get);
@@ -48,8 +48,10 @@ impl Memory {
         let arena = |program: &Program, limits: &Bindings| -> anyhow::Result<usize> {
             Ok(memory::plan(&passes::optimize(program), limits)?.arena_bytes)
         };
-        let stage =
-            |program: &Option<Program>| program.as_ref().map(|p| arena(p, &Bindings::new())).transpose();
+        // Of a tower whose grid varies, for the given picture, or the largest.
+        let most = || config.vision.as_ref().map_or_else(Bindings::new, |vision| vision.limits(context));
+        let sizes = picture.as_ref().map_or_else(most, |(_, sizes)| *sizes);
+        let stage = |program: &Option<Program>| program.as_ref().map(|p| arena(p, &sizes)).transpose();
         let text_arena_bytes = arena(&text, &limits)?;
         let (encode_arena_bytes, project_arena_bytes) = (stage(&programs.encode)?, stage(&programs.project)?);
 
@@ -62,7 +64,8 @@ impl Memory {
         let cache_bytes = cache(context);
         // Of pictures that are cut by their size, the given one, or a square one.
         let tokens = match (picture, &config.vision) {
-            (Some(picture), _) => Some(picture.visual_tokens()),
+            (Some((picture, _)), _) => Some(picture.visual_tokens()),
+            (None, Some(vision)) if vision.varies() => Some(context),
             (None, Some(vision)) => Some(vision.layout(1, 1)?.visual_tokens()),
             (None, None) => None,
         };

@@ -144,7 +144,7 @@ pub(super) fn shape(source: &ModelSource) -> Vec<String> {
     lines
 }
 
-/// Visual tokens of a tile, from a vision part alone.
+/// Visual tokens of a tile, from a vision part alone; `None` where they follow the picture's size.
 pub(super) fn visual_tokens(file: &Gguf) -> Option<usize> {
     let meta = file.metadata();
     let number = |key| meta.opt_usize(key).ok().flatten();
@@ -153,9 +153,12 @@ pub(super) fn visual_tokens(file: &Gguf) -> Option<usize> {
     let projector = PROJECTORS.iter().find(|p| p.id == kind)?;
     let (image, patch) = (number("clip.vision.image_size")?, number("clip.vision.patch_size")?);
     let fold = number("clip.vision.projector.scale_factor").unwrap_or(1);
+    if number("clip.vision.spatial_merge_size").is_some() {
+        return None;
+    }
     // A hostile file may say anything.
     let grid = image.checked_div(patch).filter(|grid| (1..=1024).contains(grid))?;
-    (1..=grid).contains(&fold).then(|| (projector.tokens)(grid, fold))
+    (1..=grid).contains(&fold).then(|| (projector.tokens)((grid, grid), fold))
 }
 
 /// Whether a vision part's pictures are cut into tiles by their size.

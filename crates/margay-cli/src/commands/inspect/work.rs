@@ -19,9 +19,14 @@ pub(super) struct Work {
 }
 
 impl Work {
-    pub(super) fn count(source: &ModelSource, programs: &ModelPrograms) -> anyhow::Result<Self> {
+    /// Of a tower whose grid varies, for a picture of such sizes.
+    pub(super) fn count(
+        source: &ModelSource,
+        programs: &ModelPrograms,
+        picture: &Bindings,
+    ) -> anyhow::Result<Self> {
         let of = |program: &Option<Program>| {
-            program.as_ref().map(|p| cost(p, &Bindings::new())).transpose().map(|c| c.map(|c| c.operations))
+            program.as_ref().map(|p| cost(p, picture)).transpose().map(|c| c.map(|c| c.operations))
         };
         let visual = usize::from(source.config.vision.is_some());
         let one = Bindings::new()

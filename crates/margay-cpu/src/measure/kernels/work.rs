@@ -96,12 +96,12 @@ pub(super) fn prepare(cpu: &CpuBackend, case: &Case, rotate_bytes: usize) -> Res
             Ok(each_row(cpu, *rows, *columns, ops, rotate_bytes, run))
         }
         What::Rope { style, rows, heads, head_dim } => {
-            let rope =
-                Rope { head_dim: *head_dim, rotary: *head_dim, base: 1e4, style: *style, factors: None };
+            let (head_dim, style) = (*head_dim, *style);
+            let rope = Rope { head_dim, rotary: head_dim, base: 1e4, style, factors: None, axes: None };
             let frequencies = rows::rope_frequencies(&rope, None);
             let positions: Vec<i32> = (0..*rows as i32).collect();
             let (mut cos, mut sin) = (vec![0.0; rows * head_dim / 2], vec![0.0; rows * head_dim / 2]);
-            rows::rope_table(&frequencies, &positions, &mut cos, &mut sin);
+            rows::rope_table(&frequencies, &positions, 1, &mut cos, &mut sin);
             let run = move |engine: &Engine, x: View<'_>, out: Out<'_>| {
                 rows::rope(engine, &rope, (&cos, &sin), x, out)
             };
