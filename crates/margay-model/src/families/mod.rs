@@ -1,5 +1,6 @@
 //! The families: one file each, one line in [`FAMILIES`].
 
+mod fastvlm;
 mod gemma;
 mod imp;
 mod llama;
@@ -35,6 +36,7 @@ pub const FAMILIES: &[&Family] = &[
     &imp::IMP,
     &tinyllava::TINYLLAVA,
     &smolvlm::SMOLVLM,
+    &fastvlm::FASTVLM,
 ];
 
 /// One model family.
@@ -174,7 +176,9 @@ pub fn from_hf(config: &Value, parts: &HfParts<'_>) -> Result<(&'static Family, 
 pub fn from_gguf(parts: &GgufParts<'_>) -> Result<(&'static Family, ModelConfig), ModelError> {
     let arch = parts.text.metadata.str("general.architecture")?;
     let projector = parts.vision.map(|part| crate::gguf::projector_type(part.metadata)).transpose()?;
-    let family = FAMILIES.iter().copied().find(|f| f.gguf.contains(&(arch, projector)));
+    let named = parts.text.metadata.opt_str(crate::gguf::FAMILY_KEY)?;
+    let fitting = || FAMILIES.iter().copied().filter(|f| f.gguf.contains(&(arch, projector)));
+    let family = fitting().find(|f| named == Some(f.id)).or_else(|| fitting().next());
     let family = family.ok_or_else(|| match projector {
         Some(projector) => unknown(format!("the file (architecture {arch:?} with projector {projector:?})")),
         None => unknown(format!("the file (architecture {arch:?})")),

@@ -4,6 +4,7 @@
 //! picture (NaViT, Qwen2-VL) will give the grid of each tile by its size, and bind the sizes of its program when it
 //! runs, as the text program binds its tokens.
 
+mod fastvithd;
 pub(crate) mod vit;
 
 use crate::{GgufPart, HfConfig, ModelError, Rename};
@@ -26,7 +27,7 @@ pub struct Tower {
 pub(crate) type ReadTower = Result<Arc<dyn TowerConfig>, ModelError>;
 
 /// All towers. GGUF files that do not say which one they hold hold the first.
-pub const TOWERS: &[&Tower] = &[&vit::VIT];
+pub const TOWERS: &[&Tower] = &[&vit::VIT, &fastvithd::FASTVITHD];
 
 /// Which of a tower's values are its features.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
