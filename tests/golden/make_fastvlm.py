@@ -5,7 +5,8 @@ The tower is `fastvithd.py`, the decoder transformers' Qwen2ForCausalLM.
 
 Usage: python make_fastvlm.py [--timm]     (after make_tokenizer.py)
 
-With --timm the tower is compared with timm's `fastvit_mci3`, which is not in requirements.txt.
+With --timm the whole is compared with transformers' FastVlmForConditionalGeneration, whose tower is timm's
+`fastvit_mci3`; timm and torchvision are not in requirements.txt.
 """
 
 import sys
@@ -286,25 +287,47 @@ def timm_name(name):
     return ".".join(["stages", str(stage), what, *rest])
 
 
-def check_timm(model, pixels):
-    import timm
+def transformers_name(name):
+    tower = "model.vision_tower.vision_tower.model."
+    if name.startswith(tower):
+        return "model.vision_tower.timm_model." + timm_name(name[len(tower) :])
+    for old, new in [
+        ("mm_projector.0", "multi_modal_projector.linear_1"),
+        ("mm_projector.2", "multi_modal_projector.linear_2"),
+        ("model.layers", "model.language_model.layers"),
+        ("model.embed_tokens", "model.language_model.embed_tokens"),
+        ("model.norm", "model.language_model.norm"),
+    ]:
+        name = name.replace(old, new)
+    return name
 
-    inner = timm.create_model(
-        "fastvit_mci3",
-        inference_mode=True,
-        num_classes=0,
-        layers=TOWER["layers"],
-        embed_dims=TOWER["embed_dims"],
-        mlp_ratios=TOWER["mlp_ratios"],
-    ).eval()
-    own = inner.state_dict()
-    state = {timm_name(k): v for k, v in model.tower.state_dict().items()}
+
+def check_timm(model, pixels, ids):
+    from transformers import FastVlmConfig, FastVlmForConditionalGeneration
+
+    sizes = {field: TOWER[field] for field in ("layers", "embed_dims", "mlp_ratios")}
+    config = FastVlmConfig(
+        vision_config={
+            "model_type": "timm_wrapper",
+            "architecture": "fastvit_mci3",
+            "do_pooling": True,
+            "global_pool": "avg",
+            "hidden_size": int(TOWER["embed_dims"][-1] * TOWER["cls_ratio"]),
+            "model_args": {"inference_mode": True, **sizes},
+        },
+        text_config=model.text.to_dict(),
+        image_token_index=600,
+    )
+    theirs = FastVlmForConditionalGeneration(config).eval()
+    own = theirs.state_dict()
+    state = {transformers_name(k): v for k, v in model.state().items()}
     assert state.keys() == own.keys(), state.keys() ^ own.keys()
-    inner.load_state_dict({k: v.reshape(own[k].shape) for k, v in state.items()})
-    theirs = inner.forward_features(pixels).flatten(2).transpose(1, 2)
-    mine = model.tower(pixels)
-    error = float((theirs - mine).abs().max() / mine.abs().max())
-    print(f"timm {timm.__version__} fastvit_mci3: {error:.1e}")
+    theirs.load_state_dict({k: v.reshape(own[k].shape) for k, v in state.items()})
+    mine = model.logits(pixels, ids)
+    ids = torch.tensor([[600 if i < 0 else i for i in ids]])
+    logits = theirs(input_ids=ids, pixel_values=pixels, use_cache=False).logits[0]
+    error = float((logits - mine).abs().max() / mine.abs().max())
+    print(f"FastVlmForConditionalGeneration: {error:.1e}")
     assert error < 2e-6
 
 
@@ -323,7 +346,7 @@ def main():
     print(f"merged branches: {error:.1e}")
     assert error < 2e-6
     if "--timm" in sys.argv:
-        check_timm(published, pixels)
+        check_timm(published, pixels, ids)
     for model, folder, cases in [(published, folders[0], CASES), (trained, folders[1], ["wide"])]:
         state = model.state()
         write(folder, model, state, cases, opened)

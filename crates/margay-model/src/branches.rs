@@ -87,7 +87,7 @@ pub(crate) fn tensor(
     let stored = |name: &str| fetch(name).ok().as_ref().map(TensorInfo::from);
     let whole = info(parts, Merged::Weight, &stored).ok_or_else(|| missing(name))?;
     let (out, width, side) = match *whole.shape.dims() {
-        [out, width, h, w] if h == w => (out, width, h),
+        [out, width, h, w] if h == w && h > 0 => (out, width, h),
         [out, width] => (out, width, 1),
         _ => return Err(ModelError::weight(name, format!("a kernel of {}", whole.shape))),
     };
@@ -175,4 +175,77 @@ pub(crate) fn tensor(
         (0..out).for_each(|o| kernel[middle(o)] += 1.0);
     }
     Tensor::from_f32(shape, &kernel).map_err(|e| ModelError::weight(name, e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tensor_of(shape: &[usize], values: &[f32]) -> Tensor {
+        Tensor::from_f32(Shape::from(shape.to_vec()), values).unwrap()
+    }
+
+    /// The merged weight and bias of parts with their tensors.
+    fn merge(parts: &[(Branch, &str, Tensor)]) -> Result<[Vec<f32>; 2], ModelError> {
+        let names: Parts = parts.iter().map(|(branch, name, _)| (*branch, (*name).to_owned())).collect();
+        let fetch = |name: &str| {
+            let found = parts.iter().find(|(_, known, _)| *known == name);
+            found.map(|(_, _, tensor)| tensor.clone()).ok_or_else(|| missing(name))
+        };
+        let each = |which| floats("", &tensor("layer", &names, which, &fetch)?);
+        Ok([each(Merged::Weight)?, each(Merged::Bias)?])
+    }
+
+    #[test]
+    fn a_small_kernel_lies_in_the_middle_and_the_rest_follows_the_sum() {
+        let part = |number, part| Branch { number, ..Branch::of(part) };
+        let mut parts = vec![
+            (part(0, BranchPart::Kernel), "large", tensor_of(&[1, 1, 3, 3], &[1.0; 9])),
+            (part(0, BranchPart::Bias), "bias", tensor_of(&[1], &[5.0])),
+            (part(1, BranchPart::Kernel), "small", tensor_of(&[1, 1, 1, 1], &[10.0])),
+            (part(0, BranchPart::Scale), "scale", tensor_of(&[1, 1, 1], &[2.0])),
+        ];
+        let mut expected = [2.0f32; 9];
+        expected[4] = 22.0;
+        assert_eq!(merge(&parts).unwrap(), [expected.to_vec(), vec![10.0]]);
+        parts[1].0.shortcut = true;
+        parts[2].0.negative = true;
+        expected[4] = 2.0 - 20.0 + 1.0;
+        assert_eq!(merge(&parts).unwrap(), [expected.to_vec(), vec![10.0]]);
+    }
+
+    #[test]
+    fn a_norm_alone_is_one_of_the_input() {
+        let part = |part| Branch { number: 1, ..Branch::of(part) };
+        let variance = 4.0 - 1e-5; // a deviation of 2
+        let mut parts = vec![
+            (Branch::of(BranchPart::Kernel), "kernel", tensor_of(&[2, 2, 1, 1], &[0.0; 4])),
+            (part(BranchPart::NormWeight), "w", tensor_of(&[2], &[2.0, 4.0])),
+            (part(BranchPart::NormBias), "b", tensor_of(&[2], &[1.0, 1.0])),
+            (part(BranchPart::NormMean), "m", tensor_of(&[2], &[3.0, 0.0])),
+            (part(BranchPart::NormVariance), "v", tensor_of(&[2], &[variance, variance])),
+        ];
+        assert_eq!(merge(&parts).unwrap(), [vec![1.0, 0.0, 0.0, 2.0], vec![-2.0, 1.0]]);
+        parts.pop();
+        assert!(merge(&parts).unwrap_err().to_string().contains("lacks a part"));
+    }
+
+    #[test]
+    fn kernels_and_vectors_that_do_not_fit_are_refused() {
+        let kernel = |number, name, shape: &[usize]| {
+            let tensor = tensor_of(shape, &vec![1.0; shape.iter().product()]);
+            (Branch { number, ..Branch::of(BranchPart::Kernel) }, name, tensor)
+        };
+        let bias = (Branch::of(BranchPart::Bias), "bias", tensor_of(&[2], &[1.0; 2]));
+        for parts in [
+            vec![kernel(0, "a", &[1, 1, 3, 3]), kernel(1, "b", &[1, 1, 2, 2])],
+            vec![kernel(0, "a", &[1, 1, 3, 3]), kernel(1, "b", &[2, 1, 1, 1])],
+            vec![kernel(0, "a", &[1, 1, 3, 2])],
+            vec![kernel(0, "a", &[1, 1, 0, 0])],
+            vec![kernel(0, "a", &[1, 1, 3, 3]), bias.clone()],
+            vec![bias],
+        ] {
+            assert!(matches!(merge(&parts), Err(ModelError::Weight { .. })), "{:?}", parts[0]);
+        }
+    }
 }

@@ -16,7 +16,7 @@ pub(super) const FASTVLM: Family = Family {
     // Source: apple/ml-fastvlm `conversation.py`, `conv_qwen_2`.
     prompt: PromptStyle { template: "chatml", image_mark: "<image>", stops: &["<|im_end|>"] },
     vision: Some(LLAVA_VISION),
-    verified: "a PyTorch module of FastViTHD equal to timm's fastvit_mci3; transformers Qwen2ForCausalLM",
+    verified: "transformers FastVlmForConditionalGeneration (with timm's fastvit_mci3), and before branches are merged a PyTorch module",
     published: &[
         Published {
             name: "FastVLM 0.5B",
@@ -89,4 +89,86 @@ fn side(config: &HfConfig<'_>, parts: &HfParts<'_>) -> Result<usize, ModelError>
     }
     let tokens = config.usize("image_seq_length", 256)?;
     Ok(tokens.isqrt().saturating_mul(64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use margay_prompt::image::Fit;
+
+    struct Empty;
+
+    impl margay_file::TensorSource for Empty {
+        fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+            Box::new(std::iter::empty())
+        }
+        fn info(&self, _: &str) -> Option<margay_file::TensorInfo> {
+            None
+        }
+        fn tensor(&self, _: &str) -> Result<margay_tensor::Tensor, margay_file::FileError> {
+            unreachable!("a configuration alone")
+        }
+    }
+
+    fn read(config: &Value) -> Result<ModelConfig, ModelError> {
+        let parts = HfParts { preprocessor: None, tensors: &Empty };
+        crate::from_hf(config, &parts).map(|(family, model)| {
+            assert_eq!(family.id, FASTVLM.id);
+            model
+        })
+    }
+
+    /// Fields of the published `config.json`.
+    fn original(tower: &str) -> Value {
+        json!({
+            "model_type": "llava_qwen2", "hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14,
+            "num_hidden_layers": 24, "num_key_value_heads": 2, "mm_projector_type": "mlp2x_gelu",
+            "mm_vision_tower": tower, "image_aspect_ratio": "pad", "sliding_window": 32768,
+            "use_sliding_window": false, "mm_patch_merge_type": "flat",
+        })
+    }
+
+    #[test]
+    fn the_published_configuration_pads_with_black_and_other_towers_with_their_mean() {
+        for (tower, tokens, fill) in [
+            ("mobileclip_l_1024", 256, [0; 3]),
+            ("mobileclip_l_1536", 576, [0; 3]),
+            ("openai/clip-vit-large-patch14-336", 576, [122, 116, 104]),
+            ("google/siglip-so400m-patch14-384", 729, [127; 3]),
+        ] {
+            let model = read(&original(tower)).unwrap();
+            let vision = model.vision.unwrap();
+            assert_eq!(vision.tile_tokens(), tokens, "{tower}");
+            assert_eq!(vision.image.fit, Fit::PadToSquare { fill }, "{tower}");
+            assert_eq!((model.prompt.template, model.text.kv_heads), ("chatml", 2));
+        }
+        // As some converters leave it.
+        let mut config = original("mobileclip_l_1024");
+        config["vision_config"] = json!({});
+        assert_eq!(read(&config).unwrap().vision.unwrap().tile_tokens(), 256);
+    }
+
+    #[test]
+    fn what_is_not_supported_is_named() {
+        let mut transformers = json!({
+            "model_type": "fast_vlm", "image_seq_length": 256, "text_config": { "model_type": "qwen2" },
+            "vision_config": { "model_type": "timm_wrapper", "architecture": "fastvit_mci3" },
+        });
+        assert_eq!(read(&transformers).unwrap().vision.unwrap().tile_tokens(), 256);
+        transformers["vision_feature_layer"] = json!(-2);
+        let error = read(&transformers).unwrap_err().to_string();
+        assert!(error.contains("vision_feature_layer: -2 is not supported"), "{error}");
+        for (field, value, what) in [
+            ("mm_vision_tower", "mobileclip_l_big", "names no number of pixels"),
+            ("mm_vision_tower", "mobileclip_s_256", "is not known"),
+            ("mm_vision_tower", "mobileclip_l_1000", "1000 is no multiple of 64"),
+            ("image_aspect_ratio", "anyres", "is not supported"),
+            ("mm_projector_type", "linear", "is not supported"),
+        ] {
+            let mut config = original("mobileclip_l_1024");
+            config[field] = value.into();
+            let error = read(&config).unwrap_err().to_string();
+            assert!(error.contains(what), "{field}: {error}");
+        }
+    }
 }

@@ -314,6 +314,7 @@ mod tests {
             ("mobilevlm", "ldpnet", clip, "MobileVLM 3B"),
             ("mobilevlm", "ldpnetv2", clip, "MobileVLM V2 1.7B"),
             ("imp", "mlp2x_gelu", siglip, "Imp-v1.5-3B"),
+            ("llava_qwen2", "mlp2x_gelu", "mobileclip_l_1024", "FastVLM 0.5B"),
         ] {
             let config = serde_json::json!({
                 "model_type": model_type, "mm_projector_type": projector, "mm_vision_tower": tower,

@@ -156,7 +156,6 @@ impl FastVitHd {
         };
         config::within(place, "vision stages", self.stages.len(), MOST_STAGES)?;
         config::within(place, "image size", self.image, config::bound::IMAGE_SIDE)?;
-        config::within(place, "vision width", self.width, config::bound::WIDTH)?;
         let mut before = None;
         for stage in &self.stages {
             for (field, value, most) in [
@@ -177,6 +176,7 @@ impl FastVitHd {
             }
             before = Some(stage.width);
         }
+        config::within(place, "vision width", self.width, config::bound::WIDTH)?;
         let last = before.unwrap_or(1);
         if !self.width.is_multiple_of(last) || self.width < SQUEEZE {
             return bad(
@@ -501,5 +501,106 @@ fn normed_part(parts: &[&str]) -> Option<BranchPart> {
         ["bn", "running_mean"] => Some(BranchPart::NormMean),
         ["bn", "running_var"] => Some(BranchPart::NormVariance),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn read(config: &Value) -> Result<Arc<dyn TowerConfig>, ModelError> {
+        read_hf(&HfConfig::new(config), Features::Final)
+    }
+
+    fn numbers(inner: &str) -> Option<Rename> {
+        read(&json!({})).unwrap().rename(inner)
+    }
+
+    #[test]
+    fn a_named_tower_has_the_published_sizes() {
+        let tower = read(&json!({})).unwrap();
+        assert_eq!((tower.side(), tower.grid(), tower.width()), (1024, 16, 3072));
+        let elements = |spec: &margay_graph::WeightSpec| spec.shape.elements().unwrap();
+        let parameters: usize = tower.encode().unwrap().weights().iter().map(elements).sum();
+        // Counted from the published module, 122.7 M.
+        assert!((122_600_000..122_800_000).contains(&parameters), "{parameters}");
+        let spec = tower.image();
+        assert_eq!((spec.mean, spec.std, spec.size), ([0.0; 3], [1.0; 3], (1024, 1024)));
+    }
+
+    #[test]
+    fn sizes_that_do_not_fit_are_named() {
+        let nine = vec![32; 9];
+        for (config, field) in [
+            (json!({ "layers": nine, "embed_dims": nine, "mlp_ratios": nine }), "vision stages"),
+            (json!({ "layers": [] , "embed_dims": [], "mlp_ratios": [] }), "vision stages"),
+            (json!({ "layers": [1, 1] }), "embed_dims"),
+            (json!({ "layers": "many" }), "layers"),
+            (json!({ "layers": [0, 1, 1, 1, 1] }), "vision layers"),
+            (json!({ "layers": [1.5, 1, 1, 1, 1] }), "vision layers"),
+            (json!({ "embed_dims": [96, 192, 384, 768, 1e300] }), "vision stage width"),
+            (json!({ "embed_dims": [96, 192, 384, 768, 1500] }), "vision stage width"),
+            (json!({ "embed_dims": [96, 192, 384, 384, 416] }), "vision stage width"),
+            (json!({ "mlp_ratios": [4, 4, 4, 4, -1] }), "vision feed-forward width"),
+            (json!({ "cls_ratio": 0 }), "vision width"),
+            (json!({ "cls_ratio": 1.5 }), "vision width"),
+            (json!({ "image_size": 1000 }), "image size"),
+            (json!({ "image_size": 1u64 << 40 }), "image size"),
+            (json!({ "token_mixers": ["repmixer", "pool"] }), "token_mixers"),
+            (json!({ "token_mixers": "attention" }), "token_mixers"),
+            (json!({ "pos_embs_shapes": [null, null, null, [7, 7], null] }), "pos_embs_shapes"),
+            (json!({ "down_patch_size": 5 }), "down_patch_size"),
+            (json!({ "architecture": "fastvit_mci0" }), "architecture"),
+        ] {
+            let error = read(&config).unwrap_err();
+            assert!(
+                matches!(&error, ModelError::Field { field: named, .. } if named == field),
+                "{config}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn names_of_both_repositories_and_both_forms_meet() {
+        for (one, other, to) in [
+            ("patch_embed.0.reparam_conv.weight", "stem.0.reparam_conv.weight", "v.stem.0.weight"),
+            (
+                "network.7.3.token_mixer.qkv.weight",
+                "stages.3.blocks.3.token_mixer.qkv.weight",
+                "v.stage.3.blk.3.attn_qkv.weight",
+            ),
+            ("network.6.reparam_conv.bias", "stages.3.pos_emb.reparam_conv.bias", "v.stage.3.pos_conv.bias"),
+            (
+                "network.8.proj.0.lkb_reparam.bias",
+                "stages.4.downsample.proj.0.reparam_conv.bias",
+                "v.stage.4.down_conv.bias",
+            ),
+            (
+                "network.8.proj.0.small_conv.bn.bias",
+                "stages.4.downsample.proj.0.small_conv.bn.bias",
+                "v.stage.4.down_conv",
+            ),
+            (
+                "network.0.1.token_mixer.mixer.rbr_conv.0.conv.weight",
+                "stages.0.blocks.1.token_mixer.mixer.conv_kxk.0.conv.weight",
+                "v.stage.0.blk.1.mix_conv",
+            ),
+            ("network.0.1.layer_scale", "stages.0.blocks.1.layer_scale.gamma", "v.stage.0.blk.1.ffn_down"),
+            ("conv_exp.se.reduce.weight", "final_conv.se.fc1.weight", "v.se.reduce.weight"),
+        ] {
+            let [one, other] = [one, other].map(numbers);
+            assert_eq!(one, other, "{to}");
+            assert_eq!(one.map(|rename| rename.to).as_deref(), Some(to));
+            assert_eq!(numbers(to), None, "{to} is no checkpoint's name");
+        }
+        for unknown in [
+            "network.11.0.norm.weight",
+            "network.x.norm.weight",
+            "head.proj",
+            "patch_embed.0.rbr_conv.200.bn.bias",
+        ] {
+            assert_eq!(numbers(unknown), None, "{unknown}");
+        }
     }
 }
