@@ -350,11 +350,11 @@ def projector_tensors(projector: str, inputs: int, width: int) -> Iterator[Tenso
 
 def text_type(tensor: Tensor, kind: str, layers: int) -> Type:
     """The type that llama.cpp's quantizer gives a tensor (`llama-quant.cpp`)."""
-    name, _, role = tensor
+    name, size, role = tensor
     if role != "matrix":
         return Type.F32
     if name == "output.weight" and kind in ("Q4_0", "Q4_K_M"):
-        return Type.Q6_K
+        return Type.Q6_K if size[-1] % 256 == 0 else Type.Q8_0
     if kind != "Q4_K_M":
         return Type[kind]
     if "attn_qkv" in name:
