@@ -7,8 +7,8 @@
     shapes.py --list
 
 Text models: m14 (MobileLLaMA 1.4B), m27 (MobileLLaMA 2.7B, heads of 80), phi2 (Phi-2), v7 (Vicuna 7B), in Q4_0,
-Q4_K_M, Q8_0 or F16. Vision files: clip (CLIP ViT-L/14-336) and siglip (SigLIP so400m/14-384) with mlp or ldpv2 to a
-width, in F16 or BF16. All text models have one byte-level vocabulary in which every word of up to three letters is a
+Q4_K_M, Q8_0 or F16; q05 (Qwen2 0.5B) in those but Q4_K_M, whose blocks its rows do not fill. Vision files: clip (CLIP ViT-L/14-336) and siglip (SigLIP so400m/14-384) with mlp or ldpv2 to a
+width, and fastvithd (FastVLM's at 1024 pixels, which only Margay reads) with mlp, in F16 or BF16. All text models have one byte-level vocabulary in which every word of up to three letters is a
 token, and a chat template that adds nothing: every engine reads the same file, and a prompt is as long as it says.
 """
 
@@ -42,6 +42,12 @@ class Text:
     vocabulary: int
     rotary: int
     context: int
+    kv_heads: int | None = None
+    base: float = 10000.0
+
+    @property
+    def kv_width(self) -> int:
+        return self.width // self.heads * (self.kv_heads or self.heads)
 
 
 @dataclass(frozen=True)
@@ -62,11 +68,15 @@ TEXTS = {
     "m27": Text("llama", 32, 2560, 32, 6912, 32000, 80, 2048),
     "phi2": Text("phi2", 32, 2560, 32, 10240, 51200, 32, 2048),
     "v7": Text("llama", 32, 4096, 32, 11008, 32000, 128, 4096),
+    "q05": Text("qwen2", 24, 896, 14, 4864, 151936, 64, 32768, kv_heads=2, base=1e6),
 }
 VISIONS = {
     "clip": Vision(24, 1024, 16, 4096, 336, 1e-5, True),
     "siglip": Vision(27, 1152, 16, 4304, 384, 1e-6, False),
 }
+# FastViTHD. Source: apple/ml-fastvlm `mci.py`, `fastvithd`.
+STAGES = [(2, 96), (12, 192), (24, 384), (4, 768), (2, 1536)]
+MIXERS = 3  # stages of convolutions alone, before those with attention
 PATCH = 14
 FILE_TYPES = {"F16": 1, "Q4_0": 2, "Q8_0": 7, "Q4_K_M": 15, "BF16": 32}
 
@@ -105,6 +115,8 @@ def write(name: str, path: Path) -> None:
         write_text(TEXTS[parts[0]], parts[1], name, path)
     elif len(parts) == 4 and parts[0] in VISIONS and parts[3] in ("F16", "BF16"):
         write_vision(VISIONS[parts[0]], parts[1], int(parts[2]), parts[3], name, path)
+    elif len(parts) == 4 and parts[:2] == ["fastvithd", "mlp"] and parts[3] in ("F16", "BF16"):
+        write_fastvithd(int(parts[2]), parts[3], name, path)
     else:
         sys.exit(f"{name}: no such shape; see --help")
 
@@ -117,9 +129,11 @@ def write_text(shape: Text, kind: str, name: str, path: Path) -> None:
     writer.add_block_count(shape.layers)
     writer.add_feed_forward_length(shape.ffn)
     writer.add_head_count(shape.heads)
-    writer.add_head_count_kv(shape.heads)
+    writer.add_head_count_kv(shape.kv_heads or shape.heads)
     writer.add_rope_dimension_count(shape.rotary)
-    writer.add_rope_freq_base(10000.0)
+    writer.add_rope_freq_base(shape.base)
+    if shape.arch == "qwen2":
+        writer.add_string("margay.family", "fastvlm")
     writer.add_vocab_size(shape.vocabulary)
     if shape.arch == "phi2":
         writer.add_layer_norm_eps(1e-5)
@@ -166,6 +180,33 @@ def write_vision(shape: Vision, projector: str, width: int, kind: str, name: str
     write_tensors(writer, [(t, types.get(t[2], Type.F32)) for t in tensors], name)
 
 
+def write_fastvithd(width: int, kind: str, name: str, path: Path) -> None:
+    writer = gguf.GGUFWriter(path, "clip")
+    writer.add_type("mmproj")
+    writer.add_name(f"{name}, random weights")
+    for key, flag in [("has_text_encoder", False), ("has_vision_encoder", True), ("has_llava_projector", True)]:
+        writer.add_bool(f"clip.{key}", flag)
+    writer.add_string("clip.projector_type", "mlp")
+    numbers = {"image_size": 1024, "patch_size": 64, "embedding_length": 2 * STAGES[-1][1], "projection_dim": width}
+    for key, number in numbers.items():
+        writer.add_uint32(f"clip.vision.{key}", number)
+    writer.add_array("clip.vision.image_mean", [0.0] * 3)
+    writer.add_array("clip.vision.image_std", [1.0] * 3)
+    writer.add_string("margay.vision.tower", "fastvithd")
+    lists = {
+        "block_count": [depth for depth, _ in STAGES],
+        "embedding_length": [channels for _, channels in STAGES],
+        "feed_forward_length": [4 * channels for _, channels in STAGES],
+        "attention": [int(stage >= MIXERS) for stage in range(len(STAGES))],
+    }
+    for key, numbers in lists.items():
+        writer.add_array(f"margay.vision.stage.{key}", numbers)
+    writer.add_file_type(FILE_TYPES[kind])
+    tensors = itertools.chain(fastvithd_tensors(), projector_tensors("mlp", 2 * STAGES[-1][1], width))
+    types = {"matrix": Type[kind], "kernel": Type.F16}
+    write_tensors(writer, [(t, types.get(t[2], Type.F32)) for t in tensors], name)
+
+
 def add_vocabulary(writer: gguf.GGUFWriter, size: int) -> None:
     """Bytes, and every word of a space and one to three letters, as pairs merge to it; the rest is never used."""
     characters = byte_characters()
@@ -203,10 +244,11 @@ def byte_characters() -> list[str]:
 
 def text_tensors(shape: Text) -> Iterator[Tensor]:
     width, is_phi = shape.width, shape.arch == "phi2"
+    biased = ("attn_q", "attn_k", "attn_v") if shape.arch == "qwen2" else ()
 
     def linear(name: str, outputs: int, inputs: int) -> Iterator[Tensor]:
         yield f"{name}.weight", (outputs, inputs), "matrix"
-        if is_phi:
+        if is_phi or name.endswith(biased):
             yield f"{name}.bias", (outputs,), "small"
 
     def norm(name: str) -> Iterator[Tensor]:
@@ -224,7 +266,7 @@ def text_tensors(shape: Text) -> Iterator[Tensor]:
             yield from linear(block + "attn_qkv", 3 * width, width)
         else:
             for name in ("attn_q", "attn_k", "attn_v"):
-                yield from linear(block + name, width, width)
+                yield from linear(block + name, width if name == "attn_q" else shape.kv_width, width)
             yield from norm(block + "ffn_norm")
             yield from linear(block + "ffn_gate", shape.ffn, width)
         yield from linear(block + "attn_output", width, width)
@@ -255,6 +297,45 @@ def encoder_tensors(shape: Vision) -> Iterator[Tensor]:
             yield f"{block}{name}.bias", (size[0],), "small"
 
 
+def fastvithd_tensors() -> Iterator[Tensor]:
+    """Each layer with its bias, and layer norms. The names are Margay's own (`vision/fastvithd.rs`)."""
+
+    def conv(name: str, outputs: int, inputs: int, side: int) -> Iterator[Tensor]:
+        yield f"{name}.weight", (outputs, inputs, side, side), "kernel"
+        yield f"{name}.bias", (outputs,), "small"
+
+    def linear(name: str, outputs: int, inputs: int) -> Iterator[Tensor]:
+        yield f"{name}.weight", (outputs, inputs), "matrix"
+        yield f"{name}.bias", (outputs,), "small"
+
+    first, last = STAGES[0][1], STAGES[-1][1]
+    yield from conv("v.stem.0", first, 3, 3)
+    yield from conv("v.stem.1", first, 1, 3)
+    yield from linear("v.stem.2", first, first)
+    for stage, (depth, width) in enumerate(STAGES):
+        at = f"v.stage.{stage}"
+        if stage:
+            yield from conv(f"{at}.down_conv", width, 1, 7)
+            yield from linear(f"{at}.down_proj", width, width)
+        if stage >= MIXERS:
+            yield from conv(f"{at}.pos_conv", width, 1, 7)
+        for number in range(depth):
+            block = f"{at}.blk.{number}"
+            if stage >= MIXERS:
+                yield f"{block}.ln1.weight", (width,), "ones"
+                yield f"{block}.ln1.bias", (width,), "small"
+                yield f"{block}.attn_qkv.weight", (3 * width, width), "matrix"
+                yield from linear(f"{block}.attn_out", width, width)
+            else:
+                yield from conv(f"{block}.mix_conv", width, 1, 3)
+            yield from conv(f"{block}.ffn_conv", width, 1, 7)
+            yield from linear(f"{block}.ffn_up", 4 * width, width)
+            yield from linear(f"{block}.ffn_down", width, 4 * width)
+    yield from conv("v.exp_conv", 2 * last, 1, 3)
+    yield from linear("v.se.reduce", 2 * last // 16, 2 * last)
+    yield from linear("v.se.expand", 2 * last, 2 * last // 16)
+
+
 def projector_tensors(projector: str, inputs: int, width: int) -> Iterator[Tensor]:
     if projector not in ("mlp", "ldpv2"):
         sys.exit(f"the projector {projector} is not known; mlp or ldpv2")
@@ -269,11 +350,11 @@ def projector_tensors(projector: str, inputs: int, width: int) -> Iterator[Tenso
 
 def text_type(tensor: Tensor, kind: str, layers: int) -> Type:
     """The type that llama.cpp's quantizer gives a tensor (`llama-quant.cpp`)."""
-    name, _, role = tensor
+    name, size, role = tensor
     if role != "matrix":
         return Type.F32
     if name == "output.weight" and kind in ("Q4_0", "Q4_K_M"):
-        return Type.Q6_K
+        return Type.Q6_K if size[-1] % 256 == 0 else Type.Q8_0
     if kind != "Q4_K_M":
         return Type[kind]
     if "attn_qkv" in name:

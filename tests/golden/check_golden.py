@@ -48,7 +48,7 @@ def read(path):
         if info["dtype"] == "BF16":
             value = (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")
         else:
-            value = np.frombuffer(raw, {"F32": "<f4", "I32": "<i4"}[info["dtype"]])
+            value = np.frombuffer(raw, {"F32": "<f4", "I32": "<i4", "I64": "<i8"}[info["dtype"]])
         value = value.reshape(info["shape"])
         out[name] = value if info["dtype"] == "I32" else value.astype(np.float64)
     return out
@@ -475,6 +475,124 @@ def check_qwen2vl(name):
             assert error < LIMIT, (name, case["name"], key, error)
         assert int(golden["greedy"][0]) == int(np.argmax(golden["logits"][-1]))
         print(f"{name} {case['name']}: worst relative error {worst:.1e}")
+# ---------------------------------------------------------------- fastvlm
+
+
+def conv(x, kernel, bias, stride=1):
+    """[C, H, W] through [O, C / groups, k, k], padded by half a kernel."""
+    out, width, side, _ = kernel.shape
+    groups, pad = len(x) // width, side // 2
+    padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad)))
+    height, across = ((n - 1) // stride + 1 for n in x.shape[1:])
+    total = np.zeros((out, height, across))
+    for dy in range(side):
+        for dx in range(side):
+            window = padded[:, dy : dy + stride * height : stride, dx : dx + stride * across : stride]
+            window = window.reshape(groups, width, height, across)
+            taps = kernel[:, :, dy, dx].reshape(groups, out // groups, width)
+            total += np.einsum("goc,gchw->gohw", taps, window).reshape(total.shape)
+    return total if bias is None else total + bias[:, None, None]
+
+
+def batch_norm(x, w, name):
+    mean, var = w[name + ".running_mean"], w[name + ".running_var"]
+    factor = w[name + ".weight"] / np.sqrt(var + 1e-5)
+    return (x - mean[:, None, None]) * factor[:, None, None] + w[name + ".bias"][:, None, None]
+
+
+def conv_norm(x, w, name, stride=1):
+    return batch_norm(conv(x, w[name + ".conv.weight"], None, stride), w, name + ".bn")
+
+
+def branches(x, w, p, stride=1):
+    """A convolution of either form, without what stands behind it."""
+    for whole in ("reparam_conv", "lkb_reparam"):
+        if f"{p}.{whole}.weight" in w:
+            return conv(x, w[f"{p}.{whole}.weight"], w[f"{p}.{whole}.bias"], stride)
+    names = ("rbr_conv.0", "rbr_scale", "lkb_origin", "small_conv")
+    y = sum(conv_norm(x, w, f"{p}.{n}", stride) for n in names if f"{p}.{n}.conv.weight" in w)
+    return y + batch_norm(x, w, p + ".rbr_skip") if p + ".rbr_skip.weight" in w else y
+
+
+def fastvithd(w, config, pixels, p):
+    x = pixels
+    for i, stride in enumerate((2, 2, 1)):
+        x = gelu(branches(x, w, f"{p}patch_embed.{i}", stride))
+    at = 0
+    for stage, depth in enumerate(config["layers"]):
+        if stage:
+            x = gelu(branches(x, w, f"{p}network.{at}.proj.0", 2))
+            x = gelu(branches(x, w, f"{p}network.{at}.proj.1"))
+            at += 1
+        attends = config["token_mixers"][stage] == "attention"
+        if attends:
+            pe = f"{p}network.{at}.pe"
+            trained = pe + ".weight" in w
+            x = x + conv(x, w[pe + ".weight"], w[pe + ".bias"]) if trained else branches(x, w, pe[:-3])
+            at += 1
+        for block in range(depth):
+            x = fastvithd_block(x, w, f"{p}network.{at}.{block}.", attends)
+        at += 1
+    x = branches(x, w, p + "conv_exp")
+    se = p + "conv_exp.se."
+    gate = w[se + "reduce.weight"][:, :, 0, 0] @ x.mean((1, 2)) + w[se + "reduce.bias"]
+    gate = w[se + "expand.weight"][:, :, 0, 0] @ np.maximum(gate, 0) + w[se + "expand.bias"]
+    return gelu(x * (1 / (1 + np.exp(-gate)))[:, None, None]).reshape(len(x), -1).T
+
+
+def fastvithd_block(x, w, b, attends):
+    scale = w[b + ("layer_scale_2" if attends else "layer_scale")]
+    if attends:
+        rows = layer_norm(x.reshape(len(x), -1).T, w, b + "norm")
+        q, k, v = (n.reshape(len(rows), -1, 32) for n in np.split(linear(rows, w, b + "token_mixer.qkv"), 3, -1))
+        y = linear(attention(q, k, v), w, b + "token_mixer.proj").T.reshape(x.shape)
+        x = x + w[b + "layer_scale_1"] * y
+    elif b + "token_mixer.layer_scale" in w:
+        mixed = branches(x, w, b + "token_mixer.mixer") - batch_norm(x, w, b + "token_mixer.norm.rbr_skip")
+        x = x + w[b + "token_mixer.layer_scale"] * mixed
+    else:
+        x = branches(x, w, b + "token_mixer")
+    y = conv_norm(x, w, b + "convffn.conv")
+    y = gelu(conv(y, w[b + "convffn.fc1.weight"], w[b + "convffn.fc1.bias"]))
+    return x + scale * conv(y, w[b + "convffn.fc2.weight"], w[b + "convffn.fc2.bias"])
+
+
+def check_fastvlm():
+    tiles = {}
+    for name in ("fastvlm", "fastvlm-trained"):
+        folder = HERE / name
+        w = read(folder / "model.safetensors")
+        config = json.loads((folder / "config.json").read_text())
+        for case in json.loads((folder / "prompt.json").read_text())["cases"]:
+            golden = read(folder / f"golden.{case['name']}.safetensors")
+            if case["name"] == "wide" and "pixel_values" in golden:
+                tiles["wide.png"] = golden["pixel_values"][0]
+            mine = {}
+            if all(image in tiles for image in case["images"]):
+                at = "model.vision_tower.vision_tower.model."
+                pixels = [tiles[image] for image in case["images"]]
+                mine["encode"] = np.stack([fastvithd(w, config["vision_config"], p, at) for p in pixels])
+            # Of other pictures the features are taken as they are.
+            features = mine.get("encode", golden.get("encode"))
+            mine["project"] = golden["project"]
+            if features is not None:
+                mine["project"] = np.stack([projector(w, "mlp2x_gelu", x, "model.mm_projector.") for x in features])
+            ids = golden["input_ids"]
+            h = w["model.embed_tokens.weight"][np.maximum(ids, 0)]
+            h[ids < 0] = mine["project"].reshape(-1, h.shape[1])
+            hidden, last = decoder(w, config, h, "model.")
+            mine |= {f"hidden.{i}": v for i, v in enumerate(hidden)}
+            mine["logits"] = last[-len(golden["logits"]) :] @ w["lm_head.weight"].T
+            worst = 0.0
+            for key, value in mine.items():
+                if key in golden:
+                    assert value.shape == golden[key].shape, (name, case["name"], key)
+                    error = np.abs(value - golden[key]).max() / np.abs(golden[key]).max()
+                    worst = max(worst, error)
+                    assert error < LIMIT, (name, case["name"], key, error)
+            assert int(golden["greedy"][0]) == int(np.argmax(golden["logits"][-1]))
+            seen = sorted(set(mine) & set(golden))
+            print(f"{name}/{case['name']}: {seen}, worst relative error {worst:.1e}")
 
 
 if __name__ == "__main__":
@@ -483,3 +601,4 @@ if __name__ == "__main__":
     check_smolvlm()
     for each in ("qwen2vl", "qwen25vl"):
         check_qwen2vl(each)
+    check_fastvlm()

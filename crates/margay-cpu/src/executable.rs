@@ -165,6 +165,7 @@ impl CpuExecutable {
             }
             if let (Op::Conv2d(conv), Step::Conv2d { weight, .. }) = (&node.op, step) {
                 unrolled = unrolled.max(weight.unrolled_floats(conv));
+                scratch = scratch.max(weight.scratch_floats(conv));
             }
             if let Op::Attention(a) = &node.op {
                 scratch = scratch.max(attention::scratch_floats(a));

@@ -22,11 +22,13 @@ pub enum Activation {
     Hardswish,
     /// `relu6(x + 3) / 6`
     Hardsigmoid,
+    /// `1 / (1 + e^-x)`
+    Sigmoid,
 }
 
 impl Activation {
     /// Every activation, for suites and tables.
-    pub const ALL: [Activation; 7] = [
+    pub const ALL: [Activation; 8] = [
         Activation::Silu,
         Activation::GeluErf,
         Activation::GeluTanh,
@@ -34,6 +36,7 @@ impl Activation {
         Activation::Relu,
         Activation::Hardswish,
         Activation::Hardsigmoid,
+        Activation::Sigmoid,
     ];
 
     /// Lower-case name, as it stands in files: `silu`, `gelu_erf`, `gelu_tanh`, `quick_gelu`, ...
@@ -46,6 +49,7 @@ impl Activation {
             Activation::Relu => "relu",
             Activation::Hardswish => "hardswish",
             Activation::Hardsigmoid => "hardsigmoid",
+            Activation::Sigmoid => "sigmoid",
         }
     }
 }

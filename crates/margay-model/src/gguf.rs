@@ -13,6 +13,8 @@ const IMAGE_SPEC_KEY: &str = "margay.image_spec";
 /// Pixels of a picture whose size varies, at least and at most.
 const MIN_PIXELS_KEY: &str = "clip.vision.image_min_pixels";
 const MAX_PIXELS_KEY: &str = "clip.vision.image_max_pixels";
+/// Our own key: the id of the family, where several have the same parts.
+pub(crate) const FAMILY_KEY: &str = "margay.family";
 /// Our own key: the id of the tower, where it is not the transformer that other runtimes take it for.
 const TOWER_KEY: &str = "margay.vision.tower";
 
@@ -214,6 +216,7 @@ pub fn text_metadata(config: &ModelConfig) -> Metadata {
     put("general.type", "model".into());
     put("general.name", config.name.as_str().into());
     put("general.quantization_version", 2u32.into());
+    put(FAMILY_KEY, config.family.into());
     let mut size = |name: &str, value: usize| put(&format!("{arch}.{name}"), (value as u32).into());
     size("context_length", text.context);
     size("embedding_length", text.width);

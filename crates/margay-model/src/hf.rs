@@ -27,10 +27,20 @@ impl<'a> HfConfig<'a> {
         self.object.get(field).filter(|v| !v.is_null())
     }
 
+    /// Every field and its value.
+    pub(crate) fn fields(&self) -> impl Iterator<Item = (&'a str, &'a Value)> + use<'a> {
+        self.object.as_object().into_iter().flatten().map(|(name, value)| (name.as_str(), value))
+    }
+
     /// A nested object.
     pub fn object(&self, field: &str) -> Option<HfConfig<'a>> {
         let object = self.get(field).filter(|v| v.is_object())?;
-        Some(HfConfig { object, place: format!("{}: {field}", self.place) })
+        Some(self.within(field, object))
+    }
+
+    /// Another object that stands in the place of that field.
+    pub(crate) fn within<'b>(&self, field: &str, object: &'b Value) -> HfConfig<'b> {
+        HfConfig { object, place: format!("{}: {field}", self.place) }
     }
 
     /// A text, or `None` where absent.

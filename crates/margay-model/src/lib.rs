@@ -5,6 +5,7 @@
 //! backend and no block format. Adding a family is one file in `families/` and one line in [`FAMILIES`].
 #![forbid(unsafe_code)]
 
+mod branches;
 mod config;
 mod decoder;
 mod error;
@@ -15,6 +16,7 @@ mod projector;
 mod vision;
 mod weights;
 
+pub use branches::{Branch, BranchPart};
 pub use config::{Mixture, ModelConfig, PromptStyle, RopeScaling, TextConfig, VisionConfig};
 pub use decoder::{DECODERS, Decoder};
 pub use error::ModelError;

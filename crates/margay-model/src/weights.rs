@@ -1,6 +1,9 @@
 //! A model's weights under their names in a GGUF file, whatever file they lie in.
 
-use crate::{Family, ModelConfig, ModelError, RopeScaling, TextConfig};
+use crate::{
+    Branch, Family, ModelConfig, ModelError, RopeScaling, TextConfig,
+    branches::{self, Merged},
+};
 use margay_file::{TensorInfo, TensorSource};
 use margay_graph::{BackendError, Program, WeightSource, WeightSpec};
 use margay_tensor::{DType, Shape, Storage, Tensor};
@@ -51,6 +54,9 @@ pub enum Transform {
         /// How many.
         rows: usize,
     },
+    /// It becomes a part of a layer that is stored as a sum; the name is that of the layer, whose `.weight` and `.bias`
+    /// all its parts together make.
+    Branch(Branch),
 }
 
 impl Transform {
@@ -60,8 +66,8 @@ impl Transform {
     /// [`ModelError::Weight`] where the rows do not divide into heads of an even width, or are too few.
     pub fn apply(self, name: &str, tensor: Tensor) -> Result<Tensor, ModelError> {
         match self {
-            // Whoever stacks them takes each as it is.
-            Transform::None | Transform::Expert { .. } => Ok(tensor),
+            // Whoever puts them together takes each as it is.
+            Transform::None | Transform::Expert { .. } | Transform::Branch(_) => Ok(tensor),
             Transform::InterleaveHeads { heads } => interleave_heads(name, &tensor, heads),
             Transform::AddOne => add_one(name, &tensor),
             Transform::Frame { number, of } => frame(name, &tensor, number, of),
@@ -75,7 +81,10 @@ impl Transform {
             Transform::Rows { rows, .. } => info.shape = with_rows(&info.shape, rows),
             Transform::Frame { .. } => info.shape = without_frames(&info.shape),
             Transform::AddOne => info.dtype = DType::F32,
-            Transform::None | Transform::InterleaveHeads { .. } | Transform::Expert { .. } => {}
+            Transform::None
+            | Transform::InterleaveHeads { .. }
+            | Transform::Expert { .. }
+            | Transform::Branch(_) => {}
         }
         info
     }
@@ -102,16 +111,20 @@ fn interleave_heads(name: &str, tensor: &Tensor, heads: usize) -> Result<Tensor,
 }
 
 fn add_one(name: &str, tensor: &Tensor) -> Result<Tensor, ModelError> {
+    let sums: Vec<f32> = floats(name, tensor)?.into_iter().map(|v| v + 1.0).collect();
+    Tensor::from_f32(tensor.shape().clone(), &sums).map_err(|e| ModelError::weight(name, e.to_string()))
+}
+
+/// The numbers of a tensor that is not quantized.
+pub(crate) fn floats(name: &str, tensor: &Tensor) -> Result<Vec<f32>, ModelError> {
     let bytes = tensor.bytes();
     let pairs = bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
-    let values: Vec<f32> = match tensor.dtype() {
+    Ok(match tensor.dtype() {
         DType::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
         DType::F16 => pairs.map(|bits| half::f16::from_bits(bits).to_f32()).collect(),
         DType::BF16 => pairs.map(|bits| half::bf16::from_bits(bits).to_f32()).collect(),
         other => return Err(ModelError::weight(name, format!("{other} numbers, expected f32, f16 or bf16"))),
-    };
-    let sums: Vec<f32> = values.into_iter().map(|v| v + 1.0).collect();
-    Tensor::from_f32(tensor.shape().clone(), &sums).map_err(|e| ModelError::weight(name, e.to_string()))
+    })
 }
 
 /// Matrices of one type and shape, one behind the other.
@@ -197,6 +210,12 @@ enum Entry {
         source: usize,
         parts: Vec<Option<String>>,
     },
+    /// One of the two tensors of a layer that is stored as a sum.
+    Merged {
+        source: usize,
+        parts: Arc<branches::Parts>,
+        which: Merged,
+    },
 }
 
 impl Canonical {
@@ -211,6 +230,7 @@ impl Canonical {
     ) -> Result<Self, ModelError> {
         let mut entries = BTreeMap::new();
         let mut unused = vec![];
+        let mut sums: BTreeMap<String, branches::Parts> = BTreeMap::new();
         for name in source.names() {
             let Some(Rename { to, transform }) = (family.rename)(config, name) else {
                 unused.push(name.to_owned());
@@ -219,6 +239,17 @@ impl Canonical {
             let both = |other: &str| {
                 ModelError::weight(&to, format!("both {other} and {name} of the checkpoint end here"))
             };
+            if let Transform::Branch(branch) = transform {
+                let parts = sums.entry(to.clone()).or_default();
+                let same = |(known, _): &&(Branch, String)| {
+                    (known.number, known.part) == (branch.number, branch.part)
+                };
+                if let Some((_, other)) = parts.iter().find(same) {
+                    return Err(both(other));
+                }
+                parts.push((branch, name.to_owned()));
+                continue;
+            }
             if let Transform::Expert { number, of } = transform {
                 let empty = || Entry::Stacked { source: 0, parts: vec![None; of] };
                 let Entry::Stacked { parts, .. } = entries.entry(to.clone()).or_insert_with(empty) else {
@@ -244,6 +275,16 @@ impl Canonical {
                 && let Some(missing) = parts.iter().position(Option::is_none)
             {
                 return Err(ModelError::weight(name, format!("the checkpoint lacks its expert {missing}")));
+            }
+        }
+        for (layer, parts) in sums {
+            let parts = Arc::new(parts);
+            for (which, kind) in [(Merged::Weight, "weight"), (Merged::Bias, "bias")] {
+                let entry = Entry::Merged { source: 0, parts: parts.clone(), which };
+                if entries.insert(format!("{layer}.{kind}"), entry).is_some() {
+                    let what = "the checkpoint holds it both whole and as a sum";
+                    return Err(ModelError::weight(format!("{layer}.{kind}"), what));
+                }
             }
         }
         let mut weights = Canonical { sources: vec![source.clone()], entries, unused };
@@ -296,6 +337,9 @@ impl Canonical {
                 info.shape = Shape::from(dims.collect::<Vec<_>>());
                 Some(info)
             }
+            Entry::Merged { source, parts, which } => {
+                branches::info(parts, *which, &|name| self.sources[*source].info(name))
+            }
         }
     }
 
@@ -312,6 +356,9 @@ impl Canonical {
             Some(Entry::Stacked { source, parts }) => {
                 let parts = parts.iter().flatten().map(|part| self.sources[*source].tensor(part));
                 stack(name, &parts.collect::<Result<Vec<_>, _>>()?)
+            }
+            Some(Entry::Merged { source, parts, which }) => {
+                branches::tensor(name, parts, *which, &|part| Ok(self.sources[*source].tensor(part)?))
             }
             None => Err(missing(name)),
         }
@@ -342,6 +389,7 @@ impl Canonical {
             let stored = match entry {
                 Entry::Stored { name, .. } => Some(name),
                 Entry::Stacked { parts, .. } => parts.first().and_then(Option::as_ref),
+                Entry::Merged { parts, .. } => parts.first().map(|(_, name)| name),
                 Entry::Made(_) => None,
             };
             if !declared.contains(name.as_str()) {
@@ -499,7 +547,7 @@ fn would_matter(name: &str) -> bool {
     places.iter().any(|place| name.starts_with(place) || (place.len() > 4 && name.contains(place)))
 }
 
-fn missing(name: &str) -> ModelError {
+pub(crate) fn missing(name: &str) -> ModelError {
     ModelError::weight(name, "the file does not hold it; is it complete, and of the family it says?")
 }
 

@@ -114,3 +114,95 @@ fn first_releases_of_phi_and_imp_are_the_same_models() {
         std::fs::remove_dir_all(&out).unwrap();
     }
 }
+
+/// A name of the original FastVLM repository as transformers' `fast_vlm` has it, with timm's tower.
+fn fast_vlm_name(name: &str) -> String {
+    const NETWORK: [&str; 11] = [
+        "stages.0.blocks",
+        "stages.1.downsample",
+        "stages.1.blocks",
+        "stages.2.downsample",
+        "stages.2.blocks",
+        "stages.3.downsample",
+        "stages.3.pos_emb",
+        "stages.3.blocks",
+        "stages.4.downsample",
+        "stages.4.pos_emb",
+        "stages.4.blocks",
+    ];
+    let Some(inner) = name.strip_prefix("model.vision_tower.vision_tower.model.") else {
+        return name
+            .replace("mm_projector.0", "multi_modal_projector.linear_1")
+            .replace("mm_projector.2", "multi_modal_projector.linear_2")
+            .replace("model.layers", "model.language_model.layers")
+            .replace("model.embed_tokens", "model.language_model.embed_tokens")
+            .replace("model.norm", "model.language_model.norm");
+    };
+    let (first, rest) = inner.split_once('.').unwrap();
+    let inner = match first {
+        "patch_embed" => format!("stem.{rest}"),
+        "conv_exp" => format!("final_conv.{}", rest.replace("reduce", "fc1").replace("expand", "fc2")),
+        "network" => {
+            let (at, rest) = rest.split_once('.').unwrap();
+            let rest = rest.replace("convffn", "mlp").replace("lkb_reparam", "reparam_conv");
+            let gamma = if rest.contains("layer_scale") { ".gamma" } else { "" };
+            format!("{}.{rest}{gamma}", NETWORK[at.parse::<usize>().unwrap()])
+        }
+        _ => panic!("{name}"),
+    };
+    format!("model.vision_tower.timm_model.{inner}")
+}
+
+#[test]
+fn fastvlm_under_the_names_of_transformers_is_the_same_model() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/fastvlm");
+    let out = std::env::temp_dir().join(format!("margay-names-fastvlm-{}", std::process::id()));
+    std::fs::create_dir_all(&out).unwrap();
+    let stored = SafeTensors::open(folder.join("model.safetensors")).unwrap();
+    let tensors: Vec<_> =
+        stored.tensors().map(|(name, _)| (fast_vlm_name(name), stored.tensor(name).unwrap())).collect();
+    let named: Vec<_> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    write_safetensors(out.join("model.safetensors"), &named, &BTreeMap::new()).unwrap();
+    let read = |file: &str| std::fs::read_to_string(folder.join(file)).unwrap();
+    let json = |file: &str| serde_json::from_str::<Value>(&read(file)).unwrap();
+    let old = json("config.json");
+    let mut text = old.clone();
+    text["model_type"] = "qwen2".into();
+    let mut args = json!({ "inference_mode": true });
+    for field in ["layers", "embed_dims", "mlp_ratios"] {
+        args[field] = old["vision_config"][field].clone();
+    }
+    let config = json!({
+        "model_type": "fast_vlm", "image_seq_length": 4, "projector_hidden_act": "gelu",
+        "vision_feature_layer": -1, "vision_feature_select_strategy": "full", "text_config": text,
+        "vision_config": { "model_type": "timm_wrapper", "architecture": "fastvit_mci3", "model_args": args },
+    });
+    std::fs::write(out.join("config.json"), config.to_string()).unwrap();
+    let mut processor = json("preprocessor_config.json");
+    processor["do_pad"] = true.into();
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        std::fs::write(out.join(file), read(file)).unwrap();
+    }
+    let case = &json("prompt.json")["cases"][0];
+    let image = || Image::open(folder.join(case["images"][0].as_str().unwrap())).unwrap();
+    let expected = SafeTensors::open(folder.join("golden.wide.safetensors")).unwrap();
+    let expected = f32s(&expected.tensor("logits").unwrap());
+    // The pictures' side stands in the processor, or follows from the tokens.
+    for sizes in [true, false] {
+        if !sizes {
+            let object = processor.as_object_mut().unwrap();
+            object.retain(|field, _| field != "crop_size" && field != "size");
+        }
+        std::fs::write(out.join("preprocessor_config.json"), processor.to_string()).unwrap();
+        let source = ModelSource::open(&out, None).unwrap();
+        assert_eq!(source.family.id, "fastvlm");
+        let options = TraceOptions { raw_prompt: true, ..TraceOptions::default() };
+        let stages = source.trace(&[image()], case["prompt"].as_str().unwrap(), &options).unwrap();
+        let got = f32s(&stages.iter().find(|(stage, _)| stage == "logits").unwrap().1);
+        let got = &got[got.len() - expected.len()..];
+        let largest = expected.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+        let error = got.iter().zip(&expected).fold(0.0f32, |m, (a, b)| m.max((a - b).abs())) / largest;
+        assert!(error <= LOGITS_TOLERANCE, "{error:e}");
+    }
+    std::fs::remove_dir_all(&out).unwrap();
+}

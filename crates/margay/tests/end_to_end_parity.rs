@@ -141,6 +141,7 @@ fn end_to_end_cpu_matches_the_published_implementations_on_every_isa() {
 #[test]
 fn every_isa_gives_the_same_bits() {
     for name in [
+        "fastvlm",
         "gemma",
         "llama-odd",
         "llava",

@@ -131,6 +131,7 @@ macro_rules! by_activation {
             Activation::Relu => $apply($out, $($gate,)? |x| if x < 0.0 { 0.0 } else { x }),
             Activation::Hardswish => $apply($out, $($gate,)? |x| x * relu6(x + 3.0) / 6.0),
             Activation::Hardsigmoid => $apply($out, $($gate,)? |x| relu6(x + 3.0) / 6.0),
+            Activation::Sigmoid => $apply($out, $($gate,)? |x| times_sigmoid(1.0, x)),
         }
     };
 }
@@ -208,6 +209,7 @@ mod tests {
                 Activation::Relu => x.max(0.0),
                 Activation::Hardswish => x * (x + 3.0).clamp(0.0, 6.0) / 6.0,
                 Activation::Hardsigmoid => (x + 3.0).clamp(0.0, 6.0) / 6.0,
+                Activation::Sigmoid => 1.0 / (1.0 + (-x).exp()),
             }
         }
         for act in Activation::ALL {

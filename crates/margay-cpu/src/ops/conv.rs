@@ -17,6 +17,8 @@ use margay_graph::Conv2d;
 pub(crate) enum ConvWeight {
     /// One channel in, one out: `[kernel * kernel][C]`.
     Depthwise(Vec<f32>),
+    /// One channel in, `each` out: `[kernel * kernel][each][C]`.
+    Multiplied { each: usize, weight: Vec<f32> },
     /// One group: `[C_out, kernel * kernel * C_in]`, multiplied with unrolled windows.
     Unrolled(FloatMatrix),
     /// Anything else, as PyTorch stores it.
@@ -32,6 +34,14 @@ impl ConvWeight {
         if conv.groups == channels_in && outputs == channels_in {
             let order = |i: usize| values[(i % outputs) * taps + i / outputs];
             return ConvWeight::Depthwise((0..values.len()).map(order).collect());
+        }
+        if conv.groups == channels_in {
+            let each = outputs / channels_in.max(1);
+            let order = |i: usize| {
+                let (tap, result, channel) = (i / outputs, i % outputs / channels_in, i % channels_in);
+                values[(channel * each + result) * taps + tap]
+            };
+            return ConvWeight::Multiplied { each, weight: (0..values.len()).map(order).collect() };
         }
         if conv.groups == 1 {
             let mut rows = vec![0.0; values.len()];
@@ -53,9 +63,18 @@ impl ConvWeight {
         }
     }
 
+    /// Floats that a thread needs beside.
+    pub(crate) fn scratch_floats(&self, conv: &Conv2d) -> usize {
+        match self {
+            ConvWeight::Multiplied { weight, .. } => weight.len() / (conv.kernel * conv.kernel),
+            _ => 0,
+        }
+    }
+
     pub(crate) fn size_bytes(&self) -> usize {
         match self {
             ConvWeight::Depthwise(v) | ConvWeight::Grouped(v) => v.len() * 4,
+            ConvWeight::Multiplied { weight, .. } => weight.len() * 4,
             ConvWeight::Unrolled(m) => m.size_bytes(),
         }
     }
@@ -99,6 +118,26 @@ pub(crate) fn conv2d(
                 // SAFETY: nobody writes x meanwhile.
                 (kernels.add_product)(y, unsafe { x.row(source) }, &weight[i * x.columns..][..x.columns]);
             });
+        }),
+        ConvWeight::Multiplied { each, weight } => engine.run(out.rows, &|worker, row| {
+            // SAFETY: a worker is one thread, and this is its only borrow.
+            let sums = &mut unsafe { engine.scratch.worker(worker) }[..out.columns]; // [each, C]
+            sums.fill(0.0);
+            taps(conv, row, |i, source| {
+                let weight = &weight[i * out.columns..][..out.columns];
+                for (sums, weight) in sums.chunks_exact_mut(x.columns).zip(weight.chunks_exact(x.columns)) {
+                    // SAFETY: nobody writes x meanwhile.
+                    (kernels.add_product)(sums, unsafe { x.row(source) }, weight);
+                }
+            });
+            // SAFETY: each row is one task's own; `out` does not lie on `x`.
+            let y = unsafe { out.row(row) };
+            start(y);
+            for (result, sums) in sums.chunks_exact(x.columns).enumerate() {
+                for (y, sum) in y[result..].iter_mut().step_by(*each).zip(sums) {
+                    *y += sum;
+                }
+            }
         }),
         ConvWeight::Unrolled(matrix) => {
             assert!(out.rows * matrix.k <= unrolled.len());

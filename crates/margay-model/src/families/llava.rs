@@ -112,8 +112,15 @@ pub(super) fn original(
     let select = select.ok_or_else(|| config.bad("mm_vision_select_layer", "is no whole number"))?;
     let features = Features::Hidden(select);
     let tower = match config.object("vision_config") {
-        Some(own) => vision::read_hf(&own, features)?,
-        None => vision::read_hf(&HfConfig::new(&known_tower(config)?), features)?,
+        Some(own) if own.get("model_type").is_some() => vision::read_hf(&own, features)?,
+        // What it leaves out is the named tower's.
+        own => {
+            let mut named = known_tower(config)?;
+            for (field, value) in own.iter().flat_map(HfConfig::fields) {
+                named[field] = value.clone();
+            }
+            vision::read_hf(&config.within("vision_config", &named), features)?
+        }
     };
     let image = processor_image(pad, tower.image(), parts)?;
     let vision = VisionConfig { tower, projector, fold: 1, image }.checked(config.place())?;
@@ -132,6 +139,11 @@ fn known_tower(config: &HfConfig<'_>) -> Result<Value, ModelError> {
         None => Ok(clip_l14_336()),
         Some(name) if name.contains("clip-vit-large-patch14-336") => Ok(clip_l14_336()),
         Some(name) if name.contains("siglip-so400m-patch14-384") => Ok(siglip_so400m_14_384()),
+        Some(name) if name.starts_with("mobileclip_l_") => {
+            let side = name.rsplit('_').next().and_then(|side| side.parse::<u32>().ok());
+            let side = side.ok_or_else(|| config.bad("mm_vision_tower", "names no number of pixels"))?;
+            Ok(serde_json::json!({ "model_type": "fastvithd", "image_size": side }))
+        }
         Some(name) => {
             let what = format!("{name:?} is not known; put its own config.json here as vision_config");
             Err(config.bad("mm_vision_tower", &what))

@@ -1,5 +1,6 @@
 //! The families: one file each, one line in [`FAMILIES`].
 
+mod fastvlm;
 mod gemma;
 mod imp;
 mod llama;
@@ -37,6 +38,7 @@ pub const FAMILIES: &[&Family] = &[
     &tinyllava::TINYLLAVA,
     &smolvlm::SMOLVLM,
     &qwen2vl::QWEN2VL,
+    &fastvlm::FASTVLM,
 ];
 
 /// One model family.
@@ -176,7 +178,9 @@ pub fn from_hf(config: &Value, parts: &HfParts<'_>) -> Result<(&'static Family, 
 pub fn from_gguf(parts: &GgufParts<'_>) -> Result<(&'static Family, ModelConfig), ModelError> {
     let arch = parts.text.metadata.str("general.architecture")?;
     let projector = parts.vision.map(|part| crate::gguf::projector_type(part.metadata)).transpose()?;
-    let family = FAMILIES.iter().copied().find(|f| f.gguf.contains(&(arch, projector)));
+    let named = parts.text.metadata.opt_str(crate::gguf::FAMILY_KEY)?;
+    let fitting = || FAMILIES.iter().copied().filter(|f| f.gguf.contains(&(arch, projector)));
+    let family = fitting().find(|f| named == Some(f.id)).or_else(|| fitting().next());
     let family = family.ok_or_else(|| match projector {
         Some(projector) => unknown(format!("the file (architecture {arch:?} with projector {projector:?})")),
         None => unknown(format!("the file (architecture {arch:?})")),
@@ -312,6 +316,7 @@ mod tests {
             ("mobilevlm", "ldpnet", clip, "MobileVLM 3B"),
             ("mobilevlm", "ldpnetv2", clip, "MobileVLM V2 1.7B"),
             ("imp", "mlp2x_gelu", siglip, "Imp-v1.5-3B"),
+            ("llava_qwen2", "mlp2x_gelu", "mobileclip_l_1024", "FastVLM 0.5B"),
         ] {
             let config = serde_json::json!({
                 "model_type": model_type, "mm_projector_type": projector, "mm_vision_tower": tower,

@@ -4,6 +4,7 @@
 //! the picture gives the grid of each tile by its size; its program is bound to that size when it runs, as the text
 //! program is to its tokens, and takes what depends on places (positions, windows, orders) as whole numbers in a [`Feed`].
 
+mod fastvithd;
 pub(crate) mod qwen2vl;
 pub(crate) mod vit;
 
@@ -29,7 +30,7 @@ pub struct Tower {
 pub(crate) type ReadTower = Result<Arc<dyn TowerConfig>, ModelError>;
 
 /// All towers. GGUF files that do not say which one they hold hold the first.
-pub const TOWERS: &[&Tower] = &[&vit::VIT, &qwen2vl::QWEN2VL];
+pub const TOWERS: &[&Tower] = &[&vit::VIT, &qwen2vl::QWEN2VL, &fastvithd::FASTVITHD];
 
 /// Which of a tower's values are its features.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -53,5 +53,7 @@ pub(super) fn activation(x: &Tensor, act: Activation) -> OpResult {
         Activation::Relu => x.relu()?,
         Activation::Hardswish => ((x / 6.0)? * relu6(&(x + 3.0)?)?)?,
         Activation::Hardsigmoid => (relu6(&(x + 3.0)?)? / 6.0)?,
+        // By tanh, which stays finite on both sides.
+        Activation::Sigmoid => (((x * 0.5)?.tanh()? * 0.5)? + 0.5)?,
     })
 }

@@ -225,6 +225,7 @@ fn activation(act: Activation, x: f64) -> f64 {
         Activation::Relu => x.max(0.0),
         Activation::Hardswish => x * relu6(x + 3.0) / 6.0,
         Activation::Hardsigmoid => relu6(x + 3.0) / 6.0,
+        Activation::Sigmoid => 1.0 / (1.0 + (-x).exp()),
     }
 }
 

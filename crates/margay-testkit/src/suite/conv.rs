@@ -6,11 +6,14 @@ use margay_graph::{Conv2d, Pool2d, Role};
 /// Channels in, channels out, groups, map, kernel, stride, padding.
 type Shape = (usize, usize, usize, (usize, usize), usize, usize, usize);
 
-const SHAPES: [(&str, Shape); 16] = [
+const SHAPES: [(&str, Shape); 19] = [
     ("depthwise as in LDPv2", (72, 72, 72, (12, 12), 3, 1, 1)),
     ("depthwise, stride 2", (33, 33, 33, (7, 9), 3, 2, 1)),
     ("depthwise, one channel", (1, 1, 1, (5, 4), 3, 1, 1)),
     ("depthwise, two results a channel", (4, 8, 4, (5, 4), 3, 1, 1)),
+    ("depthwise, two results a channel, kernel 7, stride 2", (24, 48, 24, (9, 8), 7, 2, 3)),
+    ("depthwise, three results a channel", (5, 15, 5, (4, 6), 3, 1, 1)),
+    ("depthwise, kernel 7 over a small map", (40, 40, 40, (2, 3), 7, 1, 3)),
     ("depthwise, no padding, kernel 2", (16, 16, 16, (4, 5), 2, 1, 0)),
     ("depthwise, kernel 5", (17, 17, 17, (6, 6), 5, 1, 2)),
     ("pointwise", (72, 33, 1, (5, 5), 1, 1, 0)),
