@@ -22,7 +22,7 @@ use margay_prompt::image::ImageSpec;
 use std::{any::Any, sync::Arc};
 
 pub(super) const FASTVITHD: Tower =
-    Tower { id: "fastvithd", hf: &["fastvithd", "timm_wrapper"], read_hf, read_gguf };
+    Tower { id: "fastvithd", hf: &["fastvithd", "timm_wrapper"], gguf: &[], read_hf, read_gguf };
 
 /// Our own keys: numbers that the common ones have no place for, one a stage.
 const LAYERS_KEY: &str = "margay.vision.stage.block_count";
