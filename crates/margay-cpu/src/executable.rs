@@ -657,8 +657,9 @@ impl<'a> Run<'a> {
                     }
                     (Some(_), None) => return Err(call("attention with a cache needs a state")),
                 };
+                let prefix = op.prefix(self.bindings, q.rows)?;
                 attention::append(engine, slot, past, k, v).map_err(panicked)?;
-                attention::attend(engine, op, slot, partials, (past, past + k.rows), q, out)
+                attention::attend(engine, op, slot, partials, (past, past + k.rows, prefix), q, out)
             }
             (Op::Activation(act), _) => rows::activation(engine, *act, self.view(input(0))?, out),
             (Op::Glu(act), _) => rows::glu(engine, *act, self.view(input(0))?, self.view(input(1))?, out),
@@ -682,8 +683,17 @@ impl<'a> Run<'a> {
             }
             (Op::AvgPool2d(op), _) => rows::avg_pool2d(engine, op, self.view(input(0))?, out),
             (Op::SpaceToDepth(op), _) => rows::space_to_depth(engine, op, self.view(input(0))?, out),
+            (Op::AdaptivePool(op), _) => {
+                let x = self.view(input(0))?;
+                let integers = |at: usize| ints(self.places, input(at), self.inputs);
+                let map = rows::Map::new(x.rows, integers(1)?, integers(2)?).map_err(call)?;
+                rows::adaptive_pool(engine, *op, &map, x, out)
+            }
             (Op::MeanRows, _) => rows::mean_rows(engine, self.view(input(0))?, out),
             (Op::ConcatRows, _) => rows::concat_rows(engine, self.view(input(0))?, self.view(input(1))?, out),
+            (Op::ConcatColumns, _) => {
+                rows::concat_columns(engine, self.view(input(0))?, self.view(input(1))?, out)
+            }
             (Op::SliceRows { start, .. }, _) => {
                 let x = self.view(input(0))?;
                 if start + out.rows > x.rows {
