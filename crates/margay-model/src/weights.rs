@@ -1,6 +1,6 @@
 //! A model's weights under their names in a GGUF file, whatever file they lie in.
 
-use crate::{Family, ModelConfig, ModelError, RopeScaling, TextConfig};
+use crate::{Family, ModelConfig, ModelError, RopeScaling, TextConfig, config::bound};
 use margay_file::{TensorInfo, TensorSource};
 use margay_graph::{BackendError, Program, WeightSource, WeightSpec};
 use margay_tensor::{DType, Shape, Storage, Tensor};
@@ -213,7 +213,7 @@ impl Canonical {
             }
         }
         let mut weights = Canonical { sources: vec![source.clone()], entries, unused };
-        weights.part_qkv(&config.text)?;
+        weights.part_qkv(config)?;
         weights.complete(config);
         weights.note_undeclared(config)?;
         weights.refuse_unknown(config)?;
@@ -237,7 +237,7 @@ impl Canonical {
         }
         let mut weights = Canonical { sources: files, entries, unused: vec![] };
         weights.exchange(config);
-        weights.part_qkv(&config.text)?;
+        weights.part_qkv(config)?;
         weights.complete(config);
         weights.note_undeclared(config)?;
         weights.refuse_unknown(config)?;
@@ -360,10 +360,21 @@ impl Canonical {
 
     /// Some converters write the queries, keys and values of a block as one matrix, in that order.
     /// Source: llama.cpp `llama-model.cpp`, `attn_qkv`.
-    fn part_qkv(&mut self, text: &TextConfig) -> Result<(), ModelError> {
+    fn part_qkv(&mut self, config: &ModelConfig) -> Result<(), ModelError> {
+        let text = &config.text;
         let (q, kv) = (text.heads * text.head_dim, text.kv_heads * text.head_dim);
-        for (layer, kind) in (0..text.layers).flat_map(|layer| [(layer, "weight"), (layer, "bias")]) {
-            let fused = format!("blk.{layer}.attn_qkv.{kind}");
+        self.part_blocks("blk", text.layers, (q, kv))?;
+        match &config.vision {
+            Some(vision) => {
+                self.part_blocks("v.blk", bound::LAYERS, (vision.tower.width(), vision.tower.width()))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn part_blocks(&mut self, place: &str, layers: usize, (q, kv): (usize, usize)) -> Result<(), ModelError> {
+        for (layer, kind) in (0..layers).flat_map(|layer| [(layer, "weight"), (layer, "bias")]) {
+            let fused = format!("{place}.{layer}.attn_qkv.{kind}");
             let Some(info) = self.info(&fused) else { continue };
             let rows = info.shape.dims().first().copied().unwrap_or(0);
             if rows != q + 2 * kv {
@@ -371,7 +382,7 @@ impl Canonical {
             }
             let Some(Entry::Stored { source, name, .. }) = self.entries.remove(&fused) else { continue };
             for (part, start, rows) in [("attn_q", 0, q), ("attn_k", q, kv), ("attn_v", q + kv, kv)] {
-                let part = format!("blk.{layer}.{part}.{kind}");
+                let part = format!("{place}.{layer}.{part}.{kind}");
                 let transform = Transform::Rows { start, rows };
                 let entry = Entry::Stored { source, name: name.clone(), transform };
                 if self.entries.insert(part.clone(), entry).is_some() {
@@ -399,10 +410,12 @@ impl Canonical {
     /// As [`Canonical::declared`].
     pub fn check(&self, spec: &WeightSpec) -> Result<(), ModelError> {
         let info = self.info(&spec.name).ok_or_else(|| missing(&spec.name))?;
+        // Sizes of 1 in front say nothing: `[1, positions, width]`.
+        let rows = |shape: &Shape| shape.dims().iter().copied().find(|size| *size != 1);
         let fits = info.shape == spec.shape
             || (!info.dtype.is_block()
                 && info.shape.elements() == spec.shape.elements()
-                && info.shape.dims().first() == spec.shape.dims().first());
+                && rows(&info.shape) == rows(&spec.shape));
         if !fits {
             return Err(ModelError::weight(
                 &spec.name,

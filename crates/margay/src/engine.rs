@@ -5,7 +5,8 @@ use margay_graph::{
     Backend, BackendError, Bindings, Cancel, Executable, InputData, MemoryUse, PackedForm, Program, State,
     StateOptions, Sym, WeightSource, passes,
 };
-use margay_model::ModelPrograms;
+use margay_model::{ModelConfig, ModelPrograms};
+use margay_prompt::image::Stitch;
 use margay_tensor::{Storage, Tensor};
 
 /// Compiled programs; the vision side only once a picture asks for it.
@@ -21,7 +22,14 @@ pub(crate) struct Engine {
 
 struct Vision {
     encode: Box<dyn Executable>,
-    project: Box<dyn Executable>,
+    project: Projecting,
+}
+
+/// A compiled projector.
+pub(crate) struct Projecting {
+    executable: Box<dyn Executable>,
+    /// Features a side of a tile.
+    grid: usize,
 }
 
 /// What [`Engine::run_text`] computes.
@@ -32,6 +40,8 @@ pub(crate) struct TextCall<'a> {
     pub visual: &'a [f32],
     /// Width of a visual row.
     pub width: usize,
+    /// Tokens at the start of the context that see one another.
+    pub prefix: usize,
 }
 
 impl Engine {
@@ -44,7 +54,8 @@ impl Engine {
         let mut programs = source.config.programs()?;
         // Taps are for traces; keeping them would hold every layer's output in memory.
         programs.text = passes::optimize(&programs.text.with_outputs(|name| name == "logits")?);
-        let batch = options.batch.clamp(1, context);
+        // Tokens that see one another are computed together.
+        let batch = options.batch.max(source.config.prefix_tokens()).clamp(1, context);
         let limits =
             Bindings::new().with(Sym::Tokens, batch).with(Sym::Outputs, 1).with(Sym::Visual, context);
         // Packed files hold the stored weights, not those quantized at load.
@@ -67,7 +78,7 @@ impl Engine {
 
     pub(crate) fn memory(&self) -> MemoryUse {
         let mut sum = self.text.memory();
-        for part in self.vision.iter().flat_map(|v| [v.encode.memory(), v.project.memory()]) {
+        for part in self.vision.iter().flat_map(|v| [v.encode.memory(), v.project.executable.memory()]) {
             sum.packed_weight_bytes += part.packed_weight_bytes;
             sum.mapped_weight_bytes += part.mapped_weight_bytes;
             sum.arena_bytes += part.arena_bytes;
@@ -89,21 +100,27 @@ impl Engine {
         let (Some(encode), Some(project)) = (&self.programs.encode, &self.programs.project) else {
             return Err(Error::NoVision { model: source.config.name.clone() });
         };
-        let none = Bindings::new();
-        let encode = compile(source, backend, encode, &none, &self.packed, cancel)?;
-        let project = compile(source, backend, project, &none, &self.packed, cancel)?;
+        let encode = compile(source, backend, encode, &Bindings::new(), &self.packed, cancel)?;
+        let project = Projecting::new(source, backend, project, &self.packed, cancel)?;
         self.vision = Some(Vision { encode, project });
         Ok(true)
     }
 
     /// Pixels [3, H, W] to patch features [P, C].
     pub(crate) fn encode(&mut self, pixels: &[f32], cancel: &Cancel) -> Result<&[f32], Error> {
-        run_stage(&mut self.vision_mut().encode, pixels, "encode", cancel)
+        let encode = &mut self.vision_mut().encode;
+        encode.run(&Bindings::new(), &[InputData::F32(pixels)], None, cancel)?;
+        Ok(encode.output("encode").expect("invariant: a stage's output bears its name"))
     }
 
-    /// Patch features [P, C] to visual tokens [V, E].
-    pub(crate) fn project(&mut self, features: &[f32], cancel: &Cancel) -> Result<&[f32], Error> {
-        run_stage(&mut self.vision_mut().project, features, "project", cancel)
+    /// Patch features [P, C] of a tile, or of all that are stitched, to visual tokens [V, E].
+    pub(crate) fn project(
+        &mut self,
+        features: &[f32],
+        stitch: Option<Stitch>,
+        cancel: &Cancel,
+    ) -> Result<&[f32], Error> {
+        self.vision_mut().project.run(features, stitch, cancel)
     }
 
     /// Prompt tokens that are computed together.
@@ -126,7 +143,8 @@ impl Engine {
         let bindings = Bindings::new()
             .with(Sym::Tokens, call.ids.len())
             .with(Sym::Outputs, 1)
-            .with(Sym::Visual, call.visual.len() / call.width);
+            .with(Sym::Visual, call.visual.len() / call.width)
+            .with(Sym::Prefix, call.prefix);
         let all = [
             InputData::I32(call.ids),
             InputData::I32(&self.positions),
@@ -181,14 +199,48 @@ impl WeightSource for Stoppable<'_> {
     }
 }
 
-fn run_stage<'e>(
-    executable: &'e mut Box<dyn Executable>,
-    input: &[f32],
-    output: &str,
-    cancel: &Cancel,
-) -> Result<&'e [f32], Error> {
-    executable.run(&Bindings::new(), &[InputData::F32(input)], None, cancel)?;
-    Ok(executable.output(output).expect("invariant: a stage's output bears its name"))
+impl Projecting {
+    pub(crate) fn new(
+        source: &ModelSource,
+        backend: &dyn Backend,
+        program: &Program,
+        packed: &PackedFiles,
+        cancel: &Cancel,
+    ) -> Result<Self, Error> {
+        let vision = source.config.vision.as_ref();
+        let vision = vision.ok_or_else(|| Error::NoVision { model: source.config.name.clone() })?;
+        let executable = compile(source, backend, program, &vision.limits(), packed, cancel)?;
+        Ok(Projecting { executable, grid: vision.tower.grid() })
+    }
+
+    /// As [`Engine::project`].
+    pub(crate) fn run(
+        &mut self,
+        features: &[f32],
+        stitch: Option<Stitch>,
+        cancel: &Cancel,
+    ) -> Result<&[f32], Error> {
+        let grid = self.grid;
+        // Below the limits of a picture's tiles, far from what an i32 counts.
+        let map: Vec<i32> = stitch.iter().flat_map(|s| s.map(grid)).map(|row| row as i32).collect();
+        let size = stitch.map_or([0; 2], |s| s.size(grid).map(|side| side as i32));
+        let tiles = stitch.map_or(1, |s| s.tiles());
+        let bindings = Bindings::new().with(Sym::Patches, tiles * grid * grid).with(Sym::Outputs, map.len());
+        let all = [InputData::F32(features), InputData::I32(&map), InputData::I32(&size)];
+        // A projector of single tiles knows nothing of maps.
+        let inputs = &all[..self.executable.program().inputs().len()];
+        self.executable.run(&bindings, inputs, None, cancel)?;
+        Ok(self.executable.output("project").expect("invariant: a stage's output bears its name"))
+    }
+}
+
+/// Tokens at the start of a prompt that see one another: the picture and what stands before it, where the decoder has it
+/// so.
+pub(crate) fn prefix_of(config: &ModelConfig, ids: &[i32]) -> usize {
+    if !config.text.decoder.has_prefix() {
+        return 0;
+    }
+    ids.iter().rposition(|id| *id < 0).map_or(0, |last| last + 1)
 }
 
 #[cfg(test)]

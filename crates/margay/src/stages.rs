@@ -46,10 +46,20 @@ impl Stages {
             .map_err(|source| Error::Image { place: image.name.clone(), source })?;
         let mut engine = self.model.engine()?;
         let mut took = Duration::ZERO;
+        let stitch = self.model.source().picture_layout(image)?.stitch();
+        let mut features = vec![];
         for tile in tiles {
             let clock = Stopwatch::start();
-            let features = engine.encode(&tile.data, &self.cancel)?.to_vec();
-            engine.project(&features, &self.cancel)?;
+            features.extend_from_slice(engine.encode(&tile.data, &self.cancel)?);
+            if stitch.is_none() {
+                engine.project(&features, None, &self.cancel)?;
+                features.clear();
+            }
+            took += clock.elapsed();
+        }
+        if stitch.is_some() {
+            let clock = Stopwatch::start();
+            engine.project(&features, stitch, &self.cancel)?;
             took += clock.elapsed();
         }
         Ok(took)
@@ -89,7 +99,7 @@ impl Stages {
         let at_once = at_once.min(engine.batch());
         let clock = Stopwatch::start();
         for ids in ids.chunks(at_once) {
-            let call = TextCall { ids, visual: &[], width };
+            let call = TextCall { ids, visual: &[], width, prefix: 0 };
             engine.run_text(&call, self.state.as_mut(), &self.cancel)?;
         }
         Ok(clock.elapsed())

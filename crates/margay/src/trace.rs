@@ -1,12 +1,18 @@
 //! Every stage's tensor, so that anyone can find the first one that drifts from the original.
 
 use crate::{
-    Error, Image, LoadOptions, ModelSource, backends, default_context, engine::compile, packed::PackedFiles,
-    session::raw_parts,
+    Error, Image, LoadOptions, ModelSource, backends, default_context,
+    engine::{Projecting, compile, prefix_of},
+    packed::PackedFiles,
+    session::{one_picture, raw_parts},
 };
 use margay_cpu::KvType;
 use margay_graph::{Bindings, Cancel, InputData, StateOptions, Sym};
-use margay_prompt::{image::preprocess, layout::Layout, text::Message};
+use margay_prompt::{
+    image::preprocess,
+    layout::{Layout, PictureLayout},
+    text::Message,
+};
 use margay_tensor::{DType, Shape, Storage, Tensor};
 
 /// How to trace.
@@ -22,7 +28,7 @@ pub struct TraceOptions {
 
 impl ModelSource {
     /// Runs the stages and gives each one's result as float32: `pixel_values` [N, 3, H, W] of N tiles, `encode`
-    /// [N, P, C], `project` [N, V, E], `hidden.<layer>` [T, E] (0 is the embedding), `logits` [T, vocabulary]; and `input_ids` `[T]`
+    /// [N, P, C], `project` [N, V, E] (of N pictures, where tiles are stitched), `hidden.<layer>` [T, E] (0 is the embedding), `logits` [T, vocabulary]; and `input_ids` `[T]`
     /// (int32, -1 where a visual token stands).
     ///
     /// # Errors
@@ -53,30 +59,36 @@ impl ModelSource {
                 return Err(Error::NoVision { model: name() });
             };
             let mut encode = compile(self, backend.as_ref(), encode, &Bindings::new(), &packed, &cancel)?;
-            let mut project = compile(self, backend.as_ref(), project, &Bindings::new(), &packed, &cancel)?;
-            let (mut pixels, mut features) = (vec![], vec![]);
+            let mut project = Projecting::new(self, backend.as_ref(), project, &packed, &cancel)?;
+            let (mut pixels, mut features): (Vec<f32>, Vec<f32>) = (vec![], vec![]);
             for image in images {
-                pictures.push(self.picture_layout(image)?);
+                let (layout, first) = (self.picture_layout(image)?, features.len());
                 let tiles = preprocess(&image.picture, &vision.image)
                     .map_err(|source| Error::Image { place: image.name.clone(), source })?;
                 for tile in tiles {
                     encode.run(&Bindings::new(), &[InputData::F32(&tile.data)], None, &cancel)?;
                     let encoded = encode.output("encode").expect("invariant: encode has its output");
-                    project.run(&Bindings::new(), &[InputData::F32(encoded)], None, &cancel)?;
-                    let projected = project.output("project").expect("invariant: project has its output");
                     pixels.extend_from_slice(&tile.data);
                     features.extend_from_slice(encoded);
-                    visual.extend_from_slice(projected);
+                    if layout.stitch().is_none() {
+                        visual.extend_from_slice(project.run(encoded, None, &cancel)?);
+                    }
                 }
+                if layout.stitch().is_some() {
+                    visual.extend_from_slice(project.run(&features[first..], layout.stitch(), &cancel)?);
+                }
+                pictures.push(layout);
             }
             let (side, width) = (vision.tower.side(), vision.tower.width());
             let tiles = pixels.len() / (3 * side * side);
             out.push(f32s("pixel_values", [tiles, 3, side, side], &pixels));
             out.push(f32s("encode", [tiles, features.len() / tiles / width, width], &features));
-            let tokens = visual.len() / tiles / self.config.text.width;
-            out.push(f32s("project", [tiles, tokens, self.config.text.width], &visual));
+            let projections: usize = pictures.iter().map(PictureLayout::projections).sum();
+            let tokens = visual.len() / projections / self.config.text.width;
+            out.push(f32s("project", [projections, tokens, self.config.text.width], &visual));
         }
 
+        one_picture(&self.config, pictures.len())?;
         let parts = if options.raw_prompt {
             raw_parts(prompt, self.config.prompt.image_mark)
         } else {
@@ -100,8 +112,10 @@ impl ModelSource {
 
         let rows = count;
         let visual_rows = visual.len() / self.config.text.width;
+        let prefix = prefix_of(&self.config, ids);
         let sizes = |tokens: usize| {
             Bindings::new()
+                .with(Sym::Prefix, prefix)
                 .with(Sym::Tokens, tokens)
                 .with(Sym::Outputs, tokens)
                 .with(Sym::Visual, visual_rows)

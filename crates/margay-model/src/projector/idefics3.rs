@@ -8,7 +8,7 @@ use margay_graph::{Builder, Dim, Pool2d, Program, Role, Stage};
 pub(super) const IDEFICS3: Projector =
     Projector { id: "idefics3", hf: None, tokens: |grid, fold| (grid / fold) * (grid / fold), build, rename };
 
-fn build(&Sizes { grid, fold, width, out }: &Sizes) -> Result<Program, ModelError> {
+fn build(&Sizes { grid, fold, width, out, .. }: &Sizes) -> Result<Program, ModelError> {
     let mut b = Builder::new(Stage::Project);
     let x = b.input_f32("features", [grid * grid, width].map(Dim::from));
     let x = b.space_to_depth(x, Pool2d { height: grid, width: grid, kernel: fold })?; // [V, fold*fold*C]

@@ -5,6 +5,7 @@ mod ldp;
 mod ldpv2;
 mod mlp;
 mod mlp_tail;
+mod moondream;
 
 use crate::ModelError;
 use margay_graph::Program;
@@ -18,7 +19,7 @@ pub struct Projector {
     pub hf: Option<&'static str>,
     /// Visual tokens of a grid of that many patches a side, of which `fold` x `fold` become one where it folds.
     pub tokens: fn(grid: usize, fold: usize) -> usize,
-    /// The project program: input `features` [grid*grid, width], output `project` [V, out].
+    /// The project program: input `features` [grid*grid, width] (or of all tiles, `map` and `size`, where they are stitched), output `project` [V, out].
     pub(crate) build: fn(&Sizes) -> Result<Program, ModelError>,
     /// The name in a GGUF file of a projector weight, given what stands behind the projector's place in the checkpoint.
     pub(crate) rename: fn(inner: &str) -> Option<String>,
@@ -31,6 +32,8 @@ pub(crate) struct Sizes {
     pub(crate) grid: usize,
     /// Side of the square of patches that becomes one token, where the projector folds.
     pub(crate) fold: usize,
+    /// Width between its layers, where the others do not say it.
+    pub(crate) hidden: usize,
     /// C
     pub(crate) width: usize,
     /// E
@@ -45,7 +48,7 @@ impl PartialEq for Projector {
 
 /// All projectors.
 pub const PROJECTORS: &[&Projector] =
-    &[&idefics3::IDEFICS3, &ldp::LDP, &ldpv2::LDPV2, &mlp::MLP, &mlp_tail::MLP_TAIL];
+    &[&idefics3::IDEFICS3, &ldp::LDP, &ldpv2::LDPV2, &mlp::MLP, &mlp_tail::MLP_TAIL, &moondream::MOONDREAM];
 
 /// The projector of that id in a GGUF file.
 pub(crate) fn by_id(id: &str) -> Option<&'static Projector> {

@@ -122,7 +122,7 @@ impl Default for RenderOptions {
 /// The built-in templates by name.
 ///
 /// Sources: LLaVA `conversation.py` (`conv_vicuna_v1`, `conv_llava_plain`; separators `" "` and `"</s>"`), apple/ml-fastvlm
-/// `conversation.py` (`conv_qwen_2`), transformers `processing_smolvlm.py`, `google/gemma-2b-it` and
+/// `conversation.py` (`conv_qwen_2`), transformers `processing_smolvlm.py`, vikhyat/moondream `config.py` (templates of 2025-04), `google/gemma-2b-it` and
 /// `Qwen/Qwen3-0.6B` (`tokenizer_config.json`).
 static BUILTIN: &[(&str, &str)] = &[
     (
@@ -166,6 +166,19 @@ static BUILTIN: &[(&str, &str)] = &[
          {% if message['role'] not in ['user', 'assistant'] %}{{ raise_exception('roles are user and assistant') }}{% endif %}\
          {{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else 'user') + '\\n' + message['content'] + '<end_of_turn>\\n' }}\
          {% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}",
+    ),
+    (
+        "moondream",
+        "{{ '<|endoftext|>' }}{% for message in messages %}\
+         {% if message['role'] == 'user' %}\
+         {% for line in message['content'] %}{% if line['type'] == 'image' %}\
+         <image>{% endif %}{% endfor %}\
+         {{ '\\n\\nQuestion: ' }}\
+         {% for line in message['content'] %}{% if line['type'] == 'text' %}{{ line['text'] }}{% endif %}{% endfor %}\
+         {{ '\\n\\nAnswer:' }}\
+         {% elif message['role'] == 'assistant' %}\
+         {% for line in message['content'] %}{% if line['type'] == 'text' %}{{ ' ' + line['text'] }}{% endif %}{% endfor %}\
+         {% else %}{{ raise_exception('roles are user and assistant') }}{% endif %}{% endfor %}",
     ),
     ("plain", "{% for message in messages %}{{ message['content'] }}{% endfor %}"),
 ];
@@ -226,7 +239,7 @@ impl ChatTemplate {
     }
 
     /// A built-in template by name: "vicuna_v1" (LLaVA, MobileVLM), "chatml" (Qwen2), "chatml_bare" (Qwen3), "gemma",
-    /// "smolvlm" or "plain".
+    /// "smolvlm", "moondream" or "plain".
     pub fn builtin(name: &str) -> Option<Self> {
         let (_, source) = BUILTIN.iter().find(|(known, _)| *known == name)?;
         Self::new(source).ok()

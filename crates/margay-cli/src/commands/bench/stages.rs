@@ -318,7 +318,8 @@ impl Bench {
             }
             _ => {
                 let parts = self.programs.encode.iter().chain(&self.programs.project);
-                let each = parts.map(|p| Ok((cost(p, &Bindings::new())?.operations, 0)));
+                let sizes = self.model.config().vision.as_ref().map(|v| v.limits()).unwrap_or_default();
+                let each = parts.map(|p| Ok((cost(p, &sizes)?.operations, 0)));
                 (each.sum_pairs()?.0, self.vision_bytes)
             }
         })

@@ -41,15 +41,15 @@ impl Memory {
     ) -> anyhow::Result<Self> {
         let config = &source.config;
         let context = context.map_or_else(|| default_context(config), NonZeroUsize::get);
-        let batch = LoadOptions::default().batch.clamp(1, context);
+        let batch = LoadOptions::default().batch.max(config.prefix_tokens()).clamp(1, context);
         let text = programs.text.with_outputs(|name| name == "logits")?;
         let limits =
             Bindings::new().with(Sym::Tokens, batch).with(Sym::Outputs, 1).with(Sym::Visual, context);
         let arena = |program: &Program, limits: &Bindings| -> anyhow::Result<usize> {
             Ok(memory::plan(&passes::optimize(program), limits)?.arena_bytes)
         };
-        let stage =
-            |program: &Option<Program>| program.as_ref().map(|p| arena(p, &Bindings::new())).transpose();
+        let seen = config.vision.as_ref().map(|v| v.limits()).unwrap_or_default();
+        let stage = |program: &Option<Program>| program.as_ref().map(|p| arena(p, &seen)).transpose();
         let text_arena_bytes = arena(&text, &limits)?;
         let (encode_arena_bytes, project_arena_bytes) = (stage(&programs.encode)?, stage(&programs.project)?);
 

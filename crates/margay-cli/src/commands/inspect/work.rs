@@ -20,8 +20,9 @@ pub(super) struct Work {
 
 impl Work {
     pub(super) fn count(source: &ModelSource, programs: &ModelPrograms) -> anyhow::Result<Self> {
+        let picture = source.config.vision.as_ref().map(|v| v.limits()).unwrap_or_default();
         let of = |program: &Option<Program>| {
-            program.as_ref().map(|p| cost(p, &Bindings::new())).transpose().map(|c| c.map(|c| c.operations))
+            program.as_ref().map(|p| cost(p, &picture)).transpose().map(|c| c.map(|c| c.operations))
         };
         let visual = usize::from(source.config.vision.is_some());
         let one = Bindings::new()
