@@ -140,9 +140,18 @@ fn end_to_end_cpu_matches_the_published_implementations_on_every_isa() {
 
 #[test]
 fn every_isa_gives_the_same_bits() {
-    for name in
-        ["gemma", "llama-odd", "llava", "mobilevlm-v1", "phi2", "qwen2", "qwen3moe", "siglip", "smolvlm"]
-    {
+    for name in [
+        "gemma",
+        "llama-odd",
+        "llava",
+        "mobilevlm-v1",
+        "moondream",
+        "phi2",
+        "qwen2",
+        "qwen3moe",
+        "siglip",
+        "smolvlm",
+    ] {
         let source = ModelSource::open(&golden(name), None).unwrap();
         let Case { text, images, .. } = cases(name).remove(0);
         let mut first: Option<Vec<(String, Tensor)>> = None;

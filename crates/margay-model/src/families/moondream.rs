@@ -40,6 +40,8 @@ pub(super) const MOONDREAM: Family = Family {
 /// Of the published models, in patches and tiles.
 const MARGIN: usize = 4;
 const MOST_TILES: u32 = 12;
+/// "\n\nQuestion:" in the vocabulary of Phi. Source: `moondream/config/config_md2.json`.
+const QUESTION: [u32; 4] = [198, 198, 24361, 25];
 
 fn read_hf(config: &HfConfig<'_>, _: &HfParts<'_>) -> Result<ModelConfig, ModelError> {
     let empty = serde_json::json!({});
@@ -79,6 +81,15 @@ fn read_hf(config: &HfConfig<'_>, _: &HfParts<'_>) -> Result<ModelConfig, ModelE
         most: pixels("max_crops", most)?,
     };
     let image = ImageSpec { tiling: Some(tiling), ..image(&*tower) };
+    // The newer revisions mark a question with control tokens.
+    let query = own.object("tokenizer").and_then(|t| t.object("templates")).and_then(|t| t.object("query"));
+    if let Some(query) = query
+        && query.get("prefix").is_some_and(|ids| *ids != serde_json::json!(QUESTION))
+    {
+        return Err(
+            query.bad("prefix", &format!("is not supported; expected {QUESTION:?}, \"\\n\\nQuestion:\""))
+        );
+    }
     let projector = projector::by_id("moondream").expect("invariant: the projector is registered");
     let hidden = see.usize("proj_inner_dim", 8192)?;
     let vision = VisionConfig { tower, projector, fold: 1, hidden, image }.checked(see.place())?;
@@ -175,4 +186,125 @@ fn block_name(stem: &str, part: impl Fn(&str) -> Option<&'static str>) -> Option
     let (number, inner) = stem.strip_prefix("blocks.")?.split_once('.')?;
     let number: usize = number.parse().ok()?;
     Some(format!("{number}.{}", part(inner)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{HfParts, from_hf};
+    use margay_file::{FileError, TensorInfo, TensorSource};
+    use serde_json::{Value, json};
+
+    struct Empty;
+
+    impl TensorSource for Empty {
+        fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+            Box::new(std::iter::empty())
+        }
+        fn info(&self, _: &str) -> Option<TensorInfo> {
+            None
+        }
+        fn tensor(&self, _: &str) -> Result<margay_tensor::Tensor, FileError> {
+            unreachable!("a configuration alone")
+        }
+    }
+
+    fn read(config: Value) -> Result<ModelConfig, ModelError> {
+        let config = json!({ "model_type": "moondream1", "config": config });
+        from_hf(&config, &HfParts { preprocessor: None, tensors: &Empty }).map(|(_, model)| model)
+    }
+
+    #[test]
+    fn an_empty_configuration_is_the_2b_and_the_half_has_as_many_kv_heads_as_heads() {
+        let model = read(json!({})).unwrap();
+        assert_eq!((model.text.width, model.text.heads, model.text.rotary), (2048, 32, 32));
+        assert_eq!(model.prefix_tokens(), 730);
+        let vision = model.vision.unwrap();
+        assert_eq!((vision.tile_tokens(), vision.hidden, vision.tower.width()), (729, 8192, 1152));
+        assert_eq!(vision.image.tiling, Some(Tiling::Overlap { margin: 56, most: 12 }));
+        let layout = vision.layout(640, 480).unwrap();
+        assert_eq!((layout.tiles(), layout.projections(), layout.visual_tokens()), (9, 1, 729));
+        assert_eq!(layout.stitch().unwrap().size(27), [2 * 19 + 8, 4 * 19 + 8]);
+        // Source: `moondream/config/config_md05.json`.
+        let half = json!({
+            "text": { "dim": 1024, "ff_dim": 4096, "n_heads": 16, "prefix_attn": 730 },
+            "vision": { "enc_dim": 720, "enc_ff_dim": 2690, "enc_n_heads": 10, "proj_out_dim": 1024 },
+            "tokenizer": { "bos_id": 50256, "templates": { "query": { "prefix": [198, 198, 24361, 25] } } },
+        });
+        let half = read(half).unwrap();
+        assert_eq!((half.text.kv_heads, half.text.head_dim), (16, 64));
+        half.programs().unwrap();
+    }
+
+    #[test]
+    fn a_configuration_that_does_not_fit_is_named() {
+        for (config, field) in [
+            (json!({ "text": { "group_size": 128 } }), "group_size"),
+            (json!({ "text": { "prefix_attn": 9 } }), "prefix_attn"),
+            (json!({ "text": { "n_heads": 0 } }), "heads"),
+            (json!({ "vision": { "in_channels": 4 } }), "in_channels"),
+            (json!({ "vision": { "proj_out_dim": 8 } }), "proj_out_dim"),
+            (json!({ "vision": { "overlap_margin": 14 } }), "overlap margin"),
+            (json!({ "vision": { "overlap_margin": u64::MAX } }), "overlap_margin"),
+            (json!({ "vision": { "max_crops": u64::MAX } }), "max_crops"),
+            (json!({ "vision": { "enc_patch_size": 0 } }), "patch size"),
+            (json!({ "vision": { "proj_inner_dim": u64::MAX } }), "projector width"),
+            (json!({ "tokenizer": { "templates": { "query": { "prefix": [1, 15381, 2] } } } }), "prefix"),
+        ] {
+            let error = read(config.clone()).unwrap_err().to_string();
+            assert!(error.contains(field), "{config}: {error}");
+        }
+        let odd = read(json!({ "vision": { "max_crops": 0 } })).unwrap();
+        assert!(
+            odd.vision.unwrap().image.layout(640, 480, 1).is_ok(),
+            "what no picture can have is said later"
+        );
+    }
+
+    #[test]
+    fn all_spellings_of_a_name_end_alike_and_what_points_is_passed_over() {
+        let model = read(json!({})).unwrap();
+        let to = |name: &str| rename(&model, name).map(|rename| rename.to);
+        for (now, first, gguf) in [
+            ("text.wte", "text_model.transformer.embd.wte.weight", "token_embd.weight"),
+            ("text.post_ln.bias", "text_model.lm_head.ln.bias", "output_norm.bias"),
+            ("text.lm_head.weight", "text_model.lm_head.linear.weight", "output.weight"),
+            ("text.blocks.7.ln.weight", "text_model.transformer.h.7.ln.weight", "blk.7.attn_norm.weight"),
+            (
+                "text.blocks.7.attn.qkv.bias",
+                "text_model.transformer.h.7.mixer.Wqkv.bias",
+                "blk.7.attn_qkv.bias",
+            ),
+            (
+                "text.blocks.7.attn.proj.bias",
+                "text_model.transformer.h.7.mixer.out_proj.bias",
+                "blk.7.attn_output.bias",
+            ),
+            (
+                "text.blocks.7.mlp.fc2.weight",
+                "text_model.transformer.h.7.mlp.fc2.weight",
+                "blk.7.ffn_down.weight",
+            ),
+            ("vision.pos_emb", "vision_encoder.encoder.model.visual.pos_embed", "v.position_embd.weight"),
+            (
+                "vision.patch_emb.bias",
+                "vision_encoder.encoder.model.visual.patch_embed.linear.bias",
+                "v.patch_embd.bias",
+            ),
+            ("vision.post_ln.bias", "vision_encoder.encoder.model.visual.norm.bias", "v.post_ln.bias"),
+            (
+                "vision.blocks.3.ln2.bias",
+                "vision_encoder.encoder.model.visual.blocks.3.norm2.bias",
+                "v.blk.3.ln2.bias",
+            ),
+            ("vision.proj_mlp.fc2.bias", "vision_encoder.projection.mlp.fc2.bias", "mm.2.bias"),
+        ] {
+            assert_eq!(to(now).as_deref(), Some(gguf), "{now}");
+            assert_eq!(to(&format!("model.{now}")).as_deref(), Some(gguf), "{now}");
+            assert_eq!(to(first).as_deref(), Some(gguf), "{first}");
+            assert_eq!(to(gguf), None, "{gguf}");
+        }
+        assert_eq!(to("model.region.coord_encoder.weight"), None);
+        assert_eq!(to("vision_encoder._orig_mod.projection.mlp.fc1.bias").as_deref(), Some("mm.0.bias"));
+    }
 }

@@ -100,6 +100,8 @@ impl Rendered {
 pub struct RenderOptions {
     /// End with the start of the assistant's turn.
     pub add_generation_prompt: bool,
+    /// Id of the BOS token (`bos_id`), which tells vocabularies apart.
+    pub bos_id: Option<u32>,
     /// Text of the BOS token (`bos_token`).
     pub bos_token: String,
     /// Text of the EOS token (`eos_token`).
@@ -112,6 +114,7 @@ impl Default for RenderOptions {
     fn default() -> Self {
         Self {
             add_generation_prompt: true,
+            bos_id: None,
             bos_token: String::new(),
             eos_token: String::new(),
             image_mark: "<image>".to_owned(),
@@ -169,7 +172,9 @@ static BUILTIN: &[(&str, &str)] = &[
     ),
     (
         "moondream",
-        "{{ '<|endoftext|>' }}{% for message in messages %}\
+        "{% if bos_id == 0 %}{{ raise_exception('prompts of this revision (tokens 1, 2 and 3 around the question) are \
+         not supported; use a raw prompt, or a revision until 2025-04') }}{% endif %}\
+         {{ '<|endoftext|>' }}{% for message in messages %}\
          {% if message['role'] == 'user' %}\
          {% for line in message['content'] %}{% if line['type'] == 'image' %}\
          <image>{% endif %}{% endfor %}\
@@ -296,6 +301,7 @@ impl ChatTemplate {
         let variables = json!({
             "messages": list,
             "add_generation_prompt": options.add_generation_prompt,
+            "bos_id": options.bos_id,
             "bos_token": options.bos_token,
             "eos_token": options.eos_token,
         });
