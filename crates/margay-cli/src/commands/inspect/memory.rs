@@ -61,11 +61,16 @@ impl Memory {
         let cache_bytes_per_token = cache(BLOCK_TOKENS) / BLOCK_TOKENS;
         let cache_bytes = cache(context);
         // Of pictures that are cut by their size, the given one, or a square one.
-        let tokens = match (picture, &config.vision) {
-            (Some(picture), _) => Some(picture.visual_tokens()),
-            (None, Some(vision)) => Some(vision.layout(1, 1)?.visual_tokens()),
-            (None, None) => None,
-        };
+        let square = config.vision.as_ref().map(|vision| vision.layout(1, 1)).transpose()?;
+        let picture = picture.or(square.as_ref());
+        let tokens = picture.map(PictureLayout::visual_tokens);
+        // The features of tiles that are stitched are there together, before they are projected.
+        let held = picture.zip(config.vision.as_ref()).filter(|(picture, _)| picture.stitch().is_some());
+        let held = held.map_or(0, |(picture, vision)| {
+            let tile = vision.tower.grid().pow(2) * vision.tower.width() * size_of::<f32>();
+            picture.tiles() * tile
+        });
+        let project_arena_bytes = project_arena_bytes.map(|bytes| bytes + held);
         let visual_bytes_per_picture = tokens.map(|tokens| tokens * config.text.width * size_of::<f32>());
         let weight_bytes = super::parts::weights(source, programs).last().map_or(0, |all| all.bytes);
         let buffers =
