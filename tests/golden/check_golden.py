@@ -593,6 +593,101 @@ def check_fastvlm():
             assert int(golden["greedy"][0]) == int(np.argmax(golden["logits"][-1]))
             seen = sorted(set(mine) & set(golden))
             print(f"{name}/{case['name']}: {seen}, worst relative error {worst:.1e}")
+def moondream_tower(w, config, pixels):
+    patch, heads = config["enc_patch_size"], config["enc_n_heads"]
+    side = config["crop_size"] // patch
+    rows = [
+        pixels[:, y * patch : (y + 1) * patch, x * patch : (x + 1) * patch].reshape(-1)
+        for y in range(side)
+        for x in range(side)
+    ]
+    h = linear(np.stack(rows), w, "model.vision.patch_emb") + w["model.vision.pos_emb"][0]
+    for i in range(config["enc_n_layers"]):
+        p = f"model.vision.blocks.{i}."
+        q, k, v = np.split(linear(layer_norm(h, w, p + "ln1"), w, p + "attn.qkv"), 3, -1)
+        q, k, v = (t.reshape(len(t), heads, -1) for t in (q, k, v))
+        h = h + linear(attention(q, k, v), w, p + "attn.proj")
+        x = gelu_tanh(linear(layer_norm(h, w, p + "ln2"), w, p + "mlp.fc1"))
+        h = h + linear(x, w, p + "mlp.fc2")
+    return layer_norm(h, w, "model.vision.post_ln")
+
+
+def moondream_projector(w, config, features, tiles):
+    """`tiles`: rows and columns of tiles, whose pixels overlap by two margins. Each place of the map
+    is the tile's in whose middle it lies; the outermost tiles reach to the edge."""
+    side = math.isqrt(len(features[0]))
+    margin = config["overlap_margin"]
+    inner = side - 2 * margin
+    height, width = (n * inner + 2 * margin for n in tiles)
+    local = features[1:] if len(features) > 1 else features
+    stitched = np.empty((height, width, features[0].shape[-1]))
+    for y in range(height):
+        for x in range(width):
+            row = min(max(y - margin, 0) // inner, tiles[0] - 1)
+            column = min(max(x - margin, 0) // inner, tiles[1] - 1)
+            tile = local[row * tiles[1] + column].reshape(side, side, -1)
+            stitched[y, x] = tile[y - row * inner, x - column * inner]
+    pooled = np.empty((side, side, stitched.shape[-1]))
+    for y in range(side):
+        for x in range(side):
+            ys = slice(y * height // side, -(-(y + 1) * height // side))
+            xs = slice(x * width // side, -(-(x + 1) * width // side))
+            pooled[y, x] = stitched[ys, xs].mean((0, 1))
+    both = np.concatenate([features[0], pooled.reshape(side * side, -1)], -1)
+    at = "model.vision.proj_mlp."
+    return linear(gelu_tanh(linear(both, w, at + "fc1")), w, at + "fc2")
+
+
+def moondream_decoder(w, config, h):
+    tokens, heads = len(h), config["n_heads"]
+    dim = config["dim"] // heads
+    turning = dim // 2
+    angle = np.arange(tokens)[:, None] * 10000.0 ** (-np.arange(0, turning, 2) / turning)
+    cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
+    mask = np.triu(np.full((tokens, tokens), -np.inf), 1)
+    mask[: config["prefix_attn"], : config["prefix_attn"]] = 0.0
+
+    def rotate(x):
+        a, b, rest = np.split(x, [turning // 2, turning], -1)
+        return np.concatenate([a * cos - b * sin, b * cos + a * sin, rest], -1)
+
+    hidden = [h]
+    for i in range(config["n_layers"]):
+        p = f"model.text.blocks.{i}."
+        x = layer_norm(h, w, p + "ln")
+        q, k, v = (
+            t.reshape(tokens, heads, dim) for t in np.split(linear(x, w, p + "attn.qkv"), 3, -1)
+        )
+        attended = linear(attention(rotate(q), rotate(k), v, mask), w, p + "attn.proj")
+        h = h + attended + linear(gelu_tanh(linear(x, w, p + "mlp.fc1")), w, p + "mlp.fc2")
+        hidden.append(h)
+    return hidden, layer_norm(h, w, "model.text.post_ln")
+
+
+def check_moondream():
+    folder = HERE / "moondream"
+    w = read(folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())["config"]
+    shapes = {"small": (1, 1), "wide": (2, 4), "tall": (6, 1)}
+    for case in json.loads((folder / "prompt.json").read_text())["cases"]:
+        golden = read(folder / f"golden.{case['name']}.safetensors")
+        encode = [moondream_tower(w, config["vision"], p) for p in golden["pixel_values"]]
+        project = moondream_projector(w, config["vision"], encode, shapes[case["name"]])
+        ids = golden["input_ids"]
+        h = w["model.text.wte"][np.maximum(ids, 0)]
+        h[ids < 0] = project
+        hidden, last = moondream_decoder(w, config["text"], h)
+        logits = linear(last, w, "model.text.lm_head")[-len(golden["logits"]) :]
+        mine = {"encode": np.stack(encode), "project": project[None], "logits": logits}
+        mine |= {f"hidden.{i}": v for i, v in enumerate(hidden)}
+        worst = 0.0
+        for key, value in mine.items():
+            assert value.shape == golden[key].shape, (case["name"], key)
+            error = np.abs(value - golden[key]).max() / np.abs(golden[key]).max()
+            worst = max(worst, error)
+            assert error < LIMIT, (case["name"], key, error)
+        assert int(golden["greedy"][0]) == int(np.argmax(golden["logits"][-1]))
+        print(f"moondream/{case['name']}: {sorted(mine)}, worst relative error {worst:.1e}")
 
 
 if __name__ == "__main__":
@@ -602,3 +697,4 @@ if __name__ == "__main__":
     for each in ("qwen2vl", "qwen25vl"):
         check_qwen2vl(each)
     check_fastvlm()
+    check_moondream()

@@ -231,6 +231,18 @@ fn inspect_tells_the_tiles_of_a_picture_that_is_cut_by_its_size() {
 }
 
 #[test]
+fn inspect_tells_the_tiles_of_a_picture_whose_features_are_stitched() {
+    for (image, tiles) in [("wide", 9), ("small", 1)] {
+        let image = golden(&format!("moondream/{image}.png"));
+        let seen = run(["inspect", &golden("moondream"), "-i", &image, "--json"]).json();
+        assert_eq!(
+            (&seen["picture"]["tiles"], &seen["picture"]["visual_tokens"]),
+            (&tiles.into(), &25.into())
+        );
+    }
+}
+
+#[test]
 fn trace_on_the_reference_backend_equals_the_original() {
     let folder = tempfile::tempdir().unwrap();
     for model in ["imp", "llama", "llava", "llava-hf", "mobilevlm-v1", "mobilevlm-v2", "phi2", "siglip"] {

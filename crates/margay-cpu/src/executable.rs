@@ -447,7 +447,7 @@ fn ints<'a>(places: &[Place], value: ValueId, inputs: &[InputData<'a>]) -> Resul
 fn together(attention: &Attention, rows: usize) -> usize {
     match attention.mask {
         Mask::Segments { most } => rows.min(most),
-        Mask::Full | Mask::Causal => rows,
+        Mask::Full | Mask::Causal | Mask::Prefix => rows,
     }
 }
 
@@ -677,8 +677,9 @@ impl<'a> Run<'a> {
                     return attention::attend_in_segments(engine, op, slot, segments, [q, k, v], out)
                         .map_err(panicked);
                 }
+                let prefix = op.prefix(self.bindings, q.rows)?;
                 attention::append(engine, slot, past, k, v).map_err(panicked)?;
-                attention::attend(engine, op, slot, partials, (past, past + k.rows), q, out)
+                attention::attend(engine, op, slot, partials, (past, past + k.rows, prefix), q, out)
             }
             (Op::Activation(act), _) => rows::activation(engine, *act, self.view(input(0))?, out),
             (Op::Glu(act), _) => rows::glu(engine, *act, self.view(input(0))?, self.view(input(1))?, out),
@@ -706,8 +707,17 @@ impl<'a> Run<'a> {
                 let x = self.view(input(0))?;
                 rows::copy_rows(engine, x, 0, out.pieces(x.columns), |row| row)
             }
+            (Op::AdaptivePool(op), _) => {
+                let x = self.view(input(0))?;
+                let integers = |at: usize| ints(self.places, input(at), self.inputs);
+                let map = rows::Map::new(x.rows, integers(1)?, integers(2)?).map_err(call)?;
+                rows::adaptive_pool(engine, *op, &map, x, out)
+            }
             (Op::MeanRows, _) => rows::mean_rows(engine, self.view(input(0))?, out),
             (Op::ConcatRows, _) => rows::concat_rows(engine, self.view(input(0))?, self.view(input(1))?, out),
+            (Op::ConcatColumns, _) => {
+                rows::concat_columns(engine, self.view(input(0))?, self.view(input(1))?, out)
+            }
             (Op::SliceRows { start, .. }, _) => {
                 let x = self.view(input(0))?;
                 if start + out.rows > x.rows {

@@ -248,8 +248,10 @@ impl Prepared {
                 | Op::AvgPool2d(_)
                 | Op::SpaceToDepth(_)
                 | Op::JoinRows { .. }
+                | Op::AdaptivePool(_)
                 | Op::MeanRows
                 | Op::ConcatRows
+                | Op::ConcatColumns
                 | Op::SliceRows { .. }
                 | Op::SliceColumns { .. }
                 | Op::GatherRows => Step::Plain,

@@ -1,8 +1,9 @@
 //! Builds a program op by op; every method checks sizes and says what does not fit.
 
 use crate::{
-    Activation, Attention, CacheSpec, Conv2d, Dim, Element, Experts, GraphError, Linear, Mask, Node, Norm,
-    NormKind, Op, Pool2d, Program, Role, Rope, Route, Stage, Value, ValueId, WeightId, WeightSpec,
+    Activation, AdaptivePool, Attention, CacheSpec, Conv2d, Dim, Element, Experts, GraphError, Linear, Mask,
+    Node, Norm, NormKind, Op, Pool2d, Program, Role, Rope, Route, Stage, Value, ValueId, WeightId,
+    WeightSpec,
 };
 use margay_tensor::Shape;
 
@@ -420,6 +421,21 @@ impl Builder {
         Ok(self.push(Op::JoinRows { count }, &[x], dims))
     }
 
+    /// The map of rows of `x` that `map` lists, of the size `size`, pooled; see [`Op::AdaptivePool`].
+    ///
+    /// # Errors
+    /// [`GraphError::Shape`] where `x` is no matrix, `map` no vector, `size` not two numbers, or the result has no place.
+    pub fn adaptive_pool(&mut self, x: ValueId, map: ValueId, size: ValueId, pool: AdaptivePool) -> Built {
+        let columns = self.matrix("adaptive_pool", x)?.1;
+        if self.dims(map).len() != 1 || self.dims(size) != [Dim::from(2)] || pool.height * pool.width == 0 {
+            return Err(GraphError::shape(
+                "adaptive_pool takes a map of rows, its two sizes and a result of places",
+            ));
+        }
+        let dims = vec![Dim::from(pool.height * pool.width), columns.into()];
+        Ok(self.push(Op::AdaptivePool(pool), &[x, map, size], dims))
+    }
+
     /// The mean row.
     ///
     /// # Errors
@@ -443,6 +459,19 @@ impl Builder {
             _ => return Err(GraphError::shape(format!("cannot add up {rows_a} and {rows_b} rows"))),
         };
         Ok(self.push(Op::ConcatRows, &[a, b], vec![rows, columns.into()]))
+    }
+
+    /// a's columns, then b's.
+    ///
+    /// # Errors
+    /// [`GraphError::Shape`] where the rows differ.
+    pub fn concat_columns(&mut self, a: ValueId, b: ValueId) -> Built {
+        let (rows, columns) = self.matrix("concat_columns", a)?;
+        let (rows_b, columns_b) = self.matrix("concat_columns", b)?;
+        if rows != rows_b {
+            return Err(self.mismatch("concat_columns", a, b));
+        }
+        Ok(self.push(Op::ConcatColumns, &[a, b], vec![rows, (columns + columns_b).into()]))
     }
 
     /// `len` rows from `start`.

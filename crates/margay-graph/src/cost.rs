@@ -50,7 +50,7 @@ pub fn cost(program: &Program, bindings: &Bindings) -> Result<Cost, GraphError> 
                 };
                 let keys = match a.mask {
                     Mask::Segments { most } => keys.min(most),
-                    Mask::Full | Mask::Causal => keys,
+                    Mask::Full | Mask::Causal | Mask::Prefix => keys,
                 };
                 if a.cache.is_some() {
                     cost.cache_elements += 2 * (keys * a.kv_heads * a.head_dim) as u64;

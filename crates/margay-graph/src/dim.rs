@@ -11,17 +11,19 @@ pub enum Sym {
     Past,
     /// V: visual tokens handed to this call.
     Visual,
-    /// Rows whose logits are asked for.
+    /// Rows that are asked for: those whose logits are wanted, places of a stitched map.
     Outputs,
     /// P: patches of one picture, where the family lets it vary.
     Patches,
+    /// Tokens at the start of the context that see one another, under [`crate::Mask::Prefix`]; 0 where none do.
+    Prefix,
 }
 
 impl Sym {
     /// Every symbol.
-    pub const ALL: [Sym; 5] = [Sym::Tokens, Sym::Past, Sym::Visual, Sym::Outputs, Sym::Patches];
+    pub const ALL: [Sym; 6] = [Sym::Tokens, Sym::Past, Sym::Visual, Sym::Outputs, Sym::Patches, Sym::Prefix];
 
-    /// The letter used in shapes: `T`, `past`, `V`, `R`, `P`.
+    /// The letter used in shapes: `T`, `past`, `V`, `R`, `P`, `prefix`.
     pub fn name(self) -> &'static str {
         match self {
             Sym::Tokens => "T",
@@ -29,6 +31,7 @@ impl Sym {
             Sym::Visual => "V",
             Sym::Outputs => "R",
             Sym::Patches => "P",
+            Sym::Prefix => "prefix",
         }
     }
 }

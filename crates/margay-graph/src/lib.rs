@@ -40,7 +40,7 @@ pub use cost::{Cost, cost};
 pub use dim::{Bindings, Dim, Sym};
 pub use error::GraphError;
 pub use op::{
-    Activation, Attention, Axes, Conv2d, Experts, Linear, Mask, Norm, NormKind, Op, Pool2d, Rope, RopeStyle,
-    Route,
+    Activation, AdaptivePool, Attention, Axes, Conv2d, Experts, Linear, Mask, Norm, NormKind, Op, Pool2d,
+    Rope, RopeStyle, Route,
 };
 pub use program::{CacheSpec, Element, Node, Program, Role, Stage, Value, ValueId, WeightId, WeightSpec};

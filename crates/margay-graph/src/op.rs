@@ -3,7 +3,7 @@
 //! Values are row-major. Most are `[rows, columns]`: one row a token, a patch or a pixel of a feature map
 //! (channels last), so that a convolution's output is at once the next linear layer's input.
 
-use crate::{Dim, WeightId};
+use crate::{Bindings, Dim, GraphError, Sym, WeightId};
 
 /// An elementwise function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -173,6 +173,9 @@ pub enum Mask {
         /// Rows of a segment, at most.
         most: usize,
     },
+    /// As [`Mask::Causal`], and the first [`crate::Sym::Prefix`] positions see one another. A call holds either all of them
+    /// or none, since keys that come later are not there to be seen.
+    Prefix,
 }
 
 /// Scaled dot-product attention with grouped heads; q: [T, H*D], k and v: [T, K*D], result [T, H*D].
@@ -193,6 +196,31 @@ pub struct Attention {
     pub mask: Mask,
     /// Slot of the program's KV cache; `None` keeps nothing (an encoder).
     pub cache: Option<usize>,
+}
+
+impl Attention {
+    /// Positions from the start that every query sees in a call of `queries` queries: 0 but under [`Mask::Prefix`], and
+    /// where the prefix lies in the cache, so that all see it anyway.
+    ///
+    /// # Errors
+    /// [`GraphError::Unbound`] without a prefix, [`GraphError::Shape`] where the call holds only a part of it.
+    pub fn prefix(&self, bindings: &Bindings, queries: usize) -> Result<usize, GraphError> {
+        if self.mask != Mask::Prefix {
+            return Ok(0);
+        }
+        let prefix = bindings.get(Sym::Prefix)?;
+        let past = if self.cache.is_some() { bindings.get(Sym::Past)? } else { 0 };
+        if prefix <= past {
+            return Ok(0);
+        }
+        if past > 0 || prefix > queries {
+            let what = format!(
+                "the first {prefix} tokens see one another and have to be computed together, not {queries} behind {past}"
+            );
+            return Err(GraphError::shape(what));
+        }
+        Ok(prefix)
+    }
 }
 
 /// 2-D convolution over a feature map stored channels last, [height*width, C_in] -> [h'*w', C_out], zero padding.
@@ -233,6 +261,17 @@ pub struct Pool2d {
     pub width: usize,
     /// Side of the square.
     pub kernel: usize,
+}
+
+/// Adaptive average pooling of a feature map to `height` x `width`, whatever the size of the map: place (i, j) is the mean
+/// of the map's rows `floor(i*H/height)..ceil((i+1)*H/height)` and, alike, columns.
+/// Source: PyTorch `AdaptiveAveragePooling.cpp`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AdaptivePool {
+    /// Rows of the result.
+    pub height: usize,
+    /// Columns of the result.
+    pub width: usize,
 }
 
 /// Which experts see a row and how much each counts: the softmax of the row's logits, of which the greatest stay and the
@@ -317,10 +356,16 @@ pub enum Op {
         /// How many become one.
         count: usize,
     },
+    /// Inputs x [R, C], map `[M]` (int32, each in 0..R), size `[2]` (int32, H and W with H*W = M): pools the map of H x W
+    /// whose places, row by row, are the rows of x that `map` lists, [height*width, C]. So a map that is stitched from
+    /// others is pooled where its parts lie.
+    AdaptivePool(AdaptivePool),
     /// Input x [R, C]: the mean row [1, C].
     MeanRows,
     /// Inputs a [A, C], b [B, C]: a's rows, then b's.
     ConcatRows,
+    /// Inputs a [R, A], b [R, B]: a's columns, then b's.
+    ConcatColumns,
     /// Input x [R, C]: `len` rows from `start`.
     SliceRows {
         /// First row.
@@ -362,8 +407,10 @@ impl Op {
             Op::AvgPool2d(_) => "avg_pool2d",
             Op::SpaceToDepth(_) => "space_to_depth",
             Op::JoinRows { .. } => "join_rows",
+            Op::AdaptivePool(_) => "adaptive_pool",
             Op::MeanRows => "mean_rows",
             Op::ConcatRows => "concat_rows",
+            Op::ConcatColumns => "concat_columns",
             Op::SliceRows { .. } => "slice_rows",
             Op::SliceColumns { .. } => "slice_columns",
             Op::GatherRows => "gather_rows",

@@ -3,7 +3,7 @@
 use crate::{Decoder, ModelError, Projector, TowerConfig};
 use margay_graph::{Bindings, Sym};
 use margay_prompt::{
-    image::{Fit, ImageError, ImageSpec},
+    image::{Fit, ImageError, ImageSpec, Tiling},
     layout::PictureLayout,
 };
 use std::sync::Arc;
@@ -21,6 +21,14 @@ pub struct ModelConfig {
     pub vision: Option<VisionConfig>,
     /// How prompts are written where the model brings no chat template.
     pub prompt: PromptStyle,
+}
+
+impl ModelConfig {
+    /// Tokens of a picture and the one before it, where they see one another and are therefore computed together; else 0.
+    pub fn prefix_tokens(&self) -> usize {
+        let whole = self.text.decoder.has_prefix();
+        self.vision.as_ref().filter(|_| whole).map_or(0, |vision| 1 + vision.tile_tokens())
+    }
 }
 
 /// A decoder.
@@ -102,6 +110,8 @@ pub struct VisionConfig {
     pub projector: &'static Projector,
     /// Side of the square of patches that the projector folds into one token; 1 for projectors that do not ask.
     pub fold: usize,
+    /// Width between the projector's layers where nothing else says it; else 0.
+    pub hidden: usize,
     /// Picture to pixels, and to its place in the prompt.
     pub image: ImageSpec,
 }
@@ -109,7 +119,8 @@ pub struct VisionConfig {
 impl PartialEq for VisionConfig {
     fn eq(&self, other: &Self) -> bool {
         *self.tower == *other.tower
-            && (self.projector, self.fold, &self.image) == (other.projector, other.fold, &other.image)
+            && (self.projector, self.fold, self.hidden) == (other.projector, other.fold, other.hidden)
+            && self.image == other.image
     }
 }
 
@@ -151,10 +162,12 @@ impl VisionConfig {
         Ok(if self.varies() { Bindings::new().with(Sym::Patches, rows * columns) } else { Bindings::new() })
     }
 
-    /// The greatest sizes of the vision programs: of the largest picture whose visual tokens fit the context.
+    /// The greatest sizes of the vision programs: of the largest picture whose visual tokens fit the context, or of the
+    /// most tiles that are stitched.
     pub fn limits(&self, context: usize) -> Bindings {
         if !self.varies() {
-            return Bindings::new();
+            let features = self.tower.grid().pow(2).saturating_mul(ImageSpec::MOST_TILES);
+            return Bindings::new().with(Sym::Patches, features).with(Sym::Outputs, features);
         }
         let (side, grid) = (self.tower.side() as u64, self.tower.grid() as u64);
         let patches = (self.image.most_pixels() / (side * side)).saturating_mul(grid * grid);
@@ -184,7 +197,23 @@ impl VisionConfig {
         if self.fold == 0 || !grid.is_multiple_of(self.fold) {
             return bad("scale factor", format!("{} does not divide {grid} patches a side", self.fold));
         }
+        let inner = grid.saturating_mul(2).saturating_mul(margin_of(&self.image));
+        let overlaps = matches!(self.image.tiling, Some(Tiling::Overlap { .. }));
+        if overlaps && (!(inner / 2).is_multiple_of(side) || inner >= grid.saturating_mul(side)) {
+            let what =
+                format!("margins of {} of {side} pixels do not fit a grid of {grid}", margin_of(&self.image));
+            return bad("overlap margin", what);
+        }
+        within(place, "projector width", self.hidden.max(1), bound::WIDTH)?;
         Ok(self)
+    }
+}
+
+/// Pixels of a tile that its neighbours hold too, on each side.
+fn margin_of(image: &ImageSpec) -> usize {
+    match image.tiling {
+        Some(Tiling::Overlap { margin, .. }) => margin as usize,
+        _ => 0,
     }
 }
 

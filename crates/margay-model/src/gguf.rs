@@ -18,6 +18,9 @@ pub(crate) const FAMILY_KEY: &str = "margay.family";
 /// Our own key: the id of the tower, where it is not the transformer that other runtimes take it for.
 const TOWER_KEY: &str = "margay.vision.tower";
 
+/// Our own key: the width between a projector's layers.
+const HIDDEN_KEY: &str = "margay.projector.hidden_length";
+
 /// `clip.projector_type`, or its place in files of several modalities.
 pub(crate) fn projector_type(vision: &Metadata) -> Result<&str, ModelError> {
     if let Some(kind) = vision.opt_str("clip.projector_type")? {
@@ -165,7 +168,8 @@ fn read_vision(family: &Family, part: GgufPart<'_>) -> Result<VisionConfig, Mode
         None => default_image(defaults, meta, &*tower)?,
     };
     let fold = meta.opt_usize(&key("projector.scale_factor"))?.unwrap_or_else(|| tower.fold());
-    VisionConfig { tower, projector, fold, image }.checked("GGUF metadata")
+    let hidden = meta.opt_usize(HIDDEN_KEY)?.unwrap_or(0);
+    VisionConfig { tower, projector, fold, hidden, image }.checked("GGUF metadata")
 }
 
 fn default_image(
@@ -248,7 +252,7 @@ pub fn text_metadata(config: &ModelConfig) -> Metadata {
 
 /// The vision side's metadata; `None` for a text model.
 pub fn vision_metadata(config: &ModelConfig) -> Option<Metadata> {
-    let VisionConfig { tower, projector, fold, image } = config.vision.as_ref()?;
+    let VisionConfig { tower, projector, fold, hidden, image } = config.vision.as_ref()?;
     let mut meta = Metadata::new();
     let mut put = |name: &str, value: Value| meta.insert(name, value);
     put("general.architecture", "clip".into());
@@ -262,6 +266,9 @@ pub fn vision_metadata(config: &ModelConfig) -> Option<Metadata> {
     put("clip.vision.projection_dim", (config.text.width as u32).into());
     if *fold != tower.fold() {
         put("clip.vision.projector.scale_factor", (*fold as u32).into());
+    }
+    if *hidden != 0 {
+        put(HIDDEN_KEY, (*hidden as u32).into());
     }
     if let Some(Tiling::Grid { longest_edge, .. }) = image.tiling {
         put("clip.vision.preproc_image_size", longest_edge.into());

@@ -496,10 +496,12 @@ impl Canonical {
     /// As [`Canonical::declared`].
     pub fn check(&self, spec: &WeightSpec) -> Result<(), ModelError> {
         let info = self.info(&spec.name).ok_or_else(|| missing(&spec.name))?;
+        // Sizes of 1 in front say nothing: `[1, positions, width]`.
+        let rows = |shape: &Shape| shape.dims().iter().copied().find(|size| *size != 1);
         let fits = info.shape == spec.shape
             || (!info.dtype.is_block()
                 && info.shape.elements() == spec.shape.elements()
-                && info.shape.dims().first() == spec.shape.dims().first());
+                && rows(&info.shape) == rows(&spec.shape));
         if !fits {
             return Err(ModelError::weight(
                 &spec.name,

@@ -329,3 +329,24 @@ fn a_legacy_clip_file_is_the_same_model() {
         assert_eq!(error > 0.0, half_positions);
     }
 }
+
+#[test]
+fn a_model_whose_tiles_overlap_goes_through_a_file_unchanged() {
+    let out = tempfile::tempdir().unwrap();
+    let folder = golden("moondream");
+    let source = ModelSource::open(&folder, None).unwrap();
+    let picture = Image::open(folder.join("tall.png")).unwrap();
+    let options = TraceOptions { greedy: 8, ..TraceOptions::default() };
+    let stages =
+        |source: &ModelSource| source.trace(std::slice::from_ref(&picture), "What?", &options).unwrap();
+    let expected = stages(&source);
+    for single in [true, false] {
+        let path = out.path().join(format!("{single}.gguf"));
+        converted(&source, &path, DType::F32, single);
+        let read = ModelSource::open(&path, None).unwrap();
+        assert_eq!((&read.config.vision, &read.config.text), (&source.config.vision, &source.config.text));
+        for ((name, got), (_, expected)) in stages(&read).iter().zip(&expected) {
+            assert_eq!(got.bytes(), expected.bytes(), "{name}");
+        }
+    }
+}

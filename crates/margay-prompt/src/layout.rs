@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::image::Stitch;
 use crate::text::{RenderedPart, Segment, Tokenizer, TokenizerError};
 
 /// How a prompt is laid out.
@@ -16,7 +17,7 @@ pub struct Layout {
 pub enum Piece {
     /// Trusted text: control tokens and line breaks.
     Text(String),
-    /// The visual tokens of the next tile.
+    /// The visual tokens of the next tile, or of all tiles that are stitched.
     Tile {
         /// How many (rows of the projector's output).
         tokens: usize,
@@ -29,6 +30,7 @@ pub enum Piece {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PictureLayout {
     pieces: Vec<Piece>,
+    stitch: Option<Stitch>,
 }
 
 impl PictureLayout {
@@ -37,9 +39,24 @@ impl PictureLayout {
         &self.pieces
     }
 
-    /// Number of tiles.
+    /// How the features of its tiles become one map before they are projected; `None` where each tile is projected by
+    /// itself.
+    pub fn stitch(&self) -> Option<Stitch> {
+        self.stitch
+    }
+
+    /// Number of tiles that the tower sees.
     pub fn tiles(&self) -> usize {
+        self.stitch.map_or_else(|| self.projections(), |stitch| stitch.tiles())
+    }
+
+    /// How often the projector runs: once a tile, or once for all that are stitched.
+    pub fn projections(&self) -> usize {
         self.pieces.iter().filter(|piece| matches!(piece, Piece::Tile { .. })).count()
+    }
+
+    pub(crate) fn stitch_with(&mut self, stitch: Stitch) {
+        self.stitch = Some(stitch);
     }
 
     /// Visual tokens of all tiles.

@@ -29,6 +29,7 @@ pub(crate) struct Context<'a> {
     pub(crate) caches: &'a mut Caches,
     /// Sizes of the result.
     pub(crate) dims: Vec<usize>,
+    pub(crate) bindings: &'a Bindings,
     values: &'a [Option<Data>],
 }
 
@@ -143,7 +144,7 @@ pub(crate) fn evaluate_values(
             continue;
         }
         let dims = sizes(program.value(node.output), bindings)?;
-        let mut context = Context { node, weights, caches, dims, values: &values };
+        let mut context = Context { node, weights, caches, dims, bindings, values: &values };
         let result = ops::run(&mut context).map_err(|e| named(program, node, e))?;
         values[node.output.index()] = Some(Data::F32(result));
         for input in &node.inputs {

@@ -1,7 +1,9 @@
 //! An answer as it comes about.
 
 use crate::{
-    AskOptions, Error, Image, Model, Report, Session, StageReport, Stop, engine::TextCall, sample::Sampler,
+    AskOptions, Error, Image, Model, Report, Session, StageReport, Stop,
+    engine::{TextCall, prefix_of},
+    sample::Sampler,
 };
 use margay_graph::BackendError;
 use margay_model::Feed;
@@ -45,9 +47,14 @@ pub struct Answer<'s> {
     next_place: i32,
     pictures: VecDeque<(Image, PictureLayout)>,
     picture_count: usize,
-    /// Tiles of all pictures of this question, and how many of them are visual tokens.
+    /// Tiles of all pictures of this question, and how many went through the tower.
     tile_count: usize,
     tiles_done: usize,
+    /// How often the projector runs for them, and how often it did.
+    projection_count: usize,
+    projections_done: usize,
+    /// Tokens at the start of the prompt that see one another.
+    prefix: usize,
     /// Pictures and visual numbers the session had before this question.
     images_then: usize,
     visual_then: usize,
@@ -72,7 +79,7 @@ pub struct Answer<'s> {
 enum Phase {
     Preprocess,
     Encode(Tiles),
-    Project(Tiles, Pixels, Vec<f32>),
+    Project(Tiles, Pixels),
     Prefill,
     Decode,
     Ended(Stop),
@@ -83,6 +90,8 @@ enum Phase {
 struct Tiles {
     left: ImageTiles,
     layout: PictureLayout,
+    /// Those that are still to be projected. [P, C]
+    features: Vec<f32>,
 }
 
 impl<'s> Answer<'s> {
@@ -117,6 +126,9 @@ impl<'s> Answer<'s> {
             picture_count: pictures.len(),
             tile_count: pictures.iter().map(|(_, layout)| layout.tiles()).sum(),
             tiles_done: 0,
+            projection_count: pictures.iter().map(|(_, layout)| layout.projections()).sum(),
+            projections_done: 0,
+            prefix: prefix_of(model.config(), &sequence.ids),
             images_then: session.images.len(),
             visual_then: session.visual.len(),
             pictures,
@@ -154,7 +166,7 @@ impl<'s> Answer<'s> {
         match std::mem::replace(&mut self.phase, Phase::Over) {
             Phase::Preprocess => self.preprocess(),
             Phase::Encode(tiles) => self.encode(tiles),
-            Phase::Project(tiles, tile, features) => self.project(tiles, &tile, &features),
+            Phase::Project(tiles, tile) => self.project(tiles, &tile),
             Phase::Prefill => self.prefill(),
             Phase::Decode => self.decode(),
             Phase::Ended(stop) => {
@@ -188,7 +200,7 @@ impl<'s> Answer<'s> {
             .map_err(|source| Error::Image { place: image.name.clone(), source })?;
         let done = self.picture_count - self.pictures.len();
         self.stage_ended(Stage::Preprocess, clock.elapsed(), done, self.picture_count);
-        self.phase = Phase::Encode(Tiles { left, layout });
+        self.phase = Phase::Encode(Tiles { left, layout, features: vec![] });
         Ok(())
     }
 
@@ -204,22 +216,27 @@ impl<'s> Answer<'s> {
         let model = self.session.model.clone();
         let clock = Stopwatch::start();
         let feed = fed(&model, &tile)?;
-        let features = model.engine()?.encode(&feed, &self.session.cancel)?.to_vec();
+        tiles.features.extend_from_slice(model.engine()?.encode(&feed, &self.session.cancel)?);
         drop(feed);
-        self.stage_ended(Stage::Encode, clock.elapsed(), self.tiles_done + 1, self.tile_count);
-        self.phase = Phase::Project(tiles, tile, features);
+        self.tiles_done += 1;
+        self.stage_ended(Stage::Encode, clock.elapsed(), self.tiles_done, self.tile_count);
+        // What is stitched is projected once it is whole.
+        let whole = tiles.layout.stitch().is_none() || tiles.left.len() == 0;
+        self.phase = if whole { Phase::Project(tiles, tile) } else { Phase::Encode(tiles) };
         Ok(())
     }
 
-    fn project(&mut self, tiles: Tiles, tile: &Pixels, features: &[f32]) -> Result<(), Error> {
+    fn project(&mut self, mut tiles: Tiles, tile: &Pixels) -> Result<(), Error> {
         let model = self.session.model.clone();
         let clock = Stopwatch::start();
         let mut engine = model.engine()?;
-        let visual = engine.project(&fed(&model, tile)?, features, &self.session.cancel)?;
+        let stitch = tiles.layout.stitch();
+        let visual = engine.project(&fed(&model, tile)?, &tiles.features, stitch, &self.session.cancel)?;
         self.session.visual.extend_from_slice(visual);
         drop(engine);
-        self.tiles_done += 1;
-        self.stage_ended(Stage::Project, clock.elapsed(), self.tiles_done, self.tile_count);
+        tiles.features.clear();
+        self.projections_done += 1;
+        self.stage_ended(Stage::Project, clock.elapsed(), self.projections_done, self.projection_count);
         self.phase = Phase::Encode(tiles);
         Ok(())
     }
@@ -230,8 +247,8 @@ impl<'s> Answer<'s> {
         let shared = self.session.held.iter().zip(ids).take_while(|(a, b)| a == b).count();
         // The last token is computed anew: its logits are wanted.
         let shared = shared.min(ids.len().saturating_sub(1)).min(self.session.state.len());
-        self.session.state.truncate(shared);
-        self.session.held.truncate(shared);
+        let shared = if shared < self.prefix { 0 } else { shared };
+        let shared = self.session.keep(shared);
         self.stages.reused_tokens = shared;
         self.phase = Phase::Prefill;
     }
@@ -242,10 +259,14 @@ impl<'s> Answer<'s> {
         let mut engine = model.engine()?;
         let from = self.session.held.len();
         let to = self.sequence.ids.len().min(from + engine.batch());
+        if from == 0 && to < self.prefix {
+            return Err(Error::LongPrefix { prefix: self.prefix, batch: engine.batch() });
+        }
         let of = self.prefill_steps + (self.sequence.ids.len() - from).div_ceil(engine.batch());
         let ids = &self.sequence.ids[from..to];
         let places = &self.places[from..to];
-        let call = TextCall { ids, places, visual: &self.session.visual, width: model.config().text.width };
+        let (visual, width) = (&self.session.visual, model.config().text.width);
+        let call = TextCall { ids, places, visual, width, prefix: self.prefix };
         let logits = engine.run_text(&call, self.session.state.as_mut(), &self.session.cancel)?;
         let last = to == self.sequence.ids.len();
         let token = last.then(|| self.sampler.choose(logits)).transpose()?;
@@ -275,7 +296,7 @@ impl<'s> Answer<'s> {
         let mut engine = model.engine()?;
         let places = [[self.next_place; 3]];
         let (visual, width) = (&self.session.visual, model.config().text.width);
-        let call = TextCall { ids: &ids, places: &places, visual, width };
+        let call = TextCall { ids: &ids, places: &places, visual, width, prefix: self.prefix };
         let logits = engine.run_text(&call, self.session.state.as_mut(), &self.session.cancel)?;
         let next = self.sampler.choose(logits)?;
         drop(engine);
@@ -367,8 +388,7 @@ impl<'s> Answer<'s> {
         let rows = self.visual_then / session.model.config().text.width;
         let is_new = |id: &i32| *id < 0 && (-1 - i64::from(*id)) as usize >= rows;
         let known = session.held.iter().position(is_new).unwrap_or(session.held.len());
-        session.held.truncate(known);
-        session.state.truncate(known);
+        session.keep(known);
     }
 
     fn stage_ended(&mut self, stage: Stage, took: Duration, done: usize, of: usize) {

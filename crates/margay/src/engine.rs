@@ -5,7 +5,8 @@ use margay_graph::{
     Backend, BackendError, Bindings, Cancel, Executable, InputData, MemoryUse, PackedForm, Program, State,
     StateOptions, Sym, WeightSource, passes,
 };
-use margay_model::{Feed, ModelPrograms};
+use margay_model::{Feed, ModelConfig, ModelPrograms};
+use margay_prompt::image::Stitch;
 use margay_tensor::{Storage, Tensor};
 
 /// Compiled programs; the vision side only once a picture asks for it.
@@ -22,7 +23,14 @@ pub(crate) struct Engine {
 
 struct Vision {
     encode: Box<dyn Executable>,
-    project: Box<dyn Executable>,
+    project: Projecting,
+}
+
+/// A compiled projector.
+pub(crate) struct Projecting {
+    executable: Box<dyn Executable>,
+    /// Features a side of a tile.
+    grid: usize,
 }
 
 /// What [`Engine::run_text`] computes.
@@ -35,6 +43,8 @@ pub(crate) struct TextCall<'a> {
     pub visual: &'a [f32],
     /// Width of a visual row.
     pub width: usize,
+    /// Tokens at the start of the context that see one another.
+    pub prefix: usize,
 }
 
 impl Engine {
@@ -47,7 +57,8 @@ impl Engine {
         let mut programs = source.config.programs()?;
         // Taps are for traces; keeping them would hold every layer's output in memory.
         programs.text = passes::optimize(&programs.text.with_outputs(|name| name == "logits")?);
-        let batch = options.batch.clamp(1, context);
+        // Tokens that see one another are computed together.
+        let batch = options.batch.max(source.config.prefix_tokens()).clamp(1, context);
         let limits =
             Bindings::new().with(Sym::Tokens, batch).with(Sym::Outputs, 1).with(Sym::Visual, context);
         // Packed files hold the stored weights, not those quantized at load.
@@ -70,7 +81,7 @@ impl Engine {
 
     pub(crate) fn memory(&self) -> MemoryUse {
         let mut sum = self.text.memory();
-        for part in self.vision.iter().flat_map(|v| [v.encode.memory(), v.project.memory()]) {
+        for part in self.vision.iter().flat_map(|v| [v.encode.memory(), v.project.executable.memory()]) {
             sum.packed_weight_bytes += part.packed_weight_bytes;
             sum.mapped_weight_bytes += part.mapped_weight_bytes;
             sum.arena_bytes += part.arena_bytes;
@@ -94,7 +105,7 @@ impl Engine {
         };
         let limits = source.config.vision.as_ref().map_or_else(Bindings::new, |v| v.limits(self.context));
         let encode = compile(source, backend, encode, &limits, &self.packed, cancel)?;
-        let project = compile(source, backend, project, &limits, &self.packed, cancel)?;
+        let project = Projecting::new(source, backend, project, &limits, &self.packed, cancel)?;
         self.vision = Some(Vision { encode, project });
         Ok(true)
     }
@@ -104,14 +115,15 @@ impl Engine {
         run_stage(&mut self.vision_mut().encode, tile, &tile.pixels, "encode", cancel)
     }
 
-    /// Its patch features [P, C] to visual tokens [V, E].
+    /// Patch features [P, C] of `tile`, or of all tiles that are stitched, to visual tokens [V, E].
     pub(crate) fn project(
         &mut self,
         tile: &Feed<'_>,
         features: &[f32],
+        stitch: Option<Stitch>,
         cancel: &Cancel,
     ) -> Result<&[f32], Error> {
-        run_stage(&mut self.vision_mut().project, tile, features, "project", cancel)
+        self.vision_mut().project.run(tile, features, stitch, cancel)
     }
 
     /// Prompt tokens that are computed together.
@@ -133,7 +145,8 @@ impl Engine {
         let bindings = Bindings::new()
             .with(Sym::Tokens, call.ids.len())
             .with(Sym::Outputs, 1)
-            .with(Sym::Visual, call.visual.len() / call.width);
+            .with(Sym::Visual, call.visual.len() / call.width)
+            .with(Sym::Prefix, call.prefix);
         let all = [
             InputData::I32(call.ids),
             InputData::I32(&self.positions),
@@ -198,6 +211,54 @@ fn run_stage<'e>(
     let inputs = tile.inputs(executable.program(), numbers);
     executable.run(&tile.bindings, &inputs, None, cancel)?;
     Ok(executable.output(output).expect("invariant: a stage's output bears its name"))
+}
+
+impl Projecting {
+    /// `limits` are those of the vision side.
+    pub(crate) fn new(
+        source: &ModelSource,
+        backend: &dyn Backend,
+        program: &Program,
+        limits: &Bindings,
+        packed: &PackedFiles,
+        cancel: &Cancel,
+    ) -> Result<Self, Error> {
+        let vision = source.config.vision.as_ref();
+        let vision = vision.ok_or_else(|| Error::NoVision { model: source.config.name.clone() })?;
+        let executable = compile(source, backend, program, limits, packed, cancel)?;
+        Ok(Projecting { executable, grid: vision.tower.grid() })
+    }
+
+    /// As [`Engine::project`].
+    pub(crate) fn run(
+        &mut self,
+        tile: &Feed<'_>,
+        features: &[f32],
+        stitch: Option<Stitch>,
+        cancel: &Cancel,
+    ) -> Result<&[f32], Error> {
+        let Some(stitch) = stitch else {
+            return run_stage(&mut self.executable, tile, features, "project", cancel);
+        };
+        let grid = self.grid;
+        // Below the limits of a picture's tiles, far from what an i32 counts.
+        let map: Vec<i32> = stitch.map(grid).map(|row| row as i32).collect();
+        let size = stitch.size(grid).map(|side| side as i32);
+        let bindings =
+            Bindings::new().with(Sym::Patches, stitch.tiles() * grid * grid).with(Sym::Outputs, map.len());
+        let inputs = [InputData::F32(features), InputData::I32(&map), InputData::I32(&size)];
+        self.executable.run(&bindings, &inputs, None, cancel)?;
+        Ok(self.executable.output("project").expect("invariant: a stage's output bears its name"))
+    }
+}
+
+/// Tokens at the start of a prompt that see one another: the picture and what stands before it, where the decoder has it
+/// so.
+pub(crate) fn prefix_of(config: &ModelConfig, ids: &[i32]) -> usize {
+    if !config.text.decoder.has_prefix() {
+        return 0;
+    }
+    ids.iter().rposition(|id| *id < 0).map_or(0, |last| last + 1)
 }
 
 /// The positions of the tokens behind the first `past`, as the text program takes them: one each, or one each on three

@@ -60,6 +60,27 @@ pub enum Error {
         /// Name of the model.
         model: String,
     },
+    /// More pictures than the model takes.
+    #[error(
+        "{model} takes one picture a conversation, not {pictures}; start another conversation for the next"
+    )]
+    OnePicture {
+        /// Name of the model.
+        model: String,
+        /// Pictures of the conversation.
+        pictures: usize,
+    },
+    /// Tokens that have to be computed together are more than a batch.
+    #[error(
+        "the picture and what stands before it are {prefix} tokens that see one another, and a batch holds {batch}; \
+         raise the batch, or the context where it is smaller"
+    )]
+    LongPrefix {
+        /// Tokens that see one another.
+        prefix: usize,
+        /// Tokens computed together.
+        batch: usize,
+    },
     /// The prompt does not fit the context.
     #[error(
         "the prompt takes {prompt} tokens ({visual} of them visual) and the context holds {context}; shorten it, or raise the context with --context (the model was trained for {trained})"

@@ -61,6 +61,7 @@ impl ModelSource {
             |id: Option<u32>| id.and_then(|id| self.tokenizer.token_text(id)).unwrap_or_default().to_owned();
         let options = RenderOptions {
             add_generation_prompt: true,
+            bos_id: self.tokenizer.bos(),
             bos_token: token(self.tokenizer.bos()),
             eos_token: token(self.tokenizer.eos()),
             image_mark: self.config.prompt.image_mark.to_owned(),

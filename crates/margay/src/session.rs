@@ -1,7 +1,8 @@
 //! A conversation with a model.
 
-use crate::{Answer, AskOptions, Error, Image, Model, sample::Sampler};
+use crate::{Answer, AskOptions, Error, Image, Model, engine::prefix_of, sample::Sampler};
 use margay_graph::{Cancel, State};
+use margay_model::ModelConfig;
 use margay_prompt::{
     layout::{Layout, PictureLayout, Sequence},
     text::{Message, Part, RenderedPart},
@@ -162,6 +163,16 @@ impl Session {
         self.state.truncate(0);
     }
 
+    /// Keeps the first `tokens` of what was computed, or nothing where that would cut tokens that saw one another; says how
+    /// many.
+    pub(crate) fn keep(&mut self, tokens: usize) -> usize {
+        let prefix = prefix_of(self.model.config(), &self.held);
+        let tokens = if tokens < prefix { 0 } else { tokens };
+        self.held.truncate(tokens);
+        self.state.truncate(tokens);
+        tokens
+    }
+
     /// The flag that stops a running answer, from any thread.
     pub fn cancel(&self) -> Cancel {
         self.cancel.clone()
@@ -183,6 +194,7 @@ impl Session {
 
     fn place(&self, parts: &[RenderedPart], pictures: &[PictureLayout]) -> Result<Sequence, Error> {
         let config = self.model.config();
+        one_picture(config, pictures.len())?;
         let sequence = Layout::default().place(self.model.tokenizer(), parts, pictures)?;
         let (prompt, context) = (sequence.ids.len(), self.model.context());
         // One place is left for the answer's first token.
@@ -191,6 +203,16 @@ impl Session {
             return Err(Error::PromptTooLong { prompt, visual, context, trained: config.text.context });
         }
         Ok(sequence)
+    }
+}
+
+/// A decoder in which the picture sees itself whole takes one.
+pub(crate) fn one_picture(config: &ModelConfig, pictures: usize) -> Result<(), Error> {
+    match pictures {
+        2.. if config.text.decoder.has_prefix() => {
+            Err(Error::OnePicture { model: config.name.clone(), pictures })
+        }
+        _ => Ok(()),
     }
 }
 

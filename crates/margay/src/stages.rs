@@ -42,15 +42,21 @@ impl Stages {
         self.prepare_vision()?;
         let config = self.model.config();
         let vision = config.vision.as_ref().ok_or_else(|| Error::NoVision { model: config.name.clone() })?;
-        let tiles = preprocess(&image.picture, &vision.image)
+        let mut tiles = preprocess(&image.picture, &vision.image)
             .map_err(|source| Error::Image { place: image.name.clone(), source })?;
         let mut engine = self.model.engine()?;
         let mut took = Duration::ZERO;
-        for tile in tiles {
+        let stitch = self.model.source().picture_layout(image)?.stitch();
+        let mut features = vec![];
+        while let Some(tile) = tiles.next() {
             let tile = vision.tower.feed(&tile);
             let clock = Stopwatch::start();
-            let features = engine.encode(&tile, &self.cancel)?.to_vec();
-            engine.project(&tile, &features, &self.cancel)?;
+            features.extend_from_slice(engine.encode(&tile, &self.cancel)?);
+            let whole = stitch.is_none() || tiles.len() == 0;
+            if whole {
+                engine.project(&tile, &features, stitch, &self.cancel)?;
+                features.clear();
+            }
             took += clock.elapsed();
         }
         Ok(took)
@@ -90,7 +96,7 @@ impl Stages {
         let at_once = at_once.min(engine.batch());
         let clock = Stopwatch::start();
         for ids in ids.chunks(at_once) {
-            let call = TextCall { ids, places: &[], visual: &[], width };
+            let call = TextCall { ids, places: &[], visual: &[], width, prefix: 0 };
             engine.run_text(&call, self.state.as_mut(), &self.cancel)?;
         }
         Ok(clock.elapsed())

@@ -2,13 +2,17 @@
 
 use crate::{
     Error, Image, LoadOptions, ModelSource, backends, default_context,
-    engine::{compile, positions},
+    engine::{Projecting, compile, positions, prefix_of},
     packed::PackedFiles,
-    session::raw_parts,
+    session::{one_picture, raw_parts},
 };
 use margay_cpu::KvType;
 use margay_graph::{Bindings, Cancel, InputData, StateOptions, Sym};
-use margay_prompt::{image::preprocess, layout::Layout, text::Message};
+use margay_prompt::{
+    image::preprocess,
+    layout::{Layout, PictureLayout},
+    text::Message,
+};
 use margay_tensor::{DType, Shape, Storage, Tensor};
 
 /// How to trace.
@@ -24,9 +28,10 @@ pub struct TraceOptions {
 
 impl ModelSource {
     /// Runs the stages and gives each one's result as float32: `pixel_values` [N, 3, H, W] of N tiles, `encode`
-    /// [N, P, C], `project` [N, V, E], `hidden.<layer>` [T, E] (0 is the embedding), `logits` [T, vocabulary]; and `input_ids` `[T]`
-    /// (int32, -1 where a visual token stands). Where each picture keeps its size, the patches of all pictures follow each
-    /// other: `pixel_values` [P, 3*patch*patch], `encode` [P, C], `project` [V, E].
+    /// [N, P, C], `project` [N, V, E] (of N pictures, where tiles are stitched), `hidden.<layer>` [T, E] (0 is the
+    /// embedding), `logits` [T, vocabulary]; and `input_ids` `[T]` (int32, -1 where a visual token stands). Where each
+    /// picture keeps its size, the patches of all pictures follow each other: `pixel_values` [P, 3*patch*patch], `encode`
+    /// [P, C], `project` [V, E].
     ///
     /// # Errors
     /// As [`crate::Session::ask`].
@@ -57,25 +62,28 @@ impl ModelSource {
             };
             let limits = vision.limits(load.context.unwrap_or_else(|| default_context(&self.config)));
             let mut encode = compile(self, backend.as_ref(), encode, &limits, &packed, &cancel)?;
-            let mut project = compile(self, backend.as_ref(), project, &limits, &packed, &cancel)?;
-            let (mut pixels, mut features, mut tiles) = (vec![], vec![], 0usize);
+            let mut project = Projecting::new(self, backend.as_ref(), project, &limits, &packed, &cancel)?;
+            let (mut pixels, mut features, mut tiles): (Vec<f32>, Vec<f32>, _) = (vec![], vec![], 0usize);
             for image in images {
-                pictures.push(self.picture_layout(image)?);
-                let cut = preprocess(&image.picture, &vision.image)
+                let (layout, first) = (self.picture_layout(image)?, features.len());
+                let mut cut = preprocess(&image.picture, &vision.image)
                     .map_err(|source| Error::Image { place: image.name.clone(), source })?;
-                for tile in cut {
+                while let Some(tile) = cut.next() {
                     let tile = vision.tower.feed(&tile);
                     let inputs = tile.inputs(encode.program(), &tile.pixels);
                     encode.run(&tile.bindings, &inputs, None, &cancel)?;
                     let encoded = encode.output("encode").expect("invariant: encode has its output");
-                    let inputs = tile.inputs(project.program(), encoded);
-                    project.run(&tile.bindings, &inputs, None, &cancel)?;
-                    let projected = project.output("project").expect("invariant: project has its output");
                     pixels.extend_from_slice(&tile.pixels);
                     tiles += 1;
                     features.extend_from_slice(encoded);
-                    visual.extend_from_slice(projected);
+                    let stitch = layout.stitch();
+                    if stitch.is_none() {
+                        visual.extend_from_slice(project.run(&tile, encoded, None, &cancel)?);
+                    } else if cut.len() == 0 {
+                        visual.extend_from_slice(project.run(&tile, &features[first..], stitch, &cancel)?);
+                    }
                 }
+                pictures.push(layout);
             }
             let (width, out_width) = (vision.tower.width(), self.config.text.width);
             if vision.varies() {
@@ -88,11 +96,13 @@ impl ModelSource {
                 let side = vision.tower.side();
                 out.push(f32s("pixel_values", [tiles, 3, side, side], &pixels));
                 out.push(f32s("encode", [tiles, features.len() / tiles / width, width], &features));
-                let tokens = visual.len() / tiles / out_width;
-                out.push(f32s("project", [tiles, tokens, out_width], &visual));
+                let projections: usize = pictures.iter().map(PictureLayout::projections).sum();
+                let tokens = visual.len() / projections / out_width;
+                out.push(f32s("project", [projections, tokens, out_width], &visual));
             }
         }
 
+        one_picture(&self.config, pictures.len())?;
         let parts = if options.raw_prompt {
             raw_parts(prompt, self.config.prompt.image_mark)
         } else {
@@ -116,8 +126,10 @@ impl ModelSource {
 
         let rows = count;
         let visual_rows = visual.len() / self.config.text.width;
+        let prefix = prefix_of(&self.config, ids);
         let sizes = |tokens: usize| {
             Bindings::new()
+                .with(Sym::Prefix, prefix)
                 .with(Sym::Tokens, tokens)
                 .with(Sym::Outputs, tokens)
                 .with(Sym::Visual, visual_rows)

@@ -146,6 +146,7 @@ fn every_isa_gives_the_same_bits() {
         "llama-odd",
         "llava",
         "mobilevlm-v1",
+        "moondream",
         "phi2",
         "qwen2",
         "qwen25vl",

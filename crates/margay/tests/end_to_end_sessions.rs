@@ -3,8 +3,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
-use margay::rooms::cpu::Isa;
-use margay::{AskOptions, Error, Event, Image, KvType, LoadOptions, Model, Report, Sampling, Stage, Stop};
+use margay::rooms::{
+    cpu::Isa,
+    file::{SafeTensors, TensorSource},
+};
+use margay::{
+    AskOptions, Content, Error, Event, Image, KvType, LoadOptions, Model, Report, Sampling, Stage, Stop, Turn,
+};
 use std::path::{Path, PathBuf};
 
 fn golden(name: &str) -> PathBuf {
@@ -204,4 +209,77 @@ fn the_model_inside_the_program_says_the_same_on_every_instruction_set() {
             assert_eq!(said, answer, "{picture}, {question}, {isa}");
         }
     }
+}
+
+/// The prompt of a case of the Moondream golden, and the tokens that follow.
+fn seen_whole(case: &str) -> (Image, String, Vec<u32>) {
+    let folder = golden("moondream");
+    let json: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(folder.join("prompt.json")).unwrap()).unwrap();
+    let found = json["cases"].as_array().unwrap().iter().find(|c| c["name"] == case).unwrap();
+    let stored = SafeTensors::open(folder.join(format!("golden.{case}.safetensors"))).unwrap();
+    let greedy = stored.tensor("greedy").unwrap();
+    let greedy = greedy.bytes().chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().unwrap()));
+    let image = Image::open(folder.join(found["images"][0].as_str().unwrap())).unwrap();
+    (image, found["prompt"].as_str().unwrap().to_owned(), greedy.collect())
+}
+
+#[test]
+fn a_picture_that_sees_itself_whole_is_never_cut_into_batches() {
+    let (image, prompt, greedy) = seen_whole("wide");
+    for (batch, threads) in [(1, 1), (30, 2), (512, 3)] {
+        let options =
+            LoadOptions { batch, threads: Some(threads), kv: KvType::F32, ..LoadOptions::default() };
+        let model = model("moondream", options);
+        let mut session = model.session().unwrap();
+        let ask = AskOptions { max_tokens: greedy.len(), ..AskOptions::default() };
+        let report = session.ask_raw(std::slice::from_ref(&image), &prompt, &ask).unwrap().report().unwrap();
+        assert_eq!(report.tokens, greedy, "batch {batch}");
+        assert_eq!(report.stages.visual_tokens, 25);
+    }
+    // Words before the picture are part of what sees itself, and do not fit.
+    let options = LoadOptions { batch: 1, ..LoadOptions::default() };
+    let mut session = model("moondream", options).session().unwrap();
+    let long = format!("one two three four five {prompt}");
+    let error = session.ask_raw(&[image], &long, &short()).unwrap().report().unwrap_err();
+    assert!(matches!(error, Error::LongPrefix { prefix, batch: 26 } if prefix > 26), "{error}");
+}
+
+#[test]
+fn what_saw_a_picture_whole_is_not_reused_without_it() {
+    let model = model("moondream", LoadOptions { kv: KvType::F32, batch: 8, ..LoadOptions::default() });
+    let [wide, tall] = ["wide", "tall"].map(|case| seen_whole(case).0);
+    let (of_wide, of_nothing) =
+        (ask(&model, std::slice::from_ref(&wide), "one", &short()), ask(&model, &[], "one", &short()));
+    assert_ne!(of_wide.tokens, of_nothing.tokens);
+
+    // Goes on behind the picture.
+    let mut session = model.session().unwrap();
+    let first = session.ask_with(std::slice::from_ref(&wide), "one", &short()).unwrap().report().unwrap();
+    assert_eq!(first.tokens, of_wide.tokens);
+    let second = session.ask_with(&[], "two", &short()).unwrap().report().unwrap();
+    assert!(second.stages.reused_tokens >= 26, "{:?}", second.stages);
+    // A second picture is an error, and changes nothing.
+    let error = session.ask_with(std::slice::from_ref(&tall), "three", &short()).err().unwrap();
+    assert!(matches!(error, Error::OnePicture { pictures: 2, .. }), "{error}");
+
+    // The token before the picture is the same in all prompts, but it saw the picture.
+    session.clear();
+    for (images, expected) in [(&[][..], &of_nothing), (&[wide.clone()][..], &of_wide), (&[], &of_nothing)] {
+        let turn = |content: Vec<Content>| Turn { role: "user".to_owned(), content };
+        let mut content: Vec<_> = images.iter().cloned().map(Content::Image).collect();
+        content.push(Content::Text("one".to_owned()));
+        let got = session.ask_turns(&[turn(content)], &short()).unwrap().report().unwrap();
+        assert_eq!(got.tokens, expected.tokens);
+    }
+
+    // Stopped within its prefill, a question about a picture leaves nothing behind.
+    let mut session = model.session().unwrap();
+    let cancel = session.cancel();
+    for event in session.ask_with(&[wide], "one", &short()).unwrap() {
+        if matches!(event.unwrap(), Event::Stage { stage: Stage::Prefill, .. }) {
+            cancel.cancel();
+        }
+    }
+    assert_eq!(session.ask_with(&[], "one", &short()).unwrap().report().unwrap().tokens, of_nothing.tokens);
 }

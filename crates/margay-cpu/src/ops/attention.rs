@@ -84,18 +84,19 @@ pub(crate) fn append(
     engine.run(heads, &body)
 }
 
-/// Attends to the first `keys` tokens of `slot`; under a causal mask query `i` is token `past + i`. `partials` is as
+/// Attends to the first `keys` tokens of `slot`; but under a full mask, query `i` is token `past + i` and sees those up
+/// to itself and the first `prefix`. `partials` is as
 /// large as [`partial_floats`] says, or empty.
 pub(crate) fn attend(
     engine: &Engine,
     a: &Attention,
     slot: &KvSlot,
     partials: &mut [f32],
-    (past, keys): (usize, usize),
+    (past, keys, prefix): (usize, usize, usize),
     q: View<'_>,
     out: Out<'_>,
 ) -> Result<(), TaskPanic> {
-    let call = Call { engine, a, slot, past, keys, q, out, group: a.heads / a.kv_heads };
+    let call = Call { engine, a, slot, past, keys, prefix, q, out, group: a.heads / a.kv_heads };
     let each = queries_a_tile(a);
     let spans = keys.div_ceil(SPAN);
     if spans > 1 && q.rows <= SPLIT_QUERIES.min(each) && !partials.is_empty() {
@@ -130,7 +131,8 @@ pub(crate) fn attend_in_segments(
         for segment in segments.chunk_by(|a, b| a == b) {
             let keys = segment.len();
             let (q, out) = (q.part_of_rows(start, keys), out.part_of_rows(start, keys));
-            let call = Call { engine, a, slot, past: 0, keys, q, out, group: a.heads / a.kv_heads };
+            let call =
+                Call { engine, a, slot, past: 0, keys, prefix: 0, q, out, group: a.heads / a.kv_heads };
             // SAFETY: a worker runs one task at a time.
             let scratch = unsafe { engine.scratch.worker(worker) };
             for row in 0..keys {
@@ -155,6 +157,8 @@ struct Call<'a> {
     slot: &'a KvSlot,
     past: usize,
     keys: usize,
+    /// Tokens from the start that every query sees.
+    prefix: usize,
     q: View<'a>,
     out: Out<'a>,
     /// Heads that share a KV head.
@@ -169,6 +173,14 @@ struct Shared(*mut f32);
 unsafe impl Sync for Shared {}
 
 impl Call<'_> {
+    /// Keys that a query sees: no fewer than the query before it.
+    fn seen(&self, query: usize) -> usize {
+        match self.a.mask {
+            Mask::Full | Mask::Segments { .. } => self.keys,
+            Mask::Causal | Mask::Prefix => self.keys.min((self.past + query + 1).max(self.prefix)),
+        }
+    }
+
     /// Each span of each KV head is a task; then each KV head merges its spans.
     fn split(&self, spans: usize, partials: &mut [f32]) -> Result<(), TaskPanic> {
         let (engine, kv_heads) = (self.engine, self.a.kv_heads);
@@ -276,13 +288,10 @@ impl Tile<'_> {
 
     /// All spans, one after the other.
     fn whole(&self, mut scratch: &mut [f32]) {
-        let Call { slot, engine, past, keys, .. } = self.call;
+        let Call { slot, engine, .. } = self.call;
         let mut work = self.begin(&mut scratch);
         let (rows, wide) = (self.rows(), slot.wide());
-        let seen = match self.call.a.mask {
-            Mask::Causal => (*keys).min(past + self.query + self.queries),
-            Mask::Full | Mask::Segments { .. } => *keys,
-        };
+        let seen = self.call.seen(self.query + self.queries - 1);
         let spans = seen.div_ceil(SPAN).max(1);
         let total = carve(&mut scratch, rows * wide);
         let (total_max, total_sum) = (carve(&mut scratch, rows), carve(&mut scratch, rows));
@@ -310,11 +319,7 @@ impl Tile<'_> {
 
     /// Keys of the block at `start` that row `r` sees.
     fn visible(&self, r: usize, start: usize) -> usize {
-        let Call { past, keys, group, .. } = self.call;
-        let seen = match self.call.a.mask {
-            Mask::Causal => (*keys).min(past + self.query + r / group + 1),
-            Mask::Full | Mask::Segments { .. } => *keys,
-        };
+        let seen = self.call.seen(self.query + r / self.call.group);
         seen.saturating_sub(start).min(KEYS)
     }
 
@@ -507,7 +512,7 @@ mod tests {
             let y = &mut y[past * columns..end * columns];
             // SAFETY: borrowed for this call.
             let out = unsafe { Out::new(y.as_mut_ptr(), end - past, columns) };
-            attend(&engine, a, &slot, &mut partials, (past, end), q, out).unwrap();
+            attend(&engine, a, &slot, &mut partials, (past, end, 0), q, out).unwrap();
         }
         y
     }

@@ -5,7 +5,7 @@ use super::{
     view::{Out, View},
 };
 use crate::threads::TaskPanic;
-use margay_graph::{Activation, NormKind, Pool2d, Rope, RopeStyle};
+use margay_graph::{Activation, AdaptivePool, NormKind, Pool2d, Rope, RopeStyle};
 
 /// Elements below which a task is not worth handing to another thread.
 const TASK_ELEMENTS: usize = 8192;
@@ -247,6 +247,23 @@ pub(crate) fn concat_rows(engine: &Engine, a: View<'_>, b: View<'_>, out: Out<'_
     })
 }
 
+/// a's columns, then b's.
+pub(crate) fn concat_columns(
+    engine: &Engine,
+    a: View<'_>,
+    b: View<'_>,
+    out: Out<'_>,
+) -> Result<(), TaskPanic> {
+    for_rows(engine, out.rows, out.columns, |_, row| {
+        // SAFETY: each row is one task's own; `out` lies on neither.
+        unsafe {
+            let (left, right) = out.row(row).split_at_mut(a.columns);
+            left.copy_from_slice(a.row(row));
+            right.copy_from_slice(b.row(row));
+        }
+    })
+}
+
 /// Squares of a picture `[channels, height, width]` as rows.
 pub(crate) fn patchify(
     engine: &Engine,
@@ -281,6 +298,56 @@ pub(crate) fn avg_pool2d(engine: &Engine, pool: &Pool2d, x: View<'_>, out: Out<'
             (engine.kernels.rows.add)(out, unsafe { x.row(source) });
         }
         (engine.kernels.rows.scale)(out, 1.0 / (kernel * kernel) as f32);
+    })
+}
+
+/// A map of rows of a value.
+pub(crate) struct Map<'a> {
+    rows: &'a [i32],
+    height: usize,
+    width: usize,
+}
+
+impl<'a> Map<'a> {
+    /// # Errors
+    /// What is wrong with a map of `size` over a value of `count` rows.
+    pub(crate) fn new(count: usize, rows: &'a [i32], size: &[i32]) -> Result<Self, String> {
+        let side = |at: usize| size.get(at).and_then(|n| usize::try_from(*n).ok()).filter(|n| *n > 0);
+        let (Some(height), Some(width)) = (side(0), side(1)) else {
+            return Err(format!("a map of the size {size:?}"));
+        };
+        if height.checked_mul(width) != Some(rows.len()) {
+            return Err(format!("{} places are no map of {height} x {width}", rows.len()));
+        }
+        match rows.iter().find(|row| usize::try_from(**row).map_or(true, |row| row >= count)) {
+            Some(row) => Err(format!("row {row} of a value of {count} rows")),
+            None => Ok(Map { rows, height, width }),
+        }
+    }
+}
+
+/// Mean of each part of a feature map.
+pub(crate) fn adaptive_pool(
+    engine: &Engine,
+    pool: AdaptivePool,
+    map: &Map<'_>,
+    x: View<'_>,
+    out: Out<'_>,
+) -> Result<(), TaskPanic> {
+    let part = |at: usize, of: usize, size: usize| at * size / of..((at + 1) * size).div_ceil(of);
+    let each = (map.rows.len() / out.rows).max(1);
+    for_rows(engine, out.rows, out.columns * each, |_, row| {
+        let ys = part(row / pool.width, pool.height, map.height);
+        let xs = part(row % pool.width, pool.width, map.width);
+        // SAFETY: each row is one task's own; `out` does not lie on `x`.
+        let out = unsafe { out.row(row) };
+        out.fill(0.0);
+        let count = ys.len() * xs.len();
+        for at in ys.flat_map(|y| xs.clone().map(move |x| y * map.width + x)) {
+            // SAFETY: nobody writes x meanwhile.
+            (engine.kernels.rows.add)(out, unsafe { x.row(map.rows[at] as usize) });
+        }
+        (engine.kernels.rows.scale)(out, 1.0 / count as f32);
     })
 }
 

@@ -8,7 +8,7 @@ use crate::{
     hf::{TextDefaults, text},
     weights::Transform,
 };
-use margay_graph::{Activation, Builder, Experts, NormKind, Role, RopeStyle, Route, ValueId};
+use margay_graph::{Activation, Builder, Experts, Mask, NormKind, Role, RopeStyle, Route, ValueId};
 
 pub(crate) const LLAMA: Decoder = Decoder {
     arch: "llama",
@@ -22,6 +22,7 @@ pub(crate) const LLAMA: Decoder = Decoder {
     head_norms: false,
     experts: true,
     activation: Activation::Silu,
+    mask: Mask::Causal,
     scaled_embeddings: false,
     norms_from_one: false,
     block,

@@ -2,6 +2,7 @@
 
 mod gemma;
 mod llama;
+mod moondream;
 mod phi2;
 mod qwen2;
 mod qwen2vl;
@@ -42,6 +43,8 @@ pub struct Decoder {
     pub(crate) experts: bool,
     /// Of the feed-forward layer.
     pub(crate) activation: Activation,
+    /// Which tokens a token sees.
+    pub(crate) mask: Mask,
     /// Embeddings, visual ones too, are multiplied by the square root of the width.
     pub(crate) scaled_embeddings: bool,
     /// Norms multiply by `1 + w` of a checkpoint's `w`. A GGUF file holds the sum.
@@ -61,6 +64,13 @@ pub(crate) struct Layer {
     positions: ValueId,
 }
 
+impl Decoder {
+    /// Whether the picture, and what stands before it, see one another. Such a decoder takes one picture.
+    pub fn has_prefix(&self) -> bool {
+        self.mask == Mask::Prefix
+    }
+}
+
 impl PartialEq for Decoder {
     fn eq(&self, other: &Self) -> bool {
         self.arch == other.arch
@@ -76,6 +86,7 @@ pub const DECODERS: &[&Decoder] = &[
     &qwen3::QWEN3,
     &qwen3moe::QWEN3MOE,
     &gemma::GEMMA,
+    &moondream::MOONDREAM,
 ];
 
 /// The decoder of that architecture in a GGUF file.
@@ -175,7 +186,7 @@ fn attend(
         kv_heads: c.kv_heads,
         head_dim: c.head_dim,
         scale: (c.head_dim as f32).powf(-0.5),
-        mask: Mask::Causal,
+        mask: c.decoder.mask,
         cache: None,
     };
     Ok(b.attention([q, k, v], attention, true)?)

@@ -9,7 +9,7 @@ use crate::{
     vision::vit::linear,
     weights::Transform,
 };
-use margay_graph::{Activation, Builder, NormKind, Role, RopeStyle, ValueId};
+use margay_graph::{Activation, Builder, Mask, NormKind, Role, RopeStyle, ValueId};
 
 pub(crate) const PHI2: Decoder = Decoder {
     arch: "phi2",
@@ -23,6 +23,7 @@ pub(crate) const PHI2: Decoder = Decoder {
     head_norms: false,
     experts: false,
     activation: Activation::GeluTanh,
+    mask: Mask::Causal,
     scaled_embeddings: false,
     norms_from_one: false,
     block,

@@ -6,6 +6,7 @@ mod imp;
 mod llama;
 mod llava;
 mod mobilevlm;
+mod moondream;
 mod phi;
 mod qwen2;
 mod qwen2vl;
@@ -39,6 +40,7 @@ pub const FAMILIES: &[&Family] = &[
     &smolvlm::SMOLVLM,
     &qwen2vl::QWEN2VL,
     &fastvlm::FASTVLM,
+    &moondream::MOONDREAM,
 ];
 
 /// One model family.
@@ -140,12 +142,13 @@ impl ModelConfig {
     /// [`ModelError::Graph`] where its sizes do not fit together.
     pub fn programs(&self) -> Result<ModelPrograms, ModelError> {
         let text = decoder::text(&self.text, self.vision.is_some())?;
-        let Some(VisionConfig { tower, projector, fold, .. }) = &self.vision else {
+        let Some(VisionConfig { tower, projector, fold, hidden, .. }) = &self.vision else {
             return Ok(ModelPrograms { encode: None, project: None, text });
         };
         let encode = tower.encode()?;
         let (grid, width) = (tower.grid(), tower.width());
-        let project = (projector.build)(&Sizes { grid, fold: *fold, width, out: self.text.width })?;
+        let project =
+            (projector.build)(&Sizes { grid, fold: *fold, hidden: *hidden, width, out: self.text.width })?;
         Ok(ModelPrograms { encode: Some(encode), project: Some(project), text })
     }
 }

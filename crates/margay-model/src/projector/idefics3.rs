@@ -13,7 +13,7 @@ pub(super) const IDEFICS3: Projector = Projector {
     rename,
 };
 
-fn build(&Sizes { grid, fold, width, out }: &Sizes) -> Result<Program, ModelError> {
+fn build(&Sizes { grid, fold, width, out, .. }: &Sizes) -> Result<Program, ModelError> {
     let mut b = Builder::new(Stage::Project);
     let x = b.input_f32("features", [grid * grid, width].map(Dim::from));
     let x = b.space_to_depth(x, Pool2d { height: grid, width: grid, kernel: fold })?; // [V, fold*fold*C]

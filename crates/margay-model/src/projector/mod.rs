@@ -5,6 +5,7 @@ mod ldp;
 mod ldpv2;
 mod mlp;
 mod mlp_tail;
+mod moondream;
 mod qwen2vl;
 
 use crate::ModelError;
@@ -19,7 +20,8 @@ pub struct Projector {
     pub hf: Option<&'static str>,
     /// Visual tokens of a grid of so many rows and columns, of which `fold` x `fold` become one where it folds.
     pub tokens: fn(grid: (usize, usize), fold: usize) -> usize,
-    /// The project program: first input `features` [P, width], output `project` [V, out].
+    /// The project program: first input `features` [P, width] (of all tiles, then `map` and `size`, where they are
+    /// stitched), output `project` [V, out].
     pub(crate) build: fn(&Sizes) -> Result<Program, ModelError>,
     /// The name in a GGUF file of a projector weight, given what stands behind the projector's place in the checkpoint.
     pub(crate) rename: fn(inner: &str) -> Option<String>,
@@ -32,6 +34,8 @@ pub(crate) struct Sizes {
     pub(crate) grid: usize,
     /// Side of the square of patches that becomes one token, where the projector folds.
     pub(crate) fold: usize,
+    /// Width between its layers, where the others do not say it.
+    pub(crate) hidden: usize,
     /// C
     pub(crate) width: usize,
     /// E
@@ -51,6 +55,7 @@ pub const PROJECTORS: &[&Projector] = &[
     &ldpv2::LDPV2,
     &mlp::MLP,
     &mlp_tail::MLP_TAIL,
+    &moondream::MOONDREAM,
     &qwen2vl::QWEN2VL_MERGER,
     &qwen2vl::QWEN25VL_MERGER,
 ];

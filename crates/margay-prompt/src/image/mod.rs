@@ -6,6 +6,7 @@ mod picture;
 mod preprocess;
 mod resize;
 mod spec;
+mod stitch;
 mod tiles;
 
 pub use decode::{ImageLimits, READABLE_FORMATS, decode};
@@ -14,3 +15,4 @@ pub use picture::Picture;
 pub use preprocess::{ImageTiles, Pixels, preprocess};
 pub use resize::{Filter, resize};
 pub use spec::{Alpha, Around, Fit, ImageSpec, Marks, Tiling};
+pub use stitch::Stitch;

@@ -1,6 +1,7 @@
 //! A picture to the floats a vision tower reads.
 
 use super::resize::MAX_RESIZED_PIXELS;
+use super::tiles::Grid;
 use super::{Alpha, Fit, ImageError, ImageSpec, Picture, Tiling, resize};
 
 /// One tile, the input of a vision tower: `[channels, height, width]`, row-major.
@@ -39,9 +40,9 @@ impl Pixels {
 #[derive(Debug, Clone)]
 pub struct ImageTiles {
     spec: ImageSpec,
-    /// The picture that tiles are cut from, and how many of them stand in a row; `None` for a single tile.
-    cut: Option<(Picture, u32)>,
-    /// The picture as one tile, behind the others.
+    /// The picture that tiles are cut from, and how; `None` for a single tile.
+    cut: Option<(Picture, Grid)>,
+    /// The picture as one tile, before or behind the others.
     whole: Picture,
     next: usize,
     count: usize,
@@ -75,8 +76,9 @@ pub fn preprocess(picture: &Picture, spec: &ImageSpec) -> Result<ImageTiles, Ima
             for (width, height) in rest {
                 scaled = resize(&scaled, *width, *height, spec.filter)?;
             }
-            let whole = resize(&scaled, spec.size.0, spec.size.1, spec.filter)?;
-            ((grid.rows > 0).then_some((scaled, grid.columns)), whole)
+            let whole = if grid.whole_first { picture } else { &scaled };
+            let whole = resize(whole, spec.size.0, spec.size.1, spec.filter)?;
+            ((grid.rows > 0).then(|| (scaled, grid.clone())), whole)
         }
     };
     Ok(ImageTiles { spec: spec.clone(), cut, whole, next: 0, count: grid.tiles() })
@@ -91,9 +93,10 @@ impl Iterator for ImageTiles {
         let (width, height) = self.spec.size;
         match &self.cut {
             _ if at >= self.count => None,
-            Some((scaled, columns)) if at + 1 < self.count => {
-                let (row, column) = (at as u32 / columns, at as u32 % columns);
-                let corner = (-i64::from(column * width), -i64::from(row * height));
+            Some((scaled, grid)) if at != if grid.whole_first { 0 } else { self.count - 1 } => {
+                let at = (at - usize::from(grid.whole_first)) as u32;
+                let (row, column) = (at / grid.columns, at % grid.columns);
+                let corner = (-i64::from(column * grid.step.0), -i64::from(row * grid.step.1));
                 let tile = place(scaled, (width, height), corner, [0; 3]);
                 Some(normalise(&tile.expect("invariant: a tile has pixels"), &self.spec))
             }
@@ -131,8 +134,10 @@ fn check(spec: &ImageSpec) -> Result<(), ImageError> {
             return bad(format!("{what} are outside 1 to {MAX_RESIZED_PIXELS} pixels"));
         }
     }
-    if let Some(Tiling::Grid { longest_edge: 0, .. }) = spec.tiling {
-        return bad("longest_edge is 0".to_owned());
+    match spec.tiling {
+        Some(Tiling::Grid { longest_edge: 0, .. }) => return bad("longest_edge is 0".to_owned()),
+        Some(Tiling::Overlap { most: 0, .. }) => return bad("it allows no tiles".to_owned()),
+        _ => {}
     }
     Ok(())
 }

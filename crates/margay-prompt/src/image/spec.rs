@@ -74,6 +74,17 @@ pub enum Tiling {
         /// Whether tiles are cut; else the picture is only squashed to one (`do_image_splitting`).
         split: bool,
     },
+    /// The whole picture, squashed to one tile, then tiles that overlap: the picture is stretched so that squares of a tile
+    /// without its margins cover it but for a margin all around, and the tiles are cut row by row. The features of all
+    /// become one piece of the prompt ([`super::Stitch`]). A picture that one tile covers stays alone.
+    ///
+    /// Source: vikhyat/moondream `image_crops.py`, without pyvips (Pillow's Lanczos).
+    Overlap {
+        /// Margin of a tile, on each side, in pixels.
+        margin: u32,
+        /// Tiles at most, the whole picture not counted.
+        most: u32,
+    },
 }
 
 /// Trusted texts around the visual tokens of a tile: control tokens, line breaks.

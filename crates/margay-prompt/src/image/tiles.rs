@@ -1,6 +1,6 @@
 //! How many tiles a picture becomes, and where they stand in the prompt.
 
-use super::{Around, Fit, ImageError, ImageSpec, Tiling};
+use super::{Around, Fit, ImageError, ImageSpec, Stitch, Tiling, stitch::tiles_that_cover};
 use crate::layout::{PictureLayout, Piece};
 
 /// No side of a picture grows beyond it. Source: transformers `image_processing_pil_smolvlm.py`, `MAX_IMAGE_SIZE`.
@@ -8,7 +8,7 @@ const MOST_SIDE: u32 = 4096;
 /// A side is at most so many times as long as the other, where they become multiples. Source: `smart_resize`.
 const MOST_ASPECT: u32 = 200;
 /// Most tiles of one picture: far above what any model was trained with.
-const MOST_TILES: u64 = 1024;
+const MOST_TILES: u32 = 1024;
 /// Longest mark, in bytes: they are written once a tile, and a file may say anything.
 const MOST_MARK_BYTES: usize = 256;
 
@@ -21,6 +21,10 @@ pub(super) struct Grid {
     pub(super) rows: u32,
     /// Tiles in a row.
     pub(super) columns: u32,
+    /// From one tile to the next, right and down.
+    pub(super) step: (u32, u32),
+    /// The whole picture stands before its tiles, and is made from it as it came.
+    pub(super) whole_first: bool,
 }
 
 impl Grid {
@@ -31,6 +35,9 @@ impl Grid {
 }
 
 impl ImageSpec {
+    /// Tiles of a picture at most, whatever a file says.
+    pub const MOST_TILES: usize = MOST_TILES as usize + 1;
+
     /// Where the visual tokens of a picture of that size stand, if a tile of some width and height becomes so many of
     /// them as `tokens` says, and so many in a row.
     ///
@@ -54,6 +61,13 @@ impl ImageSpec {
         if longest.max(marks.row_end.len()) > MOST_MARK_BYTES {
             let detail = format!("its marks are longer than {MOST_MARK_BYTES} bytes");
             return Err(ImageError::BadSpec { detail });
+        }
+        if let Some(Tiling::Overlap { margin, .. }) = self.tiling {
+            let (rows, columns) = (grid.rows.max(1) as usize, grid.columns.max(1) as usize);
+            let Around { before, after } = &marks.single;
+            layout.push([Piece::Text(before.clone()), tile(), Piece::Text(after.clone())]);
+            layout.stitch_with(Stitch { rows, columns, margin: margin as usize, tile: self.size.0 as usize });
+            return Ok(layout);
         }
         for row in 1..=grid.rows {
             for column in 1..=grid.columns {
@@ -96,22 +110,38 @@ impl ImageSpec {
     }
 
     pub(super) fn grid(&self, width: u32, height: u32) -> Result<Grid, ImageError> {
-        let Some(Tiling::Grid { longest_edge, split }) = self.tiling else {
-            return Ok(Grid { resized: vec![], rows: 0, columns: 0 });
+        let single = |resized: Vec<(u32, u32)>| Grid {
+            resized,
+            rows: 0,
+            columns: 0,
+            step: self.size,
+            whole_first: false,
+        };
+        let (longest_edge, split) = match self.tiling {
+            None => return Ok(single(vec![])),
+            Some(Tiling::Grid { longest_edge, split }) => (longest_edge, split),
+            Some(Tiling::Overlap { margin, most }) => {
+                let (edges, window) = overlap(self.size, margin)?;
+                let inner = (i64::from(width) - i64::from(edges), i64::from(height) - i64::from(edges));
+                let (rows, columns) = tiles_that_cover(inner, window, most);
+                bounded(rows, columns)?;
+                if (rows, columns) == (1, 1) {
+                    return Ok(single(vec![]));
+                }
+                let resized = vec![(columns * window + edges, rows * window + edges)];
+                return Ok(Grid { resized, rows, columns, step: (window, window), whole_first: true });
+            }
         };
         let first = below_most(to_longest_edge((width, height), longest_edge));
         if !split {
-            return Ok(Grid { resized: vec![first], rows: 0, columns: 0 });
+            return Ok(single(vec![first]));
         }
         let (tile_width, tile_height) = (self.size.0.max(1), self.size.1.max(1));
         let (w, h) = whole_tiles(first, (tile_width, tile_height));
         let (rows, columns) = (h / tile_height, w / tile_width);
-        if u64::from(rows) * u64::from(columns) > MOST_TILES {
-            let detail = format!("it cuts {rows} x {columns} tiles, more than {MOST_TILES}");
-            return Err(ImageError::BadSpec { detail });
-        }
+        bounded(rows, columns)?;
         let (rows, columns) = if (rows, columns) == (1, 1) { (0, 0) } else { (rows, columns) };
-        Ok(Grid { resized: vec![first, (w, h)], rows, columns })
+        Ok(Grid { rows, columns, ..single(vec![first, (w, h)]) })
     }
 }
 
@@ -138,6 +168,24 @@ fn multiples(
     };
     let [width, height] = sides.map(|side| side.max(of) as u32);
     Ok((width, height))
+}
+
+/// Both margins of a tile, and what is left of it between them.
+fn overlap((width, height): (u32, u32), margin: u32) -> Result<(u32, u32), ImageError> {
+    let edges = margin.saturating_mul(2);
+    if width != height || edges >= width {
+        let detail = format!("margins of {margin} pixels leave nothing of tiles of {width} x {height}");
+        return Err(ImageError::BadSpec { detail });
+    }
+    Ok((edges, width - edges))
+}
+
+fn bounded(rows: u32, columns: u32) -> Result<(), ImageError> {
+    if u64::from(rows) * u64::from(columns) > u64::from(MOST_TILES) {
+        let detail = format!("it cuts {rows} x {columns} tiles, more than {MOST_TILES}");
+        return Err(ImageError::BadSpec { detail });
+    }
+    Ok(())
 }
 
 /// `int(long / aspect)`: the quotients are the original's, so that they truncate alike.

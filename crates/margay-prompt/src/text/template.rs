@@ -100,6 +100,8 @@ impl Rendered {
 pub struct RenderOptions {
     /// End with the start of the assistant's turn.
     pub add_generation_prompt: bool,
+    /// Id of the BOS token (`bos_id`), which tells vocabularies apart.
+    pub bos_id: Option<u32>,
     /// Text of the BOS token (`bos_token`).
     pub bos_token: String,
     /// Text of the EOS token (`eos_token`).
@@ -112,6 +114,7 @@ impl Default for RenderOptions {
     fn default() -> Self {
         Self {
             add_generation_prompt: true,
+            bos_id: None,
             bos_token: String::new(),
             eos_token: String::new(),
             image_mark: "<image>".to_owned(),
@@ -122,7 +125,7 @@ impl Default for RenderOptions {
 /// The built-in templates by name.
 ///
 /// Sources: LLaVA `conversation.py` (`conv_vicuna_v1`, `conv_llava_plain`; separators `" "` and `"</s>"`), apple/ml-fastvlm
-/// `conversation.py` (`conv_qwen_2`), transformers `processing_smolvlm.py`, `google/gemma-2b-it` and
+/// `conversation.py` (`conv_qwen_2`), transformers `processing_smolvlm.py`, vikhyat/moondream `config.py` (templates of 2025-04), `google/gemma-2b-it` and
 /// `Qwen/Qwen3-0.6B` (`tokenizer_config.json`).
 static BUILTIN: &[(&str, &str)] = &[
     (
@@ -175,6 +178,21 @@ static BUILTIN: &[(&str, &str)] = &[
          {% if message['role'] not in ['user', 'assistant'] %}{{ raise_exception('roles are user and assistant') }}{% endif %}\
          {{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else 'user') + '\\n' + message['content'] + '<end_of_turn>\\n' }}\
          {% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}",
+    ),
+    (
+        "moondream",
+        "{% if bos_id == 0 %}{{ raise_exception('prompts of this revision (tokens 1, 2 and 3 around the question) are \
+         not supported; use a raw prompt, or a revision until 2025-04') }}{% endif %}\
+         {{ '<|endoftext|>' }}{% for message in messages %}\
+         {% if message['role'] == 'user' %}\
+         {% for line in message['content'] %}{% if line['type'] == 'image' %}\
+         <image>{% endif %}{% endfor %}\
+         {{ '\\n\\nQuestion: ' }}\
+         {% for line in message['content'] %}{% if line['type'] == 'text' %}{{ line['text'] }}{% endif %}{% endfor %}\
+         {{ '\\n\\nAnswer:' }}\
+         {% elif message['role'] == 'assistant' %}\
+         {% for line in message['content'] %}{% if line['type'] == 'text' %}{{ ' ' + line['text'] }}{% endif %}{% endfor %}\
+         {% else %}{{ raise_exception('roles are user and assistant') }}{% endif %}{% endfor %}",
     ),
     ("plain", "{% for message in messages %}{{ message['content'] }}{% endfor %}"),
 ];
@@ -235,7 +253,7 @@ impl ChatTemplate {
     }
 
     /// A built-in template by name: "vicuna_v1" (LLaVA, MobileVLM), "chatml" (Qwen2), "qwen2_vl", "chatml_bare" (Qwen3),
-    /// "gemma", "smolvlm" or "plain".
+    /// "gemma", "smolvlm", "moondream" or "plain".
     pub fn builtin(name: &str) -> Option<Self> {
         let (_, source) = BUILTIN.iter().find(|(known, _)| *known == name)?;
         Self::new(source).ok()
@@ -292,6 +310,7 @@ impl ChatTemplate {
         let variables = json!({
             "messages": list,
             "add_generation_prompt": options.add_generation_prompt,
+            "bos_id": options.bos_id,
             "bos_token": options.bos_token,
             "eos_token": options.eos_token,
         });

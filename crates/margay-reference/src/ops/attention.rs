@@ -23,7 +23,7 @@ pub(super) fn attention(context: &mut Context<'_>, attention: &Attention) -> OpR
     if queries == 0 {
         return Ok(Tensor::zeros(context.dims.as_slice(), DType::F32, &Device::Cpu)?);
     }
-    if v.dim(0)? != keys || keys == 0 || (attention.mask == Mask::Causal && keys != past + queries) {
+    if v.dim(0)? != keys || keys == 0 || (attention.mask != Mask::Full && keys != past + queries) {
         let what =
             format!("{queries} queries after {past} tokens do not fit {keys} keys and {} values", v.dim(0)?);
         return Err(call(what).into());
@@ -33,8 +33,9 @@ pub(super) fn attention(context: &mut Context<'_>, attention: &Attention) -> OpR
     let k = repeat_heads(&split_heads(&k, kv_heads, head_dim)?, heads / kv_heads)?; // [H, S, D]
     let v = repeat_heads(&split_heads(&v, kv_heads, head_dim)?, heads / kv_heads)?;
     let mut scores = (q.matmul(&k.t()?)? * f64::from(attention.scale))?; // [H, T, S]
-    if attention.mask == Mask::Causal {
-        scores = scores.broadcast_add(&causal_mask(queries, past)?)?;
+    if attention.mask != Mask::Full {
+        let prefix = attention.prefix(context.bindings, queries).map_err(BackendError::from)?;
+        scores = scores.broadcast_add(&causal_mask(queries, past, prefix)?)?;
     }
     if let Mask::Segments { most } = attention.mask {
         scores = scores.broadcast_add(&segment_mask(&context.integers(3)?, most)?)?;
@@ -80,11 +81,11 @@ fn repeat_heads(x: &Tensor, times: usize) -> OpResult {
     Ok(repeated.contiguous()?.reshape((heads * times, rows, columns))?)
 }
 
-/// [T, past + T]: 0 where query i (at position past + i) sees key j, minus infinity where j is later.
-fn causal_mask(queries: usize, past: usize) -> OpResult {
+/// [T, past + T]: 0 where query i (at position past + i) sees key j, minus infinity where j is later and not in the prefix.
+fn causal_mask(queries: usize, past: usize, prefix: usize) -> OpResult {
     let keys = past + queries;
     let mask: Vec<f32> = (0..queries * keys)
-        .map(|at| if at % keys > past + at / keys { f32::NEG_INFINITY } else { 0.0 })
+        .map(|at| if at % keys >= (past + at / keys + 1).max(prefix) { f32::NEG_INFINITY } else { 0.0 })
         .collect();
     Ok(Tensor::from_vec(mask, (queries, keys), &Device::Cpu)?)
 }

@@ -1,9 +1,9 @@
 //! Convolution and pooling over feature maps stored channels last.
 
 use super::OpResult;
-use crate::run::Context;
+use crate::{backend::call, run::Context};
 use candle_core::{DType, Device, Tensor};
-use margay_graph::{Conv2d, Pool2d};
+use margay_graph::{AdaptivePool, Conv2d, Pool2d};
 
 /// The sum, over the taps of the kernel, of the shifted map times that tap's weights.
 ///
@@ -34,7 +34,7 @@ pub(super) fn conv2d(context: &Context<'_>, conv: &Conv2d) -> OpResult {
             });
         }
     }
-    let sum = sum.ok_or_else(|| crate::backend::call("a kernel has at least one tap"))?;
+    let sum = sum.ok_or_else(|| call("a kernel has at least one tap"))?;
     let y = sum.transpose(0, 1)?.contiguous()?.reshape((out_h * out_w, groups * out_group))?;
     match conv.bias {
         Some(bias) => Ok(y.broadcast_add(context.weights.get(bias))?),
@@ -62,6 +62,33 @@ pub(super) fn avg_pool2d(x: &Tensor, pool: &Pool2d) -> OpResult {
     let squares = x.reshape(vec![height / kernel, kernel, width / kernel, kernel, channels])?;
     let mean = (squares.sum((1, 3))? / (kernel * kernel) as f64)?;
     Ok(mean.reshape((height / kernel * (width / kernel), channels))?)
+}
+
+/// Each place of the result as the mean of the rows of `x` that its part of the map lists: a product with a matrix of means.
+pub(super) fn adaptive_pool(context: &Context<'_>, pool: AdaptivePool) -> OpResult {
+    let x = context.tensor(0)?; // [R, C]
+    let (map, size) = (context.integers(1)?, context.integers(2)?);
+    let rows = x.dim(0)?;
+    let sides: Vec<usize> = size.iter().filter_map(|side| usize::try_from(*side).ok()).collect();
+    let &[height, width] = sides.as_slice() else {
+        return Err(call(format!("a map of the size {size:?}")).into());
+    };
+    if height == 0 || width == 0 || height.checked_mul(width) != Some(map.len()) {
+        return Err(call(format!("{} places are no map of {height} x {width}", map.len())).into());
+    }
+    let mut means = vec![0.0f32; pool.height * pool.width * rows]; // [h*w, R]
+    for (place, means) in means.chunks_exact_mut(rows.max(1)).enumerate() {
+        let part = |at: usize, of: usize, size: usize| at * size / of..((at + 1) * size).div_ceil(of);
+        let ys = part(place / pool.width, pool.height, height);
+        let xs = part(place % pool.width, pool.width, width);
+        let share = 1.0 / (ys.len() * xs.len()) as f32;
+        for at in ys.flat_map(|y| xs.clone().map(move |x| y * width + x)) {
+            let row = usize::try_from(map[at]).ok().filter(|row| *row < rows);
+            means[row.ok_or_else(|| call(format!("row {} is outside the {rows} rows", map[at])))?] += share;
+        }
+    }
+    let means = Tensor::from_vec(means, (pool.height * pool.width, rows), &Device::Cpu)?;
+    Ok(means.matmul(x)?)
 }
 
 /// The pixels of each square side by side.

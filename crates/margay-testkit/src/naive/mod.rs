@@ -183,6 +183,7 @@ impl Executable for NaiveExecutable {
                 weights: &self.weights,
                 rounding: self.rounding,
                 program: &self.program,
+                bindings: &bindings,
             };
             let result = ops::run(&node.op, &frame, &mut cache)?;
             values[node.output.index()] = Some(Data::F64(result));

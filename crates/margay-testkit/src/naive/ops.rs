@@ -2,8 +2,8 @@
 
 use super::{Data, NaiveState, Rounding, Weight, call};
 use margay_graph::{
-    Activation, Attention, BackendError, Conv2d, Experts, Linear, Mask, Norm, NormKind, Op, Pool2d, Program,
-    Rope, RopeStyle, Route, WeightId,
+    Activation, AdaptivePool, Attention, BackendError, Bindings, Conv2d, Experts, Linear, Mask, Norm,
+    NormKind, Op, Pool2d, Program, Rope, RopeStyle, Route, Sym, WeightId,
 };
 
 use margay_tensor::DType;
@@ -16,6 +16,7 @@ pub(super) struct Frame<'a> {
     pub(super) weights: &'a [Weight],
     pub(super) rounding: Rounding,
     pub(super) program: &'a Program,
+    pub(super) bindings: &'a Bindings,
 }
 
 impl Frame<'_> {
@@ -71,11 +72,17 @@ pub(super) fn run(op: &Op, frame: &Frame<'_>, cache: &mut NaiveState) -> Result<
         Op::AvgPool2d(p) => avg_pool2d(frame, p)?,
         Op::SpaceToDepth(p) => space_to_depth(frame, p)?,
         Op::JoinRows { .. } => frame.numbers(0)?.to_vec(),
+        Op::AdaptivePool(p) => adaptive_pool(frame, p)?,
         Op::MeanRows => {
             let (x, rows) = (frame.numbers(0)?, frame.input_sizes[0][0]);
             frame.fill(|_, c| (0..rows).map(|r| x[r * frame.size[1] + c]).sum::<f64>() / rows as f64)
         }
         Op::ConcatRows => [frame.numbers(0)?, frame.numbers(1)?].concat(),
+        Op::ConcatColumns => {
+            let (a, b, width) = (frame.numbers(0)?, frame.numbers(1)?, frame.input_sizes[0][1]);
+            let width_b = frame.size[1] - width;
+            frame.fill(|r, c| if c < width { a[r * width + c] } else { b[r * width_b + c - width] })
+        }
         Op::SliceRows { start, .. } => {
             let x = frame.numbers(0)?;
             frame.fill(|r, c| x[(start + r) * frame.size[1] + c])
@@ -311,9 +318,15 @@ fn attention(frame: &Frame<'_>, a: &Attention, cache: &mut NaiveState) -> Result
     }
     let row = a.kv_heads * a.head_dim;
     let segments = if let Mask::Segments { .. } = a.mask { frame.integers(3)? } else { &[] };
+    let prefix = if a.mask == Mask::Prefix { frame.bindings.get(Sym::Prefix)? } else { 0 };
+    if prefix > past && (past > 0 || prefix > frame.size[0]) {
+        return Err(call("a part of a prefix"));
+    }
     let seen = |query: usize| match a.mask {
         Mask::Full => 0..keys.len() / row,
         Mask::Causal => 0..past + query + 1,
+        Mask::Prefix if past + query < prefix => 0..prefix,
+        Mask::Prefix => 0..past + query + 1,
         Mask::Segments { .. } => {
             let other = |at: &usize| segments[*at] != segments[query];
             let first = (0..query).rev().find(other).map_or(0, |before| before + 1);
@@ -341,6 +354,27 @@ fn attention(frame: &Frame<'_>, a: &Attention, cache: &mut NaiveState) -> Result
         }
     }
     Ok(out)
+}
+
+fn adaptive_pool(frame: &Frame<'_>, p: &AdaptivePool) -> Result<Vec<f64>, BackendError> {
+    let (x, map, size) = (frame.numbers(0)?, frame.integers(1)?, frame.integers(2)?);
+    let (height, width) = (size[0] as usize, size[1] as usize);
+    // Whether map place `at` of `of` belongs to result place `place` of `places`.
+    let inside = |at: usize, of: usize, place: usize, places: usize| {
+        let (begin, end) = ((place * of / places), ((place + 1) * of) as f64 / places as f64);
+        at >= begin && (at as f64) < end.ceil()
+    };
+    Ok(frame.fill(|row, column| {
+        let (mut sum, mut count) = (0.0, 0.0);
+        for (at, source) in map.iter().enumerate() {
+            let of_rows = inside(at / width, height, row / p.width, p.height);
+            if of_rows && inside(at % width, width, row % p.width, p.width) {
+                sum += x[*source as usize * frame.size[1] + column];
+                count += 1.0;
+            }
+        }
+        sum / count
+    }))
 }
 
 fn patchify(frame: &Frame<'_>, patch: usize) -> Result<Vec<f64>, BackendError> {

@@ -29,6 +29,18 @@ pub(super) fn cases(cases: &mut Vec<Case>) {
             in_segments(cases, heads, most);
         }
     }
+    for heads in [(4, 2, 64), (2, 2, 5), (4, 1, 64)] {
+        // The prefix fills a part of the first call, all of it, none, one token, or several tiles.
+        for (prefix, tokens) in [
+            (5, &CACHED_TOKENS[..]),
+            (7, &CACHED_TOKENS),
+            (0, &CACHED_TOKENS),
+            (1, &CACHED_TOKENS),
+            (290, &[300, 1, 8, 0, 3, 250, 1]),
+        ] {
+            cases.push(prefixed(heads, prefix, tokens));
+        }
+    }
     for style in [RopeStyle::Half, RopeStyle::Interleaved] {
         rope_of_axes(cases, style, 3, &[16, 24, 24], false);
         rope_of_axes(cases, style, 2, &[20, 20], true);
@@ -103,6 +115,23 @@ fn cached(cases: &mut Vec<Case>, heads: (usize, usize, usize), mask: Mask, sharp
     let again = case.calls[5].clone();
     case.calls.push(super::Call { truncate: Some(9), ..again });
     cases.push(case);
+}
+
+/// The first `prefix` tokens, all of them in the first call, see one another.
+fn prefixed(heads: (usize, usize, usize), prefix: usize, tokens: &[usize]) -> Case {
+    let (h, k, d) = heads;
+    let total: usize = tokens.iter().sum();
+    let draft = Draft {
+        sizes: tokens.iter().map(|t| Sizes::of(&[(Sym::Tokens, *t), (Sym::Prefix, prefix)])).collect(),
+        capacity: Some(total),
+        class: Class::HalfCache,
+        ..Draft::new("attention", format!("Prefix {prefix} of {total}, {h} of {k} heads of {d}"))
+    };
+    draft.finish(|b| {
+        let q = b.input_f32("q", [Sym::Tokens.into(), (h * d).into()]);
+        let [key, value] = ["k", "v"].map(|n| b.input_f32(n, [Sym::Tokens.into(), (k * d).into()]));
+        b.attention([q, key, value], attention_of(heads, Mask::Prefix), true)
+    })
 }
 
 /// Rounds keys to what half precision holds. Where scores are large, rounding by the cache would move a correct result

@@ -1,7 +1,8 @@
 //! Convolutions and pooling over feature maps.
 
-use super::case::{Case, Draft};
-use margay_graph::{Conv2d, Pool2d, Role};
+use super::case::{Case, Draft, Sizes};
+use crate::random::Rng;
+use margay_graph::{AdaptivePool, Bindings, Conv2d, Pool2d, Role, Sym};
 
 /// Channels in, channels out, groups, map, kernel, stride, padding.
 type Shape = (usize, usize, usize, (usize, usize), usize, usize, usize);
@@ -34,6 +35,16 @@ pub(super) fn cases(cases: &mut Vec<Case>) {
             cases.push(conv(name, shape, with_bias));
         }
     }
+    for (map, pool, columns) in [
+        ((5, 5), (5, 5), 33),
+        ((7, 11), (5, 5), 18),
+        ((8, 4), (3, 2), 1),
+        ((1, 1), (3, 3), 4),
+        ((3, 2), (5, 4), 7),
+        ((46, 27), (27, 27), 72),
+    ] {
+        cases.push(adaptive(map, pool, columns));
+    }
     for (height, width, kernel, channels) in
         [(24, 24, 2, 72), (4, 6, 2, 33), (9, 3, 3, 5), (4, 4, 1, 4), (6, 6, 6, 588), (2, 2, 2, 1)]
     {
@@ -44,6 +55,30 @@ pub(super) fn cases(cases: &mut Vec<Case>) {
             },
         ));
     }
+}
+
+/// A map of that size, whose places are any rows of a value.
+fn adaptive(map: (usize, usize), pool: (usize, usize), columns: usize) -> Case {
+    let ((height, width), (to_height, to_width)) = (map, pool);
+    let name = format!("{height}x{width}x{columns} to {to_height}x{to_width}");
+    let sizes = [1, height * width + 3].map(|rows| {
+        // The suite draws numbers by what is bound: the map's width, its places, the rows they are taken from.
+        Sizes::of(&[(Sym::Patches, rows), (Sym::Outputs, height * width), (Sym::Tokens, width)])
+    });
+    let integers = |name: &str, rng: &mut Rng, at: usize, sizes: &Bindings| {
+        let of = |sym| sizes.get(sym).unwrap_or(1);
+        match (name, at) {
+            ("map", _) => rng.below(of(Sym::Patches)) as i32,
+            (_, 0) => (of(Sym::Outputs) / of(Sym::Tokens)) as i32,
+            _ => of(Sym::Tokens) as i32,
+        }
+    };
+    Draft { sizes: sizes.to_vec(), integers, ..Draft::new("adaptive_pool", name) }.finish(|b| {
+        let x = b.input_f32("x", [Sym::Patches.into(), columns.into()]);
+        let map = b.input_i32("map", Sym::Outputs);
+        let size = b.input_i32("size", 2);
+        b.adaptive_pool(x, map, size, AdaptivePool { height: to_height, width: to_width })
+    })
 }
 
 fn conv(name: &str, shape: Shape, with_bias: bool) -> Case {

@@ -83,6 +83,13 @@ fn moves(cases: &mut Vec<Case>, columns: usize) {
             },
         ));
     }
+    cases.push(copy("concat_columns", format!("{columns} and 3"), &[3, 0, 1, 33]).finish(|b| {
+        let a = b.input_f32("a", [Sym::Patches.into(), columns.into()]);
+        let narrow = b.input_f32("b", [Sym::Patches.into(), 3.into()]);
+        let swapped = b.concat_columns(narrow, a)?;
+        b.output("swapped", swapped);
+        b.concat_columns(a, narrow)
+    }));
     let sizes = [(5, 3), (5, 0), (1, 4), (33, 33)];
     let draft = Draft {
         sizes: sizes.iter().map(|(p, r)| Sizes::of(&[(Sym::Patches, *p), (Sym::Outputs, *r)])).collect(),

@@ -41,7 +41,7 @@ impl Memory {
     ) -> anyhow::Result<Self> {
         let config = &source.config;
         let context = context.map_or_else(|| default_context(config), NonZeroUsize::get);
-        let batch = LoadOptions::default().batch.clamp(1, context);
+        let batch = LoadOptions::default().batch.max(config.prefix_tokens()).clamp(1, context);
         let text = programs.text.with_outputs(|name| name == "logits")?;
         let limits =
             Bindings::new().with(Sym::Tokens, batch).with(Sym::Outputs, 1).with(Sym::Visual, context);
@@ -69,6 +69,14 @@ impl Memory {
             (None, Some(vision)) => Some(vision.layout(1, 1)?.visual_tokens()),
             (None, None) => None,
         };
+        // The features of tiles that are stitched are there together, before they are projected.
+        let held = match (picture, &config.vision) {
+            (Some((picture, _)), Some(vision)) if picture.stitch().is_some() => {
+                picture.tiles() * vision.tower.grid().pow(2) * vision.tower.width() * size_of::<f32>()
+            }
+            _ => 0,
+        };
+        let project_arena_bytes = project_arena_bytes.map(|bytes| bytes + held);
         let visual_bytes_per_picture = tokens.map(|tokens| tokens * config.text.width * size_of::<f32>());
         let weight_bytes = super::parts::weights(source, programs).last().map_or(0, |all| all.bytes);
         let buffers =

@@ -242,7 +242,7 @@ fn attend(
     let (columns, past) = (a.heads * a.head_dim, keys - queries);
     let q = random(queries * columns);
     let mut y = Lines::zeroed(queries * columns);
-    let seen = |query: usize| if a.mask == Mask::Causal { past + query + 1 } else { keys };
+    let seen = |query: usize| if a.mask != Mask::Full { past + query + 1 } else { keys };
     let pairs: usize = (0..queries).map(seen).sum();
     let work = Work {
         // A product with the key and one with the value; the softmax is not counted.
@@ -255,7 +255,7 @@ fn attend(
     let run = move || {
         turn = (turn + 1) % slots.len();
         let (q, out) = (view(&q, queries, columns), out(&mut y, queries, columns));
-        attention::attend(&engine, &a, &slots[turn], &mut partials, (past, keys), q, out)
+        attention::attend(&engine, &a, &slots[turn], &mut partials, (past, keys, 0), q, out)
     };
     Ok(Prepared { work, run: Box::new(run) })
 }
