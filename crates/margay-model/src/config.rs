@@ -3,7 +3,7 @@
 use crate::{Decoder, ModelError, Projector, TowerConfig};
 use margay_graph::{Bindings, Sym};
 use margay_prompt::{
-    image::{Fit, ImageError, ImageSpec, Tiling},
+    image::{Fit, ImageError, ImageSpec, Stitch, Tiling},
     layout::PictureLayout,
 };
 use std::sync::Arc;
@@ -153,13 +153,24 @@ impl VisionConfig {
         Ok(self.tower.grid_of(width as usize, height as usize))
     }
 
-    /// Sizes of the vision programs for the tile of a picture of that many pixels.
+    /// Sizes of the vision programs for the tile, or the stitched tiles, of a picture of that many pixels.
     ///
     /// # Errors
     /// As [`VisionConfig::layout`].
     pub fn sizes(&self, width: u32, height: u32) -> Result<Bindings, ImageError> {
-        let (rows, columns) = self.tile_grid(width, height)?;
-        Ok(if self.varies() { Bindings::new().with(Sym::Patches, rows * columns) } else { Bindings::new() })
+        if self.varies() {
+            let (rows, columns) = self.tile_grid(width, height)?;
+            return Ok(Bindings::new().with(Sym::Patches, rows * columns));
+        }
+        let stitch = self.layout(width, height)?.stitch();
+        Ok(stitch.map_or_else(Bindings::new, |stitch| self.stitched(stitch)))
+    }
+
+    /// Sizes of the project program for tiles that are stitched.
+    pub fn stitched(&self, stitch: Stitch) -> Bindings {
+        let grid = self.tower.grid();
+        let [height, width] = stitch.size(grid);
+        Bindings::new().with(Sym::Patches, stitch.tiles() * grid * grid).with(Sym::Outputs, height * width)
     }
 
     /// The greatest sizes of the vision programs: of the largest picture whose visual tokens fit the context, or of the

@@ -5,7 +5,7 @@ use margay_graph::{
     Backend, BackendError, Bindings, Cancel, Executable, InputData, MemoryUse, PackedForm, Program, State,
     StateOptions, Sym, WeightSource, passes,
 };
-use margay_model::{Feed, ModelConfig, ModelPrograms};
+use margay_model::{Feed, ModelConfig, ModelPrograms, VisionConfig};
 use margay_prompt::image::Stitch;
 use margay_tensor::{Storage, Tensor};
 
@@ -29,8 +29,7 @@ struct Vision {
 /// A compiled projector.
 pub(crate) struct Projecting {
     executable: Box<dyn Executable>,
-    /// Features a side of a tile.
-    grid: usize,
+    vision: VisionConfig,
 }
 
 /// What [`Engine::run_text`] computes.
@@ -226,7 +225,7 @@ impl Projecting {
         let vision = source.config.vision.as_ref();
         let vision = vision.ok_or_else(|| Error::NoVision { model: source.config.name.clone() })?;
         let executable = compile(source, backend, program, limits, packed, cancel)?;
-        Ok(Projecting { executable, grid: vision.tower.grid() })
+        Ok(Projecting { executable, vision: vision.clone() })
     }
 
     /// As [`Engine::project`].
@@ -240,12 +239,11 @@ impl Projecting {
         let Some(stitch) = stitch else {
             return run_stage(&mut self.executable, tile, features, "project", cancel);
         };
-        let grid = self.grid;
+        let grid = self.vision.tower.grid();
         // Below the limits of a picture's tiles, far from what an i32 counts.
         let map: Vec<i32> = stitch.map(grid).map(|row| row as i32).collect();
         let size = stitch.size(grid).map(|side| side as i32);
-        let bindings =
-            Bindings::new().with(Sym::Patches, stitch.tiles() * grid * grid).with(Sym::Outputs, map.len());
+        let bindings = self.vision.stitched(stitch);
         let inputs = [InputData::F32(features), InputData::I32(&map), InputData::I32(&size)];
         self.executable.run(&bindings, &inputs, None, cancel)?;
         Ok(self.executable.output("project").expect("invariant: a stage's output bears its name"))

@@ -100,6 +100,19 @@ pub trait TowerConfig: Any + Debug + Send + Sync {
     fn same(&self, other: &dyn TowerConfig) -> bool;
 }
 
+/// The weights of `layers` blocks that may hold queries, keys and values as one, and its parts; see [`TowerConfig::parts`].
+fn fused_qkv(layers: usize, width: usize) -> Vec<(String, Vec<(String, Transform)>)> {
+    let fused = (0..layers).flat_map(|layer| ["weight", "bias"].map(|kind| (layer, kind)));
+    let part = |(layer, kind)| {
+        let rows = |(at, part)| {
+            (format!("v.blk.{layer}.{part}.{kind}"), Transform::Rows { start: at * width, rows: width })
+        };
+        let parts = ["attn_q", "attn_k", "attn_v"].into_iter().enumerate().map(rows).collect();
+        (format!("v.blk.{layer}.attn_qkv.{kind}"), parts)
+    };
+    fused.map(part).collect()
+}
+
 /// One tile as the encode and project programs take it.
 #[derive(Debug)]
 pub struct Feed<'p> {

@@ -293,16 +293,7 @@ impl TowerConfig for QwenConfig {
         let kernel = |number| if number == 0 { PATCH.to_owned() } else { format!("{PATCH}.{number}") };
         let frame = |number| (kernel(number), Transform::Frame { number, of: FRAMES });
         let kernels = (FRAME_KERNELS.to_owned(), (0..FRAMES).map(frame).collect());
-        let fused = (0..self.layers).flat_map(|layer| ["weight", "bias"].map(|kind| (layer, kind)));
-        let qkv = fused.map(|(layer, kind)| {
-            let rows = |(at, part)| {
-                let transform = Transform::Rows { start: at * self.width, rows: self.width };
-                (format!("v.blk.{layer}.{part}.{kind}"), transform)
-            };
-            let parts = ["attn_q", "attn_k", "attn_v"].into_iter().enumerate().map(rows).collect();
-            (format!("v.blk.{layer}.attn_qkv.{kind}"), parts)
-        });
-        std::iter::once(kernels).chain(qkv).collect()
+        std::iter::once(kernels).chain(super::fused_qkv(self.layers, self.width)).collect()
     }
 
     /// Early public converters exchanged the layers of the first generation; the shapes tell.

@@ -267,6 +267,12 @@ impl TowerConfig for VitConfig {
         exchanged(self.layers, self.width, self.ffn, info)
     }
 
+    /// Some towers hold the queries, keys and values of a block as one matrix, in that order.
+    fn parts(&self) -> Vec<(String, Vec<(String, Transform)>)> {
+        // A checkpoint may hold more blocks than run.
+        super::fused_qkv(config::bound::LAYERS, self.width)
+    }
+
     fn put(&self, meta: &mut Metadata) {
         put_activation(self.activation, meta);
         for (name, value) in [

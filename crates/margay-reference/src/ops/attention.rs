@@ -33,7 +33,7 @@ pub(super) fn attention(context: &mut Context<'_>, attention: &Attention) -> OpR
     let k = repeat_heads(&split_heads(&k, kv_heads, head_dim)?, heads / kv_heads)?; // [H, S, D]
     let v = repeat_heads(&split_heads(&v, kv_heads, head_dim)?, heads / kv_heads)?;
     let mut scores = (q.matmul(&k.t()?)? * f64::from(attention.scale))?; // [H, T, S]
-    if attention.mask != Mask::Full {
+    if matches!(attention.mask, Mask::Causal | Mask::Prefix) {
         let prefix = attention.prefix(context.bindings, queries).map_err(BackendError::from)?;
         scores = scores.broadcast_add(&causal_mask(queries, past, prefix)?)?;
     }
