@@ -16,7 +16,7 @@ fn model(name: &str, options: LoadOptions) -> Model {
 }
 
 fn picture(name: &str) -> Image {
-    Image::open(golden(name).join("image.png")).unwrap()
+    Image::open(golden(name).join("wide.png")).unwrap()
 }
 
 fn short() -> AskOptions {
