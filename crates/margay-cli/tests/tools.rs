@@ -131,13 +131,15 @@ fn inspect_predicts_the_memory_of_each_golden_model_and_the_cost_of_a_picture() 
     ] {
         let seen = run(["inspect", &golden(model), "--json"]).json();
         let memory = &seen["memory"];
-        assert!(memory["text_arena_bytes"].as_u64().unwrap() > 0, "{model}");
+        assert!(memory["text_buffer_bytes"].as_u64().unwrap() > 0, "{model}");
         assert_eq!(
-            memory["encode_arena_bytes"].is_null(),
+            memory["encode_buffer_bytes"].is_null(),
             ["llama", "llama-sharded", "phi2"].contains(&model),
             "{model}"
         );
-        assert_eq!(seen["weights"].as_array().unwrap().last().unwrap()["bytes"], memory["weight_bytes"]);
+        // The last panel of each matrix is filled up.
+        let stored = seen["weights"].as_array().unwrap().last().unwrap()["bytes"].as_u64().unwrap();
+        assert!(memory["weight_bytes"].as_u64().unwrap() >= stored, "{model}");
     }
     let seen = run(["inspect", "--json", "--image", &golden("llava/wide.png")]).json();
     assert_eq!(seen["picture"]["visual_tokens"], seen["visual_tokens_per_picture"]);

@@ -34,6 +34,24 @@ pub(crate) struct TextCall<'a> {
     pub width: usize,
 }
 
+/// How a text program is compiled for answers.
+pub(crate) struct TextPlan {
+    pub program: Program,
+    pub limits: Bindings,
+    pub batch: usize,
+}
+
+impl TextPlan {
+    pub(crate) fn new(text: &Program, options: &LoadOptions, context: usize) -> Result<Self, Error> {
+        // Taps are for traces; keeping them would hold every layer's output in memory.
+        let program = passes::optimize(&text.with_outputs(|name| name == "logits")?);
+        let batch = options.batch.clamp(1, context);
+        let limits =
+            Bindings::new().with(Sym::Tokens, batch).with(Sym::Outputs, 1).with(Sym::Visual, context);
+        Ok(TextPlan { program, limits, batch })
+    }
+}
+
 impl Engine {
     pub(crate) fn new(
         source: &ModelSource,
@@ -42,11 +60,8 @@ impl Engine {
         context: usize,
     ) -> Result<Self, Error> {
         let mut programs = source.config.programs()?;
-        // Taps are for traces; keeping them would hold every layer's output in memory.
-        programs.text = passes::optimize(&programs.text.with_outputs(|name| name == "logits")?);
-        let batch = options.batch.clamp(1, context);
-        let limits =
-            Bindings::new().with(Sym::Tokens, batch).with(Sym::Outputs, 1).with(Sym::Visual, context);
+        let TextPlan { program, limits, batch } = TextPlan::new(&programs.text, options, context)?;
+        programs.text = program;
         // Packed files hold the stored weights, not those quantized at load.
         let packed = if options.packed && source.formats.is_empty() {
             PackedFiles::open(source, backend)

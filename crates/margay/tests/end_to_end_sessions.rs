@@ -3,8 +3,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
-use margay::rooms::cpu::Isa;
-use margay::{AskOptions, Error, Event, Image, KvType, LoadOptions, Model, Report, Sampling, Stage, Stop};
+use margay::rooms::{cpu::Isa, graph::MemoryUse};
+use margay::{
+    AskOptions, Error, Event, Image, KvType, LoadOptions, Model, ModelSource, Report, Sampling, Stage, Stop,
+};
 use std::path::{Path, PathBuf};
 
 fn golden(name: &str) -> PathBuf {
@@ -36,6 +38,33 @@ fn the_answer_does_not_depend_on_the_batch_or_the_threads() {
         let options = LoadOptions { batch, threads: Some(threads), ..LoadOptions::default() };
         let other = ask(&model("mobilevlm-v2", options), &image, "a red square", &short());
         assert_eq!(other.tokens, base.tokens, "batch {batch}, {threads} threads");
+    }
+}
+
+#[test]
+fn the_memory_of_a_model_is_what_was_predicted() {
+    for (name, image) in
+        [("mobilevlm-v1", true), ("llava", true), ("siglip", true), ("qwen3moe", false), ("gemma", false)]
+    {
+        for context in [128, 400] {
+            let options = LoadOptions { context: Some(context), ..LoadOptions::default() };
+            let predicted = ModelSource::open(&golden(name), None).unwrap().predict_memory(&options).unwrap();
+            let model = model(name, options);
+            let images: Vec<_> = image.then(|| picture(name)).into_iter().collect();
+            let mut session = model.session().unwrap();
+            assert_eq!(session.cache_bytes(), predicted.cache_bytes, "{name}");
+            let ask = AskOptions { max_tokens: 1, ..AskOptions::default() };
+            session.ask_with(&images, "a", &ask).unwrap().report().unwrap();
+            let held = model.memory().unwrap();
+            let parts: Vec<_> =
+                [Some(predicted.text), predicted.encode, predicted.project].into_iter().flatten().collect();
+            let sum = |of: fn(&MemoryUse) -> usize| parts.iter().map(of).sum::<usize>();
+            let weights = |m: &MemoryUse| m.packed_weight_bytes + m.mapped_weight_bytes;
+            assert_eq!(sum(weights), weights(&held), "{name}");
+            assert_eq!(sum(|m| m.arena_bytes), held.arena_bytes, "{name}");
+            assert_eq!(sum(|m| m.scratch_bytes), held.scratch_bytes, "{name}");
+            assert!(held.scratch_bytes > 0, "{name}");
+        }
     }
 }
 
