@@ -32,6 +32,10 @@ FOLDERS = [
     "qwen3moe",
     "mixtral",
     "tinyllava",
+    "tinyllava-phi",
+    "tinyllava-llama",
+    "tinyllava-gemma",
+    "tinyllava-clip",
 ]
 LIMIT = 5e-6
 
@@ -270,51 +274,71 @@ def projector(w, kind, x, p):
 # ---------------------------------------------------------------- all
 
 
+def cases_of(folder):
+    """Each case, and its golden tensors."""
+    for case in json.loads((folder / "prompt.json").read_text())["cases"]:
+        yield case, read(folder / f"golden.{case['name']}.safetensors")
+
+
+def compare(place, mine, golden):
+    worst = 0.0
+    for key, value in mine.items():
+        if key in golden:
+            assert value.shape == golden[key].shape, (place, key)
+            error = np.abs(value - golden[key]).max() / np.abs(golden[key]).max()
+            worst = max(worst, error)
+            assert error < LIMIT, (place, key, error)
+    assert int(golden["greedy"][0]) == int(np.argmax(golden["logits"][-1]))
+    print(f"{place}: {sorted(set(mine) & set(golden))}, worst relative error {worst:.1e}")
+
+
 def check(name):
     folder = HERE / name
     weights = {}
     for path in sorted(folder.glob("model*.safetensors")):
         weights |= read(path)
-    golden = read(folder / "golden.safetensors")
     config = json.loads((folder / "config.json").read_text())
     hf = "text_config" in config
     text = config["text_config"] if hf else config
-    prefix = "language_model.model." if hf else "model."
-    ids = golden["input_ids"]
-    embedding = weights[prefix + "embed_tokens.weight"]
-    h = embedding[np.maximum(ids, 0)]
-    if config["model_type"] == "gemma":
-        h = h * math.sqrt(config["hidden_size"])
-    mine = {}
-    phi = config["model_type"] in ("phi", "imp")
-    if "pixel_values" in golden:
-        at = "vision_tower." if hf else "model.vision_tower.vision_tower.vision_model."
-        tiny = config["model_type"] == "tinyllava"
-        at = "vision_tower._vision_tower.vision_model." if tiny else at
-        pixels = golden["pixel_values"][0]
-        vision = config["vision_config"]
-        select = config["vision_feature_layer" if hf else "mm_vision_select_layer"]
-        blocks = vision["num_hidden_layers"] + 1 + select
-        mine["encode"] = tower(weights, vision, pixels, at, blocks)[None]
-        at = "multi_modal_projector." if hf else "model.mm_projector."
-        at = "connector._connector." if tiny else at
-        kind = config["connector_type"] if tiny else "llava-hf" if hf else config["mm_projector_type"]
-        features = mine["encode"][0, 1:] if tiny else mine["encode"][0]
-        mine["project"] = projector(weights, kind, features, at)[None]
-        h[ids < 0] = mine["project"][0]
-    hidden, last = (phi_decoder if phi else decoder)(weights, text, h, prefix)
-    mine |= {f"hidden.{i}": v for i, v in enumerate(hidden)}
-    head = weights.get("language_model.lm_head.weight" if hf else "lm_head.weight", embedding)
-    mine["logits"] = last @ head.T + (weights["lm_head.bias"] if phi else 0.0)
-    worst = 0.0
-    for key, value in mine.items():
-        if key in golden:
-            assert value.shape == golden[key].shape, (name, key)
-            error = np.abs(value - golden[key]).max() / np.abs(golden[key]).max()
-            worst = max(worst, error)
-            assert error < LIMIT, (name, key, error)
-    assert int(golden["greedy"][0]) == int(np.argmax(golden["logits"][-1]))
-    print(f"{name}: {sorted(set(mine) & set(golden))}, worst relative error {worst:.1e}")
+    root = "language_model." if hf else ""
+    embedding = weights[root + "model.embed_tokens.weight"]
+    scale = math.sqrt(text["hidden_size"]) if text["model_type"] == "gemma" else 1.0
+    phi = text["model_type"] in ("phi", "imp")
+    projected = {}
+    for case, golden in cases_of(folder):
+        mine = {}
+        if "pixel_values" in golden:
+            encode, project = look(weights, config, hf, golden["pixel_values"][0])
+            mine = {"encode": encode[None], "project": project[None]}
+            projected[case["images"][0]] = project
+        elif case["images"]:
+            mine["project"] = np.stack([projected[image] for image in case["images"]])
+        ids = golden["input_ids"]
+        h = embedding[np.maximum(ids, 0)]
+        if case["images"]:
+            h[ids < 0] = mine["project"].reshape(-1, h.shape[1])
+        hidden, last = (phi_decoder if phi else decoder)(weights, text, h * scale, root + "model.")
+        mine |= {f"hidden.{i}": v for i, v in enumerate(hidden)}
+        head = weights.get(root + "lm_head.weight", embedding)
+        bias = weights[root + "lm_head.bias"] if phi else 0.0
+        mine["logits"] = (last @ head.T + bias)[-len(golden["logits"]) :]
+        compare(f"{name}/{case['name']}", mine, golden)
+
+
+def look(weights, config, hf, pixels):
+    """The tower's rows and what the projector makes of them."""
+    tiny = config["model_type"] == "tinyllava"
+    at = "vision_tower." if hf else "model.vision_tower.vision_tower.vision_model."
+    at = "vision_tower._vision_tower.vision_model." if tiny else at
+    vision = config["vision_config"]
+    select = config["vision_feature_layer" if hf else "mm_vision_select_layer"]
+    encode = tower(weights, vision, pixels, at, vision["num_hidden_layers"] + 1 + select)
+    at = "multi_modal_projector." if hf else "model.mm_projector."
+    at = "connector._connector." if tiny else at
+    kind = config["connector_type"] if tiny else "llava-hf" if hf else config["mm_projector_type"]
+    # "patch" drops the first row: CLIP's class token, which is gone already, or SigLIP's first patch.
+    tail = tiny and vision["model_type"] != "clip_vision_model"
+    return encode, projector(weights, kind, encode[1:] if tail else encode, at)
 
 
 def check_smolvlm():
@@ -324,8 +348,7 @@ def check_smolvlm():
     vision = {"layer_norm_eps": 1e-6, **config["vision_config"]}
     at, fold = "model.vision_model.", config["scale_factor"]
     tiles = {}
-    for case in json.loads((folder / "prompt.json").read_text())["cases"]:
-        golden = read(folder / f"golden.{case['name']}.safetensors")
+    for case, golden in cases_of(folder):
         mine = {}
         if "pixel_values" in golden:
             encode = [tower(w, vision, p, at, vision["num_hidden_layers"]) for p in golden["pixel_values"]]
@@ -346,16 +369,7 @@ def check_smolvlm():
         hidden, last = decoder(w, config["text_config"], h, "model.text_model.")
         mine |= {f"hidden.{i}": v for i, v in enumerate(hidden)}
         mine["logits"] = last[-len(golden["logits"]) :] @ w["lm_head.weight"].T
-        worst = 0.0
-        for key, value in mine.items():
-            if key in golden:
-                assert value.shape == golden[key].shape, (case["name"], key)
-                error = np.abs(value - golden[key]).max() / np.abs(golden[key]).max()
-                worst = max(worst, error)
-                assert error < LIMIT, (case["name"], key, error)
-        assert int(golden["greedy"][0]) == int(np.argmax(golden["logits"][-1]))
-        seen = sorted(set(mine) & set(golden))
-        print(f"smolvlm/{case['name']}: {seen}, worst relative error {worst:.1e}")
+        compare(f"smolvlm/{case['name']}", mine, golden)
 
 
 def qwen_places(ids, grids):

@@ -16,7 +16,7 @@ from common import (
     load,
     random_state,
     run_llama,
-    save_golden,
+    save_text_case,
     tokenize,
 )
 from make_tokenizer import write_spm_files
@@ -46,11 +46,11 @@ def trace(config, state, ids):
     return model, golden, gap
 
 
-def finish(folder, model, prompt):
+def finish(folder, model, prompt, golden):
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0)
     model.generation_config.save_pretrained(str(folder))
     write_spm_files(folder)
-    dump(folder / "prompt.json", {"prompt": prompt, "image": None})
+    save_text_case(folder, prompt, golden)
 
 
 def checks(name, config, state, golden, gap, ids):
@@ -90,8 +90,7 @@ def make_llama(seed):
     model, golden, gap = trace(config, state, ids)
     checks("llama", config, state, golden, gap, ids)
     model.save_pretrained(str(folder))
-    finish(folder, model, PROMPT)
-    save_golden(folder, golden)
+    finish(folder, model, PROMPT, golden)
     return state
 
 
@@ -156,8 +155,7 @@ def make_sharded(state):
             "vocab_size": 512,
         },
     )
-    finish(folder, half, PROMPT)
-    save_golden(folder, {k: golden[k] for k in ("input_ids", "logits", "greedy")})
+    finish(folder, half, PROMPT, {k: golden[k] for k in ("input_ids", "logits", "greedy")})
 
     # The folder on disk, read back by transformers, is this model.
     back = LlamaForCausalLM.from_pretrained(
@@ -213,8 +211,7 @@ def make_odd(seed):
     assert moved > 0.01, moved
     print(f"llama-odd: leaving out the rope scaling moves the logits by {moved:.3f}")
     model.save_pretrained(str(folder))
-    finish(folder, model, prompt)
-    save_golden(folder, golden)
+    finish(folder, model, prompt, golden)
 
     # The same configuration in the spelling of transformers 4 (top-level rope keys).
     old = json.loads((folder / "config.json").read_text())

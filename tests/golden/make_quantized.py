@@ -13,13 +13,15 @@ import sys
 
 import numpy as np
 import torch
-from common import HERE, check_greedy, clean, dump, random_state, save_golden, tokenize
+from common import HERE, check_greedy, clean, dump, random_state, tokenize
 from make_llama import PROMPT, finish, model_of, trace
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 GROUP = 128
 SEEDS = {"awq": 51, "gptq": 50}
+# Such that no greedy sequence holds a control token.
+LAST_WORDS = {"awq": " hats", "gptq": " boats"}
 AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
 
 
@@ -95,7 +97,8 @@ def pack_gptq(codes, zeros, scales, group_of):
 def make(name, pack, quantization, act_order):
     folder = clean(HERE / name)
     cfg = config()
-    ids = tokenize(PROMPT)
+    prompt = PROMPT + LAST_WORDS[name]
+    ids = tokenize(prompt)
     state = random_state(LlamaForCausalLM(cfg), SEEDS[name])
     rng = np.random.default_rng(SEEDS[name])
     stored, meant = {}, {}
@@ -126,8 +129,7 @@ def make(name, pack, quantization, act_order):
     written["dtype"] = "float16"
     written["quantization_config"] = quantization
     dump(folder / "config.json", dict(sorted(written.items())))
-    finish(folder, model, PROMPT)
-    save_golden(folder, golden)
+    finish(folder, model, prompt, golden)
 
 
 def main():

@@ -9,11 +9,19 @@ Usage: python make_smolvlm.py
 import json
 import sys
 
-from common import HERE, check_every_weight, clean, dump, load, picture, random_state
+from common import (
+    HERE,
+    check_every_weight,
+    clean,
+    dump,
+    greedy,
+    load,
+    random_state,
+    save_picture_cases,
+)
 
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers.models.smolvlm import SmolVLMConfig, SmolVLMForConditionalGeneration
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
@@ -28,11 +36,6 @@ VOCABULARY = 352
 TILE, LONGEST, PATCH, FOLD = 20, 60, 5, 2
 TILE_TOKENS = (TILE // PATCH // FOLD) ** 2
 FAKE, GLOBAL, IMAGE = "<fake_token_around_image>", "<global-img>", "<image>"
-GREEDY = 32
-LOGIT_ROWS = 4
-# Ten times the tolerance of logits; of some hundred tokens the closest pair is often nearer than in
-# the shorter sequences of the other folders.
-NEAR_TIE = 1e-3
 PICTURES = {"wide": (75, 40, 11), "tall": (30, 88, 12)}
 CASES = {
     "wide": ("<|im_start|>User:<image>What does the sign say?<end_of_utterance>\nAssistant:", ["wide"]),
@@ -153,21 +156,11 @@ def trace(model, ids, pixels):
         hook.remove()
     image = model.config.image_token_id
     golden = {"pixel_values": pixels[0], "encode": seen["encode"], "project": seen["project"]}
-    golden |= {"hidden.0": seen["embeds"][0], "logits": logits[-LOGIT_ROWS:]}
+    golden |= {"hidden.0": seen["embeds"][0], "logits": logits}
     golden |= {f"hidden.{i + 1}": h[0] for i, h in enumerate(hidden)}
     golden["input_ids"] = [-1 if i == image else i for i in ids[0].tolist()]
-    return golden
-
-
-def greedy(model, ids, pixels):
-    tokens, gap = [], float("inf")
-    for _ in range(GREEDY):
-        row = model(input_ids=ids, pixel_values=pixels, use_cache=False).logits[0, -1]
-        best = torch.topk(row, 2)
-        gap = min(gap, float((best.values[0] - best.values[1]) / row.abs().max()))
-        tokens.append(int(best.indices[0]))
-        ids = torch.cat([ids, torch.tensor([[tokens[-1]]])], dim=1)
-    return tokens, gap
+    golden["greedy"], gap = greedy(model, seen["embeds"])
+    return golden, gap
 
 
 def weights(model, seed):
@@ -178,51 +171,20 @@ def weights(model, seed):
     return state
 
 
-def fault(tokens, gap):
-    """What is wrong with a greedy sequence an engine is to be held to."""
-    if gap < NEAR_TIE:
-        return "near tie"
-    if len(set(tokens)) < 10:
-        return "repetitive"
-    return None if all(3 <= i < PIECES for i in tokens) else "control token"
-
-
-def save(path, golden):
-    tensors = {}
-    for name, value in golden.items():
-        dtype = torch.int32 if name in ("input_ids", "greedy") else torch.float32
-        tensors[name] = torch.as_tensor(value).to(dtype).contiguous()
-    save_file(tensors, str(path))
-
-
 def main():
     folder = clean(HERE / "smolvlm")
     tokenizer = make_tokenizer()
     model = SmolVLMForConditionalGeneration(config(tokenizer)).eval()
     state = weights(model, SEED)
     load(model, state)
-    opened = {}
-    for name, (width, height, seed) in PICTURES.items():
-        picture(width, height, seed).save(folder / f"{name}.png", optimize=True)
-        opened[name] = Image.open(folder / f"{name}.png")
 
-    listed = []
-    for name, (prompt, images) in CASES.items():
-        ids, pixels = inputs(tokenizer, prompt, [opened[i] for i in images])
-        golden = trace(model, ids, pixels)
-        golden["greedy"], gap = greedy(model, ids, pixels)
-        print(f"{name}: greedy {golden['greedy']}, smallest gap {gap:.4f}")
-        assert fault(golden["greedy"], gap) is None, "choose another seed"
-        if len(images) > 1:
-            # The same tiles stand in the other cases.
-            for stage in ("pixel_values", "encode", "hidden.1"):
-                del golden[stage]
-        save(folder / f"golden.{name}.safetensors", golden)
-        listed.append({"name": name, "prompt": prompt, "images": [f"{i}.png" for i in images]})
-        print(name, {k: tuple(torch.as_tensor(v).shape) for k, v in golden.items()})
-    dump(folder / "prompt.json", {"cases": listed})
+    def traced(prompt, images):
+        return trace(model, *inputs(tokenizer, prompt, images))
 
-    ids, pixels = inputs(tokenizer, CASES["wide"][0], [opened["wide"]])
+    control = [*range(3), *range(PIECES, VOCABULARY)]
+    save_picture_cases(folder, CASES, PICTURES, traced, control)
+    opened = Image.open(folder / "wide.png")
+    ids, pixels = inputs(tokenizer, CASES["wide"][0], [opened])
 
     def logits_of(changed):
         load(model, changed)

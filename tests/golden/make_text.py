@@ -18,7 +18,7 @@ from common import (
     load,
     random_state,
     run_llama,
-    save_golden,
+    save_text_case,
     tokenize,
 )
 from make_tokenizer import write_spm_files
@@ -40,7 +40,6 @@ from transformers import (
 )
 
 PROMPT = "The cat sits on a chair. What is the name? 1024"
-GREEDY = 32
 BBPE = HERE / "tokenizers" / "bbpe-qwen2"
 
 
@@ -192,15 +191,14 @@ def make(name, model_class, config, state, ids, generation, write_vocabulary, co
     assert torch.equal(logits_of(state), logits)
     golden = {"input_ids": ids, "logits": logits}
     golden |= {f"hidden.{i}": h for i, h in enumerate(hidden)}
-    golden["greedy"], gap = greedy(model, embeds, GREEDY)
+    golden["greedy"], gap = greedy(model, embeds)
     check_greedy(name, golden["greedy"], gap, control)
     check_every_weight(name, state, logits_of)
 
     model.generation_config = GenerationConfig(**generation)
     model.save_pretrained(str(folder))
     write_vocabulary(folder)
-    dump(folder / "prompt.json", {"prompt": PROMPT, "image": None})
-    save_golden(folder, golden)
+    save_text_case(folder, PROMPT, golden)
 
     # The same configuration in the spelling of transformers 4 (top-level rope keys).
     old = json.loads((folder / "config.json").read_text())

@@ -14,22 +14,22 @@ from common import (
     CLIP_STD,
     HERE,
     check_every_weight,
-    check_greedy,
     clean,
     dump,
     greedy,
     load,
     normalise,
-    picture,
     preprocess,
     random_state,
     run_llama,
-    save_golden,
+    save_picture_cases,
     save_weights,
     squash,
     tokenize,
+    usual_cases,
+    usual_pictures,
 )
-from make_phi import TOKENIZER, phi_config, write_tokenizer
+from make_phi import NO_TEXT, TOKENIZER, phi_config, write_tokenizer
 from make_tokenizer import OUT, convert_spm, write_spm_files
 from projectors import PROJECTORS
 
@@ -49,7 +49,18 @@ from transformers.models.llava import LlavaConfig, LlavaForConditionalGeneration
 
 TOWER = "model.vision_tower.vision_tower.vision_model."
 PROJECTOR = "model.mm_projector."
-SEEDS = {"llava-hf": 34, "siglip": 71, "llava": 41, "mobilevlm-v2": 51, "mobilevlm-v1": 61, "imp": 92}
+SEEDS = {"llava-hf": 34, "siglip": 153, "llava": 41, "mobilevlm-v2": 51, "mobilevlm-v1": 61, "imp": 92}
+
+# Seeds of the wide and of the tall picture, such that no greedy sequence is a near tie.
+PICTURE_SEEDS = {
+    "llava-hf": (5, 6),
+    "siglip": (1, 3),
+    "llava": (2, 1),
+    "mobilevlm-v2": (2, 3),
+    "mobilevlm-v1": (1, 1),
+    "imp": (21, 12),
+}
+PICTURES = {name: usual_pictures(*seeds) for name, seeds in PICTURE_SEEDS.items()}
 
 # What cannot move the logits: the vision layer after the selected one, the final norm and the
 # pooling head of the tower, and its key biases (they add the same number to every score of a
@@ -134,7 +145,12 @@ class Composite:
         return self.decoder(inputs_embeds=self.splice(ids, project), use_cache=False).logits[0]
 
 
+def pixels_of(images, one):
+    return torch.cat([one(image) for image in images])
+
+
 def trace(model, pixels, prompt, tokenize=tokenize):
+    """`pixels` [pictures, 3, H, W]."""
     encode, project = model.features(pixels)
     ids = tokenize(prompt, project.shape[1])
     embeds = model.splice(ids, project)
@@ -228,20 +244,23 @@ def original_config(kind, projector, vision, text):
     return dict(sorted(config.items()))
 
 
-def make_original(name, kind, projector, vision, text, prompt, image, old_processor=False):
+def make_original(name, kind, projector, vision, text, cases, old_processor=False):
     folder = clean(HERE / name)
     model = Composite(vision, text, projector)
     state = model.random_state(SEEDS[name])
     model.load(state)
-    image.save(folder / "image.png", optimize=True)
-    pixels = preprocess(Image.open(folder / "image.png"), vision.image_size, pad=True)
-    golden, gap = trace(model, pixels, prompt)
-    ids = golden["input_ids"]
-    check_greedy(name, golden["greedy"], gap)
-    check_every_weight(name, state, lambda s: model.load(s).logits(pixels, ids), INERT)
-    model.load(state)
-    if kind == "llava":
-        cross_check(state, vision, text, golden)
+
+    def one(image):
+        return preprocess(image, vision.image_size, pad=True)
+
+    def traced(prompt, images):
+        golden, gap = trace(model, pixels_of(images, one), prompt)
+        if kind == "llava":
+            cross_check(state, vision, text, golden)
+        return golden, gap
+
+    save_picture_cases(folder, cases, PICTURES[name], traced)
+    check_weights(name, model, state, one, cases["wide"][0])
 
     save_weights(folder / "model.safetensors", state)
     dump(folder / "config.json", original_config(kind, projector, vision, text))
@@ -257,35 +276,46 @@ def make_original(name, kind, projector, vision, text, prompt, image, old_proces
         },
     )
     write_spm_files(folder)
-    dump(folder / "prompt.json", {"prompt": prompt, "image": "image.png"})
-    save_golden(folder, golden)
-    describe(name, golden)
+
+
+def check_weights(name, model, state, one, prompt, tokenize=tokenize):
+    """Every weight matters to the wide case."""
+    pixels = one(Image.open(HERE / name / "wide.png"))
+    ids = tokenize(prompt, model.features(pixels)[1].shape[1])
+    check_every_weight(name, state, lambda s: model.load(s).logits(pixels, ids), INERT)
+    model.load(state)
 
 
 def phi_tokenize(prompt, image_tokens):
     """LLaVA's way with Phi's tokenizer: each side of <image> on its own, no BOS."""
     tokenizer = Tokenizer.from_file(str(TOKENIZER / "tokenizer.json"))
-    before, after = (tokenizer.encode(side).ids for side in prompt.split("<image>"))
-    return before + [-1] * image_tokens + after
+    first, *rest = (tokenizer.encode(side).ids for side in prompt.split("<image>"))
+    return first + [i for ids in rest for i in [-1] * image_tokens + ids]
 
 
 def imp():
     """SigLIP, MLP and Phi under the names of Imp's training repository."""
-    name, prompt = "imp", "USER: <image>\nWhat does the sign say? ASSISTANT:"
+    name = "imp"
+    cases = usual_cases(
+        "USER: <image>\nWhat does the sign say? ASSISTANT:",
+        "USER: <image>\nIs it old? ASSISTANT:",
+        "USER: <image>, then<image><image>\nWhich of the three is small? ASSISTANT:",
+    )
     folder = clean(HERE / name)
     size, half = 60, [0.5] * 3
     vision, text = siglip_config(36, 2, 70, size), phi_config(40, 2, 96)
     model = Composite(vision, text, "mlp2x_gelu")
     state = model.random_state(SEEDS[name])
     model.load(state)
-    picture(75, 118, 6).save(folder / "image.png", optimize=True)
-    pixels = normalise(squash(Image.open(folder / "image.png"), size), half, half)
-    golden, gap = trace(model, pixels, prompt, phi_tokenize)
-    ids = golden["input_ids"]
-    check_greedy(name, golden["greedy"], gap)
-    assert all(i < 597 for i in golden["greedy"]), "no text, choose another seed"
-    check_every_weight(name, state, lambda s: model.load(s).logits(pixels, ids), INERT)
-    model.load(state)
+
+    def one(image):
+        return normalise(squash(image, size), half, half)
+
+    def traced(prompt, images):
+        return trace(model, pixels_of(images, one), prompt, phi_tokenize)
+
+    save_picture_cases(folder, cases, PICTURES[name], traced, NO_TEXT)
+    check_weights(name, model, state, one, cases["wide"][0], phi_tokenize)
 
     save_weights(folder / "model.safetensors", state)
     config = json.loads(text.to_json_string())
@@ -321,9 +351,6 @@ def imp():
     dump(folder / "preprocessor_config.json", siglip_processor(size))
     dump(folder / "generation_config.json", {"bos_token_id": 597, "eos_token_id": 597})
     write_tokenizer(folder)
-    dump(folder / "prompt.json", {"prompt": prompt, "image": "image.png"})
-    save_golden(folder, golden)
-    describe(name, golden)
 
 
 def siglip_processor(size):
@@ -341,11 +368,6 @@ def siglip_processor(size):
         "rescale_factor": 0.00392156862745098,
         "size": {"height": size, "width": size},
     }
-
-
-def describe(name, golden):
-    shapes = {k: tuple(torch.as_tensor(v).shape) for k, v in golden.items()}
-    print(f"{name}: {shapes}")
 
 
 def siglip_config(hidden, heads, ffn, size, layers=3):
@@ -422,7 +444,43 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_llava_hf(name, vision, image_processor, preprocess_own, stored, prompt, image):
+def trace_whole(model, ids, pixels, image_token):
+    """Stages of transformers' own composition. Greedy over the whole vocabulary, its padding rows included."""
+    seen = {}
+    hidden = []
+    layers = model.model.language_model.layers
+    hooks = [
+        layer.register_forward_hook(
+            lambda _m, _i, out: hidden.append(out[0] if isinstance(out, tuple) else out)
+        )
+        for layer in layers
+    ]
+    hooks.append(
+        layers[0].register_forward_pre_hook(
+            lambda _m, args, kwargs: seen.__setitem__(
+                "embeds", args[0] if args else kwargs["hidden_states"]
+            ),
+            with_kwargs=True,
+        )
+    )
+    hooks.append(
+        model.model.multi_modal_projector.register_forward_hook(
+            lambda _m, args, out: seen.update(encode=args[0], project=out)
+        )
+    )
+    logits = model(input_ids=ids, pixel_values=pixels, use_cache=False).logits[0]
+    for hook in hooks:
+        hook.remove()
+    golden = {"pixel_values": pixels, "encode": seen["encode"], "project": seen["project"]}
+    golden |= {"hidden.0": seen["embeds"][0], "logits": logits}
+    golden |= {f"hidden.{i + 1}": h[0] for i, h in enumerate(hidden)}
+    golden["input_ids"] = [-1 if i == image_token else i for i in ids[0].tolist()]
+    golden["greedy"], gap = greedy(model, seen["embeds"])
+    assert golden["greedy"][0] == int(logits[-1].argmax())
+    return golden, gap
+
+
+def make_llava_hf(name, vision, image_processor, preprocess_own, stored, cases):
     """A checkpoint as LlavaForConditionalGeneration writes it, with its processor.
 
     `preprocess_own` is our own arithmetic for the same pixels, `stored` the preprocessor_config.json
@@ -460,54 +518,20 @@ def make_llava_hf(name, vision, image_processor, preprocess_own, stored, prompt,
         num_additional_image_tokens=int(clip),
         chat_template=CHAT_TEMPLATE,
     )
-    image.save(folder / "image.png", optimize=True)
-    opened = Image.open(folder / "image.png")
-    inputs = processor(images=opened, text=prompt, return_tensors="pt")
-    pixels = inputs["pixel_values"]
-    own = preprocess_own(opened)
-    assert torch.equal(pixels, own), (pixels - own).abs().max()
 
-    ids = inputs["input_ids"]
-    seen = {}
-    hidden = []
-    hooks = [
-        layer.register_forward_hook(
-            lambda _m, _i, out: hidden.append(out[0] if isinstance(out, tuple) else out)
-        )
-        for layer in model.model.language_model.layers
-    ]
-    hooks.append(
-        model.model.language_model.layers[0].register_forward_pre_hook(
-            lambda _m, args, kwargs: seen.__setitem__(
-                "embeds", args[0] if args else kwargs["hidden_states"]
-            ),
-            with_kwargs=True,
-        )
-    )
-    hooks.append(
-        model.model.multi_modal_projector.register_forward_hook(
-            lambda _m, args, out: seen.update(encode=args[0], project=out)
-        )
-    )
-    logits = model(input_ids=ids, pixel_values=pixels, use_cache=False).logits[0]
-    for hook in hooks:
-        hook.remove()
-    golden = {"pixel_values": pixels, "encode": seen["encode"], "project": seen["project"]}
-    golden |= {"hidden.0": seen["embeds"][0], "logits": logits}
-    golden |= {f"hidden.{i + 1}": h[0] for i, h in enumerate(hidden)}
-    golden["input_ids"] = [-1 if i == pieces else i for i in ids[0].tolist()]
+    def inputs(prompt, images):
+        made = processor(images=images, text=prompt, return_tensors="pt")
+        pixels = made["pixel_values"]
+        own = pixels_of(images, preprocess_own)
+        assert torch.equal(pixels, own), (pixels - own).abs().max()
+        return made["input_ids"], pixels
 
-    # Greedy over the whole vocabulary, its padding rows included, as transformers does it.
-    tokens, gap, running = [], float("inf"), ids
-    for _ in range(8):
-        row = model(input_ids=running, pixel_values=pixels, use_cache=False).logits[0, -1]
-        best = torch.topk(row, 2)
-        gap = min(gap, float((best.values[0] - best.values[1]) / row.abs().max()))
-        tokens.append(int(best.indices[0]))
-        running = torch.cat([running, torch.tensor([[tokens[-1]]])], dim=1)
-    check_greedy(name, tokens, gap)
-    assert all(t < pieces for t in tokens), "padding token, choose another seed"
-    golden["greedy"] = tokens
+    def traced(prompt, images):
+        ids, pixels = inputs(prompt, images)
+        return trace_whole(model, ids, pixels, pieces)
+
+    save_picture_cases(folder, cases, PICTURES[name], traced, [0, 1, 2, *range(pieces, vocab)])
+    ids, pixels = inputs(cases["wide"][0], [Image.open(folder / "wide.png")])
 
     def logits_of(changed):
         load(model, changed)
@@ -515,6 +539,7 @@ def make_llava_hf(name, vision, image_processor, preprocess_own, stored, prompt,
 
     check_every_weight(name, state, logits_of, INERT)
     load(model, state)
+    logits = logits_of(state)
 
     model.generation_config.bos_token_id = 1
     model.generation_config.eos_token_id = 2
@@ -524,7 +549,6 @@ def make_llava_hf(name, vision, image_processor, preprocess_own, stored, prompt,
     # transformers 5 puts the image processor inside processor_config.json; the published folders
     # hold it as preprocessor_config.json too, and so does this one.
     dump(folder / "preprocessor_config.json", stored)
-    dump(folder / "prompt.json", {"prompt": prompt, "image": "image.png"})
     # How transformers 4 names the same tensors (the published llava-hf folders).
     from safetensors import safe_open
 
@@ -536,9 +560,6 @@ def make_llava_hf(name, vision, image_processor, preprocess_own, stored, prompt,
         if n.startswith("vision_tower.") and not n.startswith("vision_tower.vision_model.")
     }
     dump(folder / "names.transformers4.json", renames)
-    save_golden(folder, golden)
-    describe(name, golden)
-
     back = LlavaForConditionalGeneration.from_pretrained(
         str(folder), dtype=torch.float32, attn_implementation="eager"
     ).eval()
@@ -558,8 +579,11 @@ def llava_hf():
         ),
         lambda opened: preprocess(opened, size, pad=False),
         image_processor(size) | {"image_processor_type": "CLIPImageProcessor"},
-        "USER: <image>\nWhat is in the picture? ASSISTANT:",
-        picture(118, 75, 1),
+        usual_cases(
+            "USER: <image>\nWhat is in the picture? ASSISTANT:",
+            "USER: <image>\nIs it old? ASSISTANT:",
+            "USER: <image>\n<image> and <image>\nWhich of the three is small? ASSISTANT:",
+        ),
     )
 
 
@@ -575,8 +599,11 @@ def siglip():
         SiglipImageProcessorPil(size={"height": size, "width": size}),
         lambda opened: normalise(squash(opened, size), half, half),
         siglip_processor(size),
-        "USER: <image>\nWhat stands on the table? ASSISTANT:",
-        picture(118, 75, 5),
+        usual_cases(
+            "USER: <image>\nWhat stands on the table? ASSISTANT:",
+            "USER: <image>\nIs it old? ASSISTANT:",
+            "USER: <image>\n<image> and <image>\nWhich of the three is small? ASSISTANT:",
+        ),
     )
 
 
@@ -587,8 +614,11 @@ def llava():
         "mlp2x_gelu",
         vision_config(32, 4, 64, 56),
         text_config(32, 4, 4, 96, 1e-5),
-        "USER: <image>\nWhat does the sign say? ASSISTANT:",
-        picture(118, 75, 2),
+        usual_cases(
+            "USER: <image>\nWhat does the sign say? ASSISTANT:",
+            "USER: <image>\nIs it old? ASSISTANT:",
+            "USER: <image>, then<image><image>\nWhich of the three is small? ASSISTANT:",
+        ),
     )
 
 
@@ -599,8 +629,11 @@ def mobilevlm_v2():
         "ldpnetv2",
         vision_config(24, 3, 56, 84),
         text_config(32, 4, 4, 96, 1e-6),
-        "USER: <image>\nWhere is the small cat? ASSISTANT:",
-        picture(75, 118, 3),
+        usual_cases(
+            "USER: <image>\nIs it old? ASSISTANT:",
+            "USER: <image>\nWhere is the small cat? ASSISTANT:",
+            "USER: <image>, then<image><image>\nWhich of the three is small? ASSISTANT:",
+        ),
     )
 
 
@@ -611,8 +644,11 @@ def mobilevlm_v1():
         "ldpnet",
         vision_config(24, 3, 56, 84),
         text_config(32, 4, 4, 96, 1e-6),
-        "USER: <image>\nHow many boats are there? ASSISTANT:",
-        picture(118, 75, 4),
+        usual_cases(
+            "USER: <image>\nHow many boats are there? ASSISTANT:",
+            "USER: <image>\nIs it old? ASSISTANT:",
+            "USER: <image>, then<image><image>\nWhich of the three is small? ASSISTANT:",
+        ),
         old_processor=True,
     )
 

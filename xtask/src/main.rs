@@ -4,6 +4,7 @@
 
 mod instructions;
 mod models;
+mod parity;
 mod suite;
 mod tidy;
 
@@ -16,6 +17,7 @@ const COMMANDS: &[Command] = &[
     ("test", "run every test of the workspace, doctests included", suite::run),
     ("tidy", "check the rules of the house (part of `test`, too)", tidy::run),
     ("models", "write docs/models.md from the registry of families", models::write),
+    ("parity", "compare every family with its original, and write docs/parity.md", parity::write),
     (
         "instructions",
         "count each stage's instructions under valgrind, and fail where they grew",

@@ -74,13 +74,13 @@ fn an_empty_prompt_is_nothing_to_ask() {
 fn a_prompt_longer_than_the_context_says_both_numbers() {
     let long = "hello ".repeat(200);
     ask(&golden("llama"), &[&long, "--context", "64"]).fails(1, &["tokens", "64", "--context"]);
-    let image = golden("llava/image.png");
+    let image = golden("llava/wide.png");
     ask(&golden("llava"), &[&image, "--context", "12"]).fails(1, &["16 of them visual", "12"]);
 }
 
 #[test]
 fn a_text_model_cannot_look_at_a_picture() {
-    let image = golden("llava/image.png");
+    let image = golden("llava/wide.png");
     ask(&golden("llama"), &[&image, "What?"]).fails(1, &["no vision tower", "--mmproj"]);
     run(["trace", &golden("llama"), "-i", &image, "-p", "x", "-o", "/dev/null"])
         .fails(1, &["no vision tower"]);
@@ -190,7 +190,7 @@ fn a_working_directory_that_cannot_be_written_does_not_matter() {
     // Not even root can write there.
     let ran = finish(
         margay()
-            .args(["run", &golden("llava"), &golden("llava/image.png"), "--max-tokens", "3"])
+            .args(["run", &golden("llava"), &golden("llava/wide.png"), "--max-tokens", "3"])
             .current_dir("/proc"),
         "",
     );

@@ -11,7 +11,7 @@ fn keys(value: &serde_json::Value) -> BTreeSet<&str> {
 }
 
 fn tiny(name: &str) -> (String, String) {
-    (golden(name), golden(&format!("{name}/image.png")))
+    (golden(name), golden(&format!("{name}/wide.png")))
 }
 
 #[test]

@@ -62,7 +62,7 @@ fn two_files_and_a_single_one_hold_the_same_model() {
     run(["convert", &model, "-o", &single, "--single"]).ok();
     assert_eq!(names(&two), ["m.gguf", "mmproj-m.gguf"]);
     assert_eq!(names(&one), ["m.gguf"]);
-    let image = golden("mobilevlm-v2/image.png");
+    let image = golden("mobilevlm-v2/wide.png");
     let ask =
         |model: &str| run(["run", model, &image, "--json", "--max-tokens", "8"]).json()["tokens"].clone();
     assert_eq!(ask(&pair), ask(&single));
@@ -131,15 +131,17 @@ fn inspect_predicts_the_memory_of_each_golden_model_and_the_cost_of_a_picture() 
     ] {
         let seen = run(["inspect", &golden(model), "--json"]).json();
         let memory = &seen["memory"];
-        assert!(memory["text_arena_bytes"].as_u64().unwrap() > 0, "{model}");
+        assert!(memory["text_buffer_bytes"].as_u64().unwrap() > 0, "{model}");
         assert_eq!(
-            memory["encode_arena_bytes"].is_null(),
+            memory["encode_buffer_bytes"].is_null(),
             ["llama", "llama-sharded", "phi2"].contains(&model),
             "{model}"
         );
-        assert_eq!(seen["weights"].as_array().unwrap().last().unwrap()["bytes"], memory["weight_bytes"]);
+        // The last panel of each matrix is filled up.
+        let stored = seen["weights"].as_array().unwrap().last().unwrap()["bytes"].as_u64().unwrap();
+        assert!(memory["weight_bytes"].as_u64().unwrap() >= stored, "{model}");
     }
-    let seen = run(["inspect", "--json", "--image", &golden("llava/image.png")]).json();
+    let seen = run(["inspect", "--json", "--image", &golden("llava/wide.png")]).json();
     assert_eq!(seen["picture"]["visual_tokens"], seen["visual_tokens_per_picture"]);
     assert!(run(["inspect"]).ok().contains("inside the program"));
 }
@@ -175,7 +177,7 @@ fn user_text_never_becomes_a_control_token_unless_asked_for() {
 #[test]
 fn an_int8_encoder_changes_the_encoding_a_little_and_nothing_before_it() {
     let folder = tempfile::tempdir().unwrap();
-    let image = golden("llava/image.png");
+    let image = golden("llava/wide.png");
     let stages = |name: &str, more: &[&str]| {
         let out = word(folder.path(), name);
         let words = ["trace", &golden("llava"), "--image", &image, "-p", "hello", "-o", &out];
@@ -198,7 +200,7 @@ fn an_int8_encoder_changes_the_encoding_a_little_and_nothing_before_it() {
 #[test]
 fn an_8_bit_cache_changes_the_logits_a_little_and_nothing_before_them() {
     let folder = tempfile::tempdir().unwrap();
-    let image = golden("llava/image.png");
+    let image = golden("llava/wide.png");
     let stages = |name: &str, more: &[&str]| {
         let out = word(folder.path(), name);
         let words = ["trace", &golden("llava"), "--image", &image, "-p", "hello", "-o", &out];
@@ -249,19 +251,24 @@ fn trace_on_the_reference_backend_equals_the_original() {
         let prompt = std::fs::read(golden(&format!("{model}/prompt.json"))).unwrap();
         let prompt: serde_json::Value = serde_json::from_slice(&prompt).unwrap();
         let out = word(folder.path(), "stages.safetensors");
-        let (model_path, text) = (golden(model), prompt["prompt"].as_str().unwrap());
+        let case = &prompt["cases"][0];
+        let (model_path, text) = (golden(model), case["prompt"].as_str().unwrap());
         let mut words = vec!["trace", &model_path, "-o", &out, "--raw-prompt", "-p", text, "--json"];
-        words.extend(["--backend", "reference", "--greedy", "8"]);
-        let image = prompt["image"].as_str().map(|image| golden(&format!("{model}/{image}")));
+        words.extend(["--backend", "reference", "--greedy", "32"]);
+        let image = case["images"][0].as_str().map(|image| golden(&format!("{model}/{image}")));
         if let Some(image) = &image {
             words.extend(["-i", image]);
         }
         let report = run(words).json();
         let (ours, original) = (
             SafeTensors::open(&out).unwrap(),
-            SafeTensors::open(golden(&format!("{model}/golden.safetensors"))).unwrap(),
+            SafeTensors::open(golden(&format!(
+                "{model}/golden.{}.safetensors",
+                case["name"].as_str().unwrap()
+            )))
+            .unwrap(),
         );
-        for (name, info) in original.tensors() {
+        for (name, info) in original.tensors().filter(|(name, _)| *name != "logits") {
             let mine = ours.info(name).unwrap_or_else(|| panic!("{model}: {name} is traced"));
             assert_eq!(&mine, info, "{model}: {name}");
         }
@@ -270,6 +277,8 @@ fn trace_on_the_reference_backend_equals_the_original() {
             assert_eq!(bytes(&ours), bytes(&original), "{model}: {name}");
         }
         let (mine, theirs) = (floats(&ours, "logits"), floats(&original, "logits"));
+        // The original holds the last positions.
+        let mine = &mine[mine.len() - theirs.len()..];
         let scale = theirs.iter().fold(0.0f64, |most, v| most.max(v.abs()));
         let worst = mine.iter().zip(&theirs).fold(0.0f64, |worst, (a, b)| worst.max((a - b).abs()));
         assert!(worst / scale <= LOGITS_TOLERANCE, "{model}: {}", worst / scale);

@@ -9,7 +9,7 @@ use std::path::Path;
 #[test]
 fn a_model_quantized_at_load_answers_as_the_converted_one() {
     let folder = tempfile::tempdir().unwrap();
-    let (model, picture) = (golden("llava"), format!("{}/image.png", golden("llava")));
+    let (model, picture) = (golden("llava"), format!("{}/wide.png", golden("llava")));
     let answer = |words: &[&str]| {
         let words =
             [&["run", "--json", "--max-tokens", "12", "--image", &picture, "--prompt", "what?"], words]

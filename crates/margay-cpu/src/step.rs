@@ -213,10 +213,19 @@ impl Prepared {
                     for (at, weight) in [e.gate, e.up, e.down].into_iter().enumerate() {
                         let (name, tensor) = (&program.weight(weight).name, fetch(weight)?);
                         for (n, expert) in experts.iter_mut().enumerate() {
-                            let matrix =
-                                Matrix::pack(name, &layer_of(name, &tensor, n, count)?, pool, &arena)?;
-                            made.packed_bytes += matrix.size_bytes();
-                            made.matrices.push(matrix);
+                            let layer = layer_of(name, &tensor, n, count)?;
+                            let kept = weights.packed(&format!("{name}.{n}"), &Matrix::form_of(&layer));
+                            made.matrices.push(match kept.and_then(|parts| Matrix::over(&layer, &parts)) {
+                                Some(kept) => {
+                                    made.mapped_bytes += kept.size_bytes();
+                                    kept
+                                }
+                                None => {
+                                    let packed = Matrix::pack(name, &layer, pool, &arena)?;
+                                    made.packed_bytes += packed.size_bytes();
+                                    packed
+                                }
+                            });
                             expert[at] = made.matrices.len() - 1;
                         }
                         tensor.storage().release();

@@ -38,7 +38,7 @@ fn pack(model: &Path, isa: Isa, force: bool) -> Result<Vec<Prepacked>, PackError
 
 /// Every stage of an answer about a picture.
 fn stages(model: &Path, load: LoadOptions) -> Vec<(String, Vec<u8>)> {
-    let image = Image::open(golden("mobilevlm-v2").join("image.png")).unwrap();
+    let image = Image::open(golden("mobilevlm-v2").join("wide.png")).unwrap();
     let source = ModelSource::open(model, None).unwrap();
     let options = TraceOptions { load, ..TraceOptions::default() };
     let stages = source.trace(&[image], "a red square", &options).unwrap();

@@ -46,6 +46,30 @@ pub(crate) struct TextCall<'a> {
     pub prefix: usize,
 }
 
+/// How a text program is compiled for answers.
+pub(crate) struct TextPlan {
+    pub program: Program,
+    pub limits: Bindings,
+    pub batch: usize,
+}
+
+impl TextPlan {
+    pub(crate) fn new(
+        text: &Program,
+        config: &ModelConfig,
+        options: &LoadOptions,
+        context: usize,
+    ) -> Result<Self, Error> {
+        // Taps are for traces; keeping them would hold every layer's output in memory.
+        let program = passes::optimize(&text.with_outputs(|name| name == "logits")?);
+        // Tokens that see one another are computed together.
+        let batch = options.batch.max(config.prefix_tokens()).clamp(1, context);
+        let limits =
+            Bindings::new().with(Sym::Tokens, batch).with(Sym::Outputs, 1).with(Sym::Visual, context);
+        Ok(TextPlan { program, limits, batch })
+    }
+}
+
 impl Engine {
     pub(crate) fn new(
         source: &ModelSource,
@@ -54,12 +78,9 @@ impl Engine {
         context: usize,
     ) -> Result<Self, Error> {
         let mut programs = source.config.programs()?;
-        // Taps are for traces; keeping them would hold every layer's output in memory.
-        programs.text = passes::optimize(&programs.text.with_outputs(|name| name == "logits")?);
-        // Tokens that see one another are computed together.
-        let batch = options.batch.max(source.config.prefix_tokens()).clamp(1, context);
-        let limits =
-            Bindings::new().with(Sym::Tokens, batch).with(Sym::Outputs, 1).with(Sym::Visual, context);
+        let TextPlan { program, limits, batch } =
+            TextPlan::new(&programs.text, &source.config, options, context)?;
+        programs.text = program;
         // Packed files hold the stored weights, not those quantized at load.
         let packed = if options.packed && source.formats.is_empty() {
             PackedFiles::open(source, backend)

@@ -277,7 +277,7 @@ mod tests {
         let options = LoadOptions { kv: KvType::F32, ..LoadOptions::default() };
         let model = Model::load_with(&folder, &options).unwrap();
         let pictures =
-            [Image::open(folder.join("image.png")).unwrap(), Image::filled(30, 60, [0, 90, 200]).unwrap()];
+            [Image::open(folder.join("wide.png")).unwrap(), Image::filled(30, 60, [0, 90, 200]).unwrap()];
         let ask = AskOptions { max_tokens: 10, ..AskOptions::default() };
         let second = |reuse: bool, order: [usize; 2]| {
             let mut session = model.session().unwrap();
@@ -304,7 +304,7 @@ mod tests {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/mobilevlm-v2");
         let options = LoadOptions { kv: KvType::F32, ..LoadOptions::default() };
         let model = Model::load_with(&folder, &options).unwrap();
-        let picture = Image::open(folder.join("image.png")).unwrap();
+        let picture = Image::open(folder.join("wide.png")).unwrap();
         let ask = AskOptions { max_tokens: 8, ..AskOptions::default() };
         let mut here = model.session().unwrap();
         let first = here.ask_with(std::slice::from_ref(&picture), "one", &ask).unwrap().report().unwrap();

@@ -62,44 +62,52 @@ struct Case {
     golden: PathBuf,
 }
 
-/// The one case of a `prompt.json`, or those it lists.
+/// The cases that a folder's `prompt.json` lists.
 fn cases(name: &str) -> Vec<Case> {
     let folder = golden(name);
     let json = std::fs::read_to_string(folder.join("prompt.json")).unwrap();
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     let open = |image: &serde_json::Value| Image::open(folder.join(image.as_str().unwrap())).unwrap();
-    let text = |case: &serde_json::Value| case["prompt"].as_str().unwrap().to_owned();
-    let Some(listed) = json["cases"].as_array() else {
-        let images = json["image"].as_str().map(|_| open(&json["image"])).into_iter().collect();
-        let golden = folder.join("golden.safetensors");
-        return vec![Case { name: name.to_owned(), text: text(&json), images, golden }];
-    };
     let case = |case: &serde_json::Value| {
         let of = case["name"].as_str().unwrap();
         Case {
             name: format!("{name}/{of}"),
-            text: text(case),
+            text: case["prompt"].as_str().unwrap().to_owned(),
             images: case["images"].as_array().unwrap().iter().map(open).collect(),
             golden: folder.join(format!("golden.{of}.safetensors")),
         }
     };
+    let listed = json["cases"].as_array().unwrap();
     assert!(!listed.is_empty(), "{name}");
     listed.iter().map(case).collect()
 }
 
-/// Runs the traces and prints the error of each stage; panics at the first that drifts.
-fn check(name: &str, load: &LoadOptions) {
-    let source = ModelSource::open(&golden(name), None).unwrap();
-    for case in cases(name) {
-        check_case(&source, &case, load);
-    }
+/// Columns of the table.
+const STAGES: [&str; 5] = ["pixels", "encode", "project", "hidden", "logits"];
+
+/// How far a case was from the published implementation on one backend.
+struct Run {
+    case: String,
+    backend: String,
+    /// The largest relative error of each of [`STAGES`]; `None` where the case holds no tensor of it.
+    errors: [Option<f32>; STAGES.len()],
+    /// Greedy tokens, all of them equal.
+    greedy: usize,
 }
 
-fn check_case(source: &ModelSource, Case { name, text, images, golden }: &Case, load: &LoadOptions) {
+/// Runs the traces and prints the error of each stage; panics at the first that drifts.
+fn check(name: &str, load: &LoadOptions) -> Vec<Run> {
+    let source = ModelSource::open(&golden(name), None).unwrap();
+    cases(name).iter().map(|case| check_case(&source, case, load)).collect()
+}
+
+fn check_case(source: &ModelSource, Case { name, text, images, golden }: &Case, load: &LoadOptions) -> Run {
     let expected = SafeTensors::open(golden).unwrap();
     let greedy = expected.info("greedy").map_or(0, |i| i.shape.dims()[0]);
     let options = TraceOptions { load: load.clone(), raw_prompt: true, greedy };
     let got = source.trace(images, text, &options).unwrap();
+    let backend = load.isa.as_ref().map_or_else(|| load.backend.clone(), |isa| format!("cpu {isa}"));
+    let mut run = Run { case: name.clone(), backend, errors: [None; STAGES.len()], greedy };
     let mut compared = 0;
     for (stage, tensor) in &got {
         let Ok(expected) = expected.tensor(stage) else { continue };
@@ -111,21 +119,33 @@ fn check_case(source: &ModelSource, Case { name, text, images, golden }: &Case, 
         let logits = stage == "logits";
         let error = relative_error(tensor, &expected, logits);
         let tolerance = if logits { LOGITS_TOLERANCE } else { STAGE_TOLERANCE };
-        println!(
-            "{name:14} {:9} {:8} {stage:13} {error:.1e}",
-            load.backend,
-            load.isa.as_deref().unwrap_or("-")
-        );
+        println!("{name:14} {:16} {stage:13} {error:.1e}", run.backend);
         assert!(error <= tolerance, "{name}: {stage} drifts first: {error:e} > {tolerance:e}");
+        let column = match stage.as_str() {
+            "pixel_values" => 0,
+            hidden if hidden.starts_with("hidden.") => 3,
+            other => STAGES.iter().position(|stage| *stage == other).unwrap(),
+        };
+        run.errors[column] = Some(run.errors[column].map_or(error, |worst| worst.max(error)));
     }
     assert_eq!(compared, expected.tensors().len(), "{name}: every golden tensor is compared");
+    run
+}
+
+fn on(isa: Isa) -> LoadOptions {
+    LoadOptions { isa: Some(isa.name().to_owned()), ..LoadOptions::default() }
+}
+
+#[cfg(feature = "reference")]
+fn on_reference() -> LoadOptions {
+    LoadOptions { backend: "reference".into(), ..LoadOptions::default() }
 }
 
 #[cfg(feature = "reference")]
 #[test]
 fn end_to_end_reference_matches_the_published_implementations() {
     for name in checkpoints() {
-        check(&name, &LoadOptions { backend: "reference".into(), ..LoadOptions::default() });
+        check(&name, &on_reference());
     }
 }
 
@@ -133,7 +153,7 @@ fn end_to_end_reference_matches_the_published_implementations() {
 fn end_to_end_cpu_matches_the_published_implementations_on_every_isa() {
     for isa in Isa::supported() {
         for name in checkpoints() {
-            check(&name, &LoadOptions { isa: Some(isa.name().to_owned()), ..LoadOptions::default() });
+            check(&name, &on(isa));
         }
     }
 }
@@ -159,8 +179,7 @@ fn every_isa_gives_the_same_bits() {
         let Case { text, images, .. } = cases(name).remove(0);
         let mut first: Option<Vec<(String, Tensor)>> = None;
         for isa in Isa::supported() {
-            let load = LoadOptions { isa: Some(isa.name().to_owned()), ..LoadOptions::default() };
-            let options = TraceOptions { load, raw_prompt: true, greedy: 8 };
+            let options = TraceOptions { load: on(isa), raw_prompt: true, greedy: 8 };
             let stages = source.trace(&images, &text, &options).unwrap();
             let Some(first) = &first else {
                 first = Some(stages);
@@ -171,4 +190,72 @@ fn every_isa_gives_the_same_bits() {
             }
         }
     }
+}
+
+#[cfg(feature = "reference")]
+const TABLE_HEAD: &str = "\
+# Parity
+
+Made by `cargo xtask parity`, which runs the comparison of `crates/margay/tests/end_to_end_parity.rs`: tiny random
+checkpoints of true structure against tensors that the published implementations computed (`tests/golden/README.md`), all
+in float32. A figure is the largest difference over the largest value of a tensor; under `hidden` the worst layer. `greedy`
+counts continuation tokens that are equal, of those compared. Instruction sets whose figures are the same share a row. A
+case of several pictures holds no tensor of the stages that its pictures have cases of their own for (-).
+
+";
+
+/// The table of all runs, which come sorted by case.
+#[cfg(feature = "reference")]
+fn table(runs: &[Run]) -> String {
+    let mut text = format!("{TABLE_HEAD}| case | backend | {} | greedy |\n", STAGES.join(" | "));
+    text += &format!("|{}\n", "---|".repeat(STAGES.len() + 3));
+    let mut rows: Vec<(&str, Vec<&str>, String)> = vec![];
+    for run in runs {
+        let figures = run.errors.iter().map(|e| e.map_or_else(|| "-".to_owned(), |e| format!("{e:.1e}")));
+        let figures = figures.collect::<Vec<_>>().join(" | ");
+        let figures = format!("{figures} | {0} of {0}", run.greedy);
+        match rows.iter_mut().find(|(case, _, same)| *case == run.case && *same == figures) {
+            Some((_, backends, _)) => backends.push(&run.backend),
+            None => rows.push((&run.case, vec![&run.backend], figures)),
+        }
+    }
+    for (case, backends, figures) in rows {
+        text += &format!("| {case} | {} | {figures} |\n", backends.join(", "));
+    }
+    text
+}
+
+fn page() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/parity.md")
+}
+
+#[cfg(feature = "reference")]
+#[test]
+#[ignore = "writes docs/parity.md; run by cargo xtask parity"]
+fn write_the_parity_table() {
+    let mut runs = vec![];
+    for name in checkpoints() {
+        let loads = std::iter::once(on_reference()).chain(Isa::supported().map(on));
+        let mut of_name: Vec<_> = loads.flat_map(|load| check(&name, &load)).collect();
+        of_name.sort_by(|a, b| a.case.cmp(&b.case));
+        runs.extend(of_name);
+    }
+    std::fs::write(page(), table(&runs)).unwrap();
+}
+
+/// Figures differ in their last digits between machines; the cases do not.
+#[test]
+fn the_parity_table_holds_every_case() {
+    let page = std::fs::read_to_string(page()).unwrap();
+    let mut listed: Vec<_> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("| ")?.split(" | ").next())
+        .filter(|case| case.contains('/'))
+        .collect();
+    listed.dedup();
+    let cases: Vec<_> = checkpoints().iter().flat_map(|name| cases(name)).map(|case| case.name).collect();
+    let mut cases: Vec<_> = cases.iter().map(String::as_str).collect();
+    cases.sort_unstable();
+    listed.sort_unstable();
+    assert_eq!(listed, cases, "docs/parity.md is stale: cargo xtask parity");
 }

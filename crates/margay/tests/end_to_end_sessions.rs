@@ -6,9 +6,11 @@
 use margay::rooms::{
     cpu::Isa,
     file::{SafeTensors, TensorSource},
+    graph::MemoryUse,
 };
 use margay::{
-    AskOptions, Content, Error, Event, Image, KvType, LoadOptions, Model, Report, Sampling, Stage, Stop, Turn,
+    AskOptions, Content, Error, Event, Image, KvType, LoadOptions, Model, ModelSource, Report, Sampling,
+    Stage, Stop, Turn,
 };
 use std::path::{Path, PathBuf};
 
@@ -21,7 +23,7 @@ fn model(name: &str, options: LoadOptions) -> Model {
 }
 
 fn picture(name: &str) -> Image {
-    Image::open(golden(name).join("image.png")).unwrap()
+    Image::open(golden(name).join("wide.png")).unwrap()
 }
 
 fn short() -> AskOptions {
@@ -41,6 +43,34 @@ fn the_answer_does_not_depend_on_the_batch_or_the_threads() {
         let options = LoadOptions { batch, threads: Some(threads), ..LoadOptions::default() };
         let other = ask(&model("mobilevlm-v2", options), &image, "a red square", &short());
         assert_eq!(other.tokens, base.tokens, "batch {batch}, {threads} threads");
+    }
+}
+
+#[test]
+fn the_memory_of_a_model_is_what_was_predicted() {
+    for (name, image) in
+        [("mobilevlm-v1", true), ("llava", true), ("siglip", true), ("qwen3moe", false), ("gemma", false)]
+    {
+        for context in [128, 400] {
+            let options = LoadOptions { context: Some(context), ..LoadOptions::default() };
+            let predicted =
+                ModelSource::open(&golden(name), None).unwrap().predict_memory(&options, None).unwrap();
+            let model = model(name, options);
+            let images: Vec<_> = image.then(|| picture(name)).into_iter().collect();
+            let mut session = model.session().unwrap();
+            assert_eq!(session.cache_bytes(), predicted.cache_bytes, "{name}");
+            let ask = AskOptions { max_tokens: 1, ..AskOptions::default() };
+            session.ask_with(&images, "a", &ask).unwrap().report().unwrap();
+            let held = model.memory().unwrap();
+            let parts: Vec<_> =
+                [Some(predicted.text), predicted.encode, predicted.project].into_iter().flatten().collect();
+            let sum = |of: fn(&MemoryUse) -> usize| parts.iter().map(of).sum::<usize>();
+            let weights = |m: &MemoryUse| m.packed_weight_bytes + m.mapped_weight_bytes;
+            assert_eq!(sum(weights), weights(&held), "{name}");
+            assert_eq!(sum(|m| m.arena_bytes), held.arena_bytes, "{name}");
+            assert_eq!(sum(|m| m.scratch_bytes), held.scratch_bytes, "{name}");
+            assert!(held.scratch_bytes > 0, "{name}");
+        }
     }
 }
 

@@ -34,8 +34,8 @@ EXAMPLES:
   margay inspect ./llava-1.5-7b --context 2048 --json
 
 MEMORY:
-  Predicted from the file alone, for the CPU backend: the weights as they are stored (kernels may
-  hold them in another layout of about the same size), the buffers of each stage, and the KV cache.";
+  Predicted without reading the weights, for the CPU backend: the weights as its kernels hold them,
+  the buffers of each stage, and the KV cache. The program itself and its vocabulary come on top.";
 
 /// Show what a model file holds, and the memory it will take
 #[derive(Debug, Args)]
@@ -179,7 +179,7 @@ impl Inspect {
         inspection.work = Some(Work::count(source, &programs, &sizes)?);
         let kv = KvType::from_name(&self.kv).unwrap_or_default();
         let picture = picture.map(|(layout, _)| (layout, sizes));
-        inspection.memory = Some(Memory::predict(source, &programs, self.context, kv, picture)?);
+        inspection.memory = Some(Memory::predict(source, self.context, kv, picture)?);
         Ok(inspection)
     }
 

@@ -18,7 +18,7 @@ pub(super) const TINYLLAVA: Family = Family {
     ],
     prompt: llava::VICUNA,
     vision: Some(LLAVA_VISION),
-    verified: "transformers SiglipVisionModel and Qwen2ForCausalLM",
+    verified: "transformers SiglipVisionModel and CLIPVisionModel; Qwen2, Phi, LLaMA and Gemma ForCausalLM",
     published: &[
         Published {
             name: "TinyLLaVA 0.89B",
