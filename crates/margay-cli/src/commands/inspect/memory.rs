@@ -11,6 +11,9 @@ use margay::{
 use serde::Serialize;
 use std::num::NonZeroUsize;
 
+/// Tokens of a block of the cache.
+const BLOCK_TOKENS: usize = 64;
+
 /// Predicted memory, bytes.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(super) struct Memory {
@@ -74,7 +77,7 @@ impl Memory {
             encode_buffer_bytes: encode.as_ref().map(buffers),
             project_buffer_bytes: project.as_ref().map(|project| buffers(project) + held),
             kv: kv.name(),
-            cache_bytes_per_token: cache_bytes / context,
+            cache_bytes_per_token: cache_bytes / context.next_multiple_of(BLOCK_TOKENS),
             cache_bytes,
             visual_bytes_per_picture,
             total_bytes: weight_bytes.saturating_add(rest as u64),
