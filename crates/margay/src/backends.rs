@@ -1,7 +1,7 @@
 //! The backends: one line each.
 
 use crate::{Error, LoadOptions};
-use margay_cpu::{CoreSet, CpuBackend, CpuOptions, Isa, KvType};
+use margay_cpu::{CoreSet, CpuBackend, CpuOptions, Isa};
 use margay_graph::Backend;
 use margay_observe::{Root, machine};
 
@@ -109,7 +109,7 @@ fn reference(options: &LoadOptions) -> Result<Box<dyn Backend>, Error> {
             return Err(Error::Option { option, what });
         }
     }
-    if options.kv == KvType::Q8 {
+    if options.kv == margay_cpu::KvType::Q8 {
         let what = "the reference keeps keys and values in float32 only; choose the cpu backend".to_owned();
         return Err(Error::Option { option: "kv", what });
     }

@@ -86,6 +86,10 @@ fn cases(name: &str) -> Vec<Case> {
 const STAGES: [&str; 5] = ["pixels", "encode", "project", "hidden", "logits"];
 
 /// How far a case was from the published implementation on one backend.
+#[cfg_attr(
+    not(feature = "reference"),
+    allow(dead_code, reason = "the table has the reference beside the others")
+)]
 struct Run {
     case: String,
     backend: String,

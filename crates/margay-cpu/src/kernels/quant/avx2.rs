@@ -1,9 +1,9 @@
-//! AVX2 integer kernels.
+//! AVX2 integer kernels: one row here, many in [`blocks`].
 //!
 //! `vpmaddubsw` multiplies unsigned codes with signed activations (-127..=127) and adds neighbours in 16 bits: a pair
 //! is at most 2 * 15 * 127 = 3810 for 4-bit codes, so 8 pairs (30480) fit; 4 of 5-bit codes (31496), 2 of 6-bit ones
 //! (32004). The zero point costs nothing: the sums begin at minus zero times the sum of the activations, which fits as
-//! well because what is left is the sum of products with codes less their zero point. Signed bytes are widened to 16 bits for `vpmaddwd`, which is exact.
+//! well because what is left is the sum of products with codes less their zero point.
 
 mod blocks;
 
