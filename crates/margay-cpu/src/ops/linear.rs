@@ -36,7 +36,7 @@ const MOST_UNPACKED_BYTES: usize = 2 * 32 * PANEL;
 const WIDEN_FROM_ROWS: usize = 12;
 /// Rows that a task quantizes: a multiple of those that copies put together, so that no two tasks share such.
 const QUANTIZE_ROWS: usize = 2 * COPY_ROWS;
-const _: () = assert!(TASK_ROWS % COPY_ROWS == 0);
+const _: () = assert!(TASK_ROWS.is_multiple_of(COPY_ROWS));
 
 /// A packed weight.
 #[derive(Debug)]
