@@ -7,9 +7,11 @@
     shapes.py --list
 
 Text models: m14 (MobileLLaMA 1.4B), m27 (MobileLLaMA 2.7B, heads of 80), phi2 (Phi-2), v7 (Vicuna 7B), in Q4_0,
-Q4_K_M, Q8_0 or F16; q05 (Qwen2 0.5B) in those but Q4_K_M, whose blocks its rows do not fill. Vision files: clip (CLIP ViT-L/14-336) and siglip (SigLIP so400m/14-384) with mlp or ldpv2 to a
-width, and fastvithd (FastVLM's at 1024 pixels, which only Margay reads) with mlp, in F16 or BF16. All text models have one byte-level vocabulary in which every word of up to three letters is a
-token, and a chat template that adds nothing: every engine reads the same file, and a prompt is as long as it says.
+Q4_K_M, Q8_0 or F16; q05 (Qwen2 0.5B) in those but Q4_K_M, whose blocks its rows do not fill. Vision files: clip
+(CLIP ViT-L/14-336) and siglip (SigLIP so400m/14-384) with mlp or ldpv2 to a width, and fastvithd (FastVLM's at 1024
+pixels, which only Margay reads) with mlp, in F16 or BF16. All text models have one byte-level vocabulary in which every
+word of up to three letters is a token, and a chat template that adds nothing: every engine reads the same file, and a
+prompt is as long as it says.
 """
 
 import argparse
