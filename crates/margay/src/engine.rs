@@ -131,11 +131,14 @@ impl Engine {
     }
 
     /// A tile to patch features [P, C].
+    // Never inlined: `cargo xtask instructions` counts by this name, and by the next.
+    #[inline(never)]
     pub(crate) fn encode(&mut self, tile: &Feed<'_>, cancel: &Cancel) -> Result<&[f32], Error> {
         run_stage(&mut self.vision_mut().encode, tile, &tile.pixels, "encode", cancel)
     }
 
     /// Patch features [P, C] of `tile`, or of all tiles that are stitched, to visual tokens [V, E].
+    #[inline(never)]
     pub(crate) fn project(
         &mut self,
         tile: &Feed<'_>,
