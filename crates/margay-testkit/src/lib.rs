@@ -15,6 +15,7 @@
 pub mod golden;
 pub mod naive;
 pub mod random;
+pub mod refusals;
 pub mod suite;
 pub mod tolerance;
 pub mod weights;

@@ -171,3 +171,9 @@ fn what_is_unsupported_and_what_fails_is_told_apart_and_neither_passes() {
         }
     }
 }
+
+#[test]
+fn parts_of_a_prefix_and_maps_that_do_not_fit_are_refused() {
+    margay_testkit::refusals::of_a_part_of_a_prefix(&ReferenceBackend::new());
+    margay_testkit::refusals::of_maps_that_do_not_fit(&ReferenceBackend::new());
+}

@@ -168,3 +168,47 @@ fn activations_that_are_no_numbers_reach_the_result() {
         assert!(y[..16].iter().all(|y| y.is_finite()) && y[16..].iter().all(|y| !y.is_finite()));
     }
 }
+
+/// A value read by codes that ask for different copies of its rows, in one call that shares out the tasks of both layers.
+#[test]
+fn layers_of_different_codes_share_rows() {
+    let (n, k) = (35, 1024 + 256);
+    let tensors = [DType::Q4_K, DType::Q8_0, DType::Q6_K].map(|dtype| weight(dtype, n, k));
+    for (isa, m) in Isa::supported().flat_map(|isa| [1, 2, 7, 261].map(|m| (isa, m))) {
+        let x = rows(m, k);
+        let pool = Arc::new(Pool::new(2, None));
+        let engine = Engine {
+            pool: pool.clone(),
+            kernels: Kernels::of(isa).unwrap(),
+            scratch: Scratch::new(2, linear::scratch_floats()),
+            team: 2,
+            cancel: Cancel::new(),
+            skipped: AtomicBool::new(false),
+        };
+        let matrices =
+            tensors.each_ref().map(|t| QuantMatrix::pack(t, &pool, &Arena::default()).unwrap().unwrap());
+        let codes = matrices.iter().map(|matrix| matrix.kind.codes);
+        let mut quantized = QuantRows::new(QuantSize::new(&engine.kernels, codes).max(m, k));
+        // SAFETY: the matrix is as large as that and outlives its view.
+        let view = unsafe { View::new(x.as_ptr(), m, k) };
+        quantized.fill(&engine, Source { x: view, norm: None }).unwrap();
+        let mut results = [(); 3].map(|()| vec![0.0; m * n]);
+        let mut layers = vec![];
+        for (matrix, y) in matrices.iter().zip(&mut results) {
+            // SAFETY: as above.
+            let out = unsafe { Out::new(y.as_mut_ptr(), m, n) };
+            let epilogue = Epilogue { bias: None, activation: None, residual: None };
+            layers.push(Layer { matrix, epilogue, out });
+        }
+        linear::quantized(&engine, &layers, &quantized).unwrap();
+        drop(layers);
+        for (tensor, y) in tensors.iter().zip(&results) {
+            assert_eq!(
+                bits(y),
+                bits(&multiply(Isa::Scalar, 1, tensor, &x)),
+                "{isa} {} {m} rows",
+                tensor.dtype()
+            );
+        }
+    }
+}

@@ -17,7 +17,10 @@ use crate::{
     kernels::quant::{COPY_ROWS, Product, RowCopy, Rows},
     pack::{Codes, Kind, Offset, PANEL},
 };
-use std::arch::{asm, x86_64::*};
+use std::{
+    arch::{asm, x86_64::*},
+    mem::MaybeUninit,
+};
 
 /// Rows of a block.
 const ROWS: usize = COPY_ROWS;
@@ -328,7 +331,7 @@ macro_rules! block {
         #[target_feature(enable = "avx2,fma,f16c")]
         unsafe fn $name(p: &Product, q: *const u8, c: *mut f32) {
             // Room for the first halves of four rows.
-            let mut t = [0.0f32; 2 * 8 * ROWS];
+            let mut t = MaybeUninit::<[f32; 2 * 8 * ROWS]>::uninit();
             // SAFETY: the caller's promise: every offset lies within a group.
             unsafe {
                 asm!(
