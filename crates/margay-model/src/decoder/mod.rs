@@ -109,8 +109,8 @@ pub(crate) fn from_hf_as(config: &HfConfig<'_>, model_type: &str) -> Result<Text
     (decoder.read_hf)(config)
 }
 
-/// The text program. Inputs: `ids` `[T]`, `positions` `[T]` or, where they have axes, `[T, 3]`, `rows` `[R]` (whose logits are wanted), and with `visual` also
-/// `visual` [V, E]. Outputs: `logits` [R, vocabulary] and the taps `hidden.0` (embeddings) to `hidden.L`, [T, E] each.
+/// The text program. Inputs: `ids` `[T]`, `positions` `[T]` or, where they have axes, `[T, 3]`, `rows` `[R]` (whose logits
+/// are wanted), and with `visual` also `visual` [V, E]. Outputs: `logits` [R, vocabulary] and the taps `hidden.0` (embeddings) to `hidden.L`, [T, E] each.
 pub(crate) fn text(config: &TextConfig, visual: bool) -> Result<Program, ModelError> {
     let decoder = config.decoder;
     let mut b = Builder::new(Stage::Text);
