@@ -110,20 +110,22 @@ pub(crate) fn multiply(
         let tile = carve(&mut scratch, TASK_ROWS * TASK_COLUMNS);
         for k in (0..matrix.k).step_by(K_CHUNK) {
             let len = K_CHUNK.min(matrix.k - k);
-            for column in (0..block.columns).step_by(PANEL) {
-                let panel = (block.column + column) / PANEL;
+            let (first, panels) = (block.column / PANEL, block.columns.div_ceil(PANEL));
+            for at in (0..panels).step_by(kernels.panels) {
                 // SAFETY: the pointers are those of this task's tile and scratch, of the matrix and of the rows, all as
                 // large as the product says; a float has the room of an integer.
                 unsafe {
                     (kernels.gemm)(&ChannelProduct {
                         rows: block.rows,
+                        panels: kernels.panels.min(panels - at),
                         k: len,
                         q: x.q.as_ptr().add(block.row * matrix.k + k),
                         lda: matrix.k,
                         copy: x.copy.as_ptr().wrapping_add(copy_at(x.rows, matrix.k, block.row, k)),
-                        codes: matrix.codes_at(panel, k),
-                        totals: matrix.totals_at(panel),
-                        sums: tile[column..].as_mut_ptr().cast(),
+                        codes: matrix.codes_at(first + at, k),
+                        codes_panel: matrix.k * PANEL,
+                        totals: matrix.totals_at(first + at),
+                        sums: tile[at * PANEL..].as_mut_ptr().cast(),
                         ldc: TASK_COLUMNS,
                         first: k == 0,
                     });

@@ -30,8 +30,8 @@ pub(super) const K_CHUNK: usize = 512;
 const K_CHUNK_ONE_ROW: usize = 2048;
 /// Columns of k of a float panel: 256 * 16 floats = 16 KiB.
 const K_CHUNK_FLOAT: usize = 256;
-/// What 32 columns of a panel take at most once unpacked: twice their bytes.
-const MOST_UNPACKED_BYTES: usize = 2 * 32 * PANEL;
+/// What 32 columns of the panels that a kernel takes at once need at most, once unpacked: two panels with two sums each.
+const MOST_UNPACKED_BYTES: usize = 2 * (32 + 2 * 4) * PANEL;
 /// Rows from which on it pays to widen half precision weights to memory instead of in registers.
 const WIDEN_FROM_ROWS: usize = 12;
 /// Rows that a task quantizes: a multiple of those that copies put together, so that no two tasks share such.
@@ -94,7 +94,7 @@ pub(crate) struct Epilogue<'a> {
 /// Floats of scratch that a worker needs for any linear layer.
 pub(crate) fn scratch_floats() -> usize {
     let tile = TASK_ROWS * TASK_COLUMNS;
-    // Scales and minima come one for 16 columns.
+    // Scales and minima come one for 16 columns; `many_rows` needs fewer, of several panels together.
     let codes = K_CHUNK / 32 * MOST_UNPACKED_BYTES / 4;
     let scales = 2 * K_CHUNK_ONE_ROW / 16 * PANEL;
     let widened = K_CHUNK_FLOAT * NR;
@@ -526,9 +526,12 @@ fn one_row(
                     kind: matrix.kind,
                     rows: 1,
                     groups: len / 32,
+                    panels: 1,
                     a: x.rows(engine, block.row, k, matrix.kind.codes),
                     codes: matrix.codes_at(panel, k),
+                    codes_panel: 0,
                     scales: scales.as_ptr(),
+                    scales_panel: 0,
                     packed_scales: if as_packed { packed.as_ptr() } else { std::ptr::null() },
                     mins: mins.as_ptr(),
                     c: tile[column..].as_mut_ptr(),
@@ -552,48 +555,58 @@ fn many_rows(
     mut scratch: &mut [f32],
 ) {
     let kernels = engine.kernels.quant;
-    let unpacked = (kernels.unpacked_bytes)(matrix.kind);
-    assert!(unpacked <= MOST_UNPACKED_BYTES);
-    let groups_of = |k: usize| k / 32 * matrix.kind.halves;
-    let codes = carve(&mut scratch, K_CHUNK / 32 * unpacked / 4);
-    let scales = carve(&mut scratch, groups_of(K_CHUNK) * PANEL);
-    let mins = carve(&mut scratch, groups_of(K_CHUNK) * PANEL);
-    let first = block.column / PANEL;
+    // Codes of a chunk of k of one panel, and its scales and minima.
+    let unpacked = K_CHUNK / 32 * (kernels.unpacked_bytes)(matrix.kind);
+    let scaled = K_CHUNK / 32 * matrix.kind.halves * PANEL;
+    assert!(kernels.panels * unpacked <= K_CHUNK / 32 * MOST_UNPACKED_BYTES);
+    let codes = carve(&mut scratch, kernels.panels * unpacked / 4);
+    let scales = carve(&mut scratch, kernels.panels * scaled);
+    let mins = carve(&mut scratch, kernels.panels * scaled);
+    let (first, panels) = (block.column / PANEL, block.columns.div_ceil(PANEL));
     for k in (0..matrix.k).step_by(K_CHUNK) {
         let len = K_CHUNK.min(matrix.k - k);
-        for column in (0..block.columns).step_by(PANEL) {
-            let panel = first + column / PANEL;
-            let packed = matrix.scales_at(panel, k, len);
-            (kernels.scales)(matrix.kind, matrix.scaling, packed, scales, mins);
-            let mut panel_codes = matrix.codes_at(panel, k);
-            // What is unpacked next arrives while the rows pass by.
-            let next = if column + PANEL < block.columns { (panel + 1, k) } else { (first, k + len) };
-            if next.1 < matrix.k {
-                let len = K_CHUNK.min(matrix.k - next.1);
-                let scales = matrix.scales_at(next.0, next.1, len);
-                let codes = matrix.codes_at(next.0, next.1);
-                (0..matrix.code_bytes(len)).step_by(64).for_each(|at| prefetch(codes.wrapping_add(at)));
-                scales.chunks(64).for_each(|line| prefetch(line.as_ptr()));
-            }
-            if unpacked > 0 {
-                // SAFETY: `codes` has room for `K_CHUNK >= len` columns.
-                unsafe {
-                    (kernels.unpack)(matrix.kind, panel_codes, len, codes.as_mut_ptr().cast());
+        for at in (0..panels).step_by(kernels.panels) {
+            let together = kernels.panels.min(panels - at);
+            for (i, panel) in (first + at..first + at + together).enumerate() {
+                let packed = matrix.scales_at(panel, k, len);
+                let (scales, mins) = (&mut scales[i * scaled..], &mut mins[i * scaled..]);
+                (kernels.scales)(matrix.kind, matrix.scaling, packed, scales, mins);
+                if unpacked > 0 {
+                    // SAFETY: `codes` has room for `K_CHUNK >= len` columns of each panel.
+                    unsafe {
+                        let to = codes.as_mut_ptr().cast::<u8>().add(i * unpacked);
+                        (kernels.unpack)(matrix.kind, matrix.codes_at(panel, k), len, to);
+                    }
                 }
-                panel_codes = codes.as_ptr().cast();
             }
+            // What is unpacked next arrives while the rows pass by.
+            let next = at + together;
+            let (next, k_next) = if next < panels { (next, k) } else { (0, k + len) };
+            if k_next < matrix.k {
+                let len = K_CHUNK.min(matrix.k - k_next);
+                for panel in first + next..first + panels.min(next + kernels.panels) {
+                    let codes = matrix.codes_at(panel, k_next);
+                    (0..matrix.code_bytes(len)).step_by(64).for_each(|at| prefetch(codes.wrapping_add(at)));
+                    let scales = matrix.scales_at(panel, k_next, len);
+                    scales.chunks(64).for_each(|line| prefetch(line.as_ptr()));
+                }
+            }
+            let packed = matrix.codes_at(first + at, k);
             // SAFETY: as in `one_row`.
             unsafe {
                 (kernels.gemm)(&Product {
                     kind: matrix.kind,
                     rows: block.rows,
                     groups: len / 32,
+                    panels: together,
                     a: x.rows(engine, block.row, k, matrix.kind.codes),
-                    codes: panel_codes,
+                    codes: if unpacked > 0 { codes.as_ptr().cast() } else { packed },
+                    codes_panel: if unpacked > 0 { unpacked } else { matrix.panel_code_bytes() },
                     scales: scales.as_ptr(),
+                    scales_panel: scaled,
                     packed_scales: std::ptr::null(),
                     mins: mins.as_ptr(),
-                    c: tile[column..].as_mut_ptr(),
+                    c: tile[at * PANEL..].as_mut_ptr(),
                     ldc: TASK_COLUMNS,
                     first: k == 0,
                     ahead: std::ptr::null(),

@@ -93,6 +93,12 @@ fn recipe(dtype: DType) -> Option<(Kind, Scaling, TakeApart)> {
     })
 }
 
+/// An infinite scale becomes one that is no number: kernels may scale a sum by parts, of which infinity would make
+/// something else than of the sum.
+fn number_or_nan(half: [u8; 2]) -> [u8; 2] {
+    if half[1] & 0x7c == 0x7c { [0, 0x7e] } else { half }
+}
+
 fn nibbles(bytes: &[u8; 16], codes: &mut [u8; 32]) {
     for (j, byte) in bytes.iter().enumerate() {
         codes[j] = byte & 15;
@@ -278,6 +284,7 @@ impl QuantMatrix {
             for i in 0..k / elements {
                 for (column, row) in rows.chunks_exact(row_bytes).enumerate() {
                     take(&row[i * block_bytes..][..block_bytes], &mut block);
+                    block.d = number_or_nan(block.d);
                     this.put_codes(codes, column, i * elements, &block.codes[..elements]);
                     this.put_scales(scales, column, i, &block);
                 }

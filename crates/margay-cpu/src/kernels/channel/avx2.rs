@@ -14,6 +14,7 @@ pub(super) static TABLE: ChannelKernels = ChannelKernels {
         // SAFETY: the caller's promise, and AVX2 was detected.
         unsafe { copy(rows, columns, q, lda, to) }
     }),
+    panels: 1,
     zero: 0,
     gemm: |p| {
         // SAFETY: the caller's promise, and AVX2 was detected.
@@ -21,10 +22,12 @@ pub(super) static TABLE: ChannelKernels = ChannelKernels {
     },
 };
 
+/// Codes made unsigned by 128, `[columns/4][COPY_ROWS][4]`.
+///
 /// # Safety
 /// As [`ChannelKernels::copy`].
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn copy(rows: usize, columns: usize, q: *const i8, lda: usize, to: *mut u8) {
+pub(super) unsafe fn copy(rows: usize, columns: usize, q: *const i8, lda: usize, to: *mut u8) {
     for first in (0..rows).step_by(COPY_ROWS) {
         for at in (0..columns).step_by(16) {
             // SAFETY: the caller's promise: rows below `rows` are valid, and the copy has room for whole blocks.

@@ -7,6 +7,7 @@ use std::arch::x86_64::*;
 pub(super) static TABLE: ChannelKernels = ChannelKernels {
     name: "vpdpbusd of AVX-VNNI",
     copy: None,
+    panels: 1,
     zero: 128,
     gemm: |p| {
         // SAFETY: the caller's promise, and AVX-VNNI was detected.

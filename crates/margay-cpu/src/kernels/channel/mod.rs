@@ -16,23 +16,29 @@ mod tests;
 use crate::Isa;
 pub(crate) use crate::kernels::quant::COPY_ROWS;
 
-/// One product: `rows` rows times a panel of 16 outputs over `k` columns.
+/// One product: `rows` rows times one or more panels of 16 outputs over `k` columns.
 pub(crate) struct ChannelProduct {
     pub(crate) rows: usize,
+    /// 1 to [`ChannelKernels::panels`].
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only AVX-512 takes more than one"))]
+    pub(crate) panels: usize,
     /// A multiple of [`crate::pack::CHANNEL_STEP`].
     pub(crate) k: usize,
     /// Activation codes; rows `lda` apart.
     pub(crate) q: *const i8,
     pub(crate) lda: usize,
     /// What [`ChannelKernels::copy`] made of them.
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only AVX2 reads them"))]
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only x86 reads them"))]
     pub(crate) copy: *const u8,
-    /// Codes of the panel, `[k / 4][16][4]`.
+    /// Codes of the first panel, `[k / 4][16][4]`.
     pub(crate) codes: *const u8,
-    /// Sums of the codes of each of its outputs, over all columns.
+    /// Distance of the codes of panels, bytes.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "as of panels"))]
+    pub(crate) codes_panel: usize,
+    /// Sums of the codes of each of the outputs, over all columns.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "as above"))]
     pub(crate) totals: *const i32,
-    /// Sums, `[rows][16]`, rows `ldc` apart; with room for a multiple of [`COPY_ROWS`] where there is a copy.
+    /// Sums, `[rows][panels][16]`, rows `ldc` apart; with room for a multiple of [`COPY_ROWS`] where there is a copy.
     pub(crate) sums: *mut i32,
     pub(crate) ldc: usize,
     /// True where the sums are to be set, false where they are to be added to.
@@ -45,6 +51,8 @@ pub(crate) struct ChannelKernels {
     pub(crate) name: &'static str,
     /// Where `gemm` reads rows in another order.
     pub(crate) copy: Option<Copy>,
+    /// Panels that `gemm` takes at once.
+    pub(crate) panels: usize,
     /// What `gemm` adds to every weight code.
     pub(crate) zero: i32,
     /// Adds to the sums.

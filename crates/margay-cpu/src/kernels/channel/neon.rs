@@ -7,6 +7,7 @@ use std::arch::{aarch64::*, asm};
 pub(super) static TABLE: ChannelKernels = ChannelKernels {
     name: "sdot of NEON",
     copy: None,
+    panels: 1,
     zero: 0,
     gemm: |p| {
         // SAFETY: the caller's promise, and the dot product was detected.

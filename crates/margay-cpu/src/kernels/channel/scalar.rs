@@ -4,7 +4,7 @@ use super::{ChannelKernels, ChannelProduct};
 use crate::pack::PANEL;
 
 pub(super) static TABLE: ChannelKernels =
-    ChannelKernels { name: "portable loops", copy: None, zero: 0, gemm };
+    ChannelKernels { name: "portable loops", copy: None, panels: 1, zero: 0, gemm };
 
 /// # Safety
 /// As [`ChannelKernels::gemm`].

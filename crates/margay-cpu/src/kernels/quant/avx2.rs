@@ -7,6 +7,8 @@
 
 mod blocks;
 
+pub(super) use blocks::{COPY_BYTES, UNSIGNED as UNSIGNED_COPY};
+
 use super::{COPY_ROWS, Product, QuantKernels};
 use crate::pack::{Codes, Kind, Offset, PANEL, Scaling};
 use std::arch::x86_64::*;
@@ -21,6 +23,7 @@ const CHUNK: usize = 4 * PANEL;
 pub(super) static TABLE: QuantKernels = QuantKernels {
     name: "vpmaddubsw and vpmaddwd of AVX2",
     copies: &blocks::COPIES,
+    panels: 1,
     unpacked_bytes: blocks::unpacked_bytes,
     gemv_reads_packed: |kind, scaling| {
         kind.offset != Offset::Min && scaling == Scaling::Plain && streams(kind)

@@ -1,24 +1,38 @@
 //! AVX-512 VNNI integer kernels: a register holds 4 columns of all 16 outputs of a panel.
+//!
+//! Of many rows, eight at a time times two panels. `vpdpbusd` multiplies unsigned bytes with signed ones: here activations
+//! are made unsigned by 128, so that codes can be less their zero point and need nothing more than what those 128 add,
+//! which is a matter of the weights alone and where sums begin. They begin at the bits of [`MAGIC`] besides, and so end as
+//! those of the float that is greater than the sum by it. Its product with the scale then is one `vfmadd`, which adds the
+//! scale times minus that number: exact, because that has 21 bits at most, and so rounded once, as the product alone.
 
 use super::{
-    Product, QuantKernels, avx2,
-    vnni::{self, CHUNK, GROUPS, PREFETCH_BYTES, RowFacts},
+    COPY_ROWS, Product, QuantKernels, RowCopy, avx2,
+    vnni::{self, CHUNK, GROUPS, MAGIC, PREFETCH_BYTES},
 };
-use crate::pack::{Codes, Offset, PANEL, Scaling};
+use crate::pack::{Codes, Kind, Offset, PANEL, Scaling};
 use std::{arch::x86_64::*, mem::MaybeUninit};
 
-/// Rows a tile keeps in registers where a group has one scale: sums and results of 12 take 24 registers, and 13 loads go
-/// with 12 products, two of each a cycle.
-const TILE_ROWS: usize = 12;
-/// The same for all others: of more rows, what the first half gave no longer fits.
-const FEWER_ROWS: usize = 8;
+/// Rows of a tile where a group has one scale: with two panels 16 products follow on 10 loads, and none waits for the one
+/// before it. Where groups have two scales, half as many: what the first gave has to be kept.
+const TILE_ROWS: usize = 2 * COPY_ROWS;
+/// Panels of a tile.
+const PANELS: usize = 2;
+/// Bytes of 32 columns of [`COPY_ROWS`] rows.
+const BLOCK: usize = COPY_ROWS * avx2::COPY_BYTES;
+/// Bytes of the sums' start, before the codes they are for.
+const START: usize = 4 * PANEL;
 
 pub(super) static TABLE: QuantKernels = QuantKernels {
     name: "vpdpbusd of AVX-512 VNNI",
-    copies: &[],
-    unpacked_bytes: vnni::unpacked_bytes,
+    copies: &[RowCopy { serves: |_| true, ..avx2::UNSIGNED_COPY }],
+    panels: PANELS,
+    unpacked_bytes: |kind| 32 * PANEL + kind.halves * START,
     gemv_reads_packed: |kind, scaling| kind.halves == 1 && scaling == Scaling::Plain,
-    unpack: vnni::unpack,
+    unpack: |kind, packed, k, out| {
+        // SAFETY: the caller's promise, and AVX-512 was detected.
+        unsafe { unpack(kind, packed, k, out) }
+    },
     scales: |kind, scaling, packed, s, m| {
         // SAFETY: AVX-512 is detected only together with AVX2, FMA and F16C.
         unsafe { avx2::unpack_scales(kind, scaling, packed, s, m) }
@@ -33,102 +47,163 @@ pub(super) static TABLE: QuantKernels = QuantKernels {
     },
 };
 
+/// For each group, or each half of it: where sums start, then signed codes less their zero point, `[columns/4][16][4]`.
+///
+/// # Safety
+/// As [`QuantKernels::unpack`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn unpack(kind: Kind, packed: *const u8, k: usize, out: *mut u8) {
+    let zero = _mm512_set1_epi8(if let Offset::Zero(zero) = kind.offset { zero as i8 } else { 0 });
+    let (mask, added) = (_mm512_set1_epi8(15), _mm512_set1_epi8(-128));
+    let start = _mm512_set1_epi32(MAGIC.to_bits() as i32);
+    let chunks = 8 / kind.halves;
+    for part in 0..k / 32 * kind.halves {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let out = out.add(part * (START + chunks * CHUNK));
+            let mut sum = _mm512_setzero_si512();
+            for pair in 0..chunks / 2 {
+                let at = part * chunks / 2 + pair;
+                let [low, high] = if kind.codes == Codes::U4 {
+                    let both = _mm512_loadu_si512(packed.add(at * CHUNK).cast());
+                    [_mm512_and_si512(both, mask), _mm512_and_si512(_mm512_srli_epi16::<4>(both), mask)]
+                } else {
+                    let at = packed.add(2 * at * CHUNK);
+                    [_mm512_loadu_si512(at.cast()), _mm512_loadu_si512(at.add(CHUNK).cast())]
+                };
+                for (i, codes) in [low, high].into_iter().enumerate() {
+                    let codes = _mm512_sub_epi8(codes, zero);
+                    _mm512_storeu_si512(out.add(START + (2 * pair + i) * CHUNK).cast(), codes);
+                    sum = _mm512_dpbusd_epi32(sum, added, codes);
+                }
+            }
+            _mm512_storeu_si512(out.cast(), _mm512_sub_epi32(start, sum));
+        }
+    }
+}
+
+/// Scales times minus [`MAGIC`], as the scales lie.
+#[repr(align(64))]
+struct Minus([[MaybeUninit<[f32; PANEL]>; 2 * GROUPS]; PANELS]);
+
 /// # Safety
 /// As [`QuantKernels::gemm`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,fma")]
 unsafe fn gemm(p: &Product) {
-    assert!(p.groups <= GROUPS);
+    assert!(p.groups <= GROUPS && p.panels <= PANELS);
+    let mut minus = Minus([[MaybeUninit::uninit(); 2 * GROUPS]; PANELS]);
+    let magic = _mm512_set1_ps(-MAGIC);
+    for (panel, minus) in minus.0[..p.panels].iter_mut().enumerate() {
+        for (i, minus) in minus[..p.groups * p.kind.halves].iter_mut().enumerate() {
+            // SAFETY: so many scales lie there.
+            unsafe {
+                let scales = _mm512_loadu_ps(p.scales.add(panel * p.scales_panel + i * PANEL));
+                _mm512_storeu_ps(minus.as_mut_ptr().cast(), _mm512_mul_ps(scales, magic));
+            }
+        }
+    }
+    let minus = minus.0.as_ptr().cast::<f32>();
     // SAFETY: the caller's promise.
     unsafe {
-        match (p.kind.halves, p.kind.offset) {
-            (1, Offset::Min) => tiles::<1, true>(p),
-            (1, _) => tiles::<1, false>(p),
-            (_, Offset::Min) => tiles::<2, true>(p),
-            _ => tiles::<2, false>(p),
+        match (p.kind.halves, p.kind.offset == Offset::Min, p.panels) {
+            (1, false, PANELS) => tiles::<1, false, PANELS>(p, minus),
+            (1, true, PANELS) => tiles::<1, true, PANELS>(p, minus),
+            (_, false, PANELS) => tiles::<2, false, PANELS>(p, minus),
+            (_, true, PANELS) => tiles::<2, true, PANELS>(p, minus),
+            (1, false, _) => tiles::<1, false, 1>(p, minus),
+            (1, true, _) => tiles::<1, true, 1>(p, minus),
+            (_, false, _) => tiles::<2, false, 1>(p, minus),
+            (_, true, _) => tiles::<2, true, 1>(p, minus),
         }
     }
 }
 
 /// # Safety
-/// As [`gemm`], and `p.groups <= GROUPS`.
+/// As [`gemm`]; `minus` is what it made, of `NP` panels.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,fma")]
-unsafe fn tiles<const HALVES: usize, const MIN: bool>(p: &Product) {
+unsafe fn tiles<const HALVES: usize, const MIN: bool, const NP: usize>(p: &Product, minus: *const f32) {
     let mut row = 0;
-    // SAFETY: the caller's promise; rows stay below `p.rows`.
+    // SAFETY: the caller's promise; there is room for whole blocks of rows.
     unsafe {
-        while HALVES == 1 && p.rows - row >= TILE_ROWS {
-            tile::<HALVES, MIN, TILE_ROWS>(p, row);
-            row += TILE_ROWS;
-        }
-        while p.rows - row >= FEWER_ROWS {
-            tile::<HALVES, MIN, FEWER_ROWS>(p, row);
-            row += FEWER_ROWS;
-        }
-        if p.rows - row >= 4 {
-            tile::<HALVES, MIN, 4>(p, row);
-            row += 4;
-        }
-        if p.rows - row >= 2 {
-            tile::<HALVES, MIN, 2>(p, row);
-            row += 2;
-        }
-        if p.rows > row {
-            tile::<HALVES, MIN, 1>(p, row);
+        while row < p.rows {
+            if HALVES == 1 && p.rows - row > COPY_ROWS {
+                tile::<HALVES, MIN, TILE_ROWS, NP>(p, row, minus);
+                row += TILE_ROWS;
+            } else {
+                tile::<HALVES, MIN, COPY_ROWS, NP>(p, row, minus);
+                row += COPY_ROWS;
+            }
         }
     }
 }
 
-/// `ROWS` rows from `row` on, times a panel of unsigned bytes.
+/// `ROWS` rows from `row` on, times `NP` panels.
 ///
 /// # Safety
-/// As [`tiles`], and `row + ROWS <= p.rows`.
+/// As [`tiles`]; the copy and the results have so many rows.
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,fma")]
-unsafe fn tile<const HALVES: usize, const MIN: bool, const ROWS: usize>(p: &Product, row: usize) {
-    let mut facts = MaybeUninit::uninit();
-    let mut acc = [_mm512_setzero_ps(); ROWS];
-    // SAFETY: all offsets lie within what the fields of `Product` describe.
+unsafe fn tile<const HALVES: usize, const MIN: bool, const ROWS: usize, const NP: usize>(
+    p: &Product,
+    row: usize,
+    mut minus: *const f32,
+) {
+    let magic = _mm512_set1_ps(MAGIC);
+    let mut acc = [[_mm512_setzero_ps(); NP]; ROWS];
+    // SAFETY: all offsets lie within what the fields of `Product` and the constants of the copy describe.
     unsafe {
-        let facts = RowFacts::<ROWS>::fill::<HALVES, MIN>(&mut facts, p, row, 0);
         let c = p.c.add(row * p.ldc);
         if !p.first {
             for (r, acc) in acc.iter_mut().enumerate() {
-                *acc = _mm512_loadu_ps(c.add(r * p.ldc));
+                for (x, acc) in acc.iter_mut().enumerate() {
+                    *acc = _mm512_loadu_ps(c.add(r * p.ldc + x * PANEL));
+                }
             }
         }
-        let lda = p.a.k;
-        let mut q = vnni::threes::<ROWS, 4>(p.a.q.add(row * lda), lda);
-        let (mut codes, mut scales, mut mins) = (p.codes, p.scales, p.mins);
-        for group in 0..p.groups {
-            let mut t = [_mm512_setzero_ps(); ROWS];
+        // The blocks of a tile lie as far apart as one of them is long.
+        let apart = p.groups * BLOCK;
+        let mut q = p.a.copy.add(row / COPY_ROWS * apart);
+        let (mut w, mut scales, mut mins) = (p.codes, p.scales, p.mins);
+        for _ in 0..p.groups {
+            // Number `i` of the row, behind the codes.
+            let number = |r: usize, i: usize| {
+                let at = r / COPY_ROWS * apart + (32 + 4 * i) * COPY_ROWS + r % COPY_ROWS * 4;
+                _mm512_set1_ps(q.add(at).cast::<f32>().read_unaligned())
+            };
+            let mut t = [[_mm512_setzero_ps(); NP]; ROWS];
             // No loop: the compiler keeps it, and a branch within.
             macro_rules! half {
                 ($half:literal) => {
-                    let mut products = [_mm512_setzero_si512(); ROWS];
-                    if !MIN {
-                        for (r, product) in products.iter_mut().enumerate() {
-                            *product = _mm512_set1_epi32(RowFacts::start(facts, r, group * HALVES + $half));
-                        }
-                    }
+                    let start = |x: usize| _mm512_loadu_si512(w.add(x * p.codes_panel).cast());
+                    let mut sums: [[__m512i; NP]; ROWS] = [std::array::from_fn(start); ROWS];
                     for i in 0..8 / HALVES {
-                        let w = _mm512_loadu_si512(codes.add(i * CHUNK).cast());
-                        for (r, product) in products.iter_mut().enumerate() {
-                            let a = q[r / 3].add(r % 3 * lda + 4 * i).cast::<i32>().read_unaligned();
-                            *product = _mm512_dpbusd_epi32(*product, w, _mm512_set1_epi32(a));
+                        let codes: [__m512i; NP] = std::array::from_fn(|x| {
+                            _mm512_loadu_si512(w.add(x * p.codes_panel + START + i * CHUNK).cast())
+                        });
+                        for (r, sums) in sums.iter_mut().enumerate() {
+                            let chunk = $half * (8 / HALVES) + i;
+                            let at = r / COPY_ROWS * apart + 4 * (chunk * COPY_ROWS + r % COPY_ROWS);
+                            let a = _mm512_set1_epi32(q.add(at).cast::<i32>().read_unaligned());
+                            for (sum, codes) in sums.iter_mut().zip(codes) {
+                                *sum = _mm512_dpbusd_epi32(*sum, a, codes);
+                            }
                         }
                     }
-                    codes = codes.add(8 / HALVES * CHUNK);
-                    q = q.map(|q| q.wrapping_add(32 / HALVES));
-                    let s = _mm512_loadu_ps(scales);
-                    scales = scales.add(PANEL);
-                    for (t, product) in t.iter_mut().zip(products) {
-                        let product = _mm512_cvtepi32_ps(product);
-                        *t = if $half == 0 {
-                            _mm512_mul_ps(product, s)
-                        } else {
-                            _mm512_fmadd_ps(product, s, *t)
-                        };
+                    w = w.add(START + 8 / HALVES * CHUNK);
+                    for x in 0..NP {
+                        let s = _mm512_loadu_ps(scales.add(x * p.scales_panel));
+                        let less = _mm512_loadu_ps(minus.add(x * 2 * GROUPS * PANEL));
+                        for (t, sums) in t.iter_mut().zip(&sums) {
+                            let sum = _mm512_castsi512_ps(sums[x]);
+                            t[x] = if $half == 0 {
+                                _mm512_fmadd_ps(sum, s, less)
+                            } else {
+                                _mm512_fmadd_ps(_mm512_sub_ps(sum, magic), s, t[x])
+                            };
+                        }
                     }
+                    scales = scales.add(PANEL);
+                    minus = minus.add(PANEL);
                 };
             }
             half!(0);
@@ -137,20 +212,27 @@ unsafe fn tile<const HALVES: usize, const MIN: bool, const ROWS: usize>(p: &Prod
             }
             if MIN {
                 for half in 0..HALVES {
-                    let m = _mm512_loadu_ps(mins);
-                    mins = mins.add(PANEL);
-                    for (r, t) in t.iter_mut().enumerate() {
-                        let sum = RowFacts::sum(facts, r, group * HALVES + half);
-                        *t = _mm512_fmadd_ps(m, _mm512_set1_ps(sum), *t);
+                    for x in 0..NP {
+                        let m = _mm512_loadu_ps(mins.add(x * p.scales_panel));
+                        for (r, t) in t.iter_mut().enumerate() {
+                            let sum = number(r, if HALVES == 1 { 1 } else { 2 + half });
+                            t[x] = _mm512_fmadd_ps(m, sum, t[x]);
+                        }
                     }
+                    mins = mins.add(PANEL);
                 }
             }
             for (r, (acc, t)) in acc.iter_mut().zip(t).enumerate() {
-                *acc = _mm512_fmadd_ps(t, _mm512_set1_ps(RowFacts::scale(facts, r, group)), *acc);
+                for (acc, t) in acc.iter_mut().zip(t) {
+                    *acc = _mm512_fmadd_ps(t, number(r, 0), *acc);
+                }
             }
+            q = q.add(BLOCK);
         }
         for (r, acc) in acc.into_iter().enumerate() {
-            _mm512_storeu_ps(c.add(r * p.ldc), acc);
+            for (x, acc) in acc.into_iter().enumerate() {
+                _mm512_storeu_ps(c.add(r * p.ldc + x * PANEL), acc);
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::{
     Product, QuantKernels,
     avx2::{self, broadcast4},
-    vnni::{self, CHUNK, GROUPS, PREFETCH_BYTES, RowFacts},
+    vnni::{self, CHUNK, GROUPS, MAGIC, PREFETCH_BYTES, RowFacts},
 };
 use crate::pack::{Codes, Offset, PANEL, Scaling};
 use std::{arch::x86_64::*, mem::MaybeUninit};
@@ -14,14 +14,10 @@ const NR: usize = 8;
 const PANELS: usize = PANEL / NR;
 /// Rows a tile keeps in registers. Of 5 and 6 more is spilled than they save.
 const TILE_ROWS: usize = 4;
-/// 1.5 * 2^23: integers below 2^22 added to its bits give the bits of its sum with them, and subtracting it again is
-/// exact. Where sums begin here their conversion is a subtraction, for which Intel's cores have a port that multiplies
-/// nothing; `vcvtdq2ps` takes one of the two that `vpdpbusd` needs.
-const MAGIC: f32 = 12_582_912.0;
-
 pub(super) static TABLE: QuantKernels = QuantKernels {
     name: "vpdpbusd of AVX-VNNI",
     copies: &[],
+    panels: 1,
     unpacked_bytes: vnni::unpacked_bytes,
     gemv_reads_packed: |kind, scaling| kind.halves == 1 && scaling == Scaling::Plain,
     unpack: vnni::unpack,

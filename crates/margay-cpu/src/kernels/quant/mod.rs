@@ -74,22 +74,28 @@ impl Rows {
     }
 }
 
-/// One product: `rows` rows times a panel over `groups` groups of 32 columns.
+/// One product: `rows` rows times one or more panels over `groups` groups of 32 columns.
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "some fields serve x86 kernels only"))]
 pub(crate) struct Product {
     pub(crate) kind: Kind,
     pub(crate) rows: usize,
     pub(crate) groups: usize,
+    /// 1 to [`QuantKernels::panels`]; of `gemv` 1.
+    pub(crate) panels: usize,
     pub(crate) a: Rows,
-    /// Codes of the panel.
+    /// Codes of the first panel; of `gemm` unpacked, where they are.
     pub(crate) codes: *const u8,
-    /// `[groups * halves][16]` of the panel.
+    /// Distance of the codes of panels, bytes.
+    pub(crate) codes_panel: usize,
+    /// `[groups * halves][16]` of the first panel.
     pub(crate) scales: *const f32,
+    /// Distance of the scales of panels, and of their minima.
+    pub(crate) scales_panel: usize,
     /// The scales as packed, for a `gemv` that reads them so.
     pub(crate) packed_scales: *const u8,
     /// As `scales`, read where there are minima.
     pub(crate) mins: *const f32,
-    /// Results, `[rows][16]`, rows `ldc` apart; of `gemm` with room for a multiple of [`COPY_ROWS`].
+    /// Results, `[rows][panels][16]`, rows `ldc` apart; of `gemm` with room for a multiple of [`COPY_ROWS`].
     pub(crate) c: *mut f32,
     pub(crate) ldc: usize,
     /// True where c is to be set, false where it is to be added to.
@@ -106,6 +112,7 @@ pub(crate) const COPY_ROWS: usize = 4;
 pub(crate) const MOST_COPIES: usize = 2;
 
 /// Quantized rows in the order in which a kernel reads them, once for all panels.
+#[derive(Clone, Copy)]
 pub(crate) struct RowCopy {
     /// Whether products with such codes read it.
     pub(crate) serves: fn(Codes) -> bool,
@@ -125,6 +132,8 @@ pub(crate) struct QuantKernels {
     pub(crate) name: &'static str,
     /// Where `gemm` reads rows in another order, at most [`MOST_COPIES`].
     pub(crate) copies: &'static [RowCopy],
+    /// Panels that `gemm` takes at once.
+    pub(crate) panels: usize,
     /// Bytes that 32 columns of a panel take once unpacked for `gemm`; 0 where `gemm` reads the packed codes.
     pub(crate) unpacked_bytes: fn(Kind) -> usize,
     /// Unpacks `[k/4][16][4]` codes, in whatever order `gemm` reads them. Called only where `unpacked_bytes` is not 0.

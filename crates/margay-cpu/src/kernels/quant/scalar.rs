@@ -6,6 +6,7 @@ use crate::pack::{Codes, Kind, Offset, PANEL as NR};
 pub(super) static TABLE: QuantKernels = QuantKernels {
     name: "portable loops",
     copies: &[],
+    panels: 1,
     unpacked_bytes: |kind| if kind.codes == Codes::U4 { 32 * NR } else { 0 },
     gemv_reads_packed: |_, _| false,
     unpack,

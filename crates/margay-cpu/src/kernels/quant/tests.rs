@@ -169,6 +169,22 @@ fn activations_that_are_no_numbers_reach_the_result() {
     }
 }
 
+/// Kernels that scale a sum by parts would make a number, or another infinity, of an infinite scale.
+#[test]
+fn an_infinite_scale_makes_its_output_no_number_everywhere() {
+    let tensor = weight(DType::Q8_0, 20, 64);
+    let mut bytes = tensor.bytes().to_vec();
+    bytes[..2].copy_from_slice(&half::f16::INFINITY.to_le_bytes());
+    let tensor = Tensor::new(DType::Q8_0, Shape::from([20, 64]), Storage::from_bytes(&bytes)).unwrap();
+    for isa in Isa::supported() {
+        for m in [1, 5, 9] {
+            for y in multiply(isa, 1, &tensor, &rows(m, 64)).chunks_exact(20) {
+                assert!(y[0].is_nan() && y[1..].iter().all(|y| y.is_finite()), "{isa}, {m} rows: {y:?}");
+            }
+        }
+    }
+}
+
 /// A value read by codes that ask for different copies of its rows, in one call that shares out the tasks of both layers.
 #[test]
 fn layers_of_different_codes_share_rows() {

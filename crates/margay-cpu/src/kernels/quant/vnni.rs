@@ -1,4 +1,4 @@
-//! What the kernels of both VNNI instruction sets share. `vpdpbusd` multiplies unsigned codes with signed activations
+//! What the kernels of both VNNI instruction sets share, and products of many rows by AVX-VNNI. `vpdpbusd` multiplies unsigned codes with signed activations
 //! and adds 4 neighbours in 32 bits, without saturation. Signed codes become unsigned by flipping the top bit, which adds
 //! 128: a zero point. Zero points cost nothing: sums begin at minus the zero point times the sum of the activations.
 
@@ -14,6 +14,11 @@ const NUMBERS: usize = 2 * GROUPS;
 pub(super) const CHUNK: usize = 4 * PANEL;
 /// How far ahead of its loads decode asks for weights, bytes.
 pub(super) const PREFETCH_BYTES: usize = 2048;
+
+/// 1.5 * 2^23: integers below 2^22 added to its bits give the bits of its sum with them, and subtracting it again is
+/// exact. Where sums begin here their conversion is a subtraction, for which Intel's cores have a port that multiplies
+/// nothing; `vcvtdq2ps` takes one of the two that `vpdpbusd` needs.
+pub(super) const MAGIC: f32 = 12_582_912.0;
 
 /// Codes that `gemm` reads other than packed.
 pub(super) fn unpacked_bytes(kind: Kind) -> usize {
@@ -147,17 +152,4 @@ impl<const ROWS: usize> RowFacts<ROWS> {
         // SAFETY: the caller's promise.
         unsafe { *(&raw const (*facts).scales).cast::<f32>().add(r * GROUPS + group) }
     }
-}
-
-/// A pointer to every third row: an address of x86 reaches one, two or no rows further by itself.
-///
-/// # Safety
-/// `ROWS` rows, `stride` elements apart, lie at `first`.
-#[inline(always)]
-pub(super) unsafe fn threes<const ROWS: usize, const POINTERS: usize>(
-    first: *const i8,
-    stride: usize,
-) -> [*const i8; POINTERS] {
-    // SAFETY: the caller's promise; rows beyond `ROWS` are not named.
-    std::array::from_fn(|i| if 3 * i < ROWS { unsafe { first.add(3 * i * stride) } } else { first })
 }

@@ -34,15 +34,20 @@ const WIDE_BLOCK: usize = ROWS * 68;
 /// Bytes of the start of 16-bit sums.
 const START: usize = 2 * 2 * PANEL;
 
-pub(super) const COPIES: [RowCopy; 2] = [
-    RowCopy {
-        serves: |codes| codes != Codes::I8,
-        bytes: BLOCK / ROWS,
-        make: |rows, columns, from, to| {
-            // SAFETY: the caller's promise, and AVX2 was detected.
-            unsafe { copy::<false>(rows, columns, from, to) }
-        },
+/// Four rows side by side, unsigned, of 32 columns [`BLOCK`] bytes.
+pub(in super::super) const UNSIGNED: RowCopy = RowCopy {
+    serves: |codes| codes != Codes::I8,
+    bytes: COPY_BYTES,
+    make: |rows, columns, from, to| {
+        // SAFETY: the caller's promise, and AVX2 was detected.
+        unsafe { copy::<false>(rows, columns, from, to) }
     },
+};
+/// Bytes of 32 columns of one of its rows.
+pub(in super::super) const COPY_BYTES: usize = BLOCK / ROWS;
+
+pub(super) const COPIES: [RowCopy; 2] = [
+    UNSIGNED,
     RowCopy {
         serves: |codes| codes == Codes::I8,
         bytes: WIDE_BLOCK / ROWS,

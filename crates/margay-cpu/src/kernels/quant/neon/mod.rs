@@ -43,6 +43,7 @@ const PREFETCH_BYTES: i32 = 1024;
 pub(super) static NEON: QuantKernels = QuantKernels {
     name: "smull and smlal of NEON",
     copies: &[],
+    panels: 1,
     unpacked_bytes: |_| 32 * PANEL,
     gemv_reads_packed,
     unpack: unpack_chunks,
@@ -57,6 +58,7 @@ pub(super) static DOTPROD: QuantKernels =
 pub(super) static I8MM: QuantKernels = QuantKernels {
     name: "smmla of NEON, sdot for single rows",
     copies: &[RowCopy { serves: |_| true, bytes: 2 * 32, make: smmla::pair_rows }],
+    panels: 1,
     unpack: unpack_pairs,
     gemm: smmla::gemm,
     ..DOTPROD
