@@ -21,6 +21,8 @@ pub struct ModelConfig {
     pub vision: Option<VisionConfig>,
     /// How prompts are written where the model brings no chat template.
     pub prompt: PromptStyle,
+    /// The chat template that the configuration of a checkpoint means, where that is not the family's.
+    pub chat_template: Option<String>,
 }
 
 impl ModelConfig {

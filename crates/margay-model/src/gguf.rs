@@ -51,7 +51,7 @@ pub(crate) fn read(family: &Family, arch: &str, parts: &GgufParts<'_>) -> Result
         ));
     }
     let name = parts.text.metadata.opt_str("general.name")?.unwrap_or(family.id).to_owned();
-    Ok(ModelConfig { family: family.id, name, text, vision, prompt: family.prompt })
+    Ok(ModelConfig { family: family.id, name, text, vision, prompt: family.prompt, chat_template: None })
 }
 
 fn read_text(arch: &str, part: GgufPart<'_>) -> Result<TextConfig, ModelError> {

@@ -344,10 +344,15 @@ fn a_legacy_clip_file_is_the_same_model() {
 
 #[test]
 fn a_model_whose_tiles_overlap_goes_through_a_file_unchanged() {
+    for folder in ["moondream", "moondream-ids"] {
+        goes_through_a_file_unchanged(&golden(folder));
+    }
+}
+
+fn goes_through_a_file_unchanged(folder: &Path) {
     let out = tempfile::tempdir().unwrap();
-    let folder = golden("moondream");
-    let source = ModelSource::open(&folder, None).unwrap();
-    let picture = Image::open(folder.join("tall.png")).unwrap();
+    let source = ModelSource::open(folder, None).unwrap();
+    let picture = Image::open(folder.join("wide.png")).unwrap();
     let options = TraceOptions { greedy: 8, ..TraceOptions::default() };
     let stages =
         |source: &ModelSource| source.trace(std::slice::from_ref(&picture), "What?", &options).unwrap();
@@ -356,6 +361,7 @@ fn a_model_whose_tiles_overlap_goes_through_a_file_unchanged() {
         let path = out.path().join(format!("{single}.gguf"));
         converted(&source, &path, DType::F32, single);
         let read = ModelSource::open(&path, None).unwrap();
+        assert_eq!(read.template_source, source.template_source);
         assert_eq!((&read.config.vision, &read.config.text), (&source.config.vision, &source.config.text));
         for ((name, got), (_, expected)) in stages(&read).iter().zip(&expected) {
             assert_eq!(got.bytes(), expected.bytes(), "{name}");

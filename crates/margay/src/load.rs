@@ -61,7 +61,7 @@ impl ModelSource {
             |id: Option<u32>| id.and_then(|id| self.tokenizer.token_text(id)).unwrap_or_default().to_owned();
         let options = RenderOptions {
             add_generation_prompt: true,
-            bos_id: self.tokenizer.bos(),
+            eos_id: self.tokenizer.eos(),
             bos_token: token(self.tokenizer.bos()),
             eos_token: token(self.tokenizer.eos()),
             image_mark: self.config.prompt.image_mark.to_owned(),
@@ -91,7 +91,8 @@ impl ModelSource {
                         .processor_config()?
                         .and_then(|mut c| c.get_mut("image_processor").map(|p| p.take())),
                 };
-                let parts = HfParts { preprocessor: preprocessor.as_ref(), tensors: folder };
+                let file = |name: &str| folder.file(name).ok().flatten();
+                let parts = HfParts { preprocessor: preprocessor.as_ref(), tensors: folder, file: &file };
                 let (family, config) = margay_model::from_hf(folder.config(), &parts)?;
                 let weights = Canonical::from_hf(family, &config, Arc::new(folder.clone()))?;
                 (family, config, weights)
@@ -102,7 +103,8 @@ impl ModelSource {
             ModelFiles::Hf(folder) => folder.chat_template()?,
             ModelFiles::Gguf { .. } => None,
         };
-        let template_source = of_folder.or_else(|| tokenizer.chat_template().map(str::to_owned));
+        let template_source = config.chat_template.clone().or(of_folder);
+        let template_source = template_source.or_else(|| tokenizer.chat_template().map(str::to_owned));
         let template = match &template_source {
             Some(source) => ChatTemplate::new(source)?,
             None => ChatTemplate::builtin(config.prompt.template)

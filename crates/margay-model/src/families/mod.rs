@@ -105,6 +105,8 @@ pub struct HfParts<'a> {
     pub preprocessor: Option<&'a Value>,
     /// Its weights.
     pub tensors: &'a dyn TensorSource,
+    /// Any other small file of the folder, where it is there.
+    pub file: &'a dyn Fn(&str) -> Option<Vec<u8>>,
 }
 
 /// The GGUF files of a model.
@@ -205,6 +207,7 @@ fn text_only(family: &'static Family, config: &HfConfig<'_>) -> Result<ModelConf
         text: decoder::from_hf(config)?,
         vision: None,
         prompt: family.prompt,
+        chat_template: None,
     })
 }
 
@@ -311,7 +314,7 @@ mod tests {
                 unreachable!("a configuration alone")
             }
         }
-        let parts = HfParts { preprocessor: None, tensors: &Empty };
+        let parts = HfParts { preprocessor: None, tensors: &Empty, file: &|_| None };
         let clip = "openai/clip-vit-large-patch14-336";
         let siglip = "google/siglip-so400m-patch14-384";
         for (model_type, projector, tower, name) in [

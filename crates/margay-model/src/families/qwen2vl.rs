@@ -64,6 +64,7 @@ fn read_hf(config: &HfConfig<'_>, parts: &HfParts<'_>) -> Result<ModelConfig, Mo
         text,
         vision: Some(vision),
         prompt: QWEN2VL.prompt,
+        chat_template: None,
     })
 }
 

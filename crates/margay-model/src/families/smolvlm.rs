@@ -52,6 +52,7 @@ fn read_hf(config: &HfConfig<'_>, parts: &HfParts<'_>) -> Result<ModelConfig, Mo
         text,
         vision: Some(vision),
         prompt: SMOLVLM.prompt,
+        chat_template: None,
     })
 }
 
