@@ -8,7 +8,7 @@ use margay_prompt::{
     text::{ChatTemplate, Message, RenderOptions, RenderedPart, Tokenizer},
 };
 use margay_tensor::Storage;
-use std::{path::Path, sync::Arc};
+use std::{num::NonZeroUsize, path::Path, sync::Arc};
 
 /// Largest context taken without being asked: beyond it the KV cache of a large model fills a phone's memory.
 const MOST_DEFAULT_CONTEXT: usize = 4096;
@@ -67,6 +67,22 @@ impl ModelSource {
             image_mark: self.config.prompt.image_mark.to_owned(),
         };
         Ok(self.template.render(messages, &options)?.parts)
+    }
+
+    /// The same model, whose pictures become no more than so many visual tokens: larger ones are shrunk. One that is far
+    /// longer than it is wide may become a few more.
+    ///
+    /// # Errors
+    /// [`Error::NoVision`]; [`Error::Option`] where pictures do not become tokens by their size.
+    pub fn with_max_image_tokens(mut self, tokens: NonZeroUsize) -> Result<Self, Error> {
+        let no_vision = || Error::NoVision { model: self.config.name.clone() };
+        let vision = self.config.vision.clone().ok_or_else(no_vision)?;
+        let fixed = || Error::Option {
+            option: "max-image-tokens",
+            what: format!("{} takes its own number of tokens for a picture, whatever its size", self.config.name),
+        };
+        self.config.vision = Some(vision.with_most_tokens(tokens).ok_or_else(fixed)?);
+        Ok(self)
     }
 
     /// What a picture becomes in a prompt: its tiles, their visual tokens, and the texts around them.
