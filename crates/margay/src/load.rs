@@ -79,7 +79,10 @@ impl ModelSource {
         let vision = self.config.vision.clone().ok_or_else(no_vision)?;
         let fixed = || Error::Option {
             option: "max-image-tokens",
-            what: format!("{} takes its own number of tokens for a picture, whatever its size", self.config.name),
+            what: format!(
+                "{} takes its own number of tokens for a picture, whatever its size",
+                self.config.name
+            ),
         };
         self.config.vision = Some(vision.with_most_tokens(tokens).ok_or_else(fixed)?);
         Ok(self)

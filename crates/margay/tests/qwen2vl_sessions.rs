@@ -3,7 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use margay::{
-    AskOptions, Content, Error, Image, KvType, LoadOptions, Model, ModelSource, Turn, rooms::prompt::image::ImageSpec,
+    AskOptions, Content, Error, Image, KvType, LoadOptions, Model, ModelSource, Turn,
+    rooms::prompt::image::ImageSpec,
 };
 use std::{
     num::NonZeroUsize,

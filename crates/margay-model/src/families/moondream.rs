@@ -18,7 +18,7 @@ pub(super) const MOONDREAM: Family = Family {
     hf: &["moondream1"],
     gguf: &[("moondream", Some("moondream"))],
     prompt: PromptStyle { template: "moondream", image_mark: "<image>", stops: &["<|endoftext|>"] },
-    vision: Some(VisionDefaults { image, features: Features::Final }),
+    vision: Some(VisionDefaults { image, features: Features::Final, projector: None }),
     verified: "a PyTorch module written after vikhyat/moondream, and Pillow",
     published: &[
         Published {

@@ -15,7 +15,7 @@ pub(super) const SMOLVLM: Family = Family {
     hf: &["smolvlm", "idefics3"],
     gguf: &[("llama", Some("idefics3"))],
     prompt: PromptStyle { template: "smolvlm", image_mark: "<image>", stops: &["<end_of_utterance>"] },
-    vision: Some(VisionDefaults { image, features: Features::Final }),
+    vision: Some(VisionDefaults { image, features: Features::Final, projector: None }),
     verified: "transformers SmolVLMForConditionalGeneration and SmolVLMProcessor",
     published: &[
         Published {
