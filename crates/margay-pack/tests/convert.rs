@@ -30,6 +30,7 @@ const FOLDERS: &[&str] = &[
     "mixtral",
     "mobilevlm-v1",
     "mobilevlm-v2",
+    "olmoe",
     "phi2",
     "qwen2",
     "qwen3",
@@ -467,6 +468,20 @@ fn a_model_whose_tiles_overlap_goes_through_a_file_unchanged() {
     for folder in ["moondream", "moondream-ids"] {
         goes_through_a_file_unchanged(&golden(folder));
     }
+}
+
+/// It would be read as other words.
+#[test]
+fn the_vocabulary_of_another_revision_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(golden("moondream-ids")).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    }
+    ModelSource::open(folder.path(), None).unwrap();
+    std::fs::copy(golden("moondream").join("tokenizer.json"), folder.path().join("tokenizer.json")).unwrap();
+    let error = ModelSource::open(folder.path(), None).err().unwrap().to_string();
+    assert!(error.contains("starmie-v1") && error.contains("tokenizer.json"), "{error}");
 }
 
 fn goes_through_a_file_unchanged(folder: &Path) {

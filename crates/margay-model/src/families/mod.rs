@@ -8,6 +8,7 @@ mod llava;
 mod mobilevlm;
 mod moondream;
 mod moondream2024;
+mod olmoe;
 mod phi;
 mod qwen2;
 mod qwen2vl;
@@ -33,6 +34,7 @@ pub const FAMILIES: &[&Family] = &[
     &qwen2::QWEN2,
     &qwen3::QWEN3,
     &qwen3moe::QWEN3MOE,
+    &olmoe::OLMOE,
     &gemma::GEMMA,
     &llava::LLAVA,
     &mobilevlm::MOBILEVLM,
