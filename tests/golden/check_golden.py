@@ -30,6 +30,7 @@ FOLDERS = [
     "gemma",
     "qwen3",
     "qwen3moe",
+    "olmoe",
     "mixtral",
     "tinyllava",
     "tinyllava-phi",
@@ -123,16 +124,18 @@ def decoder(w, config, h, prefix, angle=None):
     for i in range(config["num_hidden_layers"]):
         p = f"{prefix}layers.{i}."
         x = rms(h, p + "input_layernorm")
-        q = linear(x, w, p + "self_attn.q_proj").reshape(tokens, heads, dim)
-        k = linear(x, w, p + "self_attn.k_proj").reshape(tokens, kv, dim)
+        q, k = (linear(x, w, f"{p}self_attn.{n}_proj") for n in "qk")
+        whole = config["model_type"] == "olmoe"
+        if not whole:
+            q, k = q.reshape(tokens, heads, dim), k.reshape(tokens, kv, dim)
         if p + "self_attn.q_norm.weight" in w:
             q, k = rms(q, p + "self_attn.q_norm"), rms(k, p + "self_attn.k_norm")
-        q, k = rotate(q), rotate(k)
+        q, k = rotate(q.reshape(tokens, heads, dim)), rotate(k.reshape(tokens, kv, dim))
         v = linear(x, w, p + "self_attn.v_proj").reshape(tokens, kv, dim)
         k, v = (np.repeat(t, heads // kv, 1) for t in (k, v))
         h = h + linear(attention(q, k, v, mask), w, p + "self_attn.o_proj")
         x = rms(h, p + "post_attention_layernorm")
-        if "num_local_experts" in config:
+        if "num_experts_per_tok" in config:
             h = h + mixture(w, config, p, x)
             hidden.append(h)
             continue
@@ -144,7 +147,7 @@ def decoder(w, config, h, prefix, angle=None):
 
 
 def mixture(w, config, p, x):
-    """The experts of the greatest router logits; their shares are the softmax over those alone."""
+    """The experts of the greatest router logits; their shares are the softmax over those alone, in OLMoE over all."""
     mixtral = config["model_type"] == "mixtral"
     p += "block_sparse_moe." if mixtral else "mlp."
     names = ("w1", "w3", "w2") if mixtral else ("gate_proj", "up_proj", "down_proj")
@@ -152,7 +155,8 @@ def mixture(w, config, p, x):
     out = np.zeros_like(x)
     for row, scores in enumerate(logits):
         chosen = np.argsort(-scores)[: config["num_experts_per_tok"]]
-        for n, share in zip(chosen, softmax(scores[chosen])):
+        shares = softmax(scores)[chosen] if config["model_type"] == "olmoe" else softmax(scores[chosen])
+        for n, share in zip(chosen, shares):
             gate, up, down = (w[f"{p}experts.{n}.{name}.weight"] for name in names)
             g = gate @ x[row]
             out[row] += share * (down @ (g / (1 + np.exp(-g)) * (up @ x[row])))
@@ -678,8 +682,8 @@ def moondream_decoder(w, config, h):
     return hidden, layer_norm(h, w, "model.text.post_ln")
 
 
-def check_moondream():
-    folder = HERE / "moondream"
+def check_moondream(name):
+    folder = HERE / name
     w = read(folder / "model.safetensors")
     config = json.loads((folder / "config.json").read_text())["config"]
     shapes = {"small": (1, 1), "wide": (2, 4), "tall": (6, 1)}
@@ -701,7 +705,7 @@ def check_moondream():
             worst = max(worst, error)
             assert error < LIMIT, (case["name"], key, error)
         assert int(golden["greedy"][0]) == int(np.argmax(golden["logits"][-1]))
-        print(f"moondream/{case['name']}: {sorted(mine)}, worst relative error {worst:.1e}")
+        print(f"{name}/{case['name']}: {sorted(mine)}, worst relative error {worst:.1e}")
 
 
 if __name__ == "__main__":
@@ -711,4 +715,5 @@ if __name__ == "__main__":
     for each in ("qwen2vl", "qwen25vl"):
         check_qwen2vl(each)
     check_fastvlm()
-    check_moondream()
+    for each in ("moondream", "moondream-ids"):
+        check_moondream(each)

@@ -1,4 +1,5 @@
-"""A Moondream checkpoint: overlapping tiles, a stitched map, a picture that sees itself whole: moondream/.
+"""Moondream checkpoints: overlapping tiles, a stitched map, a picture that sees itself whole: moondream/, and
+moondream-ids/, whose prompts are written with control tokens as those since 2025-06 are.
 
 transformers has no Moondream. The module here was written after the published implementation
 (vikhyat/moondream, moondream/torch/{image_crops,vision,text,rope}.py, 2025-06) and bears its names;
@@ -19,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 
-SEED = 7
+SEED, NEWER_SEED = 7, 4
 TILE, PATCH, MARGIN, MOST = 20, 4, 1, 12
 GRID = TILE // PATCH
 VISION = {
@@ -58,6 +59,8 @@ CASES = {
     "wide": "How many 12 boats are there?",
     "tall": "Which is small?",
 }
+NEWER_CASES = {"small": "What does the sign say?", "wide": "Is 7 on it?"}
+CONTROL = [f"<|md_reserved_{i}|>" for i in range(3)]
 # A key bias adds the same number to every score of a softmax row; it is the middle of `attn.qkv.bias`,
 # whose other parts matter.
 INERT = ()
@@ -240,12 +243,40 @@ class Moondream(nn.Module):
         self.vision, self.text = Vision(), Text()
 
 
-def prompt_ids(tokenizer, question):
+def words(tokenizer, question):
     """BOS, the picture, and the query template of the code's defaults until 2025-05, as texts."""
     query = tokenizer.encode("\n\nQuestion: " + question + "\n\nAnswer:").ids
     apart = [tokenizer.encode(t).ids for t in ("\n\nQuestion:", " " + question, "\n\nAnswer:")]
     assert query == sum(apart, []), "the template's ids are those of its texts"
-    return [tokenizer.token_to_id(BOS)] + [-1] * (GRID * GRID) + query
+    ids = [tokenizer.token_to_id(BOS)] + [-1] * (GRID * GRID) + query
+    return ids, f"{BOS}{IMAGE}\n\nQuestion: {question}\n\nAnswer:"
+
+
+def control_tokens(tokenizer, question):
+    """That since 2025-06: [1, "query", 2] in front of the question and [3] behind it."""
+    query, answer = query_template(tokenizer).values()
+    ids = [0] + [-1] * (GRID * GRID) + query + tokenizer.encode(question).ids + answer
+    return ids, f"{BOS}{IMAGE}{CONTROL[0]}query{CONTROL[1]}{question}{CONTROL[2]}"
+
+
+def query_template(tokenizer):
+    return {"prefix": [1, tokenizer.token_to_id("query"), 2], "suffix": [3]}
+
+
+def newer_tokenizer():
+    """Control tokens in front of a small byte-level vocabulary, as in moondream/starmie-v1."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [AddedToken(text, special=True, normalized=False) for text in (BOS, *CONTROL)]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    text = (HERE / "training_text.txt").read_text(encoding="utf-8")
+    tokenizer.train_from_iterator([text, "query\n" * 999], trainer)
+    assert tokenizer.encode("query").ids == [tokenizer.token_to_id("query")]
+    return tokenizer
 
 
 def embed(model, ids, visual):
@@ -278,7 +309,8 @@ def greedy(model, ids, visual):
     return tokens, gap
 
 
-def weights(model, seed):
+def weights(model, seed, said):
+    """`said` are the ids that may be said."""
     state = {}
     for name, p in model.named_parameters():
         if name.endswith("wte"):
@@ -291,61 +323,60 @@ def weights(model, seed):
     for name in state:
         if name.endswith("attn.qkv.weight"):
             state[name][: 2 * len(state[name]) // 3] *= 1.5
-    state["text.lm_head.weight"][PIECES:] *= 0.1
-    state["text.lm_head.bias"][PIECES:] *= 0.1
+    for kind in ("weight", "bias"):
+        head = state[f"text.lm_head.{kind}"]
+        for rows in (head[: said.start], head[said.stop :]):
+            rows *= 0.1
     return state
 
 
-def main():
-    folder = clean(HERE / "moondream")
-    tokenizer = Tokenizer.from_file(str(HERE / "tokenizers/bbpe/tokenizer.json"))
+def make(name, seed, tokenizer, pieces, prompt, cases, own):
+    """A folder. `pieces` are the ids of text, `prompt` gives a question's ids and its raw text, `own` is the
+    configuration's `tokenizer`."""
+    folder = clean(HERE / name)
     model = Moondream().eval()
-    state = weights(model, SEED)
+    state = weights(model, seed, pieces)
     model.load_state_dict(state)
     listed, opened = [], {}
-    for name, (width, height, seed) in PICTURES.items():
-        picture(width, height, seed).save(folder / f"{name}.png", optimize=True)
-        opened[name] = Image.open(folder / f"{name}.png")
-    for name, question in CASES.items():
-        ids = prompt_ids(tokenizer, question)
-        cut, size = crops(opened[name])
+    for case in cases:
+        width, height, picture_seed = PICTURES[case]
+        picture(width, height, picture_seed).save(folder / f"{case}.png", optimize=True)
+        opened[case] = Image.open(folder / f"{case}.png")
+    for case, question in cases.items():
+        ids, raw = prompt(tokenizer, question)
+        cut, size = crops(opened[case])
         golden = trace(model, ids, cut, size)
         golden["greedy"], gap = greedy(model, ids, golden["project"][0])
-        print(f"{name}: tiles {size}, greedy {golden['greedy']}, smallest gap {gap:.4f}")
+        print(f"{case}: tiles {size}, greedy {golden['greedy']}, smallest gap {gap:.4f}")
         assert gap > NEAR_TIE and len(set(golden["greedy"])) >= 10, "choose another seed"
-        assert all(t < PIECES for t in golden["greedy"]), "choose another seed"
+        assert all(t in pieces for t in golden["greedy"]), "choose another seed"
         tensors = {
             k: torch.as_tensor(v).to(torch.int32 if k in ("input_ids", "greedy") else torch.float32)
             for k, v in golden.items()
         }
-        save_file({k: v.contiguous() for k, v in tensors.items()}, folder / f"golden.{name}.safetensors")
-        prompt = f"{BOS}{IMAGE}\n\nQuestion: {question}\n\nAnswer:"
-        listed.append({"name": name, "prompt": prompt, "images": [f"{name}.png"]})
-        print(name, {k: tuple(v.shape) for k, v in tensors.items()})
+        save_file({k: v.contiguous() for k, v in tensors.items()}, folder / f"golden.{case}.safetensors")
+        listed.append({"name": case, "prompt": raw, "images": [f"{case}.png"]})
+        print(case, {k: tuple(v.shape) for k, v in tensors.items()})
     dump(folder / "prompt.json", {"cases": listed})
 
-    cut, size = crops(opened["wide"])
-    ids = prompt_ids(tokenizer, CASES["wide"])
+    case = "wide"
+    cut, size = crops(opened[case])
+    ids, _ = prompt(tokenizer, cases[case])
 
     def logits_of(changed):
         model.load_state_dict(changed)
         visual = model.vision.project(model.vision.encode(pixels(cut)), *size)
         return model.text(embed(model, ids, visual))[1]
 
-    check_every_weight("moondream", state, logits_of, INERT)
+    check_every_weight(name, state, logits_of, INERT)
     save_weights(folder / "model.safetensors", {f"model.{k}": v for k, v in state.items()})
-    end = tokenizer.token_to_id(BOS)
     config = {
         "architectures": ["HfMoondream"],
         "auto_map": {
             "AutoConfig": "hf_moondream.HfConfig",
             "AutoModelForCausalLM": "hf_moondream.HfMoondream",
         },
-        "config": {
-            "text": TEXT,
-            "vision": VISION,
-            "tokenizer": {"bos_id": end, "eos_id": end},
-        },
+        "config": {"text": TEXT, "vision": VISION, "tokenizer": own},
         "model_type": "moondream1",
         "torch_dtype": "float32",
     }
@@ -353,9 +384,23 @@ def main():
     tokenizer.save(str(folder / "tokenizer.json"))
     special = {"bos_token": BOS, "eos_token": BOS, "unk_token": BOS, "tokenizer_class": "CodeGenTokenizer"}
     dump(folder / "tokenizer_config.json", {"add_prefix_space": False, **special})
+    end = tokenizer.token_to_id(BOS)
     dump(folder / "generation_config.json", {"bos_token_id": end, "eos_token_id": end})
     for path in folder.iterdir():
         path.chmod(0o644)
+
+
+def main():
+    tokenizer = Tokenizer.from_file(str(HERE / "tokenizers/bbpe/tokenizer.json"))
+    end = tokenizer.token_to_id(BOS)
+    make("moondream", SEED, tokenizer, range(PIECES), words, CASES, {"bos_id": end, "eos_id": end})
+
+    tokenizer = newer_tokenizer()
+    VISION["enc_n_layers"] = TEXT["n_layers"] = 1
+    TEXT["vocab_size"] = tokenizer.get_vocab_size() + 8
+    pieces = range(1 + len(CONTROL), tokenizer.get_vocab_size())
+    own = {"bos_id": 0, "eos_id": 0, "templates": {"query": query_template(tokenizer)}}
+    make("moondream-ids", NEWER_SEED, tokenizer, pieces, control_tokens, NEWER_CASES, own)
 
 
 if __name__ == "__main__":

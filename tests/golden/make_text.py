@@ -1,5 +1,5 @@
 """Text-only checkpoints of the decoders that are LLaMA's block with other data: qwen2/, gemma/,
-qwen3/, qwen3moe/, mixtral/.
+qwen3/, qwen3moe/, mixtral/, olmoe/.
 
 Usage: python make_text.py     (after make_tokenizer.py)
 """
@@ -31,6 +31,8 @@ from transformers import (
     GenerationConfig,
     MixtralConfig,
     MixtralForCausalLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -149,6 +151,31 @@ def mixtral_config():
     )
 
 
+def olmoe_config():
+    """OLMoE's structure: three of seven experts whose shares do not add up to 1, norms over whole queries and keys."""
+    return OlmoeConfig(
+        vocab_size=608,
+        hidden_size=40,
+        intermediate_size=28,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_experts=7,
+        num_experts_per_tok=3,
+        norm_topk_prob=False,
+        max_position_embeddings=512,
+        rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        clip_qkv=None,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=QWEN2_EOS,
+        pad_token_id=None,
+        attn_implementation="eager",
+        experts_implementation="eager",
+    )
+
+
 def experts(state, scale):
     """Stacks of matrices count their experts first; routers that tell rows apart."""
     out = {}
@@ -214,6 +241,7 @@ OLD = {
     "qwen3": {"transformers_version": "4.51.0", "use_sliding_window": False},
     "qwen3moe": {"transformers_version": "4.51.0", "num_experts": 7},
     "mixtral": {"transformers_version": "4.36.0"},
+    "olmoe": {"transformers_version": "4.45.0", "num_experts": 7},
     "gemma": {"transformers_version": "4.38.0", "hidden_act": "gelu"},
 }
 
@@ -232,6 +260,9 @@ def main():
     state = random_state(Qwen3MoeForCausalLM(qwen3moe_config()), SEEDS["qwen3moe"])
     make_qwen("qwen3moe", Qwen3MoeForCausalLM, qwen3moe_config(), experts(state, 2.0))
 
+    state = random_state(OlmoeForCausalLM(olmoe_config()), SEEDS["olmoe"])
+    make_qwen("olmoe", OlmoeForCausalLM, olmoe_config(), experts(state, 2.0))
+
     spm_ids = tokenize(PROMPT)
     state = gemma_norms(random_state(GemmaForCausalLM(gemma_config()), SEEDS["gemma"], embed=0.05))
     generation = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -244,7 +275,7 @@ def main():
     make_spm("mixtral", MixtralForCausalLM, mixtral_config(), experts(state, 2.0))
 
 
-SEEDS = {"qwen2": 85, "qwen3": 72, "qwen3moe": 4, "gemma": 40, "mixtral": 16}
+SEEDS = {"qwen2": 85, "qwen3": 72, "qwen3moe": 4, "gemma": 40, "mixtral": 16, "olmoe": 2}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -82,6 +82,9 @@ pub(crate) struct LoadArgs {
     /// Tokens of context; what the model was trained for, at most 4096, unless given
     #[arg(long, value_name = "TOKENS")]
     pub context: Option<NonZeroUsize>,
+    /// Visual tokens a picture becomes at most, where its size decides (Qwen2-VL): large ones are shrunk
+    #[arg(long, value_name = "N")]
+    pub max_image_tokens: Option<NonZeroUsize>,
     /// Quantize float matrices to this type while they are loaded: a Hugging Face folder as it is, in less memory
     #[arg(long = "type", value_name = "TYPE", value_parser = types())]
     pub dtype: Option<DType>,
@@ -101,6 +104,7 @@ impl LoadArgs {
             backend: self.backend.clone(),
             decode_threads: self.decode_threads.map(NonZeroUsize::get),
             context: self.context.map(NonZeroUsize::get),
+            max_image_tokens: self.max_image_tokens,
             int8_encoder: self.int8_encoder,
             bf16_encoder: self.bf16_encoder,
             kv: KvType::from_name(&self.kv).unwrap_or_default(),

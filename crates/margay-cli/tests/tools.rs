@@ -245,6 +245,21 @@ fn inspect_tells_the_tiles_of_a_picture_whose_features_are_stitched() {
 }
 
 #[test]
+fn inspect_tells_what_a_limit_on_visual_tokens_does() {
+    let image = golden("qwen2vl/wide.png");
+    let seen = |more: &[&str]| {
+        let model = golden("qwen2vl");
+        run([&["inspect", &model, "-i", &image, "--json"][..], more].concat()).json()
+    };
+    let (free, limited) = (seen(&[]), seen(&["--max-image-tokens", "8"]));
+    assert_eq!(free["picture"]["visual_tokens"], 32);
+    let tokens = limited["picture"]["visual_tokens"].as_u64().unwrap();
+    assert!((1..=8).contains(&tokens), "{tokens}");
+    let bytes = |of: &serde_json::Value| of["memory"]["visual_bytes_per_picture"].as_u64().unwrap();
+    assert_eq!(bytes(&limited) * 32, bytes(&free) * tokens);
+}
+
+#[test]
 fn trace_on_the_reference_backend_equals_the_original() {
     let folder = tempfile::tempdir().unwrap();
     for model in ["imp", "llama", "llava", "llava-hf", "mobilevlm-v1", "mobilevlm-v2", "phi2", "siglip"] {

@@ -64,8 +64,10 @@ fn unnamed(model: &ModelRef, files: &[String]) -> Result<Choice, HubError> {
     let tensors: Vec<&String> =
         files.iter().filter(at_top).filter(|name| name.ends_with(".safetensors")).collect();
     if has("config.json") && (!tensors.is_empty() || has(INDEX)) {
-        let small =
-            |name: &&String| [".json", ".jinja", ".model", ".txt"].iter().any(|end| name.ends_with(end));
+        // Code is never run; some checkpoints say nowhere else which vocabulary they mean.
+        let small = |name: &&String| {
+            [".json", ".jinja", ".model", ".txt", ".py"].iter().any(|end| name.ends_with(end))
+        };
         let mut chosen: Vec<String> = files.iter().filter(at_top).filter(small).cloned().collect();
         if !has(INDEX) {
             // Beside the whole there may be the same weights in another naming.
@@ -150,13 +152,14 @@ mod tests {
             "model.safetensors",
             "original.safetensors",
             "pytorch_model.bin",
+            "modeling.py",
             "tokenizer.model",
             "onnx/model.onnx",
             "onnx/config.json",
             "x.gguf",
         ];
         let choice = chosen("a/b", &files).unwrap();
-        assert_eq!(choice.files, ["config.json", "tokenizer.model", "model.safetensors"]);
+        assert_eq!(choice.files, ["config.json", "modeling.py", "tokenizer.model", "model.safetensors"]);
         assert_eq!(choice.main, None);
         let choice = chosen("a/b", &["config.json", "model-1.safetensors", INDEX]).unwrap();
         assert_eq!(choice.files, ["config.json", INDEX], "the index names the shards");

@@ -6,7 +6,7 @@ use margay_prompt::{
     image::{Fit, ImageError, ImageSpec, Stitch, Tiling},
     layout::PictureLayout,
 };
-use std::sync::Arc;
+use std::{num::NonZeroUsize, sync::Arc};
 
 /// Everything Margay needs to know of a model besides its weights and vocabulary.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,6 +21,8 @@ pub struct ModelConfig {
     pub vision: Option<VisionConfig>,
     /// How prompts are written where the model brings no chat template.
     pub prompt: PromptStyle,
+    /// The chat template that the configuration of a checkpoint means, where that is not the family's.
+    pub chat_template: Option<String>,
 }
 
 impl ModelConfig {
@@ -134,6 +136,16 @@ impl VisionConfig {
     /// Whether each picture becomes as many visual tokens as its size asks for.
     pub fn varies(&self) -> bool {
         matches!(self.image.fit, Fit::Multiples { .. })
+    }
+
+    /// Lets no picture become more than so many visual tokens, but for those that are far longer than they are wide; the
+    /// model's own bound stays. `None` where a picture's size does not decide.
+    pub fn with_most_tokens(mut self, tokens: NonZeroUsize) -> Option<Self> {
+        let Fit::Multiples { of, min_pixels, max_pixels } = &mut self.image.fit else { return None };
+        let of = u64::from(*of);
+        *max_pixels = (*max_pixels).min((tokens.get() as u64).saturating_mul(of * of));
+        *min_pixels = (*min_pixels).min(*max_pixels);
+        Some(self)
     }
 
     /// What a picture of that many pixels becomes in a prompt.

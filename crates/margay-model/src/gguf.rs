@@ -39,11 +39,10 @@ pub(crate) fn projector_type(vision: &Metadata) -> Result<&str, ModelError> {
 pub(crate) fn read(family: &Family, arch: &str, parts: &GgufParts<'_>) -> Result<ModelConfig, ModelError> {
     let text = read_text(arch, parts.text)?;
     let vision = parts.vision.map(|part| read_vision(family, part)).transpose()?;
-    if let Some(vision) = &vision
-        && let Some(out) =
-            parts.vision.and_then(|p| p.metadata.opt_usize("clip.vision.projection_dim").transpose())
-        && out? != text.width
-        && vision.projector.id != "mlp"
+    if let Some(part) = parts.vision
+        && let Some(out) = part.metadata.opt_usize("clip.vision.projection_dim")?
+        && out != text.width
+        && projector_type(part.metadata)? != "mlp"
     {
         return Err(field(
             "clip.vision.projection_dim",
@@ -51,7 +50,7 @@ pub(crate) fn read(family: &Family, arch: &str, parts: &GgufParts<'_>) -> Result
         ));
     }
     let name = parts.text.metadata.opt_str("general.name")?.unwrap_or(family.id).to_owned();
-    Ok(ModelConfig { family: family.id, name, text, vision, prompt: family.prompt })
+    Ok(ModelConfig { family: family.id, name, text, vision, prompt: family.prompt, chat_template: None })
 }
 
 fn read_text(arch: &str, part: GgufPart<'_>) -> Result<TextConfig, ModelError> {
@@ -141,9 +140,10 @@ fn norm_eps_key(decoder: &Decoder) -> &'static str {
 }
 
 fn read_vision(family: &Family, part: GgufPart<'_>) -> Result<VisionConfig, ModelError> {
-    let GgufPart { metadata: meta, .. } = part;
+    let GgufPart { metadata: meta, tensors } = part;
     let kind = projector_type(meta)?;
-    let projector = projector::by_id(kind)
+    let meant = family.vision.as_ref().and_then(|defaults| defaults.projector);
+    let projector = projector::by_id(meant.unwrap_or(kind))
         .ok_or_else(|| field("clip.projector_type", format!("the projector {kind:?} is not supported")))?;
     let key = |name: &str| format!("clip.vision.{name}");
     let merge = key("mm_patch_merge_type");
@@ -168,7 +168,8 @@ fn read_vision(family: &Family, part: GgufPart<'_>) -> Result<VisionConfig, Mode
         None => default_image(defaults, meta, &*tower)?,
     };
     let fold = meta.opt_usize(&key("projector.scale_factor"))?.unwrap_or_else(|| tower.fold());
-    let hidden = meta.opt_usize(HIDDEN_KEY)?.unwrap_or(0);
+    let rows = || Some(*tensors.info("mm.0.weight")?.shape.dims().first()?);
+    let hidden = meta.opt_usize(HIDDEN_KEY)?.or_else(|| meant.and_then(|_| rows())).unwrap_or(0);
     VisionConfig { tower, projector, fold, hidden, image }.checked("GGUF metadata")
 }
 

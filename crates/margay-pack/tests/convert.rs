@@ -30,6 +30,7 @@ const FOLDERS: &[&str] = &[
     "mixtral",
     "mobilevlm-v1",
     "mobilevlm-v2",
+    "olmoe",
     "phi2",
     "qwen2",
     "qwen3",
@@ -342,12 +343,151 @@ fn a_legacy_clip_file_is_the_same_model() {
     }
 }
 
+/// Moondream's GGUF pair of early 2024 has the parts of Imp's: it is told by its name, the block that its runtime left out is
+/// left out here, and its projector has a width and a GELU of its own.
+#[test]
+fn moondreams_first_files_are_not_taken_for_imps() {
+    const HIDDEN: usize = 52;
+    let out = tempfile::tempdir().unwrap();
+    let imp = out.path().join("imp.gguf");
+    converted(&ModelSource::open(&golden("imp"), None).unwrap(), &imp, DType::F32, false);
+    let (text, vision) = (Gguf::open(&imp).unwrap(), Gguf::open(mmproj_path(&imp)).unwrap());
+    let legacy = |file: &Gguf, name: Option<&str>| {
+        let today = ["margay.", "general.type", "general.name", "clip.vision.feature_layer", "clip.use_"];
+        let mut meta = Metadata::new();
+        for (key, value) in
+            file.metadata().iter().filter(|(key, _)| !today.iter().any(|t| key.starts_with(t)))
+        {
+            meta.insert(key, value.clone());
+        }
+        if let Some(name) = name {
+            meta.insert("general.name", name);
+        }
+        meta
+    };
+    let tensors = |file: &Gguf| -> Vec<(String, Tensor)> {
+        file.tensors().map(|(name, _)| (name.to_owned(), file.tensor(name).unwrap())).collect()
+    };
+    let write = |path: &Path, meta: &Metadata, tensors: &[(String, Tensor)]| {
+        let named: Vec<(&str, &Tensor)> = tensors.iter().map(|(name, t)| (name.as_str(), t)).collect();
+        write_gguf(path, meta, &named).unwrap();
+    };
+    let made = |dims: &[usize], of: &dyn Fn(usize) -> f32| {
+        let values: Vec<f32> = (0..dims.iter().product()).map(of).collect();
+        Tensor::from_f32(Shape::from(dims.to_vec()), &values).unwrap()
+    };
+    let (width, decoder) = (36, 40);
+    let mut parts: Vec<_> =
+        tensors(&vision).into_iter().filter(|(name, _)| !name.starts_with("mm.")).collect();
+    let blocks = parts.iter().filter(|(name, _)| name.ends_with(".ln1.weight")).count();
+    // The spare block would spoil everything.
+    for (name, tensor) in parts.clone() {
+        if let Some(inner) = name.strip_prefix("v.blk.0.") {
+            let spare = made(tensor.shape().dims(), &|_| f32::NAN);
+            parts.push((format!("v.blk.{blocks}.{inner}"), spare));
+        }
+    }
+    let wave = |i: usize| ((i * 37 % 101) as f32 / 101.0 - 0.5) * 0.6;
+    parts.retain(|(name, _)| !name.starts_with("v.post_ln"));
+    for (name, tensor) in [
+        ("v.post_ln.weight", made(&[width], &|_| 1.0)),
+        ("v.post_ln.bias", made(&[width], &|_| 0.0)),
+        ("mm.0.weight", made(&[HIDDEN, width], &wave)),
+        ("mm.0.bias", made(&[HIDDEN], &wave)),
+        ("mm.2.weight", made(&[decoder, HIDDEN], &wave)),
+        ("mm.2.bias", made(&[decoder], &wave)),
+    ] {
+        parts.push((name.to_owned(), tensor));
+    }
+    let pair =
+        |text_name: Option<&str>, vision_name: Option<&str>, side: Option<u32>, family: Option<&str>| {
+            let [path, mmproj] = ["m.gguf", "mmproj.gguf"].map(|name| out.path().join(name));
+            let mut meta = legacy(&text, text_name);
+            if let Some(family) = family {
+                meta.insert("margay.family", family);
+            }
+            write(&path, &meta, &tensors(&text));
+            let mut meta = legacy(&vision, vision_name);
+            meta.insert("clip.vision.block_count", blocks as u32 + 1);
+            meta.insert("clip.use_gelu", true);
+            if let Some(side) = side {
+                meta.insert("clip.vision.image_size", side);
+            }
+            write(&mmproj, &meta, &parts);
+            ModelSource::open(&path, Some(&mmproj))
+        };
+    let source = pair(Some("moondream2"), None, None, None).unwrap();
+    assert_eq!(source.family.id, "moondream2024");
+    for named in
+        [pair(None, Some("vikhyatk/moondream2"), None, None), pair(None, None, None, Some("moondream2024"))]
+    {
+        assert_eq!(named.unwrap().family.id, "moondream2024");
+    }
+    let unnamed = pair(None, None, Some(378), None).err().unwrap().to_string();
+    assert!(unnamed.contains("margay.family") && unnamed.contains("moondream2024"), "{unnamed}");
+
+    let picture = Image::open(golden("imp").join("wide.png")).unwrap();
+    let stages = |source: &ModelSource| {
+        source.trace(std::slice::from_ref(&picture), "What?", &TraceOptions::default()).unwrap()
+    };
+    let found = |stages: &[(String, Tensor)], name: &str| {
+        f32s(&stages.iter().find(|(stage, _)| stage == name).unwrap().1)
+    };
+    let got = stages(&source);
+    let encode = found(&got, "encode");
+    for row in encode.chunks_exact(width) {
+        let mean = row.iter().sum::<f32>() / width as f32;
+        let square = row.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / width as f32;
+        assert!(mean.abs() < 1e-4 && (square - 1.0).abs() < 1e-3, "behind the final norm: {mean} {square}");
+    }
+    let gelu = |x: f64| 0.5 * x * (1.0 + (0.797_884_560_802_865_4 * (x + 0.044715 * x.powi(3))).tanh());
+    let linear = |x: &[f64], out: usize| -> Vec<f64> {
+        let weight = |o: usize, i: usize| f64::from(wave(o * x.len() + i));
+        let row = |o: usize| x.iter().enumerate().map(|(i, x)| x * weight(o, i)).sum::<f64>();
+        (0..out).map(|o| row(o) + f64::from(wave(o))).collect()
+    };
+    let project = found(&got, "project");
+    for (row, got) in encode.chunks_exact(width).zip(project.chunks_exact(decoder)) {
+        let row: Vec<f64> = row.iter().map(|x| f64::from(*x)).collect();
+        let inner: Vec<f64> = linear(&row, HIDDEN).into_iter().map(gelu).collect();
+        for (got, expected) in got.iter().zip(linear(&inner, decoder)) {
+            assert!((f64::from(*got) - expected).abs() < 1e-4, "{got} {expected}");
+        }
+    }
+    let written = out.path().join("again.gguf");
+    converted(&source, &written, DType::F32, false);
+    let again = ModelSource::open(&written, None).unwrap();
+    assert_eq!((again.family.id, &again.config.vision), (source.family.id, &source.config.vision));
+    for ((name, got), (_, again)) in got.iter().zip(&stages(&again)) {
+        assert_eq!(got.bytes(), again.bytes(), "{name}");
+    }
+}
+
 #[test]
 fn a_model_whose_tiles_overlap_goes_through_a_file_unchanged() {
+    for folder in ["moondream", "moondream-ids"] {
+        goes_through_a_file_unchanged(&golden(folder));
+    }
+}
+
+/// It would be read as other words.
+#[test]
+fn the_vocabulary_of_another_revision_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(golden("moondream-ids")).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    }
+    ModelSource::open(folder.path(), None).unwrap();
+    std::fs::copy(golden("moondream").join("tokenizer.json"), folder.path().join("tokenizer.json")).unwrap();
+    let error = ModelSource::open(folder.path(), None).err().unwrap().to_string();
+    assert!(error.contains("starmie-v1") && error.contains("tokenizer.json"), "{error}");
+}
+
+fn goes_through_a_file_unchanged(folder: &Path) {
     let out = tempfile::tempdir().unwrap();
-    let folder = golden("moondream");
-    let source = ModelSource::open(&folder, None).unwrap();
-    let picture = Image::open(folder.join("tall.png")).unwrap();
+    let source = ModelSource::open(folder, None).unwrap();
+    let picture = Image::open(folder.join("wide.png")).unwrap();
     let options = TraceOptions { greedy: 8, ..TraceOptions::default() };
     let stages =
         |source: &ModelSource| source.trace(std::slice::from_ref(&picture), "What?", &options).unwrap();
@@ -356,6 +496,7 @@ fn a_model_whose_tiles_overlap_goes_through_a_file_unchanged() {
         let path = out.path().join(format!("{single}.gguf"));
         converted(&source, &path, DType::F32, single);
         let read = ModelSource::open(&path, None).unwrap();
+        assert_eq!(read.template_source, source.template_source);
         assert_eq!((&read.config.vision, &read.config.text), (&source.config.vision, &source.config.text));
         for ((name, got), (_, expected)) in stages(&read).iter().zip(&expected) {
             assert_eq!(got.bytes(), expected.bytes(), "{name}");

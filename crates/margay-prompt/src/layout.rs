@@ -106,6 +106,14 @@ pub enum LayoutError {
         /// The limit.
         limit: usize,
     },
+    /// The template writes a token that the vocabulary does not have.
+    #[error(
+        "the chat template writes token {id}, which the vocabulary does not have; it belongs to another tokenizer"
+    )]
+    NoToken {
+        /// Its id.
+        id: u32,
+    },
     /// The text could not be tokenised.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
@@ -145,6 +153,7 @@ impl Layout {
         for part in parts {
             match part {
                 &RenderedPart::Text { ref text, trusted } => placing.texts.push(Segment { text, trusted }),
+                RenderedPart::Token(id) => placing.token(*id)?,
                 RenderedPart::Image => {
                     for piece in pictures.next().map_or(&[][..], PictureLayout::pieces) {
                         match piece {
@@ -195,7 +204,7 @@ struct Placing<'p> {
     tokenizer: &'p Tokenizer,
     /// The BOS that stands in front.
     bos: Option<u32>,
-    /// Texts since the last tile.
+    /// Texts since the last tile or token.
     texts: Vec<Segment<'p>>,
     /// Visual rows so far.
     rows: i32,
@@ -203,9 +212,9 @@ struct Placing<'p> {
 }
 
 impl Placing<'_> {
-    /// Appends what was said since the last tile.
+    /// Appends what was said since the last tile or token.
     fn text(&mut self) -> Result<(), LayoutError> {
-        let first = self.sequence.tiles.is_empty();
+        let first = self.sequence.ids.is_empty();
         let ids = if first {
             self.tokenizer.encode_segments(&self.texts)?
         } else {
@@ -217,6 +226,16 @@ impl Placing<'_> {
         }
         // Vocabularies are capped far below the sign bit.
         self.sequence.ids.extend(ids.iter().map(|id| *id as i32));
+        self.check_length()
+    }
+
+    /// Appends a token by its id.
+    fn token(&mut self, id: u32) -> Result<(), LayoutError> {
+        self.text()?;
+        if self.tokenizer.token_text(id).is_none() {
+            return Err(LayoutError::NoToken { id });
+        }
+        self.sequence.ids.push(id as i32);
         self.check_length()
     }
 

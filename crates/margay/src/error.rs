@@ -83,7 +83,7 @@ pub enum Error {
     },
     /// The prompt does not fit the context.
     #[error(
-        "the prompt takes {prompt} tokens ({visual} of them visual) and the context holds {context}; shorten it, or raise the context with --context (the model was trained for {trained})"
+        "the prompt takes {prompt} tokens ({visual} of them visual) and the context holds {context}; shorten it{fewer}, or raise the context with --context (the model was trained for {trained})"
     )]
     PromptTooLong {
         /// Tokens of the prompt.
@@ -94,6 +94,8 @@ pub enum Error {
         context: usize,
         /// Tokens the model was trained for.
         trained: usize,
+        /// How pictures take fewer of them; empty where they cannot.
+        fewer: &'static str,
     },
     /// Nothing to answer.
     #[error("there is nothing to ask: the question is empty and there is no picture")]

@@ -8,7 +8,7 @@ use margay_prompt::{
     text::{ChatTemplate, Message, RenderOptions, RenderedPart, Tokenizer},
 };
 use margay_tensor::Storage;
-use std::{path::Path, sync::Arc};
+use std::{num::NonZeroUsize, path::Path, sync::Arc};
 
 /// Largest context taken without being asked: beyond it the KV cache of a large model fills a phone's memory.
 const MOST_DEFAULT_CONTEXT: usize = 4096;
@@ -61,12 +61,31 @@ impl ModelSource {
             |id: Option<u32>| id.and_then(|id| self.tokenizer.token_text(id)).unwrap_or_default().to_owned();
         let options = RenderOptions {
             add_generation_prompt: true,
-            bos_id: self.tokenizer.bos(),
+            eos_id: self.tokenizer.eos(),
             bos_token: token(self.tokenizer.bos()),
             eos_token: token(self.tokenizer.eos()),
             image_mark: self.config.prompt.image_mark.to_owned(),
         };
         Ok(self.template.render(messages, &options)?.parts)
+    }
+
+    /// The same model, whose pictures become no more than so many visual tokens: larger ones are shrunk. One that is far
+    /// longer than it is wide may become a few more.
+    ///
+    /// # Errors
+    /// [`Error::NoVision`]; [`Error::Option`] where pictures do not become tokens by their size.
+    pub fn with_max_image_tokens(mut self, tokens: NonZeroUsize) -> Result<Self, Error> {
+        let no_vision = || Error::NoVision { model: self.config.name.clone() };
+        let vision = self.config.vision.clone().ok_or_else(no_vision)?;
+        let fixed = || Error::Option {
+            option: "max-image-tokens",
+            what: format!(
+                "{} takes its own number of tokens for a picture, whatever its size",
+                self.config.name
+            ),
+        };
+        self.config.vision = Some(vision.with_most_tokens(tokens).ok_or_else(fixed)?);
+        Ok(self)
     }
 
     /// What a picture becomes in a prompt: its tiles, their visual tokens, and the texts around them.
@@ -91,7 +110,8 @@ impl ModelSource {
                         .processor_config()?
                         .and_then(|mut c| c.get_mut("image_processor").map(|p| p.take())),
                 };
-                let parts = HfParts { preprocessor: preprocessor.as_ref(), tensors: folder };
+                let file = |name: &str| folder.file(name).ok().flatten();
+                let parts = HfParts { preprocessor: preprocessor.as_ref(), tensors: folder, file: &file };
                 let (family, config) = margay_model::from_hf(folder.config(), &parts)?;
                 let weights = Canonical::from_hf(family, &config, Arc::new(folder.clone()))?;
                 (family, config, weights)
@@ -102,7 +122,8 @@ impl ModelSource {
             ModelFiles::Hf(folder) => folder.chat_template()?,
             ModelFiles::Gguf { .. } => None,
         };
-        let template_source = of_folder.or_else(|| tokenizer.chat_template().map(str::to_owned));
+        let template_source = config.chat_template.clone().or(of_folder);
+        let template_source = template_source.or_else(|| tokenizer.chat_template().map(str::to_owned));
         let template = match &template_source {
             Some(source) => ChatTemplate::new(source)?,
             None => ChatTemplate::builtin(config.prompt.template)

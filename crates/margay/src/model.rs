@@ -82,6 +82,10 @@ impl Model {
             Some(dtype) => source.with_types(dtype, options.vision_dtype)?,
             None => source,
         };
+        let source = match options.max_image_tokens {
+            Some(tokens) => source.with_max_image_tokens(tokens)?,
+            None => source,
+        };
         let context = options.context.unwrap_or_else(|| default_context(&source.config));
         if context == 0 {
             return Err(Error::Option { option: "context", what: "0 tokens hold no question".to_owned() });

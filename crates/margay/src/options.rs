@@ -2,7 +2,7 @@
 
 use margay_cpu::KvType;
 use margay_tensor::DType;
-use std::path::PathBuf;
+use std::{num::NonZeroUsize, path::PathBuf};
 
 /// How to load a model.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,6 +24,9 @@ pub struct LoadOptions {
     pub isa: Option<String>,
     /// Tokens of context; `None` takes [`crate::default_context`].
     pub context: Option<usize>,
+    /// Visual tokens that a picture becomes at most, of a model whose pictures become as many as their size asks for;
+    /// `None` takes the model's own bound.
+    pub max_image_tokens: Option<NonZeroUsize>,
     /// Prompt tokens that are computed together.
     pub batch: usize,
     /// How keys and values are kept.
@@ -52,6 +55,7 @@ impl Default for LoadOptions {
             cores: None,
             isa: None,
             context: None,
+            max_image_tokens: None,
             // Larger batches gain little: the weights of a layer are already read once for 512 rows.
             batch: 512,
             kv: KvType::default(),

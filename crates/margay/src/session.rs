@@ -2,7 +2,7 @@
 
 use crate::{Answer, AskOptions, Error, Image, Model, engine::prefix_of, sample::Sampler};
 use margay_graph::{Cancel, State};
-use margay_model::ModelConfig;
+use margay_model::{ModelConfig, VisionConfig};
 use margay_prompt::{
     layout::{Layout, PictureLayout, Sequence},
     text::{Message, Part, RenderedPart},
@@ -200,10 +200,16 @@ impl Session {
         // One place is left for the answer's first token.
         if prompt >= context {
             let visual = sequence.visual_tokens();
-            return Err(Error::PromptTooLong { prompt, visual, context, trained: config.text.context });
+            return Err(too_long(config, prompt, visual, context));
         }
         Ok(sequence)
     }
+}
+
+pub(crate) fn too_long(config: &ModelConfig, prompt: usize, visual: usize, context: usize) -> Error {
+    let varies = visual > 0 && config.vision.as_ref().is_some_and(VisionConfig::varies);
+    let fewer = if varies { ", let pictures be fewer tokens with --max-image-tokens" } else { "" };
+    Error::PromptTooLong { prompt, visual, context, trained: config.text.context, fewer }
 }
 
 /// A decoder in which the picture sees itself whole takes one.

@@ -1,6 +1,6 @@
 //! The stages of an answer one by one, for measuring.
 
-use crate::{Error, Image, Model, engine::TextCall};
+use crate::{Error, Image, Model, engine::TextCall, session::too_long};
 use margay_graph::{Cancel, State};
 use margay_observe::Stopwatch;
 use margay_prompt::image::preprocess;
@@ -84,9 +84,8 @@ impl Stages {
 
     fn append(&mut self, tokens: usize, at_once: usize) -> Result<Duration, Error> {
         let (past, context) = (self.state.len(), self.model.context());
-        let trained = self.model.config().text.context;
         if tokens > context - past {
-            return Err(Error::PromptTooLong { prompt: past + tokens, visual: 0, context, trained });
+            return Err(too_long(self.model.config(), past + tokens, 0, context));
         }
         // Ids that differ from their neighbours, past the control tokens where the vocabulary is large enough.
         let vocabulary = self.model.config().text.vocabulary;

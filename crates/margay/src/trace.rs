@@ -4,7 +4,7 @@ use crate::{
     Error, Image, LoadOptions, ModelSource, backends, default_context,
     engine::{Projecting, compile, positions, prefix_of},
     packed::PackedFiles,
-    session::{one_picture, raw_parts},
+    session::{one_picture, raw_parts, too_long},
 };
 use margay_cpu::KvType;
 use margay_graph::{Bindings, Cancel, InputData, StateOptions, Sym};
@@ -115,13 +115,7 @@ impl ModelSource {
             return Err(Error::EmptyPrompt);
         }
         if count.saturating_add(options.greedy) > context {
-            let visual = sequence.visual_tokens();
-            return Err(Error::PromptTooLong {
-                prompt: count,
-                visual,
-                context,
-                trained: self.config.text.context,
-            });
+            return Err(too_long(&self.config, count, sequence.visual_tokens(), context));
         }
 
         let rows = count;

@@ -241,9 +241,9 @@ fn the_model_inside_the_program_says_the_same_on_every_instruction_set() {
     }
 }
 
-/// The prompt of a case of the Moondream golden, and the tokens that follow.
-fn seen_whole(case: &str) -> (Image, String, Vec<u32>) {
-    let folder = golden("moondream");
+/// The prompt of a case of a Moondream golden, and the tokens that follow.
+fn seen_whole(folder: &str, case: &str) -> (Image, String, Vec<u32>) {
+    let folder = golden(folder);
     let json: serde_json::Value =
         serde_json::from_str(&std::fs::read_to_string(folder.join("prompt.json")).unwrap()).unwrap();
     let found = json["cases"].as_array().unwrap().iter().find(|c| c["name"] == case).unwrap();
@@ -256,7 +256,7 @@ fn seen_whole(case: &str) -> (Image, String, Vec<u32>) {
 
 #[test]
 fn a_picture_that_sees_itself_whole_is_never_cut_into_batches() {
-    let (image, prompt, greedy) = seen_whole("wide");
+    let (image, prompt, greedy) = seen_whole("moondream", "wide");
     for (batch, threads) in [(1, 1), (30, 2), (512, 3)] {
         let options =
             LoadOptions { batch, threads: Some(threads), kv: KvType::F32, ..LoadOptions::default() };
@@ -276,9 +276,24 @@ fn a_picture_that_sees_itself_whole_is_never_cut_into_batches() {
 }
 
 #[test]
+fn a_template_whose_words_are_ids_gives_the_original_prompt() {
+    let folder = "moondream-ids";
+    let options = LoadOptions { kv: KvType::F32, ..LoadOptions::default() };
+    for (case, question) in [("wide", "Is 7 on it?"), ("small", "What does the sign say?")] {
+        let (image, prompt, greedy) = seen_whole(folder, case);
+        assert!(prompt.contains(question), "{prompt}");
+        let ask = AskOptions { max_tokens: greedy.len(), ..AskOptions::default() };
+        let model = model(folder, options.clone());
+        let mut session = model.session().unwrap();
+        let report = session.ask_with(&[image], question, &ask).unwrap().report().unwrap();
+        assert_eq!(report.tokens, greedy, "{case}");
+    }
+}
+
+#[test]
 fn what_saw_a_picture_whole_is_not_reused_without_it() {
     let model = model("moondream", LoadOptions { kv: KvType::F32, batch: 8, ..LoadOptions::default() });
-    let [wide, tall] = ["wide", "tall"].map(|case| seen_whole(case).0);
+    let [wide, tall] = ["wide", "tall"].map(|case| seen_whole("moondream", case).0);
     let (of_wide, of_nothing) =
         (ask(&model, std::slice::from_ref(&wide), "one", &short()), ask(&model, &[], "one", &short()));
     assert_ne!(of_wide.tokens, of_nothing.tokens);

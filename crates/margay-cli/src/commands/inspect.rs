@@ -30,6 +30,7 @@ const AFTER_HELP: &str = "\
 EXAMPLES:
   margay inspect                                 the built-in model
   margay inspect llava.gguf --image street.png   and what that picture costs
+  margay inspect qwen2vl.gguf -i street.png --max-image-tokens 256
   margay inspect mmproj-llava.gguf --tensors
   margay inspect ./llava-1.5-7b --context 2048 --json
 
@@ -59,6 +60,9 @@ pub(crate) struct Inspect {
     /// Predict for float matrices that are quantized to this type when loaded, as `margay run --type` does
     #[arg(long = "type", value_name = "TYPE", value_parser = model::types())]
     dtype: Option<DType>,
+    /// Predict for pictures of at most so many visual tokens, as `margay run --max-image-tokens` does
+    #[arg(long, value_name = "N")]
+    max_image_tokens: Option<NonZeroUsize>,
     /// Say what this picture costs
     #[arg(long, short = 'i', value_name = "FILE")]
     image: Option<PathBuf>,
@@ -120,6 +124,10 @@ impl Inspect {
             Ok(source) => {
                 let source = match self.dtype {
                     Some(dtype) => source.with_types(dtype, None)?,
+                    None => source,
+                };
+                let source = match self.max_image_tokens {
+                    Some(tokens) => source.with_max_image_tokens(tokens)?,
                     None => source,
                 };
                 let sees = source.config.vision.is_some();

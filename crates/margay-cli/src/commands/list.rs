@@ -111,7 +111,9 @@ fn page() -> String {
             None => format!("`{architecture}`"),
         });
         text += &format!("\n## {}\n\n{}.\n\n", family.id, family.summary);
-        text += &format!("* `model_type`: {}\n", quoted(family.hf));
+        if !family.hf.is_empty() {
+            text += &format!("* `model_type`: {}\n", quoted(family.hf));
+        }
         text += &format!("* GGUF: {}\n", gguf.collect::<Vec<_>>().join(", "));
         text += &format!("* verified: {}\n\n", family.verified);
         text += "| model | vision | projector | decoder | tokens a picture |\n|---|---|---|---|---|\n";

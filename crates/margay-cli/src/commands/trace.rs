@@ -84,6 +84,9 @@ impl Trace {
         if let Some(dtype) = self.load.dtype {
             source = source.with_types(dtype, self.load.vision_type)?;
         }
+        if let Some(tokens) = self.load.max_image_tokens {
+            source = source.with_max_image_tokens(tokens)?;
+        }
         let options =
             TraceOptions { load: self.load.options(), raw_prompt: self.raw_prompt, greedy: self.greedy };
         let tensors = source.trace(&images, &self.prompt, &options)?;

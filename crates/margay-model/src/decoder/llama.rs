@@ -2,7 +2,7 @@
 //! Other decoders are the same block with other data. Weights by the names and in the layout of `llama` GGUF files (rotary pairs are neighbours).
 //! Source: transformers `modeling_llama.py`.
 
-use super::{Decoder, Layer, attend, head_norm, norm};
+use super::{Decoder, Layer, QkNorms, attend, norm, qk_norm};
 use crate::{
     Mixture, ModelError, TextConfig,
     hf::{TextDefaults, text},
@@ -19,8 +19,9 @@ pub(crate) const LLAMA: Decoder = Decoder {
     read_hf: |config| text(config, &LLAMA, &DEFAULTS),
     biases: false,
     qkv_biases: false,
-    head_norms: false,
+    qk_norms: QkNorms::None,
     experts: true,
+    shares_add_up: true,
     activation: Activation::Silu,
     mask: Mask::Causal,
     scaled_embeddings: false,
@@ -60,8 +61,8 @@ fn block(b: &mut Builder, c: &TextConfig, layer: Layer) -> Result<ValueId, Model
     };
     let [q, k, v] =
         [project("attn_q", q, q_width)?, project("attn_k", k, kv_width)?, project("attn_v", v, kv_width)?];
-    let q = head_norm(b, c, &format!("blk.{number}.attn_q_norm"), q)?;
-    let k = head_norm(b, c, &format!("blk.{number}.attn_k_norm"), k)?;
+    let q = qk_norm(b, c, &format!("blk.{number}.attn_q_norm"), c.heads, q)?;
+    let k = qk_norm(b, c, &format!("blk.{number}.attn_k_norm"), c.kv_heads, k)?;
     let h = attend(b, c, positions, [q, k, v])?; // [T, H*D]
     let h = b.linear(h, out, None)?;
     let x = b.add(x, h)?;
@@ -103,7 +104,7 @@ fn experts(
         used,
     };
     let logits = b.linear(h, router, None)?; // [T, N]
-    let shares = b.route(logits, Route { used, normalised: true })?;
+    let shares = b.route(logits, Route { used, normalised: c.decoder.shares_add_up })?;
     Ok(b.experts(h, shares, stacks)?)
 }
 

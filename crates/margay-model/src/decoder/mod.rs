@@ -3,6 +3,7 @@
 mod gemma;
 mod llama;
 mod moondream;
+mod olmoe;
 mod phi2;
 mod qwen2;
 mod qwen2vl;
@@ -37,10 +38,12 @@ pub struct Decoder {
     pub(crate) biases: bool,
     /// Queries, keys and values have biases.
     pub(crate) qkv_biases: bool,
-    /// Queries and keys have norms, each head by itself.
-    pub(crate) head_norms: bool,
-    /// It may have experts in place of its feed-forward layers; their shares then add up to 1.
+    /// Norms of queries and keys.
+    pub(crate) qk_norms: QkNorms,
+    /// It may have experts in place of its feed-forward layers.
     pub(crate) experts: bool,
+    /// The shares of the experts that a token passes add up to 1; else they are what they were among all experts.
+    pub(crate) shares_add_up: bool,
     /// Of the feed-forward layer.
     pub(crate) activation: Activation,
     /// Which tokens a token sees.
@@ -54,6 +57,16 @@ pub struct Decoder {
     /// The name behind `blk.N.` in a GGUF file of what stands behind `layers.N.` in a checkpoint, without `weight` or
     /// `bias`, and what becomes of it.
     pub(crate) rename: fn(&TextConfig, &str) -> Option<(&'static str, Transform)>,
+}
+
+/// Norms of queries and keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum QkNorms {
+    None,
+    /// Each head by itself, all with the same weights.
+    Heads,
+    /// All heads together.
+    Whole,
 }
 
 /// One block's place: its number, its input [T, E], the positions `[T]`.
@@ -87,6 +100,7 @@ pub const DECODERS: &[&Decoder] = &[
     &qwen3moe::QWEN3MOE,
     &gemma::GEMMA,
     &moondream::MOONDREAM,
+    &olmoe::OLMOE,
 ];
 
 /// The decoder of that architecture in a GGUF file.
@@ -148,12 +162,20 @@ fn norm(b: &mut Builder, c: &TextConfig, name: &str, x: ValueId) -> Result<Value
     Ok(b.norm(x, c.decoder.norm, weight, bias, c.norm_eps)?)
 }
 
-/// The norm of each head of queries or keys.
-fn head_norm(b: &mut Builder, c: &TextConfig, name: &str, x: ValueId) -> Result<ValueId, ModelError> {
-    if !c.decoder.head_norms {
-        return Ok(x);
-    }
-    let weight = b.weight(&format!("{name}.weight"), [c.head_dim], Role::Norm);
+/// The norm of queries or keys, of so many heads.
+fn qk_norm(
+    b: &mut Builder,
+    c: &TextConfig,
+    name: &str,
+    heads: usize,
+    x: ValueId,
+) -> Result<ValueId, ModelError> {
+    let width = match c.decoder.qk_norms {
+        QkNorms::None => return Ok(x),
+        QkNorms::Heads => c.head_dim,
+        QkNorms::Whole => heads * c.head_dim,
+    };
+    let weight = b.weight(&format!("{name}.weight"), [width], Role::Norm);
     Ok(b.norm(x, c.decoder.norm, weight, None, c.norm_eps)?)
 }
 

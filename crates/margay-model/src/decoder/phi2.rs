@@ -2,7 +2,7 @@
 //! everywhere, rotary positions on the first columns of each head.
 //! Weights by the names of `phi2` GGUF files. Source: transformers `modeling_phi.py`.
 
-use super::{Decoder, Layer, attend, norm};
+use super::{Decoder, Layer, QkNorms, attend, norm};
 use crate::{
     HfConfig, ModelError, TextConfig,
     hf::{TextDefaults, text},
@@ -20,8 +20,9 @@ pub(crate) const PHI2: Decoder = Decoder {
     read_hf,
     biases: true,
     qkv_biases: true,
-    head_norms: false,
+    qk_norms: QkNorms::None,
     experts: false,
+    shares_add_up: true,
     activation: Activation::GeluTanh,
     mask: Mask::Causal,
     scaled_embeddings: false,

@@ -1,7 +1,7 @@
 //! The Qwen3 decoder: LLaMA's block with norms on each head of queries and keys, and rotary pairs half a head apart.
 //! Weights by the names of `qwen3` GGUF files. Source: transformers `modeling_qwen3.py`.
 
-use super::{Decoder, llama};
+use super::{Decoder, QkNorms, llama};
 use crate::hf::{TextDefaults, text};
 use margay_graph::RopeStyle;
 
@@ -10,7 +10,7 @@ pub(crate) const QWEN3: Decoder = Decoder {
     rope: RopeStyle::Half,
     hf: &["qwen3"],
     read_hf: |config| text(config, &QWEN3, &DEFAULTS),
-    head_norms: true,
+    qk_norms: QkNorms::Heads,
     experts: false,
     ..llama::LLAMA
 };

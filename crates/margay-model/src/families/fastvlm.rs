@@ -73,6 +73,7 @@ fn read_hf(config: &HfConfig<'_>, parts: &HfParts<'_>) -> Result<ModelConfig, Mo
         text: decoder::from_hf(&text)?,
         vision: Some(vision),
         prompt: FASTVLM.prompt,
+        chat_template: None,
     })
 }
 
@@ -111,7 +112,7 @@ mod tests {
     }
 
     fn read(config: &Value) -> Result<ModelConfig, ModelError> {
-        let parts = HfParts { preprocessor: None, tensors: &Empty };
+        let parts = HfParts { preprocessor: None, tensors: &Empty, file: &|_| None };
         crate::from_hf(config, &parts).map(|(family, model)| {
             assert_eq!(family.id, FASTVLM.id);
             model

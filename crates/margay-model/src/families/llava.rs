@@ -74,6 +74,7 @@ fn read_hf(config: &HfConfig<'_>, parts: &super::HfParts<'_>) -> Result<ModelCon
         text: decoder::from_hf(&text)?,
         vision: Some(vision),
         prompt: LLAVA.prompt,
+        chat_template: None,
     })
 }
 
@@ -130,6 +131,7 @@ pub(super) fn original(
         text: decoder::from_hf_as(config, decoder)?,
         vision: Some(vision),
         prompt: VICUNA,
+        chat_template: None,
     })
 }
 

@@ -7,6 +7,8 @@ mod llama;
 mod llava;
 mod mobilevlm;
 mod moondream;
+mod moondream2024;
+mod olmoe;
 mod phi;
 mod qwen2;
 mod qwen2vl;
@@ -32,6 +34,7 @@ pub const FAMILIES: &[&Family] = &[
     &qwen2::QWEN2,
     &qwen3::QWEN3,
     &qwen3moe::QWEN3MOE,
+    &olmoe::OLMOE,
     &gemma::GEMMA,
     &llava::LLAVA,
     &mobilevlm::MOBILEVLM,
@@ -41,6 +44,7 @@ pub const FAMILIES: &[&Family] = &[
     &qwen2vl::QWEN2VL,
     &fastvlm::FASTVLM,
     &moondream::MOONDREAM,
+    &moondream2024::MOONDREAM2024,
 ];
 
 /// One model family.
@@ -75,6 +79,8 @@ pub struct VisionDefaults {
     pub image: fn(&dyn TowerConfig) -> ImageSpec,
     /// Which of the tower's values are projected.
     pub features: Features,
+    /// Id of the projector where `clip.projector_type` names another.
+    pub projector: Option<&'static str>,
 }
 
 /// A published model, for `margay list` and `docs/models.md`. A fact about what there is, not what was downloaded.
@@ -105,6 +111,8 @@ pub struct HfParts<'a> {
     pub preprocessor: Option<&'a Value>,
     /// Its weights.
     pub tensors: &'a dyn TensorSource,
+    /// Any other small file of the folder, where it is there.
+    pub file: &'a dyn Fn(&str) -> Option<Vec<u8>>,
 }
 
 /// The GGUF files of a model.
@@ -183,7 +191,11 @@ pub fn from_gguf(parts: &GgufParts<'_>) -> Result<(&'static Family, ModelConfig)
     let projector = parts.vision.map(|part| crate::gguf::projector_type(part.metadata)).transpose()?;
     let named = parts.text.metadata.opt_str(crate::gguf::FAMILY_KEY)?;
     let fitting = || FAMILIES.iter().copied().filter(|f| f.gguf.contains(&(arch, projector)));
-    let family = fitting().find(|f| named == Some(f.id)).or_else(|| fitting().next());
+    let family = match fitting().find(|f| named == Some(f.id)) {
+        None if fitting().any(|f| f.id == moondream2024::MOONDREAM2024.id) => moondream2024::or_imp(parts)?,
+        None => fitting().next(),
+        named => named,
+    };
     let family = family.ok_or_else(|| match projector {
         Some(projector) => unknown(format!("the file (architecture {arch:?} with projector {projector:?})")),
         None => unknown(format!("the file (architecture {arch:?})")),
@@ -205,6 +217,7 @@ fn text_only(family: &'static Family, config: &HfConfig<'_>) -> Result<ModelConf
         text: decoder::from_hf(config)?,
         vision: None,
         prompt: family.prompt,
+        chat_template: None,
     })
 }
 
@@ -223,7 +236,8 @@ fn rename_vlm(config: &ModelConfig, name: &str) -> Option<Rename> {
 }
 
 /// What LLaVA and its like mean: the hidden state before the last block, pictures as the authors run them.
-const LLAVA_VISION: VisionDefaults = VisionDefaults { image: authors_image, features: Features::Hidden(-2) };
+const LLAVA_VISION: VisionDefaults =
+    VisionDefaults { image: authors_image, features: Features::Hidden(-2), projector: None };
 
 /// The image front end of a tower as LLaVA's authors run it: padded squares for a tower that crops (CLIP).
 fn authors_image(tower: &dyn TowerConfig) -> ImageSpec {
@@ -311,7 +325,7 @@ mod tests {
                 unreachable!("a configuration alone")
             }
         }
-        let parts = HfParts { preprocessor: None, tensors: &Empty };
+        let parts = HfParts { preprocessor: None, tensors: &Empty, file: &|_| None };
         let clip = "openai/clip-vit-large-patch14-336";
         let siglip = "google/siglip-so400m-patch14-384";
         for (model_type, projector, tower, name) in [

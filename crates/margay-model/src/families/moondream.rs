@@ -7,7 +7,10 @@ use crate::{
     Features, HfConfig, ModelConfig, ModelError, PromptStyle, Rename, TowerConfig, Transform, VisionConfig,
     decoder, projector, vision,
 };
-use margay_prompt::image::{Filter, ImageSpec, Tiling};
+use margay_prompt::{
+    image::{Filter, ImageSpec, Tiling},
+    text::ChatTemplate,
+};
 
 pub(super) const MOONDREAM: Family = Family {
     id: "moondream",
@@ -15,7 +18,7 @@ pub(super) const MOONDREAM: Family = Family {
     hf: &["moondream1"],
     gguf: &[("moondream", Some("moondream"))],
     prompt: PromptStyle { template: "moondream", image_mark: "<image>", stops: &["<|endoftext|>"] },
-    vision: Some(VisionDefaults { image, features: Features::Final }),
+    vision: Some(VisionDefaults { image, features: Features::Final, projector: None }),
     verified: "a PyTorch module written after vikhyat/moondream, and Pillow",
     published: &[
         Published {
@@ -40,10 +43,16 @@ pub(super) const MOONDREAM: Family = Family {
 /// Of the published models, in patches and tiles.
 const MARGIN: usize = 4;
 const MOST_TILES: u32 = 12;
-/// "\n\nQuestion:" in the vocabulary of Phi. Source: `moondream/config/config_md2.json`.
+/// "\n\nQuestion:" and "\n\nAnswer:" in the vocabulary of Phi. Source: `moondream/config/config_md2.json`.
 const QUESTION: [u32; 4] = [198, 198, 24361, 25];
+const ANSWER: [u32; 4] = [198, 198, 33706, 25];
+/// Far more than any template has.
+const MOST_IDS: usize = 64;
+/// The vocabulary since 2025-06, and one of its tokens.
+const NEWER_VOCABULARY: &str = "moondream/starmie-v1";
+const NEWER_TOKEN: &str = "<|md_reserved_0|>";
 
-fn read_hf(config: &HfConfig<'_>, _: &HfParts<'_>) -> Result<ModelConfig, ModelError> {
+fn read_hf(config: &HfConfig<'_>, parts: &HfParts<'_>) -> Result<ModelConfig, ModelError> {
     let empty = serde_json::json!({});
     // The published folders leave out what is the code's default: all of it.
     let own = config.object("config").unwrap_or_else(|| HfConfig::new(&empty));
@@ -81,15 +90,7 @@ fn read_hf(config: &HfConfig<'_>, _: &HfParts<'_>) -> Result<ModelConfig, ModelE
         most: pixels("max_crops", most)?,
     };
     let image = ImageSpec { tiling: Some(tiling), ..image(&*tower) };
-    // The newer revisions mark a question with control tokens.
-    let query = own.object("tokenizer").and_then(|t| t.object("templates")).and_then(|t| t.object("query"));
-    if let Some(query) = query
-        && query.get("prefix").is_some_and(|ids| *ids != serde_json::json!(QUESTION))
-    {
-        return Err(
-            query.bad("prefix", &format!("is not supported; expected {QUESTION:?}, \"\\n\\nQuestion:\""))
-        );
-    }
+    check_vocabulary(&own, parts)?;
     let projector = projector::by_id("moondream").expect("invariant: the projector is registered");
     let hidden = see.usize("proj_inner_dim", 8192)?;
     let vision = VisionConfig { tower, projector, fold: 1, hidden, image }.checked(see.place())?;
@@ -99,7 +100,66 @@ fn read_hf(config: &HfConfig<'_>, _: &HfParts<'_>) -> Result<ModelConfig, ModelE
         text: read,
         vision: Some(vision),
         prompt: MOONDREAM.prompt,
+        chat_template: own_template(&own)?,
     })
+}
+
+/// The newer revisions write a question with control tokens, whose ids a configuration may say.
+fn own_template(own: &HfConfig<'_>) -> Result<Option<String>, ModelError> {
+    let query = own.object("tokenizer").and_then(|t| t.object("templates")).and_then(|t| t.object("query"));
+    let Some(query) = query else { return Ok(None) };
+    let ids = |field: &str| {
+        let ids = query.get(field).map(|ids| serde_json::from_value::<Vec<u32>>(ids.clone()));
+        let ids = ids.transpose().map_err(|_| query.bad(field, "is no list of token ids"))?;
+        match ids {
+            Some(ids) if ids.len() > MOST_IDS => {
+                Err(query.bad(field, &format!("{} ids are too many", ids.len())))
+            }
+            ids => Ok(ids),
+        }
+    };
+    match (ids("prefix")?, ids("suffix")?) {
+        (None, None) => Ok(None),
+        (Some(prefix), suffix) if prefix == QUESTION && suffix.as_deref().is_none_or(|s| s == ANSWER) => {
+            Ok(None)
+        }
+        (Some(prefix), Some(suffix)) => {
+            let template = ChatTemplate::builtin(MOONDREAM.prompt.template);
+            let template = template.expect("invariant: families name built-in templates");
+            let ids = format!("{{% set query = {prefix:?} %}}{{% set answer = {suffix:?} %}}");
+            Ok(Some(ids + template.source()))
+        }
+        (prefix, _) => Err(query.bad(if prefix.is_none() { "prefix" } else { "suffix" }, "is missing")),
+    }
+}
+
+/// Folders published since 2025-06 hold the `tokenizer.json` of older revisions, which their code does not read; their
+/// `config.json` says nothing of it.
+fn check_vocabulary(own: &HfConfig<'_>, parts: &HfParts<'_>) -> Result<(), ModelError> {
+    let has = |file: &str, text: &str| {
+        let bytes = (parts.file)(file)?;
+        Some(bytes.windows(text.len()).any(|window| window == text.as_bytes()))
+    };
+    let Some(newer) = has("tokenizer.json", NEWER_TOKEN) else { return Ok(()) };
+    let said = own.object("tokenizer").filter(|t| t.get("eos_id").is_some());
+    let said = said.map(|t| t.usize("eos_id", 0)).transpose()?.map(|id| id == 0);
+    let bad = |what: String| {
+        Err(ModelError::Field { place: "the folder".into(), field: "tokenizer.json".into(), what })
+    };
+    match said.or_else(|| has("moondream.py", NEWER_VOCABULARY)) {
+        Some(meant) if meant == newer => Ok(()),
+        Some(true) => bad(format!(
+            "is that of older revisions; these weights mean {NEWER_VOCABULARY}: put that repository's tokenizer.json in its place"
+        )),
+        Some(false) => bad(format!(
+            "is {NEWER_VOCABULARY}, which older revisions do not mean: use the one that came with these weights"
+        )),
+        None if newer => Ok(()),
+        None => bad(format!(
+            "may not be that of these weights: since 2025-06 they mean {NEWER_VOCABULARY}; put that repository's \
+             tokenizer.json in its place, or the revision's moondream.py, which names its vocabulary, beside it"
+        )),
+    }
 }
 
 /// A file of ours says it all; this is what the published models mean.
@@ -193,6 +253,7 @@ mod tests {
     use super::*;
     use crate::{HfParts, from_hf};
     use margay_file::{FileError, TensorInfo, TensorSource};
+    use margay_prompt::text::{Message, RenderOptions};
     use serde_json::{Value, json};
 
     struct Empty;
@@ -210,8 +271,69 @@ mod tests {
     }
 
     fn read(config: Value) -> Result<ModelConfig, ModelError> {
+        read_with(config, &[])
+    }
+
+    fn read_with(config: Value, files: &[(&str, &str)]) -> Result<ModelConfig, ModelError> {
         let config = json!({ "model_type": "moondream1", "config": config });
-        from_hf(&config, &HfParts { preprocessor: None, tensors: &Empty }).map(|(_, model)| model)
+        let file = |name: &str| files.iter().find(|f| f.0 == name).map(|f| f.1.as_bytes().to_vec());
+        let parts = HfParts { preprocessor: None, tensors: &Empty, file: &file };
+        from_hf(&config, &parts).map(|(_, model)| model)
+    }
+
+    #[test]
+    fn a_tokenizer_of_another_revision_is_refused() {
+        let old = ("tokenizer.json", r#"{"id": 50256, "content": "<|endoftext|>"}"#);
+        let new = ("tokenizer.json", r#"{"id": 1, "content": "<|md_reserved_0|>"}"#);
+        let old_code = ("moondream.py", r#"Tokenizer.from_pretrained("vikhyatk/moondream2")"#);
+        let new_code = ("moondream.py", r#"Tokenizer.from_pretrained("moondream/starmie-v1")"#);
+        let (old_ids, new_ids) = (json!({ "eos_id": 50256 }), json!({ "eos_id": 0 }));
+        for (said, files, fits) in [
+            (None, &[old, old_code][..], true),
+            (None, &[new, new_code], true),
+            (None, &[new], true),
+            (None, &[old, new_code], false),
+            (None, &[new, old_code], false),
+            (None, &[old], false),
+            (Some(&old_ids), &[old], true),
+            (Some(&new_ids), &[new], true),
+            (Some(&old_ids), &[new], false),
+            (Some(&new_ids), &[old, old_code], false),
+        ] {
+            let config = said.map_or(json!({}), |ids| json!({ "tokenizer": ids }));
+            let read = read_with(config, files).map_err(|e| e.to_string());
+            assert_eq!(read.is_ok(), fits, "{said:?} {files:?}: {:?}", read.err());
+            let told = |e: String| e.contains("tokenizer.json") && e.contains("starmie-v1");
+            assert!(read.err().is_none_or(told), "{said:?} {files:?}");
+        }
+    }
+
+    #[test]
+    fn a_template_of_ids_is_written_as_ids() {
+        let query = |prefix: Value, suffix: Value| {
+            read(json!({ "tokenizer": { "templates": { "query": { "prefix": prefix, "suffix": suffix } } } }))
+        };
+        let written = |template: &ChatTemplate, eos_id| {
+            let options = RenderOptions { eos_id, ..RenderOptions::default() };
+            template.render(&[Message::user(1, "What?")], &options).unwrap().display("<image>")
+        };
+        let own = query(json!([1, 77, 2]), json!([3, 4])).unwrap().chat_template.unwrap();
+        let own = ChatTemplate::new(&own).unwrap();
+        assert_eq!(written(&own, Some(9)), "<|endoftext|><image>[1][77][2]What?[3][4]");
+        assert_eq!(query(json!(QUESTION), json!(ANSWER)).unwrap().chat_template, None);
+        // The published folders say nothing of it; their vocabulary does.
+        let builtin = ChatTemplate::builtin(MOONDREAM.prompt.template).unwrap();
+        assert_eq!(written(&builtin, Some(0)), "<|endoftext|><image>[1][15381][2]What?[3]");
+        let words = "<|endoftext|><image>\n\nQuestion: What?\n\nAnswer:";
+        assert_eq!(written(&builtin, Some(50256)), words);
+        for (prefix, suffix) in [
+            (json!([1]), Value::Null),
+            (json!("x"), json!([3])),
+            (json!([-1]), json!([3])),
+            (json!(vec![0; 65]), json!([])),
+        ] {
+            assert!(query(prefix.clone(), suffix.clone()).is_err(), "{prefix} {suffix}");
+        }
     }
 
     #[test]
@@ -249,7 +371,7 @@ mod tests {
             (json!({ "vision": { "max_crops": u64::MAX } }), "max_crops"),
             (json!({ "vision": { "enc_patch_size": 0 } }), "patch size"),
             (json!({ "vision": { "proj_inner_dim": u64::MAX } }), "projector width"),
-            (json!({ "tokenizer": { "templates": { "query": { "prefix": [1, 15381, 2] } } } }), "prefix"),
+            (json!({ "tokenizer": { "templates": { "query": { "prefix": [1, 15381, 2] } } } }), "suffix"),
         ] {
             let error = read(config.clone()).unwrap_err().to_string();
             assert!(error.contains(field), "{config}: {error}");

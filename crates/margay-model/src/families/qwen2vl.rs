@@ -20,7 +20,7 @@ pub(super) const QWEN2VL: Family = Family {
         image_mark: "<|image_pad|>",
         stops: &["<|im_end|>", "<|endoftext|>"],
     },
-    vision: Some(VisionDefaults { image: |tower| tower.image(), features: Features::Final }),
+    vision: Some(VisionDefaults { image: |tower| tower.image(), features: Features::Final, projector: None }),
     verified: "transformers Qwen2VLForConditionalGeneration, Qwen2_5_VLForConditionalGeneration and Qwen2VLImageProcessorPil",
     published: &[
         published("Qwen2-VL 2B", "Qwen2-VL ViT", "Qwen2 1.5B"),
@@ -64,6 +64,7 @@ fn read_hf(config: &HfConfig<'_>, parts: &HfParts<'_>) -> Result<ModelConfig, Mo
         text,
         vision: Some(vision),
         prompt: QWEN2VL.prompt,
+        chat_template: None,
     })
 }
 

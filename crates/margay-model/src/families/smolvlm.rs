@@ -15,7 +15,7 @@ pub(super) const SMOLVLM: Family = Family {
     hf: &["smolvlm", "idefics3"],
     gguf: &[("llama", Some("idefics3"))],
     prompt: PromptStyle { template: "smolvlm", image_mark: "<image>", stops: &["<end_of_utterance>"] },
-    vision: Some(VisionDefaults { image, features: Features::Final }),
+    vision: Some(VisionDefaults { image, features: Features::Final, projector: None }),
     verified: "transformers SmolVLMForConditionalGeneration and SmolVLMProcessor",
     published: &[
         Published {
@@ -52,6 +52,7 @@ fn read_hf(config: &HfConfig<'_>, parts: &HfParts<'_>) -> Result<ModelConfig, Mo
         text,
         vision: Some(vision),
         prompt: SMOLVLM.prompt,
+        chat_template: None,
     })
 }
 

@@ -87,6 +87,7 @@ fn read_hf(config: &HfConfig<'_>, parts: &HfParts<'_>) -> Result<ModelConfig, Mo
         text: decoder::from_hf(&text)?,
         vision: Some(vision),
         prompt: TINYLLAVA.prompt,
+        chat_template: None,
     })
 }
 

@@ -4,6 +4,7 @@ mod idefics3;
 mod ldp;
 mod ldpv2;
 mod mlp;
+mod mlp_gelu_tanh;
 mod mlp_tail;
 mod moondream;
 mod qwen2vl;
@@ -54,6 +55,7 @@ pub const PROJECTORS: &[&Projector] = &[
     &ldp::LDP,
     &ldpv2::LDPV2,
     &mlp::MLP,
+    &mlp_gelu_tanh::MLP_GELU_TANH,
     &mlp_tail::MLP_TAIL,
     &moondream::MOONDREAM,
     &qwen2vl::QWEN2VL_MERGER,

@@ -39,6 +39,15 @@ pub enum Features {
     Hidden(i64),
     /// What the last block gives, behind the final norm.
     Final,
+    /// The same in files that hold one block more, written for a runtime that leaves out the last.
+    FinalBeforeSpare,
+}
+
+impl Features {
+    /// Whether they lie behind the final norm.
+    pub(crate) fn are_final(self) -> bool {
+        !matches!(self, Features::Hidden(_))
+    }
 }
 
 /// A tower's numbers.

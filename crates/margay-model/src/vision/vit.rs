@@ -106,7 +106,7 @@ fn read_hf(config: &HfConfig<'_>, features: Features) -> ReadTower {
         ffn: config.usize("intermediate_size", own.ffn)?,
         heads: config.usize("num_attention_heads", own.heads)?,
         layers: match features {
-            Features::Final => stored,
+            Features::Final | Features::FinalBeforeSpare => stored,
             Features::Hidden(select) => selected_layers(stored, select).ok_or_else(|| {
                 config.bad("vision feature layer", &format!("{select} of {stored} layers does not exist"))
             })?,
@@ -115,7 +115,7 @@ fn read_hf(config: &HfConfig<'_>, features: Features) -> ReadTower {
         activation: config
             .str("hidden_act")
             .map_or(Ok(own.activation), |name| hf::activation(config, name))?,
-        post_norm: features == Features::Final,
+        post_norm: features.are_final(),
         ..own
     };
     Ok(Arc::new(vit.checked(config.place())?))
@@ -138,7 +138,7 @@ fn read_gguf(part: &GgufPart<'_>, features: Features) -> ReadTower {
         class_token: tensors.info("v.class_embd").is_some(),
         pre_norm: tensors.info("v.pre_ln.weight").is_some(),
         // Files hold the final norm also where the features are taken before it.
-        post_norm: features == Features::Final && tensors.info("v.post_ln.weight").is_some(),
+        post_norm: features.are_final() && tensors.info("v.post_ln.weight").is_some(),
         patch_bias: tensors.info("v.patch_embd.bias").is_some(),
     };
     Ok(Arc::new(vit.checked("GGUF metadata")?))
@@ -169,6 +169,8 @@ fn layers_that_run(meta: &Metadata, stored: usize, features: Features) -> Result
         Features::Hidden(select) if today => selected_layers(stored, select).ok_or_else(|| {
             gguf::field("clip.vision.block_count", format!("{stored} blocks have no hidden state {select}"))
         }),
+        Features::FinalBeforeSpare if !today => selected_layers(stored, -2)
+            .ok_or_else(|| gguf::field("clip.vision.block_count", format!("{stored} blocks are too few"))),
         _ => Ok(stored),
     }
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::template::{CLOSE, OPEN};
 use minijinja::value::{Kwargs, Rest, Tuple, Value, ValueKind, ValueOrKwargs, from_args};
 use minijinja::{Environment, Error, ErrorKind, State, filters};
 use serde::Serialize;
@@ -71,6 +72,7 @@ pub(super) fn environment(fuel: u64) -> Environment<'static> {
     env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(invalid("raise_exception was called").with_source(Stopped::Refused(message)))
     });
+    env.add_function("token", |id: u32| format!("{OPEN}#{id}{CLOSE}"));
     let b = budget.clone();
     env.set_formatter(move |out, _, value| {
         let text = display(value)?;

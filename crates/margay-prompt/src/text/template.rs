@@ -53,6 +53,8 @@ pub enum RenderedPart {
     },
     /// The visual tokens of the next image.
     Image,
+    /// A token by its id.
+    Token(u32),
 }
 
 /// A rendered prompt.
@@ -68,11 +70,12 @@ impl Rendered {
         self.parts.iter().filter(|p| matches!(p, RenderedPart::Image)).count()
     }
 
-    /// The prompt as one text with `mark` for each image, for people to read.
+    /// The prompt as one text with `mark` for each image and `[id]` for each token by its id, for people to read.
     pub fn display(&self, mark: &str) -> String {
         let text = |p: &RenderedPart| match p {
             RenderedPart::Text { text, .. } => text.clone(),
             RenderedPart::Image => mark.to_owned(),
+            RenderedPart::Token(id) => format!("[{id}]"),
         };
         self.parts.iter().map(text).collect()
     }
@@ -81,7 +84,7 @@ impl Rendered {
     pub fn segments(&self) -> Vec<Segment<'_>> {
         let segment = |p| match p {
             &RenderedPart::Text { ref text, trusted } => Some(Segment { text, trusted }),
-            RenderedPart::Image => None,
+            RenderedPart::Image | RenderedPart::Token(_) => None,
         };
         self.parts.iter().filter_map(segment).collect()
     }
@@ -100,8 +103,8 @@ impl Rendered {
 pub struct RenderOptions {
     /// End with the start of the assistant's turn.
     pub add_generation_prompt: bool,
-    /// Id of the BOS token (`bos_id`), which tells vocabularies apart.
-    pub bos_id: Option<u32>,
+    /// Id of the EOS token (`eos_id`), which tells vocabularies apart.
+    pub eos_id: Option<u32>,
     /// Text of the BOS token (`bos_token`).
     pub bos_token: String,
     /// Text of the EOS token (`eos_token`).
@@ -114,7 +117,7 @@ impl Default for RenderOptions {
     fn default() -> Self {
         Self {
             add_generation_prompt: true,
-            bos_id: None,
+            eos_id: None,
             bos_token: String::new(),
             eos_token: String::new(),
             image_mark: "<image>".to_owned(),
@@ -125,7 +128,8 @@ impl Default for RenderOptions {
 /// The built-in templates by name.
 ///
 /// Sources: LLaVA `conversation.py` (`conv_vicuna_v1`, `conv_llava_plain`; separators `" "` and `"</s>"`), apple/ml-fastvlm
-/// `conversation.py` (`conv_qwen_2`), transformers `processing_smolvlm.py`, vikhyat/moondream `config.py` (templates of 2025-04), `google/gemma-2b-it` and
+/// `conversation.py` (`conv_qwen_2`), transformers `processing_smolvlm.py`, vikhyat/moondream `config.py` (templates of 2025-04 and
+/// 2025-06), `google/gemma-2b-it` and
 /// `Qwen/Qwen3-0.6B` (`tokenizer_config.json`).
 static BUILTIN: &[(&str, &str)] = &[
     (
@@ -181,25 +185,26 @@ static BUILTIN: &[(&str, &str)] = &[
     ),
     (
         "moondream",
-        "{% if bos_id == 0 %}{{ raise_exception('prompts of this revision (tokens 1, 2 and 3 around the question) are \
-         not supported; use a raw prompt, or a revision until 2025-04') }}{% endif %}\
+        // What a configuration says of `query` and `answer` stands in front. "query" is token 15381 of the newer vocabulary.
+        "{% if query is not defined and eos_id == 0 %}{% set query = [1, 15381, 2] %}{% set answer = [3] %}{% endif %}\
          {{ '<|endoftext|>' }}{% for message in messages %}\
          {% if message['role'] == 'user' %}\
          {% for line in message['content'] %}{% if line['type'] == 'image' %}\
          <image>{% endif %}{% endfor %}\
-         {{ '\\n\\nQuestion: ' }}\
+         {% if query is defined %}{% for id in query %}{{ token(id) }}{% endfor %}{% else %}{{ '\\n\\nQuestion: ' }}{% endif %}\
          {% for line in message['content'] %}{% if line['type'] == 'text' %}{{ line['text'] }}{% endif %}{% endfor %}\
-         {{ '\\n\\nAnswer:' }}\
+         {% if query is defined %}{% for id in answer %}{{ token(id) }}{% endfor %}{% else %}{{ '\\n\\nAnswer:' }}{% endif %}\
          {% elif message['role'] == 'assistant' %}\
-         {% for line in message['content'] %}{% if line['type'] == 'text' %}{{ ' ' + line['text'] }}{% endif %}{% endfor %}\
+         {% for line in message['content'] %}{% if line['type'] == 'text' %}\
+         {% if query is not defined %}{{ ' ' }}{% endif %}{{ line['text'] }}{% endif %}{% endfor %}\
          {% else %}{{ raise_exception('roles are user and assistant') }}{% endif %}{% endfor %}",
     ),
     ("plain", "{% for message in messages %}{{ message['content'] }}{% endfor %}"),
 ];
 
 /// Begin and end of a placeholder: private-use characters that no template may contain.
-const OPEN: char = '\u{F8F0}';
-const CLOSE: char = '\u{F8F1}';
+pub(super) const OPEN: char = '\u{F8F0}';
+pub(super) const CLOSE: char = '\u{F8F1}';
 
 /// How a message's content is handed to the template.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -259,6 +264,11 @@ impl ChatTemplate {
         Self::new(source).ok()
     }
 
+    /// Its Jinja source.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
     /// Renders a conversation.
     ///
     /// Content is handed over as the template expects it: as a string with the images in front, or as a list of
@@ -310,7 +320,7 @@ impl ChatTemplate {
         let variables = json!({
             "messages": list,
             "add_generation_prompt": options.add_generation_prompt,
-            "bos_id": options.bos_id,
+            "eos_id": options.eos_id,
             "bos_token": options.bos_token,
             "eos_token": options.eos_token,
         });
@@ -394,13 +404,17 @@ impl<'m> Placeholders<'m> {
             push_own(&mut rendered, &rest[..at]);
             let after = rest[at..].strip_prefix(OPEN).ok_or_else(mangled)?;
             let (number, tail) = after.split_once(CLOSE).ok_or_else(mangled)?;
+            rest = tail;
+            if let Some(id) = number.strip_prefix('#') {
+                rendered.parts.push(RenderedPart::Token(id.parse().map_err(|_| mangled())?));
+                continue;
+            }
             let index: usize = number.parse().map_err(|_| mangled())?;
             match self.held.get(index).ok_or_else(mangled)?.text {
                 Some(words) => rendered.push_text(words, false),
                 None => rendered.parts.push(RenderedPart::Image),
             }
             seen[index] = true;
-            rest = tail;
         }
         push_own(&mut rendered, rest);
 
