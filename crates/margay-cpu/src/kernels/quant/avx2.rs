@@ -135,11 +135,25 @@ fn signed_bytes(bytes: &[u8; PANEL]) -> Pair {
 /// `packed` holds `k` columns of a panel, `out` has room for `k * 16` bytes.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn unpack_codes(codes: Codes, packed: *const u8, k: usize, out: *mut u8) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match codes {
+            Codes::U5 => unpack_bits::<5>(packed, k, out),
+            Codes::U6 => unpack_bits::<6>(packed, k, out),
+            Codes::U4 | Codes::I8 => unpack_bits::<4>(packed, k, out),
+        }
+    }
+}
+
+/// # Safety
+/// As [`unpack_codes`].
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn unpack_bits<const BITS: usize>(packed: *const u8, k: usize, out: *mut u8) {
     for group in 0..k / 32 {
         for w in [0, 32] {
             // SAFETY: the caller's promise.
             unsafe {
-                let chunks = group_of(codes, packed.add(group * 4 * PANEL * codes.bits() + w));
+                let chunks = group_of::<BITS>(packed.add(group * BITS * CHUNK + w));
                 for (chunk, codes) in chunks.into_iter().enumerate() {
                     _mm256_storeu_si256(out.add((group * 8 + chunk) * CHUNK + w).cast(), codes);
                 }
@@ -148,33 +162,32 @@ pub(super) unsafe fn unpack_codes(codes: Codes, packed: *const u8, k: usize, out
     }
 }
 
-/// The 8 chunks of a group of codes that are not bytes, of half a panel.
+/// The 8 chunks of a group of codes of 4 to 6 bits, of half a panel.
 ///
 /// # Safety
 /// They lie from `at` on.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn group_of(codes: Codes, at: *const u8) -> [__m256i; 8] {
+unsafe fn group_of<const BITS: usize>(at: *const u8) -> [__m256i; 8] {
     // SAFETY: the caller's promise.
     let line = |i: usize| unsafe { _mm256_loadu_si256(at.add(i * CHUNK).cast()) };
     let mut chunks = [_mm256_setzero_si256(); 8];
-    match codes {
-        Codes::U5 => {
+    match BITS {
+        4 => {
+            for i in 0..4 {
+                [chunks[2 * i], chunks[2 * i + 1]] = fours(line(i));
+            }
+        }
+        5 => {
             let last = line(4);
             for i in 0..4 {
                 [chunks[i], chunks[4 + i]] = fives(line(i), last, i);
             }
         }
-        Codes::U6 => {
+        _ => {
             for i in [0, 1] {
                 let four = sixes([line(3 * i), line(3 * i + 1), line(3 * i + 2)]);
                 chunks[4 * i..4 * i + 4].copy_from_slice(&four);
-            }
-        }
-        Codes::U4 | Codes::I8 => {
-            debug_assert!(codes == Codes::U4);
-            for i in 0..4 {
-                [chunks[2 * i], chunks[2 * i + 1]] = fours(line(i));
             }
         }
     }

@@ -115,27 +115,44 @@ pub(super) fn unpacked_bytes(kind: Kind) -> usize {
 /// [`QuantKernels::unpack`]: crate::kernels::quant::QuantKernels::unpack
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn unpack(kind: Kind, packed: *const u8, k: usize, out: *mut u8) {
-    if kind.codes == Codes::I8 {
-        // SAFETY: the caller's promise.
-        return unsafe { widen_bytes(packed, k, out) };
+    // SAFETY: the caller's promise.
+    unsafe {
+        match (kind.codes, kind.halves) {
+            (Codes::I8, _) => widen_bytes(packed, k, out),
+            (Codes::U4, 1) => unpack_parts::<4, 1>(kind, packed, k, out),
+            (Codes::U4, _) => unpack_parts::<4, 2>(kind, packed, k, out),
+            (Codes::U5, _) => unpack_parts::<5, 1>(kind, packed, k, out),
+            (Codes::U6, _) => unpack_parts::<6, 2>(kind, packed, k, out),
+        }
     }
-    let zero = _mm256_set1_epi8(match (kind.offset, kind.codes) {
-        (Offset::Zero(zero), _) => zero as i8,
-        (_, Codes::U5) => ADDED,
+}
+
+/// # Safety
+/// As [`unpack`], of codes of `BITS` bits.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn unpack_parts<const BITS: usize, const HALVES: usize>(
+    kind: Kind,
+    packed: *const u8,
+    k: usize,
+    out: *mut u8,
+) {
+    let zero = _mm256_set1_epi8(match kind.offset {
+        Offset::Zero(zero) => zero as i8,
+        _ if BITS == 5 => ADDED,
         _ => 0,
     });
     let offset = _mm256_set1_epi8(-128);
-    let chunks = 8 / kind.halves;
+    let chunks = 8 / HALVES;
     for group in 0..k / 32 {
         for w in [0, 32] {
             // SAFETY: the caller's promise.
             unsafe {
-                let codes = group_of(kind.codes, packed.add(group * 4 * PANEL * kind.codes.bits() + w));
-                for (half, codes) in codes.chunks_exact(chunks).enumerate() {
-                    let out = out.add((group * kind.halves + half) * (START + chunks * CHUNK) + w);
+                let codes = group_of::<BITS>(packed.add(group * BITS * CHUNK + w));
+                for half in 0..HALVES {
+                    let out = out.add((group * HALVES + half) * (START + chunks * CHUNK) + w);
                     let mut start = _mm256_setzero_si256();
-                    for (i, codes) in codes.iter().enumerate() {
-                        let codes = _mm256_sub_epi8(*codes, zero);
+                    for i in 0..chunks {
+                        let codes = _mm256_sub_epi8(codes[half * chunks + i], zero);
                         _mm256_storeu_si256(out.add(START + i * CHUNK).cast(), codes);
                         start = _mm256_sub_epi16(start, _mm256_maddubs_epi16(offset, codes));
                     }

@@ -253,8 +253,13 @@ unsafe fn add_codes<const BITS: usize, const HALVES: usize>(
     q: *const i8,
 ) {
     // SAFETY: the caller's promise.
-    let (line, activations) =
-        unsafe { (|i: usize| line(packed.add(i * CHUNK)), |i: usize| vld1q_s8(q.add(16 * i))) };
+    let (line, register, activations) = unsafe {
+        (
+            |i: usize| line(packed.add(i * CHUNK)),
+            |i: usize, n: usize| vld1q_u8(packed.add(i * CHUNK + n * 16)),
+            |i: usize| vld1q_s8(q.add(16 * i)),
+        )
+    };
     match BITS {
         4 => {
             for i in 0..2 / HALVES {
@@ -269,28 +274,31 @@ unsafe fn add_codes<const BITS: usize, const HALVES: usize>(
                 }
             }
         }
+        // A register at a time: whole lines of these would take more registers than there are.
         5 => {
-            let (a0, a1, last) = (activations(0), activations(1), line(4));
-            macro_rules! add {
-                ($($i:literal)*) => {
-                    $({
-                        let line = line($i);
-                        for n in 0..REGISTERS {
-                            sums[n] = sdot::<$i>(sums[n], low_five(line[n]), a0);
-                            sums[n] = sdot::<$i>(sums[n], high_five(line[n], last[n], $i), a1);
-                        }
-                    })*
-                };
+            let (a0, a1) = (activations(0), activations(1));
+            for n in 0..REGISTERS {
+                let last = register(4, n);
+                macro_rules! add {
+                    ($($i:literal)*) => {
+                        $({
+                            let line = register($i, n);
+                            sums[n] = sdot::<$i>(sums[n], low_five(line), a0);
+                            sums[n] = sdot::<$i>(sums[n], high_five(line, last, $i), a1);
+                        })*
+                    };
+                }
+                add!(0 1 2 3);
             }
-            add!(0 1 2 3);
         }
         6 => {
-            let (a, lines) = (activations(0), [line(0), line(1), line(2)]);
+            let a = activations(0);
             for n in 0..REGISTERS {
-                sums[n] = sdot::<0>(sums[n], low_six(lines[0][n]), a);
-                sums[n] = sdot::<1>(sums[n], low_six(lines[1][n]), a);
-                sums[n] = sdot::<2>(sums[n], low_six(lines[2][n]), a);
-                sums[n] = sdot::<3>(sums[n], last_six(lines.map(|line| line[n])), a);
+                let lines = [register(0, n), register(1, n), register(2, n)];
+                sums[n] = sdot::<0>(sums[n], low_six(lines[0]), a);
+                sums[n] = sdot::<1>(sums[n], low_six(lines[1]), a);
+                sums[n] = sdot::<2>(sums[n], low_six(lines[2]), a);
+                sums[n] = sdot::<3>(sums[n], last_six(lines), a);
             }
         }
         _ => {

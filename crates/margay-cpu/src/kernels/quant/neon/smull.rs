@@ -250,7 +250,12 @@ unsafe fn add_codes<const BITS: usize, const HALVES: usize>(
     q: *const i8,
 ) {
     // SAFETY: the caller's promise.
-    let line = |i: usize| unsafe { line(packed.add(i * CHUNK)) };
+    let (line, register) = unsafe {
+        (
+            |i: usize| line(packed.add(i * CHUNK)),
+            |i: usize, n: usize| vld1q_u8(packed.add(i * CHUNK + n * 16)),
+        )
+    };
     // How many chunks were added, in whichever order.
     let mut added = 0;
     let mut add = |chunk: usize, codes: [uint8x16_t; REGISTERS]| {
@@ -283,19 +288,22 @@ unsafe fn add_codes<const BITS: usize, const HALVES: usize>(
             }
         }
         5 => {
-            let last = line(4);
-            for i in 0..4 {
-                let line = line(i);
-                add(i, line.map(low_five));
-                add(4 + i, std::array::from_fn(|n| high_five(line[n], last[n], i)));
+            // No loop: the compiler keeps it, and branches within.
+            macro_rules! both {
+                ($($i:literal)*) => {
+                    $({
+                        add($i, std::array::from_fn(|n| low_five(register($i, n))));
+                        add(4 + $i, std::array::from_fn(|n| high_five(register($i, n), register(4, n), $i)));
+                    })*
+                };
             }
+            both!(0 1 2 3);
         }
         6 => {
-            let lines = [line(0), line(1), line(2)];
-            for (i, line) in lines.iter().enumerate() {
-                add(i, line.map(low_six));
+            for i in 0..3 {
+                add(i, std::array::from_fn(|n| low_six(register(i, n))));
             }
-            add(3, std::array::from_fn(|n| last_six(lines.map(|line| line[n]))));
+            add(3, std::array::from_fn(|n| last_six([0, 1, 2].map(|i| register(i, n)))));
         }
         _ => {
             for i in 0..8 / HALVES {
