@@ -49,7 +49,13 @@ def generics(*values):
     return ", ".join((B.format(str(v).lower()) if isinstance(v, bool) else U.format(v)) for v in values)
 
 
-CODES, NIBBLES, SCALES = 32 * 16, 16 * 16, 16 * 2
+SCALES = 16 * 2
+
+
+def codes(bits):
+    return 32 * 16 * bits // 8
+
+
 KERNELS = [
     # ROWS, BYTES, HALVES, MIN
     ("gemm Q4_0 Q5_0", "smlal", f"smull::tile::<{generics(3, False, 1, False)}>", None),
@@ -57,20 +63,24 @@ KERNELS = [
     ("gemm Q3_K Q6_K", "smlal", f"smull::tile::<{generics(3, False, 2, False)}>", None),
     ("gemm Q2_K", "smlal", f"smull::tile::<{generics(3, False, 2, True)}>", None),
     ("gemm Q8_0", "smlal", f"smull::tile::<{generics(2, True, 1, False)}>", None),
-    # NIBBLES, BYTES, PACKED, HALVES, MIN
-    ("gemv Q4_0", "smlal", f"smull::one_row::<{generics(True, False, True, 1, False)}>", NIBBLES + SCALES),
-    ("gemv Q8_0", "smlal", f"smull::one_row::<{generics(False, True, True, 1, False)}>", CODES + SCALES),
+    # BITS, PACKED, HALVES, MIN
+    ("gemv Q4_0", "smlal", f"smull::one_row::<{generics(4, True, 1, False)}>", codes(4) + SCALES),
+    ("gemv Q5_0", "smlal", f"smull::one_row::<{generics(5, True, 1, False)}>", codes(5) + SCALES),
+    ("gemv Q6_K", "smlal", f"smull::one_row::<{generics(6, False, 2, False)}>", codes(6) + 2 * 16 + SCALES // 8),
+    ("gemv Q8_0", "smlal", f"smull::one_row::<{generics(8, True, 1, False)}>", codes(8) + SCALES),
     # ROWS, HALVES, MIN
     ("gemm Q4_0 Q5_0 Q8_0", "sdot", f"sdot::tile::<{generics(6, 1, False)}>", None),
     ("gemm Q4_1 Q4_K Q5_K", "sdot", f"sdot::tile::<{generics(6, 1, True)}>", None),
     ("gemm Q3_K Q6_K", "sdot", f"sdot::tile::<{generics(4, 2, False)}>", None),
     ("gemm Q2_K", "sdot", f"sdot::tile::<{generics(4, 2, True)}>", None),
-    # NIBBLES, PACKED, HALVES, MIN
-    ("gemv Q4_0", "sdot", f"sdot::one_row::<{generics(True, True, 1, False)}>", NIBBLES + SCALES),
-    ("gemv Q4_1", "sdot", f"sdot::one_row::<{generics(True, True, 1, True)}>", NIBBLES + 2 * SCALES),
-    ("gemv Q4_K", "sdot", f"sdot::one_row::<{generics(True, False, 1, True)}>", NIBBLES + 2 * 16 + 2 * SCALES // 8),
-    ("gemv Q6_K", "sdot", f"sdot::one_row::<{generics(False, False, 2, False)}>", CODES + 2 * 16 + SCALES // 8),
-    ("gemv Q8_0", "sdot", f"sdot::one_row::<{generics(False, True, 1, False)}>", CODES + SCALES),
+    # BITS, PACKED, HALVES, MIN
+    ("gemv Q4_0", "sdot", f"sdot::one_row::<{generics(4, True, 1, False)}>", codes(4) + SCALES),
+    ("gemv Q4_1", "sdot", f"sdot::one_row::<{generics(4, True, 1, True)}>", codes(4) + 2 * SCALES),
+    ("gemv Q4_K", "sdot", f"sdot::one_row::<{generics(4, False, 1, True)}>", codes(4) + 2 * 16 + 2 * SCALES // 8),
+    ("gemv Q5_0", "sdot", f"sdot::one_row::<{generics(5, True, 1, False)}>", codes(5) + SCALES),
+    ("gemv Q5_K", "sdot", f"sdot::one_row::<{generics(5, False, 1, True)}>", codes(5) + 2 * 16 + 2 * SCALES // 8),
+    ("gemv Q6_K", "sdot", f"sdot::one_row::<{generics(6, False, 2, False)}>", codes(6) + 2 * 16 + SCALES // 8),
+    ("gemv Q8_0", "sdot", f"sdot::one_row::<{generics(8, True, 1, False)}>", codes(8) + SCALES),
     # SIGNED, MIN; what K-quants need before either product
     ("scales Q4_K Q5_K Q2_K", "sdot", f"super_scales::<{generics(False, True)}>", None),
     ("scales Q3_K Q6_K", "sdot", f"super_scales::<{generics(True, False)}>", None),

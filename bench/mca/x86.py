@@ -32,15 +32,13 @@ PROCESSORS = {
     "avx512": ["icelake-server", "cascadelake", "sapphirerapids", "znver4"],
 }
 PEAK = {"avxvnni": "{{vex}} vpdpbusd %ymm14, %ymm15, %ymm{}", "avx512": "vpdpbusd %zmm30, %zmm31, %zmm{}"}
-CODES, NIBBLES, SCALES = 32 * 16, 16 * 16, 16 * 2
-ZERO, MIN, SIGNED = 1, 2, 3
+SCALES = 16 * 2
 # Products of one row whose scales are unpacked before: turns of that loop a group, whose cycles are added.
 UNPACKS = {"gemv Q4_K": 1, "gemv Q5_K": 1, "gemv Q2_K": 2, "gemv Q3_K": 1, "gemv Q6_K": 1}
 
 
 def generic(*values):
-    kinds = {bool: lambda v: f"{str(v).lower()}: bool", int: lambda v: f"{v}: usize", str: lambda v: f"{v}: u8"}
-    return ", ".join(kinds[type(v)](v) for v in values)
+    return ", ".join(f"{str(v).lower()}: bool" if isinstance(v, bool) else f"{v}: usize" for v in values)
 
 
 def kernels():
@@ -55,19 +53,20 @@ def kernels():
         ]:
             yield isa, name, f"quant::{isa}::tile::<{generic(halves, minima, rows[halves - 1])}>", None
         yield isa, "gemm int8 encoder", f"channel::{isa}::tile::<{generic(channel_rows)}>", None
-        for name, nibbles, packed, halves, offset, read in [
-            ("gemv Q4_0", True, True, 1, ZERO, NIBBLES + SCALES),
-            ("gemv Q4_1", True, True, 1, MIN, NIBBLES + 2 * SCALES),
-            ("gemv Q4_K", True, False, 1, MIN, NIBBLES + 2 * 16 + 2 * SCALES // 8),
-            ("gemv Q5_0", False, True, 1, ZERO, CODES + SCALES),
-            ("gemv Q5_K", False, False, 1, MIN, CODES + 2 * 16 + 2 * SCALES // 8),
-            ("gemv Q8_0", False, True, 1, SIGNED, CODES + SCALES),
-            ("gemv Q2_K", True, False, 2, MIN, NIBBLES + 4 * 16 + 2 * SCALES // 8),
-            ("gemv Q3_K", True, False, 2, ZERO, NIBBLES + 2 * 16 + SCALES // 8),
-            ("gemv Q6_K", False, False, 2, ZERO, CODES + 2 * 16 + SCALES // 8),
+        for name, bits, packed, halves, minima, scales in [
+            ("gemv Q4_0", 4, True, 1, False, SCALES),
+            ("gemv Q4_1", 4, True, 1, True, 2 * SCALES),
+            ("gemv Q4_K", 4, False, 1, True, 2 * 16 + 2 * SCALES // 8),
+            ("gemv Q5_0", 5, True, 1, False, SCALES),
+            ("gemv Q5_1", 5, True, 1, True, 2 * SCALES),
+            ("gemv Q5_K", 5, False, 1, True, 2 * 16 + 2 * SCALES // 8),
+            ("gemv Q8_0", 8, True, 1, False, SCALES),
+            ("gemv Q2_K", 4, False, 2, True, 4 * 16 + 2 * SCALES // 8),
+            ("gemv Q3_K", 4, False, 2, False, 2 * 16 + SCALES // 8),
+            ("gemv Q6_K", 6, False, 2, False, 2 * 16 + SCALES // 8),
         ]:
-            parameters = generic(nibbles, packed, halves, str(offset))
-            yield isa, name, f"quant::{isa}::one_row::<{parameters}>", read
+            parameters = generic(bits, packed, halves, minima)
+            yield isa, name, f"quant::{isa}::one_row::<{parameters}>", 32 * 16 * bits // 8 + scales
 
 
 def loops(lines, instruction):

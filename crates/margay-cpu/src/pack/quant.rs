@@ -1,9 +1,16 @@
 //! Quantized matrices in panels of 16 rows.
 //!
 //! Every format becomes codes and per-group scales. Codes lie in chunks of 4 neighbours along k for each of the 16
-//! rows of a panel, `[k/4][16][4]` bytes, so that a 64-byte line holds the same 4 columns of all rows. 4-bit codes
-//! share bytes: chunk 2i is the low nibbles, chunk 2i + 1 the high ones, `[k/8][16][4]`. Scales lie beside, in the
-//! precision of the file, so that decode reads about as many bytes as the file has.
+//! rows of a panel, `[k/4][16][4]` bytes, so that a 64-byte line holds the same 4 columns of all rows. Smaller codes
+//! share bytes, in whichever way takes the fewest instructions to take apart:
+//!
+//! * 4 bits, 8 columns, `[k/8][16][4]`: chunk 2i is the low nibbles, chunk 2i + 1 the high ones.
+//! * 5 bits, 32 columns, `[k/32][5][16][4]`: line i < 4 has chunk i in its low 5 bits and the high 3 of chunk 4 + i above
+//!   them; the last line has the low 2 bits of chunks 4 to 7, those of chunk 4 at the top.
+//! * 6 bits, 16 columns, `[k/16][3][16][4]`: line i has chunk i in its low 6 bits, and above them 2 bits of chunk 3, the
+//!   highest in the first line.
+//!
+//! Scales lie beside, in the precision of the file, so that decode reads about as many bytes as the file has.
 
 use super::float::SharedBytes;
 use crate::{lines::Arena, threads::Pool};
@@ -19,12 +26,23 @@ pub(crate) const PANEL: usize = 16;
 pub(crate) enum Codes {
     /// 0..=15, two a byte.
     U4,
-    /// 0..=31, one a byte.
+    /// 0..=31, 8 in 5 bytes.
     U5,
-    /// 0..=63, one a byte.
+    /// 0..=63, 4 in 3 bytes.
     U6,
     /// -128..=127, one a byte.
     I8,
+}
+
+impl Codes {
+    pub(crate) fn bits(self) -> usize {
+        match self {
+            Codes::U4 => 4,
+            Codes::U5 => 5,
+            Codes::U6 => 6,
+            Codes::I8 => 8,
+        }
+    }
 }
 
 /// What stands between code and weight besides the scale.
@@ -298,10 +316,7 @@ impl QuantMatrix {
 
     /// Bytes of codes that `k` columns of a panel take.
     pub(crate) fn code_bytes(&self, k: usize) -> usize {
-        match self.kind.codes {
-            Codes::U4 => k * PANEL / 2,
-            _ => k * PANEL,
-        }
+        k * PANEL * self.kind.codes.bits() / 8
     }
 
     pub(crate) fn panel_code_bytes(&self) -> usize {
@@ -339,16 +354,43 @@ impl QuantMatrix {
     }
 
     fn put_codes(&self, panel: &mut [u8], column: usize, k: usize, codes: &[u8]) {
-        if self.kind.codes == Codes::U4 {
-            for (i, eight) in codes.as_chunks::<8>().0.iter().enumerate() {
-                let at = ((k / 8 + i) * PANEL + column) * 4;
-                // The second four stand 32 bits up, and go to the high halves of the first four's bytes.
-                let eight = u64::from_le_bytes(*eight);
-                panel[at..at + 4].copy_from_slice(&((eight | eight >> 28) as u32).to_le_bytes());
+        let first = k * self.kind.codes.bits() / 32;
+        let mut put = |line: usize, word: u32| {
+            panel[((first + line) * PANEL + column) * 4..][..4].copy_from_slice(&word.to_le_bytes());
+        };
+        let word = |chunk: &[u8; 4]| u32::from_le_bytes(*chunk);
+        // The bits `mask` of all 4 codes.
+        let bits = |word: u32, mask: u8| word & u32::from_ne_bytes([mask; 4]);
+        let chunks = codes.as_chunks::<4>().0;
+        match self.kind.codes {
+            Codes::U4 => {
+                for (i, [low, high]) in chunks.as_chunks().0.iter().enumerate() {
+                    put(i, word(low) | word(high) << 4);
+                }
             }
-        } else {
-            for (i, four) in codes.as_chunks::<4>().0.iter().enumerate() {
-                panel[((k / 4 + i) * PANEL + column) * 4..][..4].copy_from_slice(four);
+            Codes::U5 => {
+                for (i, chunks) in chunks.as_chunks::<8>().0.iter().enumerate() {
+                    let mut last = 0;
+                    for j in 0..4 {
+                        let (low, high) = (word(&chunks[j]), word(&chunks[4 + j]));
+                        put(5 * i + j, low | bits(high, 0b11100) << 3);
+                        last = last << 2 | bits(high, 0b11);
+                    }
+                    put(5 * i + 4, last);
+                }
+            }
+            Codes::U6 => {
+                for (i, [a, b, c, d]) in chunks.as_chunks().0.iter().enumerate() {
+                    let d = word(d);
+                    put(3 * i, word(a) | bits(d, 0b11_0000) << 2);
+                    put(3 * i + 1, word(b) | bits(d, 0b1100) << 4);
+                    put(3 * i + 2, word(c) | bits(d, 0b11) << 6);
+                }
+            }
+            Codes::I8 => {
+                for (i, chunk) in chunks.iter().enumerate() {
+                    put(i, word(chunk));
+                }
             }
         }
     }

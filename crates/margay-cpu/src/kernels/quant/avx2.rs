@@ -1,9 +1,10 @@
 //! AVX2 integer kernels: one row here, many in [`blocks`].
 //!
-//! `vpmaddubsw` multiplies unsigned codes with signed activations (-127..=127) and adds neighbours in 16 bits: a pair
-//! is at most 2 * 15 * 127 = 3810 for 4-bit codes, so 8 pairs (30480) fit; 4 of 5-bit codes (31496), 2 of 6-bit ones
-//! (32004). The zero point costs nothing: the sums begin at minus zero times the sum of the activations, which fits as
-//! well because what is left is the sum of products with codes less their zero point.
+//! `vpmaddubsw` multiplies unsigned codes with signed activations (-127..=127) and adds neighbours in 16 bits, at most
+//! 2 * 63 * 127 = 16002 of 6-bit codes. The zero point costs nothing: the sums begin at minus zero times the sum of the
+//! activations. Sums wrap, and what is left in the end fits: for 4 bits 16 * 15 * 127 = 30480 at most, for 5 bits less 16,
+//! and 6 bits less 32 in 16 columns, 32512. Codes of 5 bits that have no zero point are taken less [`ADDED`] all the same,
+//! and that times the sum of the activations is added to their sums.
 
 mod blocks;
 
@@ -25,9 +26,7 @@ pub(super) static TABLE: QuantKernels = QuantKernels {
     copies: &blocks::COPIES,
     panels: 1,
     unpacked_bytes: blocks::unpacked_bytes,
-    gemv_reads_packed: |kind, scaling| {
-        kind.offset != Offset::Min && scaling == Scaling::Plain && streams(kind)
-    },
+    gemv_reads_packed: |kind, scaling| kind.offset != Offset::Min && scaling == Scaling::Plain,
     unpack: |kind, packed, k, out| {
         // SAFETY: the caller's promise, and AVX2 was detected.
         unsafe { blocks::unpack(kind, packed, k, out) }
@@ -133,23 +132,104 @@ fn signed_bytes(bytes: &[u8; PANEL]) -> Pair {
     [0, 8].map(|at| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(part(at))))
 }
 
+/// Codes that are not bytes as bytes, `[k/4][16][4]`.
+///
 /// # Safety
-/// `packed` holds `k * 8` bytes, `out` room for `k * 16`.
+/// `packed` holds `k` columns of a panel, `out` has room for `k * 16` bytes.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn unpack_nibbles(packed: *const u8, k: usize, out: *mut u8) {
-    let mask = _mm256_set1_epi8(15);
-    for i in 0..k / 8 {
-        for half in [0, 32] {
-            // SAFETY: 64 packed bytes become 128.
+pub(super) unsafe fn unpack_codes(codes: Codes, packed: *const u8, k: usize, out: *mut u8) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match codes {
+            Codes::U5 => unpack_bits::<5>(packed, k, out),
+            Codes::U6 => unpack_bits::<6>(packed, k, out),
+            Codes::U4 | Codes::I8 => unpack_bits::<4>(packed, k, out),
+        }
+    }
+}
+
+/// # Safety
+/// As [`unpack_codes`].
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn unpack_bits<const BITS: usize>(packed: *const u8, k: usize, out: *mut u8) {
+    for group in 0..k / 32 {
+        for w in [0, 32] {
+            // SAFETY: the caller's promise.
             unsafe {
-                let both = _mm256_loadu_si256(packed.add(i * CHUNK + half).cast());
-                let high = _mm256_and_si256(_mm256_srli_epi16::<4>(both), mask);
-                let out = out.add(i * 2 * CHUNK + half);
-                _mm256_storeu_si256(out.cast(), _mm256_and_si256(both, mask));
-                _mm256_storeu_si256(out.add(CHUNK).cast(), high);
+                let chunks = group_of::<BITS>(packed.add(group * BITS * CHUNK + w));
+                for (chunk, codes) in chunks.into_iter().enumerate() {
+                    _mm256_storeu_si256(out.add((group * 8 + chunk) * CHUNK + w).cast(), codes);
+                }
             }
         }
     }
+}
+
+/// The 8 chunks of a group of codes of 4 to 6 bits, of half a panel.
+///
+/// # Safety
+/// They lie from `at` on.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn group_of<const BITS: usize>(at: *const u8) -> [__m256i; 8] {
+    // SAFETY: the caller's promise.
+    let line = |i: usize| unsafe { _mm256_loadu_si256(at.add(i * CHUNK).cast()) };
+    let mut chunks = [_mm256_setzero_si256(); 8];
+    match BITS {
+        4 => {
+            for i in 0..4 {
+                [chunks[2 * i], chunks[2 * i + 1]] = fours(line(i));
+            }
+        }
+        5 => {
+            let last = line(4);
+            for i in 0..4 {
+                [chunks[i], chunks[4 + i]] = fives(line(i), last, i);
+            }
+        }
+        _ => {
+            for i in [0, 1] {
+                let four = sixes([line(3 * i), line(3 * i + 1), line(3 * i + 2)]);
+                chunks[4 * i..4 * i + 4].copy_from_slice(&four);
+            }
+        }
+    }
+    chunks
+}
+
+/// Two chunks of 4-bit codes.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn fours(line: __m256i) -> [__m256i; 2] {
+    let mask = _mm256_set1_epi8(15);
+    [_mm256_and_si256(line, mask), _mm256_and_si256(_mm256_srli_epi16::<4>(line), mask)]
+}
+
+/// Chunks `i` and `4 + i` of 5-bit codes, of line `i` and the last.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn fives(line: __m256i, last: __m256i, i: usize) -> [__m256i; 2] {
+    let low = match i {
+        0 => _mm256_srli_epi16::<6>(last),
+        1 => _mm256_srli_epi16::<4>(last),
+        2 => _mm256_srli_epi16::<2>(last),
+        _ => last,
+    };
+    let high = _mm256_and_si256(_mm256_srli_epi16::<3>(line), _mm256_set1_epi8(0b11100));
+    let low = _mm256_and_si256(low, _mm256_set1_epi8(0b11));
+    [_mm256_and_si256(line, _mm256_set1_epi8(0b1_1111)), _mm256_or_si256(high, low)]
+}
+
+/// Four chunks of 6-bit codes.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn sixes([a, b, c]: [__m256i; 3]) -> [__m256i; 4] {
+    let mask = _mm256_set1_epi8(0b11_1111);
+    let high = _mm256_and_si256(_mm256_srli_epi16::<2>(a), _mm256_set1_epi8(0b11_0000));
+    let middle = _mm256_and_si256(_mm256_srli_epi16::<4>(b), _mm256_set1_epi8(0b1100));
+    let low = _mm256_and_si256(_mm256_srli_epi16::<6>(c), _mm256_set1_epi8(0b11));
+    let last = _mm256_or_si256(_mm256_or_si256(high, middle), low);
+    [_mm256_and_si256(a, mask), _mm256_and_si256(b, mask), _mm256_and_si256(c, mask), last]
 }
 
 /// 16 codes of four rows, four of each row side by side; zeros for a row that is not there.
@@ -193,26 +273,21 @@ unsafe fn widen_bytes(packed: *const u8, k: usize, out: *mut u8) {
     }
 }
 
-const ZERO: u8 = 1;
-const MIN: u8 = 2;
-
 /// # Safety
 /// As [`QuantKernels::gemv`].
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn gemv(p: &Product) {
     // SAFETY: the caller's promise.
     unsafe {
-        match p.kind.codes {
-            Codes::U4 => match (p.kind.halves, p.kind.offset) {
-                (1, Offset::Min) => stream_nibbles::<1, MIN>(p),
-                (1, _) => stream_nibbles::<1, ZERO>(p),
-                (_, Offset::Min) => stream_nibbles::<2, MIN>(p),
-                _ => stream_nibbles::<2, ZERO>(p),
-            },
-            Codes::I8 => stream_bytes(p),
-            Codes::U5 if p.kind.offset == Offset::Min => stream_codes::<4, 1, MIN>(p),
-            Codes::U5 => stream_codes::<4, 1, ZERO>(p),
-            Codes::U6 => stream_codes::<2, 2, ZERO>(p),
+        match (p.kind.codes, p.kind.halves, p.kind.offset) {
+            (Codes::U4, 1, Offset::Min) => stream::<4, 1, true>(p),
+            (Codes::U4, 1, _) => stream::<4, 1, false>(p),
+            (Codes::U4, _, Offset::Min) => stream::<4, 2, true>(p),
+            (Codes::U4, ..) => stream::<4, 2, false>(p),
+            (Codes::U5, _, Offset::Min) => stream::<5, 1, true>(p),
+            (Codes::U5, ..) => stream::<5, 1, false>(p),
+            (Codes::U6, ..) => stream::<6, 2, false>(p),
+            (Codes::I8, ..) => stream_bytes(p),
         }
     }
 }
@@ -226,30 +301,27 @@ pub(in crate::kernels) unsafe fn broadcast4<T>(at: *const T) -> __m256i {
     _mm256_set1_epi32(unsafe { at.cast::<i32>().read_unaligned() })
 }
 
-/// Where the 16-bit sums of a half group begin: at minus the zero point times the sums of activations, broadcast.
+/// What is taken from 5-bit codes without a zero point, and added to their sums again.
+const ADDED: i8 = 16;
+
+/// Where the 16-bit sums of a group or half of one begin: at minus the zero point times the sums of activations,
+/// broadcast.
 ///
 /// # Safety
 /// As [`QuantKernels::gemm`].
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn start<const DEPTH: usize, const HALVES: usize, const OFFSET: u8>(at: *const [i16; 2]) -> __m256i {
-    if OFFSET != ZERO {
-        return _mm256_setzero_si256();
-    }
+unsafe fn start<const BITS: usize, const HALVES: usize, const MIN: bool>(at: *const [i16; 2]) -> __m256i {
     // SAFETY: the caller's promise.
     let sums = unsafe { broadcast4(at) };
     // Zero points are powers of two: 8 of 4 bits, 4 where halves of a group have scales of their own, 16 and 32.
-    match (DEPTH, HALVES) {
-        (8, 1) => _mm256_slli_epi16::<3>(sums),
-        (8, _) => _mm256_slli_epi16::<2>(sums),
-        (4, _) => _mm256_slli_epi16::<4>(sums),
+    match (BITS, HALVES, MIN) {
+        (4, _, true) => _mm256_setzero_si256(),
+        (4, 1, _) => _mm256_slli_epi16::<3>(sums),
+        (4, ..) => _mm256_slli_epi16::<2>(sums),
+        (5, ..) => _mm256_slli_epi16::<4>(sums),
         _ => _mm256_slli_epi16::<5>(sums),
     }
-}
-
-/// Whether decode has a kernel of its own for these codes.
-fn streams(kind: Kind) -> bool {
-    matches!(kind.codes, Codes::U4 | Codes::I8)
 }
 
 /// The scales of 8 outputs of one group: packed halves where there are no others.
@@ -282,87 +354,72 @@ fn zero_is_known(kind: Kind) -> bool {
     }
 }
 
-/// One row times a panel of packed codes of 5 or 6 bits. `DEPTH` is how many products of pairs fit 16 bits.
-///
-/// # Safety
-/// As [`QuantKernels::gemv`].
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn stream_codes<const DEPTH: usize, const HALVES: usize, const OFFSET: u8>(p: &Product) {
-    debug_assert!(zero_is_known(p.kind));
-    let ones = _mm256_set1_epi16(1);
-    let chunks = 8 / HALVES;
-    // SAFETY: all offsets lie within what the fields of `Product` describe; prefetches may point anywhere.
-    unsafe {
-        let mut acc = [_mm256_setzero_ps(); PANELS];
-        if !p.first {
-            acc = [_mm256_loadu_ps(p.c), _mm256_loadu_ps(p.c.add(NR))];
-        }
-        for group in 0..p.groups {
-            _mm_prefetch::<_MM_HINT_T0>(p.ahead.wrapping_add(group * p.ahead_step).cast());
-            let mut t = [_mm256_setzero_ps(); PANELS];
-            for half in 0..HALVES {
-                let mut sums = [_mm256_setzero_si256(); PANELS];
-                for run in 0..chunks / DEPTH {
-                    let mut pairs = [_mm256_setzero_si256(); PANELS];
-                    if run == 0 {
-                        let at = if HALVES == 1 {
-                            p.a.starts32.add(group)
-                        } else {
-                            p.a.starts16.add(group * 2 + half)
-                        };
-                        pairs = [start::<DEPTH, HALVES, OFFSET>(at); PANELS];
-                    }
-                    for i in 0..DEPTH {
-                        let chunk = (group * HALVES + half) * chunks + run * DEPTH + i;
-                        let at = p.codes.add(chunk * CHUNK);
-                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES).cast());
-                        let a = broadcast4(p.a.q.add(chunk * 4));
-                        for w in 0..PANELS {
-                            let codes = _mm256_loadu_si256(at.add(w * 32).cast());
-                            pairs[w] = _mm256_add_epi16(pairs[w], _mm256_maddubs_epi16(codes, a));
-                        }
-                    }
-                    for w in 0..PANELS {
-                        sums[w] = _mm256_add_epi32(sums[w], _mm256_madd_epi16(pairs[w], ones));
-                    }
-                }
-                for w in 0..PANELS {
-                    let s = _mm256_loadu_ps(p.scales.add((group * HALVES + half) * PANEL + w * NR));
-                    let sum = _mm256_cvtepi32_ps(sums[w]);
-                    t[w] = if half == 0 { _mm256_mul_ps(sum, s) } else { _mm256_fmadd_ps(sum, s, t[w]) };
-                }
-            }
-            if OFFSET == MIN {
-                for half in 0..HALVES {
-                    let u =
-                        if HALVES == 1 { *p.a.sum32.add(group) } else { *p.a.sum16.add(group * 2 + half) };
-                    for w in 0..PANELS {
-                        let m = p.mins.add((group * HALVES + half) * PANEL + w * NR);
-                        t[w] = _mm256_fmadd_ps(_mm256_loadu_ps(m), _mm256_set1_ps(u), t[w]);
-                    }
-                }
-            }
-            let a = _mm256_set1_ps(*p.a.scale.add(group));
-            for w in 0..PANELS {
-                acc[w] = _mm256_fmadd_ps(t[w], a, acc[w]);
-            }
-        }
-        _mm256_storeu_ps(p.c, acc[0]);
-        _mm256_storeu_ps(p.c.add(NR), acc[1]);
-    }
-}
-
 /// How far ahead of its loads decode asks for weights, bytes.
 const PREFETCH_BYTES: usize = 2048;
 
-/// One row times a panel of packed 4-bit codes.
+/// Adds the products of a group or half of one, of `BITS` bits, to 16-bit sums.
+///
+/// # Safety
+/// The codes lie at `at` and the activations at `q`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn add_codes<const BITS: usize, const HALVES: usize>(
+    pairs: &mut [__m256i; PANELS],
+    at: *const u8,
+    q: *const i8,
+) {
+    // SAFETY: the caller's promise; prefetches may point anywhere.
+    let (line, activations) = unsafe {
+        (
+            |i: usize| {
+                let at = at.add(i * CHUNK);
+                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES).cast());
+                [_mm256_loadu_si256(at.cast()), _mm256_loadu_si256(at.add(32).cast())]
+            },
+            |chunk: usize| broadcast4(q.add(4 * chunk)),
+        )
+    };
+    let mut add = |w: usize, codes: [__m256i; 2], a: [__m256i; 2]| {
+        let [first, second] = [0, 1].map(|i| _mm256_maddubs_epi16(codes[i], a[i]));
+        pairs[w] = _mm256_add_epi16(pairs[w], _mm256_add_epi16(first, second));
+    };
+    match BITS {
+        4 => {
+            for i in 0..4 / HALVES {
+                let a = [activations(2 * i), activations(2 * i + 1)];
+                for (w, line) in line(i).into_iter().enumerate() {
+                    add(w, fours(line), a);
+                }
+            }
+        }
+        5 => {
+            let last = line(4);
+            for i in 0..4 {
+                let a = [activations(i), activations(4 + i)];
+                for (w, line) in line(i).into_iter().enumerate() {
+                    add(w, fives(line, last[w], i), a);
+                }
+            }
+        }
+        _ => {
+            let (a, b, c) = (line(0), line(1), line(2));
+            let q = [0, 1, 2, 3].map(activations);
+            for w in 0..PANELS {
+                let codes = sixes([a[w], b[w], c[w]]);
+                add(w, [codes[0], codes[1]], [q[0], q[1]]);
+                add(w, [codes[2], codes[3]], [q[2], q[3]]);
+            }
+        }
+    }
+}
+
+/// One row times a panel of packed codes of 4 to 6 bits.
 ///
 /// # Safety
 /// As [`QuantKernels::gemv`].
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn stream_nibbles<const HALVES: usize, const OFFSET: u8>(p: &Product) {
+unsafe fn stream<const BITS: usize, const HALVES: usize, const MIN: bool>(p: &Product) {
     let ones = _mm256_set1_epi16(1);
-    let mask = _mm256_set1_epi8(15);
     debug_assert!(zero_is_known(p.kind));
     // SAFETY: all offsets lie within what the fields of `Product` describe; prefetches may point anywhere.
     unsafe {
@@ -374,35 +431,28 @@ unsafe fn stream_nibbles<const HALVES: usize, const OFFSET: u8>(p: &Product) {
             _mm_prefetch::<_MM_HINT_T0>(p.ahead.wrapping_add(group * p.ahead_step).cast());
             let mut t = [_mm256_setzero_ps(); PANELS];
             for half in 0..HALVES {
-                let at =
-                    if HALVES == 1 { p.a.starts32.add(group) } else { p.a.starts16.add(group * 2 + half) };
-                let mut pairs = [start::<8, HALVES, OFFSET>(at); PANELS];
-                for i in 0..4 / HALVES {
-                    let at = p.codes.add((group * 4 + half * 2 + i) * CHUNK);
-                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES).cast());
-                    let a = p.a.q.add(group * 32 + half * 16 + i * 8);
-                    let (a0, a1) = (broadcast4(a), broadcast4(a.add(4)));
-                    for w in 0..PANELS {
-                        let both = _mm256_loadu_si256(at.add(w * 32).cast());
-                        let low = _mm256_and_si256(both, mask);
-                        let high = _mm256_and_si256(_mm256_srli_epi16::<4>(both), mask);
-                        let sum =
-                            _mm256_add_epi16(_mm256_maddubs_epi16(low, a0), _mm256_maddubs_epi16(high, a1));
-                        pairs[w] = _mm256_add_epi16(pairs[w], sum);
-                    }
-                }
+                let i = group * HALVES + half;
+                let at = if HALVES == 1 { p.a.starts32.add(i) } else { p.a.starts16.add(i) };
+                let mut pairs = [start::<BITS, HALVES, MIN>(at); PANELS];
+                let codes = p.codes.add(i * 4 * PANEL * BITS / HALVES);
+                add_codes::<BITS, HALVES>(&mut pairs, codes, p.a.q.add(i * 32 / HALVES));
                 for w in 0..PANELS {
-                    let s = scales_of(p, group * HALVES + half, w);
-                    let sum = _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs[w], ones));
+                    let s = scales_of(p, i, w);
+                    let mut sum = _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs[w], ones));
+                    if BITS == 5 && MIN {
+                        // Integers below 2^24: exact.
+                        let u = _mm256_set1_ps(*p.a.sum32.add(i));
+                        sum = _mm256_fmadd_ps(_mm256_set1_ps(f32::from(ADDED)), u, sum);
+                    }
                     t[w] = if half == 0 { _mm256_mul_ps(sum, s) } else { _mm256_fmadd_ps(sum, s, t[w]) };
                 }
             }
-            if OFFSET == MIN {
+            if MIN {
                 for half in 0..HALVES {
-                    let u =
-                        if HALVES == 1 { *p.a.sum32.add(group) } else { *p.a.sum16.add(group * 2 + half) };
+                    let i = group * HALVES + half;
+                    let u = if HALVES == 1 { *p.a.sum32.add(i) } else { *p.a.sum16.add(i) };
                     for w in 0..PANELS {
-                        let m = p.mins.add((group * HALVES + half) * PANEL + w * NR);
+                        let m = p.mins.add(i * PANEL + w * NR);
                         t[w] = _mm256_fmadd_ps(_mm256_loadu_ps(m), _mm256_set1_ps(u), t[w]);
                     }
                 }

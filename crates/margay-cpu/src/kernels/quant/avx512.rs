@@ -54,30 +54,29 @@ pub(super) static TABLE: QuantKernels = QuantKernels {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn unpack(kind: Kind, packed: *const u8, k: usize, out: *mut u8) {
     let zero = _mm512_set1_epi8(if let Offset::Zero(zero) = kind.offset { zero as i8 } else { 0 });
-    let (mask, added) = (_mm512_set1_epi8(15), _mm512_set1_epi8(-128));
+    let added = _mm512_set1_epi8(-128);
     let start = _mm512_set1_epi32(MAGIC.to_bits() as i32);
     let chunks = 8 / kind.halves;
-    for part in 0..k / 32 * kind.halves {
-        // SAFETY: the caller's promise.
+    let mut unpacked = [0u8; 8 * CHUNK];
+    for group in 0..k / 32 {
+        // SAFETY: the caller's promise; AVX-512 is detected only together with AVX2, FMA and F16C.
         unsafe {
-            let out = out.add(part * (START + chunks * CHUNK));
-            let mut sum = _mm512_setzero_si512();
-            for pair in 0..chunks / 2 {
-                let at = part * chunks / 2 + pair;
-                let [low, high] = if kind.codes == Codes::U4 {
-                    let both = _mm512_loadu_si512(packed.add(at * CHUNK).cast());
-                    [_mm512_and_si512(both, mask), _mm512_and_si512(_mm512_srli_epi16::<4>(both), mask)]
-                } else {
-                    let at = packed.add(2 * at * CHUNK);
-                    [_mm512_loadu_si512(at.cast()), _mm512_loadu_si512(at.add(CHUNK).cast())]
-                };
-                for (i, codes) in [low, high].into_iter().enumerate() {
+            let mut codes = packed.add(group * 4 * PANEL * kind.codes.bits());
+            if kind.codes != Codes::I8 {
+                avx2::unpack_codes(kind.codes, codes, 32, unpacked.as_mut_ptr());
+                codes = unpacked.as_ptr();
+            }
+            for half in 0..kind.halves {
+                let out = out.add((group * kind.halves + half) * (START + chunks * CHUNK));
+                let mut sum = _mm512_setzero_si512();
+                for i in 0..chunks {
+                    let codes = _mm512_loadu_si512(codes.add((half * chunks + i) * CHUNK).cast());
                     let codes = _mm512_sub_epi8(codes, zero);
-                    _mm512_storeu_si512(out.add(START + (2 * pair + i) * CHUNK).cast(), codes);
+                    _mm512_storeu_si512(out.add(START + i * CHUNK).cast(), codes);
                     sum = _mm512_dpbusd_epi32(sum, added, codes);
                 }
+                _mm512_storeu_si512(out.cast(), _mm512_sub_epi32(start, sum));
             }
-            _mm512_storeu_si512(out.cast(), _mm512_sub_epi32(start, sum));
         }
     }
 }
@@ -237,51 +236,22 @@ unsafe fn tile<const HALVES: usize, const MIN: bool, const ROWS: usize, const NP
     }
 }
 
-/// What stands between codes and weights.
-const ZERO: u8 = 1;
-const MIN: u8 = 2;
-/// Signed bytes, made unsigned.
-const SIGNED: u8 = 3;
-
-macro_rules! by_kind {
-    ($p:ident, $nibbles:literal, $packed:literal) => {
-        match ($p.kind.codes, $p.kind.halves, $p.kind.offset) {
-            (Codes::I8, _, _) => one_row::<false, $packed, 1, SIGNED>($p),
-            (_, 1, Offset::Min) => one_row::<$nibbles, $packed, 1, MIN>($p),
-            (_, 1, _) => one_row::<$nibbles, $packed, 1, ZERO>($p),
-            (_, _, Offset::Min) => one_row::<$nibbles, false, 2, MIN>($p),
-            (_, _, _) => one_row::<$nibbles, false, 2, ZERO>($p),
-        }
-    };
-}
-
 /// # Safety
 /// As [`QuantKernels::gemv`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,fma")]
 unsafe fn gemv(p: &Product) {
     // SAFETY: the caller's promise.
-    unsafe {
-        match (p.kind.codes, p.packed_scales.is_null()) {
-            (Codes::U4, false) => by_kind!(p, true, true),
-            (Codes::U4, true) => by_kind!(p, true, false),
-            (_, false) => by_kind!(p, false, true),
-            (_, true) => by_kind!(p, false, false),
-        }
-    }
+    unsafe { one_row_of_kind!(p) }
 }
 
-/// One row times a panel as packed: `NIBBLES` or bytes, with `PACKED` scales or those that were unpacked.
+/// One row times a panel of codes of `BITS` bits, with `PACKED` scales or those that were unpacked.
 ///
 /// # Safety
 /// As [`QuantKernels::gemv`].
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,fma")]
-unsafe fn one_row<const NIBBLES: bool, const PACKED: bool, const HALVES: usize, const OFFSET: u8>(
-    p: &Product,
-) {
+unsafe fn one_row<const BITS: usize, const PACKED: bool, const HALVES: usize, const MIN: bool>(p: &Product) {
     let zeros = _mm512_set1_epi16(vnni::zero(p.kind));
-    let top_bit = _mm512_set1_epi8(-128);
-    let mask = _mm512_set1_epi8(15);
     // SAFETY: all offsets lie within what the fields of `Product` describe; prefetches may point anywhere.
     unsafe {
         let mut acc = if p.first { _mm512_setzero_ps() } else { _mm512_loadu_ps(p.c) };
@@ -292,42 +262,23 @@ unsafe fn one_row<const NIBBLES: bool, const PACKED: bool, const HALVES: usize, 
             for half in 0..HALVES {
                 let i = group * HALVES + half;
                 let mut product = _mm512_setzero_si512();
-                if OFFSET != MIN {
+                if !MIN {
                     let pair = if HALVES == 1 { p.a.starts32.add(i) } else { p.a.starts16.add(i) };
                     let pair = pair.cast::<i32>().read_unaligned();
                     product = _mm512_madd_epi16(_mm512_set1_epi32(pair), zeros);
                 }
                 let q = p.a.q.add(i * 32 / HALVES);
-                let activations =
-                    |chunk: usize| _mm512_set1_epi32(q.add(4 * chunk).cast::<i32>().read_unaligned());
-                if NIBBLES {
-                    for step in 0..4 / HALVES {
-                        let both = _mm512_loadu_si512(codes.cast());
-                        _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(PREFETCH_BYTES).cast());
-                        codes = codes.add(CHUNK);
-                        let high = _mm512_and_si512(_mm512_srli_epi16::<4>(both), mask);
-                        product =
-                            _mm512_dpbusd_epi32(product, _mm512_and_si512(both, mask), activations(2 * step));
-                        product = _mm512_dpbusd_epi32(product, high, activations(2 * step + 1));
-                    }
-                } else {
-                    for chunk in 0..8 / HALVES {
-                        let w = _mm512_loadu_si512(codes.cast());
-                        _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(PREFETCH_BYTES).cast());
-                        codes = codes.add(CHUNK);
-                        let w = if OFFSET == SIGNED { _mm512_xor_si512(w, top_bit) } else { w };
-                        product = _mm512_dpbusd_epi32(product, w, activations(chunk));
-                    }
-                }
+                product = add_codes::<BITS, HALVES>(product, codes, q);
+                codes = codes.add(BITS * CHUNK / HALVES);
                 let product = _mm512_cvtepi32_ps(product);
                 let s = if PACKED {
-                    halves(p.packed_scales.add(i * if OFFSET == MIN { 4 * PANEL } else { 2 * PANEL }))
+                    halves(p.packed_scales.add(i * if MIN { 4 * PANEL } else { 2 * PANEL }))
                 } else {
                     _mm512_loadu_ps(p.scales.add(i * PANEL))
                 };
                 t = if half == 0 { _mm512_mul_ps(product, s) } else { _mm512_fmadd_ps(product, s, t) };
             }
-            if OFFSET == MIN {
+            if MIN {
                 for half in 0..HALVES {
                     let i = group * HALVES + half;
                     let m = if PACKED {
@@ -343,6 +294,77 @@ unsafe fn one_row<const NIBBLES: bool, const PACKED: bool, const HALVES: usize, 
         }
         _mm512_storeu_ps(p.c, acc);
     }
+}
+
+/// Adds the products of a group or half of one to sums.
+///
+/// # Safety
+/// The codes lie at `at` and the activations at `q`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,fma")]
+unsafe fn add_codes<const BITS: usize, const HALVES: usize>(
+    mut sums: __m512i,
+    at: *const u8,
+    q: *const i8,
+) -> __m512i {
+    // SAFETY: the caller's promise; prefetches may point anywhere.
+    let line = |i: usize| unsafe {
+        let at = at.add(i * CHUNK);
+        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES).cast());
+        _mm512_loadu_si512(at.cast())
+    };
+    let mut add = |chunk: usize, codes: __m512i| {
+        // SAFETY: the caller's promise.
+        let a = unsafe { q.add(4 * chunk).cast::<i32>().read_unaligned() };
+        sums = _mm512_dpbusd_epi32(sums, codes, _mm512_set1_epi32(a));
+    };
+    match BITS {
+        4 => {
+            let mask = _mm512_set1_epi8(15);
+            for i in 0..4 / HALVES {
+                let line = line(i);
+                add(2 * i, _mm512_and_si512(line, mask));
+                add(2 * i + 1, _mm512_and_si512(_mm512_srli_epi16::<4>(line), mask));
+            }
+        }
+        5 => {
+            let last = line(4);
+            for i in 0..4 {
+                let line = line(i);
+                add(i, _mm512_and_si512(line, _mm512_set1_epi8(0b1_1111)));
+                let low = match i {
+                    0 => _mm512_srli_epi16::<6>(last),
+                    1 => _mm512_srli_epi16::<4>(last),
+                    2 => _mm512_srli_epi16::<2>(last),
+                    _ => last,
+                };
+                let low = _mm512_and_si512(low, _mm512_set1_epi8(0b11));
+                add(4 + i, and_or(_mm512_srli_epi16::<3>(line), _mm512_set1_epi8(0b11100), low));
+            }
+        }
+        6 => {
+            let (a, b, c) = (line(0), line(1), line(2));
+            for (i, line) in [a, b, c].into_iter().enumerate() {
+                add(i, _mm512_and_si512(line, _mm512_set1_epi8(0b11_1111)));
+            }
+            let low = _mm512_and_si512(_mm512_srli_epi16::<6>(c), _mm512_set1_epi8(0b11));
+            let low = and_or(_mm512_srli_epi16::<4>(b), _mm512_set1_epi8(0b1100), low);
+            add(3, and_or(_mm512_srli_epi16::<2>(a), _mm512_set1_epi8(0b11_0000), low));
+        }
+        _ => {
+            for i in 0..8 / HALVES {
+                add(i, _mm512_xor_si512(line(i), _mm512_set1_epi8(-128)));
+            }
+        }
+    }
+    sums
+}
+
+/// `a & mask | b`
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn and_or(a: __m512i, mask: __m512i, b: __m512i) -> __m512i {
+    _mm512_ternarylogic_epi32::<0b1110_1010>(a, mask, b)
 }
 
 /// 16 numbers of half precision.

@@ -164,51 +164,22 @@ unsafe fn tile<const HALVES: usize, const MIN: bool, const ROWS: usize>(p: &Prod
     }
 }
 
-/// What stands between codes and weights.
-const ZERO: u8 = 1;
-const MIN: u8 = 2;
-/// Signed bytes, made unsigned.
-const SIGNED: u8 = 3;
-
-macro_rules! by_kind {
-    ($p:ident, $nibbles:literal, $packed:literal) => {
-        match ($p.kind.codes, $p.kind.halves, $p.kind.offset) {
-            (Codes::I8, _, _) => one_row::<false, $packed, 1, SIGNED>($p),
-            (_, 1, Offset::Min) => one_row::<$nibbles, $packed, 1, MIN>($p),
-            (_, 1, _) => one_row::<$nibbles, $packed, 1, ZERO>($p),
-            (_, _, Offset::Min) => one_row::<$nibbles, false, 2, MIN>($p),
-            (_, _, _) => one_row::<$nibbles, false, 2, ZERO>($p),
-        }
-    };
-}
-
 /// # Safety
 /// As [`QuantKernels::gemv`].
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
 unsafe fn gemv(p: &Product) {
     // SAFETY: the caller's promise.
-    unsafe {
-        match (p.kind.codes, p.packed_scales.is_null()) {
-            (Codes::U4, false) => by_kind!(p, true, true),
-            (Codes::U4, true) => by_kind!(p, true, false),
-            (_, false) => by_kind!(p, false, true),
-            (_, true) => by_kind!(p, false, false),
-        }
-    }
+    unsafe { one_row_of_kind!(p) }
 }
 
-/// One row times a panel as packed: `NIBBLES` or bytes, with `PACKED` scales or those that were unpacked.
+/// One row times a panel of codes of `BITS` bits, with `PACKED` scales or those that were unpacked.
 ///
 /// # Safety
 /// As [`QuantKernels::gemv`].
 #[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-unsafe fn one_row<const NIBBLES: bool, const PACKED: bool, const HALVES: usize, const OFFSET: u8>(
-    p: &Product,
-) {
+unsafe fn one_row<const BITS: usize, const PACKED: bool, const HALVES: usize, const MIN: bool>(p: &Product) {
     let zeros = _mm256_set1_epi16(vnni::zero(p.kind));
-    let top_bit = _mm256_set1_epi8(-128);
-    let mask = _mm256_set1_epi8(15);
     // SAFETY: all offsets lie within what the fields of `Product` describe; prefetches may point anywhere.
     unsafe {
         let mut acc = [_mm256_setzero_ps(); PANELS];
@@ -222,39 +193,17 @@ unsafe fn one_row<const NIBBLES: bool, const PACKED: bool, const HALVES: usize, 
             for half in 0..HALVES {
                 let i = group * HALVES + half;
                 let mut products = [_mm256_setzero_si256(); PANELS];
-                if OFFSET != MIN {
+                if !MIN {
                     let pair = if HALVES == 1 { p.a.starts32.add(i) } else { p.a.starts16.add(i) };
                     products = [_mm256_madd_epi16(broadcast4(pair), zeros); PANELS];
                 }
                 let q = p.a.q.add(i * 32 / HALVES);
-                if NIBBLES {
-                    for step in 0..4 / HALVES {
-                        let (a0, a1) = (broadcast4(q.add(8 * step)), broadcast4(q.add(8 * step + 4)));
-                        _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(PREFETCH_BYTES).cast());
-                        for (w, product) in products.iter_mut().enumerate() {
-                            let both = _mm256_loadu_si256(codes.add(w * 32).cast());
-                            let high = _mm256_and_si256(_mm256_srli_epi16::<4>(both), mask);
-                            *product = _mm256_dpbusd_avx_epi32(*product, _mm256_and_si256(both, mask), a0);
-                            *product = _mm256_dpbusd_avx_epi32(*product, high, a1);
-                        }
-                        codes = codes.add(CHUNK);
-                    }
-                } else {
-                    for chunk in 0..8 / HALVES {
-                        let a = broadcast4(q.add(4 * chunk));
-                        _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(PREFETCH_BYTES).cast());
-                        for (w, product) in products.iter_mut().enumerate() {
-                            let code = _mm256_loadu_si256(codes.add(w * 32).cast());
-                            let code = if OFFSET == SIGNED { _mm256_xor_si256(code, top_bit) } else { code };
-                            *product = _mm256_dpbusd_avx_epi32(*product, code, a);
-                        }
-                        codes = codes.add(CHUNK);
-                    }
-                }
+                add_codes::<BITS, HALVES>(&mut products, codes, q);
+                codes = codes.add(BITS * CHUNK / HALVES);
                 for w in 0..PANELS {
                     let product = _mm256_cvtepi32_ps(products[w]);
                     let s = if PACKED {
-                        halves(p.packed_scales.add(i * if OFFSET == MIN { 64 } else { 32 } + w * 16))
+                        halves(p.packed_scales.add(i * if MIN { 64 } else { 32 } + w * 16))
                     } else {
                         _mm256_loadu_ps(p.scales.add(i * PANEL + w * NR))
                     };
@@ -262,7 +211,7 @@ unsafe fn one_row<const NIBBLES: bool, const PACKED: bool, const HALVES: usize, 
                         if half == 0 { _mm256_mul_ps(product, s) } else { _mm256_fmadd_ps(product, s, t[w]) };
                 }
             }
-            if OFFSET == MIN {
+            if MIN {
                 for half in 0..HALVES {
                     let i = group * HALVES + half;
                     let sum = _mm256_set1_ps(if HALVES == 1 { *p.a.sum32.add(i) } else { *p.a.sum16.add(i) });
@@ -283,6 +232,68 @@ unsafe fn one_row<const NIBBLES: bool, const PACKED: bool, const HALVES: usize, 
         }
         _mm256_storeu_ps(p.c, acc[0]);
         _mm256_storeu_ps(p.c.add(NR), acc[1]);
+    }
+}
+
+/// Adds the products of a group or half of one to sums.
+///
+/// # Safety
+/// The codes lie at `at` and the activations at `q`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+unsafe fn add_codes<const BITS: usize, const HALVES: usize>(
+    sums: &mut [__m256i; PANELS],
+    at: *const u8,
+    q: *const i8,
+) {
+    // SAFETY: the caller's promise; prefetches may point anywhere.
+    let line = |i: usize| unsafe {
+        let at = at.add(i * CHUNK);
+        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES).cast());
+        [_mm256_loadu_si256(at.cast()), _mm256_loadu_si256(at.add(32).cast())]
+    };
+    // SAFETY: the caller's promise.
+    let activations = |chunk: usize| unsafe { broadcast4(q.add(4 * chunk)) };
+    match BITS {
+        4 => {
+            for i in 0..4 / HALVES {
+                let a = [activations(2 * i), activations(2 * i + 1)];
+                for (sum, line) in sums.iter_mut().zip(line(i)) {
+                    for (codes, a) in avx2::fours(line).into_iter().zip(a) {
+                        *sum = _mm256_dpbusd_avx_epi32(*sum, codes, a);
+                    }
+                }
+            }
+        }
+        5 => {
+            let last = line(4);
+            for i in 0..4 {
+                let a = [activations(i), activations(4 + i)];
+                for ((sum, line), last) in sums.iter_mut().zip(line(i)).zip(last) {
+                    for (codes, a) in avx2::fives(line, last, i).into_iter().zip(a) {
+                        *sum = _mm256_dpbusd_avx_epi32(*sum, codes, a);
+                    }
+                }
+            }
+        }
+        6 => {
+            let (first, second, third) = (line(0), line(1), line(2));
+            let a = [0, 1, 2, 3].map(activations);
+            for (w, sum) in sums.iter_mut().enumerate() {
+                for (codes, a) in avx2::sixes([first[w], second[w], third[w]]).into_iter().zip(a) {
+                    *sum = _mm256_dpbusd_avx_epi32(*sum, codes, a);
+                }
+            }
+        }
+        _ => {
+            for i in 0..8 / HALVES {
+                let a = activations(i);
+                for (sum, codes) in sums.iter_mut().zip(line(i)) {
+                    let codes = _mm256_xor_si256(codes, _mm256_set1_epi8(-128));
+                    *sum = _mm256_dpbusd_avx_epi32(*sum, codes, a);
+                }
+            }
+        }
     }
 }
 

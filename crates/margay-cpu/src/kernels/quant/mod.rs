@@ -11,6 +11,29 @@
 //!
 //! Every instruction set does exactly this, so all give the same bits, whatever the number of rows.
 
+/// Calls `one_row::<BITS, PACKED, HALVES, MIN>` for a product of one row: bits of a code, whether scales are read as packed,
+/// scales of a group, whether there are minima.
+macro_rules! one_row_of_kind {
+    ($p:ident) => {{
+        let (min, packed) = ($p.kind.offset == Offset::Min, !$p.packed_scales.is_null());
+        match ($p.kind.codes, $p.kind.halves, min, packed) {
+            (Codes::U4, 1, false, false) => one_row::<4, false, 1, false>($p),
+            (Codes::U4, 1, false, true) => one_row::<4, true, 1, false>($p),
+            (Codes::U4, 1, true, false) => one_row::<4, false, 1, true>($p),
+            (Codes::U4, 1, true, true) => one_row::<4, true, 1, true>($p),
+            (Codes::U4, _, false, _) => one_row::<4, false, 2, false>($p),
+            (Codes::U4, _, true, _) => one_row::<4, false, 2, true>($p),
+            (Codes::U5, _, false, false) => one_row::<5, false, 1, false>($p),
+            (Codes::U5, _, false, true) => one_row::<5, true, 1, false>($p),
+            (Codes::U5, _, true, false) => one_row::<5, false, 1, true>($p),
+            (Codes::U5, _, true, true) => one_row::<5, true, 1, true>($p),
+            (Codes::U6, ..) => one_row::<6, false, 2, false>($p),
+            (Codes::I8, .., false) => one_row::<8, false, 1, false>($p),
+            (Codes::I8, .., true) => one_row::<8, true, 1, false>($p),
+        }
+    }};
+}
+
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx2;
 #[cfg(target_arch = "x86_64")]

@@ -7,38 +7,66 @@ pub(super) static TABLE: QuantKernels = QuantKernels {
     name: "portable loops",
     copies: &[],
     panels: 1,
-    unpacked_bytes: |kind| if kind.codes == Codes::U4 { 32 * NR } else { 0 },
+    unpacked_bytes: |kind| if kind.codes == Codes::I8 { 0 } else { 32 * NR },
     gemv_reads_packed: |_, _| false,
     unpack,
     scales: |kind, scaling, packed, s, m| scales::unpack::<NR>(kind, scaling, packed, s, m),
     gemm: |product| {
         // SAFETY: the caller's promise.
-        unsafe { multiply(product, false) }
+        unsafe { multiply(product, Codes::I8) }
     },
     gemv: |product| {
         // SAFETY: the caller's promise.
-        unsafe { multiply(product, product.kind.codes == Codes::U4) }
+        unsafe { multiply(product, product.kind.codes) }
     },
 };
 
 /// # Safety
 /// As [`QuantKernels::unpack`].
-unsafe fn unpack(_: Kind, packed: *const u8, k: usize, out: *mut u8) {
-    // SAFETY: the caller's promise: k * NR / 2 packed bytes, k * NR unpacked ones.
-    let (packed, out) = unsafe {
-        (std::slice::from_raw_parts(packed, k * NR / 2), std::slice::from_raw_parts_mut(out, k * NR))
-    };
-    for (packed, out) in packed.chunks_exact(4 * NR).zip(out.chunks_exact_mut(8 * NR)) {
-        let (low, high) = out.split_at_mut(4 * NR);
-        for ((byte, low), high) in packed.iter().zip(low).zip(high) {
-            (*low, *high) = (byte & 15, byte >> 4);
+unsafe fn unpack(kind: Kind, packed: *const u8, k: usize, out: *mut u8) {
+    // SAFETY: the caller's promise.
+    let out = unsafe { std::slice::from_raw_parts_mut(out, k * NR) };
+    for (chunk, out) in out.chunks_exact_mut(4 * NR).enumerate() {
+        for (i, out) in out.iter_mut().enumerate() {
+            // SAFETY: as above.
+            *out = unsafe { code(kind.codes, packed, chunk, i) };
         }
     }
 }
 
+/// Code `i` of the `[16][4]` of a chunk.
+///
+/// # Safety
+/// The panel has that chunk.
+#[inline(always)]
+unsafe fn code(codes: Codes, panel: *const u8, chunk: usize, i: usize) -> u8 {
+    // SAFETY: the caller's promise.
+    let line = |line: usize| unsafe { *panel.add(line * 4 * NR + i) };
+    match codes {
+        Codes::U4 => line(chunk / 2) >> (4 * (chunk % 2)) & 0b1111,
+        Codes::U5 => {
+            let (first, at) = (chunk / 8 * 5, chunk % 4);
+            match chunk % 8 {
+                0..4 => line(first + at) & 0b1_1111,
+                _ => line(first + at) >> 5 << 2 | line(first + 4) >> (6 - 2 * at) & 0b11,
+            }
+        }
+        Codes::U6 => {
+            let first = chunk / 4 * 3;
+            match chunk % 4 {
+                3 => line(first) >> 6 << 4 | line(first + 1) >> 6 << 2 | line(first + 2) >> 6,
+                at => line(first + at) & 0b11_1111,
+            }
+        }
+        Codes::I8 => line(chunk),
+    }
+}
+
+/// The product with codes that lie as those of `layout` do.
+///
 /// # Safety
 /// As [`QuantKernels::gemm`].
-unsafe fn multiply(p: &Product, nibbles: bool) {
+unsafe fn multiply(p: &Product, layout: Codes) {
     let zero = match p.kind.offset {
         Offset::Zero(zero) => i32::from(zero),
         _ => 0,
@@ -60,17 +88,9 @@ unsafe fn multiply(p: &Product, nibbles: bool) {
                             let chunk = (group * halves + half) * chunks + chunk;
                             for i in 0..4 {
                                 let a = i32::from(*p.a.q.add(row * p.a.k + chunk * 4 + i));
-                                let w = if nibbles {
-                                    let byte = *p.codes.add((chunk / 2 * NR + column) * 4 + i);
-                                    i32::from(byte >> (4 * (chunk % 2)) & 15)
-                                } else {
-                                    let byte = *p.codes.add((chunk * NR + column) * 4 + i);
-                                    if p.kind.codes == Codes::I8 {
-                                        i32::from(byte as i8)
-                                    } else {
-                                        i32::from(byte)
-                                    }
-                                };
+                                let w = code(layout, p.codes, chunk, column * 4 + i);
+                                let w =
+                                    if p.kind.codes == Codes::I8 { i32::from(w as i8) } else { i32::from(w) };
                                 sum += a * (w - zero);
                             }
                         }

@@ -20,9 +20,9 @@ pub(super) const PREFETCH_BYTES: usize = 2048;
 /// nothing; `vcvtdq2ps` takes one of the two that `vpdpbusd` needs.
 pub(super) const MAGIC: f32 = 12_582_912.0;
 
-/// Codes that `gemm` reads other than packed.
-pub(super) fn unpacked_bytes(kind: Kind) -> usize {
-    if matches!(kind.codes, Codes::U4 | Codes::I8) { 32 * PANEL } else { 0 }
+/// `gemm` reads unsigned bytes.
+pub(super) fn unpacked_bytes(_: Kind) -> usize {
+    32 * PANEL
 }
 
 /// What has to be taken from codes once they are unsigned.
@@ -37,13 +37,13 @@ pub(super) fn zero(kind: Kind) -> i16 {
 /// Makes unsigned bytes of codes.
 ///
 /// # Safety
-/// As [`super::QuantKernels::unpack`], of codes that [`unpacked_bytes`] names; the processor has AVX2.
+/// As [`super::QuantKernels::unpack`]; the processor has AVX2.
 pub(super) unsafe fn unpack(kind: Kind, packed: *const u8, k: usize, out: *mut u8) {
     // SAFETY: the caller's promise.
     unsafe {
         match kind.codes {
-            Codes::U4 => avx2::unpack_nibbles(packed, k, out),
-            _ => flip_top_bits(packed, k, out),
+            Codes::I8 => flip_top_bits(packed, k, out),
+            codes => avx2::unpack_codes(codes, packed, k, out),
         }
     }
 }

@@ -12,7 +12,7 @@
 //!
 //! By hand because the compiler puts each addition behind its product, keeps pointers for every row and spills.
 
-use super::{side_by_side, widen_bytes};
+use super::{ADDED, group_of, side_by_side, widen_bytes};
 use crate::{
     kernels::quant::{COPY_ROWS, Product, RowCopy, Rows},
     pack::{Codes, Kind, Offset, PANEL},
@@ -120,46 +120,53 @@ pub(super) fn unpacked_bytes(kind: Kind) -> usize {
 /// [`QuantKernels::unpack`]: crate::kernels::quant::QuantKernels::unpack
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn unpack(kind: Kind, packed: *const u8, k: usize, out: *mut u8) {
-    if kind.codes == Codes::I8 {
-        // SAFETY: the caller's promise.
-        return unsafe { widen_bytes(packed, k, out) };
-    }
-    let zero = _mm256_set1_epi8(match (kind.offset, kind.codes) {
-        (Offset::Zero(zero), _) => zero as i8,
-        (_, Codes::U5) => ADDED,
-        _ => 0,
-    });
-    let (mask, offset) = (_mm256_set1_epi8(15), _mm256_set1_epi8(-128));
-    let chunks = 8 / kind.halves;
-    for part in 0..k / 32 * kind.halves {
-        for w in [0, 32] {
-            // SAFETY: the caller's promise.
-            unsafe {
-                let out = out.add(part * (START + chunks * CHUNK) + w);
-                let mut start = _mm256_setzero_si256();
-                for pair in 0..chunks / 2 {
-                    let at = part * chunks / 2 + pair;
-                    let [low, high] = if kind.codes == Codes::U4 {
-                        let both = _mm256_loadu_si256(packed.add(at * CHUNK + w).cast());
-                        [_mm256_and_si256(both, mask), _mm256_and_si256(_mm256_srli_epi16::<4>(both), mask)]
-                    } else {
-                        let at = packed.add(2 * at * CHUNK + w);
-                        [_mm256_loadu_si256(at.cast()), _mm256_loadu_si256(at.add(CHUNK).cast())]
-                    };
-                    for (i, codes) in [low, high].into_iter().enumerate() {
-                        let codes = _mm256_sub_epi8(codes, zero);
-                        _mm256_storeu_si256(out.add(START + (2 * pair + i) * CHUNK).cast(), codes);
-                        start = _mm256_sub_epi16(start, _mm256_maddubs_epi16(offset, codes));
-                    }
-                }
-                _mm256_storeu_si256(out.cast(), start);
-            }
+    // SAFETY: the caller's promise.
+    unsafe {
+        match (kind.codes, kind.halves) {
+            (Codes::I8, _) => widen_bytes(packed, k, out),
+            (Codes::U4, 1) => unpack_parts::<4, 1>(kind, packed, k, out),
+            (Codes::U4, _) => unpack_parts::<4, 2>(kind, packed, k, out),
+            (Codes::U5, _) => unpack_parts::<5, 1>(kind, packed, k, out),
+            (Codes::U6, _) => unpack_parts::<6, 2>(kind, packed, k, out),
         }
     }
 }
 
-/// What is taken from 5-bit codes without a zero point, and added to their sums again: a power of two.
-const ADDED: i8 = 16;
+/// # Safety
+/// As [`unpack`], of codes of `BITS` bits.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn unpack_parts<const BITS: usize, const HALVES: usize>(
+    kind: Kind,
+    packed: *const u8,
+    k: usize,
+    out: *mut u8,
+) {
+    let zero = _mm256_set1_epi8(match kind.offset {
+        Offset::Zero(zero) => zero as i8,
+        _ if BITS == 5 => ADDED,
+        _ => 0,
+    });
+    let offset = _mm256_set1_epi8(-128);
+    let chunks = 8 / HALVES;
+    for group in 0..k / 32 {
+        for w in [0, 32] {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let codes = group_of::<BITS>(packed.add(group * BITS * CHUNK + w));
+                for half in 0..HALVES {
+                    let out = out.add((group * HALVES + half) * (START + chunks * CHUNK) + w);
+                    let mut start = _mm256_setzero_si256();
+                    for i in 0..chunks {
+                        let codes = _mm256_sub_epi8(codes[half * chunks + i], zero);
+                        _mm256_storeu_si256(out.add(START + i * CHUNK).cast(), codes);
+                        start = _mm256_sub_epi16(start, _mm256_maddubs_epi16(offset, codes));
+                    }
+                    _mm256_storeu_si256(out.cast(), start);
+                }
+            }
+        }
+    }
+}
 
 /// # Safety
 /// As [`QuantKernels::gemm`].

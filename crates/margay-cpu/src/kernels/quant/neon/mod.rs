@@ -168,11 +168,25 @@ unsafe fn signed_codes(kind: Kind, packed: *const u8, chunk: usize, part: usize)
     };
     // SAFETY: the caller's promise.
     unsafe {
-        let codes = if kind.codes == Codes::U4 {
-            let both = vld1q_u8(packed.add(chunk / 2 * CHUNK + part * 16));
-            if chunk.is_multiple_of(2) { low(both) } else { high(both) }
-        } else {
-            vld1q_u8(packed.add(chunk * CHUNK + part * 16))
+        let line = |i: usize| vld1q_u8(packed.add(i * CHUNK + part * 16));
+        let codes = match kind.codes {
+            Codes::U4 if chunk.is_multiple_of(2) => low(line(chunk / 2)),
+            Codes::U4 => high(line(chunk / 2)),
+            Codes::U5 => {
+                let (first, i) = (chunk / 8 * 5, chunk % 4);
+                match chunk % 8 {
+                    0..4 => low_five(line(first + i)),
+                    _ => high_five(line(first + i), line(first + 4), i),
+                }
+            }
+            Codes::U6 => {
+                let first = chunk / 4 * 3;
+                match chunk % 4 {
+                    3 => last_six([line(first), line(first + 1), line(first + 2)]),
+                    i => low_six(line(first + i)),
+                }
+            }
+            Codes::I8 => line(chunk),
         };
         vreinterpretq_s8_u8(vsubq_u8(codes, vdupq_n_u8(zero)))
     }
@@ -188,6 +202,42 @@ fn low(both: uint8x16_t) -> uint8x16_t {
 fn high(both: uint8x16_t) -> uint8x16_t {
     // SAFETY: NEON is part of aarch64.
     unsafe { vshrq_n_u8::<4>(both) }
+}
+
+/// 5-bit codes of chunk i of a group, of its line i.
+#[inline(always)]
+fn low_five(line: uint8x16_t) -> uint8x16_t {
+    // SAFETY: NEON is part of aarch64.
+    unsafe { vandq_u8(line, vdupq_n_u8(0b1_1111)) }
+}
+
+/// Those of chunk 4 + i, of its line i and the last.
+#[inline(always)]
+fn high_five(line: uint8x16_t, last: uint8x16_t, i: usize) -> uint8x16_t {
+    // SAFETY: NEON is part of aarch64.
+    unsafe {
+        let low = match i {
+            0 => last,
+            1 => vshlq_n_u8::<2>(last),
+            2 => vshlq_n_u8::<4>(last),
+            _ => vshlq_n_u8::<6>(last),
+        };
+        vshrq_n_u8::<3>(vsriq_n_u8::<3>(line, low))
+    }
+}
+
+/// 6-bit codes of chunk i < 3 of half a group, of its line i.
+#[inline(always)]
+fn low_six(line: uint8x16_t) -> uint8x16_t {
+    // SAFETY: NEON is part of aarch64.
+    unsafe { vandq_u8(line, vdupq_n_u8(0b11_1111)) }
+}
+
+/// Those of chunk 3, of all three lines.
+#[inline(always)]
+fn last_six([a, b, c]: [uint8x16_t; 3]) -> uint8x16_t {
+    // SAFETY: NEON is part of aarch64.
+    unsafe { vshrq_n_u8::<2>(vsriq_n_u8::<4>(vsriq_n_u8::<2>(a, b), c)) }
 }
 
 /// `[k/32][2][8][8][4]` signed codes: groups, halves of the panel, chunks, outputs, columns.
@@ -333,13 +383,32 @@ unsafe fn scaled2(sums: [int32x4_t; 2], s: [float32x4_t; 2], negative: [*const f
     [t0, t1]
 }
 
-/// Asks for the line `AT` bytes, a multiple of 8, behind `from`; it need not be readable.
+/// A line of codes.
+///
+/// # Safety
+/// It is readable.
 #[inline(always)]
-fn prefetch<const AT: i32>(from: *const u8) {
-    // SAFETY: a hint, which never faults.
-    unsafe {
-        asm!("prfm pldl1strm, [{0}, #{1}]", in(reg) from, const AT, options(nostack, preserves_flags, readonly))
+unsafe fn line(at: *const u8) -> [uint8x16_t; REGISTERS] {
+    // SAFETY: the caller's promise.
+    let line = unsafe { vld1q_u8_x4(at) };
+    [line.0, line.1, line.2, line.3]
+}
+
+/// Asks for so many lines (at most 8) [`PREFETCH_BYTES`] behind `from`; they need not be readable.
+#[inline(always)]
+fn prefetch(from: *const u8, lines: i32) {
+    macro_rules! ask {
+        ($($i:literal)*) => {
+            $(if $i < lines {
+                // SAFETY: a hint, which never faults.
+                unsafe {
+                    asm!("prfm pldl1strm, [{0}, #{1}]", in(reg) from, const PREFETCH_BYTES + 64 * $i,
+                        options(nostack, preserves_flags, readonly))
+                }
+            })*
+        };
     }
+    ask!(0 1 2 3 4 5 6 7);
 }
 
 /// 16 scales of a group, one panel, as packed.

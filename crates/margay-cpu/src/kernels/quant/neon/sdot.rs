@@ -191,37 +191,14 @@ fn sdot<const LANE: i32>(mut sum: int32x4_t, w: uint8x16_t, a: int8x16_t) -> int
 /// As [`QuantKernels::gemv`]; the processor has `sdot`.
 pub(super) unsafe fn gemv(p: &Product) {
     // SAFETY: the caller's promise.
-    unsafe {
-        match (p.kind.codes == Codes::U4, !p.packed_scales.is_null()) {
-            (true, true) => gemv_of::<true, true>(p),
-            (true, false) => gemv_of::<true, false>(p),
-            (false, true) => gemv_of::<false, true>(p),
-            (false, false) => gemv_of::<false, false>(p),
-        }
-    }
-}
-
-/// # Safety
-/// As [`gemv`].
-unsafe fn gemv_of<const NIBBLES: bool, const PACKED: bool>(p: &Product) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match (p.kind.halves, p.kind.offset == Offset::Min) {
-            (1, false) => one_row::<NIBBLES, PACKED, 1, false>(p),
-            (1, true) => one_row::<NIBBLES, PACKED, 1, true>(p),
-            (_, false) => one_row::<NIBBLES, PACKED, 2, false>(p),
-            (_, true) => one_row::<NIBBLES, PACKED, 2, true>(p),
-        }
-    }
+    unsafe { one_row_of_kind!(p) }
 }
 
 /// # Safety
 /// As [`gemv`].
 #[inline(never)]
 #[target_feature(enable = "neon,dotprod")]
-unsafe fn one_row<const NIBBLES: bool, const PACKED: bool, const HALVES: usize, const MIN: bool>(
-    p: &Product,
-) {
+unsafe fn one_row<const BITS: usize, const PACKED: bool, const HALVES: usize, const MIN: bool>(p: &Product) {
     // SAFETY: the caller's promise; all offsets lie within what the fields of `Product` describe.
     unsafe {
         let mut y = start_row(p);
@@ -237,17 +214,9 @@ unsafe fn one_row<const NIBBLES: bool, const PACKED: bool, const HALVES: usize, 
                 for sum in &mut sums {
                     *sum = start_sum();
                 }
-                for i in 0..2 / HALVES {
-                    let a = vld1q_s8(p.a.q.add(group * 32 + h * 16 + i * 16));
-                    add_row::<NIBBLES>(&mut sums, codes, a);
-                    prefetch::<{ PREFETCH_BYTES }>(codes);
-                    prefetch::<{ PREFETCH_BYTES + 64 }>(codes);
-                    if !NIBBLES {
-                        prefetch::<{ PREFETCH_BYTES + 128 }>(codes);
-                        prefetch::<{ PREFETCH_BYTES + 192 }>(codes);
-                    }
-                    codes = codes.add(if NIBBLES { 2 * CHUNK } else { 4 * CHUNK });
-                }
+                add_codes::<BITS, HALVES>(&mut sums, codes, p.a.q.add(group * 32 + h * 16));
+                prefetch(codes, (BITS / HALVES) as i32);
+                codes = codes.add(BITS * CHUNK / HALVES);
                 u[h] = p.a.code_sum(0, group, HALVES, h);
                 let s;
                 [s, m[h]] = scales.next::<PACKED, MIN>();
@@ -272,38 +241,79 @@ unsafe fn one_row<const NIBBLES: bool, const PACKED: bool, const HALVES: usize, 
     }
 }
 
-/// Adds the products of 16 columns of a row: `a` with the codes from `packed` on.
+/// Adds the products of a group or half of one to sums.
 ///
 /// # Safety
-/// As many codes are readable.
+/// The codes lie at `packed` and the activations at `q`.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
-unsafe fn add_row<const NIBBLES: bool>(sums: &mut [int32x4_t; REGISTERS], packed: *const u8, a: int8x16_t) {
+unsafe fn add_codes<const BITS: usize, const HALVES: usize>(
+    sums: &mut [int32x4_t; REGISTERS],
+    packed: *const u8,
+    q: *const i8,
+) {
     // SAFETY: the caller's promise.
-    let line = |i: usize| unsafe {
-        let line = vld1q_u8_x4(packed.add(i * CHUNK));
-        [line.0, line.1, line.2, line.3]
+    let (line, register, activations) = unsafe {
+        (
+            |i: usize| line(packed.add(i * CHUNK)),
+            |i: usize, n: usize| vld1q_u8(packed.add(i * CHUNK + n * 16)),
+            |i: usize| vld1q_s8(q.add(16 * i)),
+        )
     };
-    if NIBBLES {
-        let (first, second) = (line(0), line(1));
-        for n in 0..REGISTERS {
-            sums[n] = sdot::<0>(sums[n], low(first[n]), a);
-            sums[n] = sdot::<1>(sums[n], high(first[n]), a);
+    match BITS {
+        4 => {
+            for i in 0..2 / HALVES {
+                let (a, first, second) = (activations(i), line(2 * i), line(2 * i + 1));
+                for n in 0..REGISTERS {
+                    sums[n] = sdot::<0>(sums[n], low(first[n]), a);
+                    sums[n] = sdot::<1>(sums[n], high(first[n]), a);
+                }
+                for n in 0..REGISTERS {
+                    sums[n] = sdot::<2>(sums[n], low(second[n]), a);
+                    sums[n] = sdot::<3>(sums[n], high(second[n]), a);
+                }
+            }
         }
-        for n in 0..REGISTERS {
-            sums[n] = sdot::<2>(sums[n], low(second[n]), a);
-            sums[n] = sdot::<3>(sums[n], high(second[n]), a);
+        // A register at a time: whole lines of these would take more registers than there are.
+        5 => {
+            let (a0, a1) = (activations(0), activations(1));
+            for n in 0..REGISTERS {
+                let last = register(4, n);
+                macro_rules! add {
+                    ($($i:literal)*) => {
+                        $({
+                            let line = register($i, n);
+                            sums[n] = sdot::<$i>(sums[n], low_five(line), a0);
+                            sums[n] = sdot::<$i>(sums[n], high_five(line, last, $i), a1);
+                        })*
+                    };
+                }
+                add!(0 1 2 3);
+            }
         }
-    } else {
-        let (first, second) = (line(0), line(1));
-        for n in 0..REGISTERS {
-            sums[n] = sdot::<0>(sums[n], first[n], a);
-            sums[n] = sdot::<1>(sums[n], second[n], a);
+        6 => {
+            let a = activations(0);
+            for n in 0..REGISTERS {
+                let lines = [register(0, n), register(1, n), register(2, n)];
+                sums[n] = sdot::<0>(sums[n], low_six(lines[0]), a);
+                sums[n] = sdot::<1>(sums[n], low_six(lines[1]), a);
+                sums[n] = sdot::<2>(sums[n], low_six(lines[2]), a);
+                sums[n] = sdot::<3>(sums[n], last_six(lines), a);
+            }
         }
-        let (first, second) = (line(2), line(3));
-        for n in 0..REGISTERS {
-            sums[n] = sdot::<2>(sums[n], first[n], a);
-            sums[n] = sdot::<3>(sums[n], second[n], a);
+        _ => {
+            for i in 0..2 / HALVES {
+                let (a, first, second) = (activations(i), line(4 * i), line(4 * i + 1));
+                for n in 0..REGISTERS {
+                    sums[n] = sdot::<0>(sums[n], first[n], a);
+                    sums[n] = sdot::<1>(sums[n], second[n], a);
+                }
+                let (first, second) = (line(4 * i + 2), line(4 * i + 3));
+                for n in 0..REGISTERS {
+                    sums[n] = sdot::<2>(sums[n], first[n], a);
+                    sums[n] = sdot::<3>(sums[n], second[n], a);
+                }
+            }
         }
     }
 }

@@ -188,44 +188,13 @@ unsafe fn add16<const ROWS: usize, const BYTES: bool>(
 /// As [`QuantKernels::gemv`].
 pub(super) unsafe fn gemv(p: &Product) {
     // SAFETY: the caller's promise.
-    unsafe {
-        match (p.kind.codes, !p.packed_scales.is_null()) {
-            (Codes::U4, true) => gemv_of::<true, false, true>(p),
-            (Codes::U4, false) => gemv_of::<true, false, false>(p),
-            (Codes::I8, true) => gemv_of::<false, true, true>(p),
-            (Codes::I8, false) => gemv_of::<false, true, false>(p),
-            (_, true) => gemv_of::<false, false, true>(p),
-            (_, false) => gemv_of::<false, false, false>(p),
-        }
-    }
-}
-
-/// # Safety
-/// As [`gemv`].
-unsafe fn gemv_of<const NIBBLES: bool, const BYTES: bool, const PACKED: bool>(p: &Product) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match (p.kind.halves, p.kind.offset == Offset::Min) {
-            (1, false) => one_row::<NIBBLES, BYTES, PACKED, 1, false>(p),
-            (1, true) => one_row::<NIBBLES, BYTES, PACKED, 1, true>(p),
-            (_, false) => one_row::<NIBBLES, BYTES, PACKED, 2, false>(p),
-            (_, true) => one_row::<NIBBLES, BYTES, PACKED, 2, true>(p),
-        }
-    }
+    unsafe { one_row_of_kind!(p) }
 }
 
 /// # Safety
 /// As [`gemv`].
 #[inline(never)]
-unsafe fn one_row<
-    const NIBBLES: bool,
-    const BYTES: bool,
-    const PACKED: bool,
-    const HALVES: usize,
-    const MIN: bool,
->(
-    p: &Product,
-) {
+unsafe fn one_row<const BITS: usize, const PACKED: bool, const HALVES: usize, const MIN: bool>(p: &Product) {
     // SAFETY: the caller's promise; all offsets lie within what the fields of `Product` describe.
     unsafe {
         let mut y = start_row(p);
@@ -238,21 +207,17 @@ unsafe fn one_row<
             let mut m = [[vdupq_n_f32(0.0); REGISTERS]; HALVES];
             for h in 0..HALVES {
                 let mut sums = [Sums::zero(); 2];
-                for i in 0..2 / HALVES {
-                    let a = vld1q_s8(p.a.q.add(group * 32 + h * 16 + i * 16));
-                    let a = vreinterpretq_s32_s8(a);
-                    add_row::<NIBBLES, BYTES>(&mut sums, codes, vdupq_laneq_s32::<0>(a), 4 * i);
-                    add_row::<NIBBLES, BYTES>(&mut sums, codes, vdupq_laneq_s32::<1>(a), 4 * i + 1);
-                    add_row::<NIBBLES, BYTES>(&mut sums, codes, vdupq_laneq_s32::<2>(a), 4 * i + 2);
-                    add_row::<NIBBLES, BYTES>(&mut sums, codes, vdupq_laneq_s32::<3>(a), 4 * i + 3);
-                    codes = codes.add(if NIBBLES { 2 * CHUNK } else { 4 * CHUNK });
-                }
+                add_codes::<BITS, HALVES>(&mut sums, codes, p.a.q.add(group * 32 + h * 16));
+                prefetch(codes, (BITS / HALVES) as i32);
+                codes = codes.add(BITS * CHUNK / HALVES);
                 u[h] = p.a.code_sum(0, group, HALVES, h);
                 let s;
                 [s, m[h]] = scales.next::<PACKED, MIN>();
                 let zeros = vmulq_n_f32(zero, u[h]);
                 for side in 0..2 {
-                    for (n, sum) in sums[side].total::<BYTES>().into_iter().enumerate() {
+                    let sums =
+                        if BITS == 8 { sums[side].total::<true>() } else { sums[side].total::<false>() };
+                    for (n, sum) in sums.into_iter().enumerate() {
                         let n = 2 * side + n;
                         // Integers below 2^24: exact.
                         let sum = vsubq_f32(vcvtq_f32_s32(sum), zeros);
@@ -274,31 +239,76 @@ unsafe fn one_row<
     }
 }
 
-/// Adds the products of chunk `chunk` of a row; `packed` are the codes of it and its three neighbours.
+/// Adds the products of a group or half of one to sums.
 ///
 /// # Safety
-/// As many codes are readable.
+/// The codes lie at `packed` and the activations at `q`.
 #[inline(always)]
-unsafe fn add_row<const NIBBLES: bool, const BYTES: bool>(
+unsafe fn add_codes<const BITS: usize, const HALVES: usize>(
     sums: &mut [Sums; 2],
     packed: *const u8,
-    a: int32x4_t,
-    chunk: usize,
+    q: *const i8,
 ) {
     // SAFETY: the caller's promise.
-    unsafe {
-        let at = packed.add(if NIBBLES { chunk % 4 / 2 } else { chunk % 4 } * CHUNK);
-        let line = vld1q_u8_x4(at);
-        let line = [line.0, line.1, line.2, line.3].map(|codes| match (NIBBLES, chunk % 2) {
-            (false, _) => vreinterpretq_s8_u8(codes),
-            (true, 0) => vreinterpretq_s8_u8(low(codes)),
-            (true, _) => vreinterpretq_s8_u8(high(codes)),
-        });
-        let a = vreinterpretq_s8_s32(a);
-        sums[0].add::<BYTES>([line[0], line[1]], a, chunk);
-        sums[1].add::<BYTES>([line[2], line[3]], a, chunk);
-        if !NIBBLES || chunk.is_multiple_of(2) {
-            prefetch::<{ PREFETCH_BYTES }>(at);
+    let (line, register) = unsafe {
+        (
+            |i: usize| line(packed.add(i * CHUNK)),
+            |i: usize, n: usize| vld1q_u8(packed.add(i * CHUNK + n * 16)),
+        )
+    };
+    // How many chunks were added, in whichever order.
+    let mut added = 0;
+    let mut add = |chunk: usize, codes: [uint8x16_t; REGISTERS]| {
+        // SAFETY: NEON is part of aarch64, and the caller's promise.
+        let (a, codes) = unsafe {
+            let a = vreinterpretq_s32_s8(vld1q_s8(q.add(chunk / 4 * 16)));
+            let a = match chunk % 4 {
+                0 => vdupq_laneq_s32::<0>(a),
+                1 => vdupq_laneq_s32::<1>(a),
+                2 => vdupq_laneq_s32::<2>(a),
+                _ => vdupq_laneq_s32::<3>(a),
+            };
+            (vreinterpretq_s8_s32(a), codes.map(|codes| vreinterpretq_s8_u8(codes)))
+        };
+        for (sums, codes) in sums.iter_mut().zip(codes.as_chunks().0) {
+            if BITS == 8 {
+                sums.add::<true>(*codes, a, added);
+            } else {
+                sums.add::<false>(*codes, a, added);
+            }
+        }
+        added += 1;
+    };
+    match BITS {
+        4 => {
+            for i in 0..4 / HALVES {
+                let line = line(i);
+                add(2 * i, line.map(low));
+                add(2 * i + 1, line.map(high));
+            }
+        }
+        5 => {
+            // No loop: the compiler keeps it, and branches within.
+            macro_rules! both {
+                ($($i:literal)*) => {
+                    $({
+                        add($i, std::array::from_fn(|n| low_five(register($i, n))));
+                        add(4 + $i, std::array::from_fn(|n| high_five(register($i, n), register(4, n), $i)));
+                    })*
+                };
+            }
+            both!(0 1 2 3);
+        }
+        6 => {
+            for i in 0..3 {
+                add(i, std::array::from_fn(|n| low_six(register(i, n))));
+            }
+            add(3, std::array::from_fn(|n| last_six([0, 1, 2].map(|i| register(i, n)))));
+        }
+        _ => {
+            for i in 0..8 / HALVES {
+                add(i, line(i));
+            }
         }
     }
 }
