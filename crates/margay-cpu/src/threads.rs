@@ -522,22 +522,31 @@ mod tests {
         let late = || pool.shared.late.load(Ordering::Relaxed);
         // Three equal tasks: each time one thread waits for the other for a whole task.
         let job = || pool.run(3, &|_, _| std::thread::sleep(Duration::from_millis(4))).unwrap();
-        let called_late = (0..40).filter(|_| {
-            let before = late();
-            job();
-            late() != before
-        });
-        // A busy machine may make some of them late indeed.
-        assert!(called_late.count() < 20, "the last task always ends last");
+        let called_late = || {
+            let of_each = (0..40).filter(|_| {
+                let before = late();
+                job();
+                late() != before
+            });
+            of_each.count()
+        };
+        // A busy machine makes some of them late indeed; not most of them each time.
+        assert!((0..5).any(|_| called_late() < 20), "the last task always ends last");
         // The other comes at once now, until it stays away for a time slice or two.
         (0..200).for_each(|_| pool.run(2, &|_, _| {}).unwrap());
-        let before = late();
-        (0..20).for_each(|_| {
+        let (before, stays) = (late(), AtomicUsize::new(0));
+        // On a busy machine the other may come when all is done.
+        for _ in 0..1000 {
             pool.run(64, &|worker, task| {
-                std::thread::sleep(Duration::from_micros(if worker == 1 && task > 8 { 20_000 } else { 50 }));
+                let stay = worker == 1 && task > 8;
+                stays.fetch_add(usize::from(stay), Ordering::Relaxed);
+                std::thread::sleep(Duration::from_micros(if stay { 20_000 } else { 50 }));
             })
             .unwrap();
-        });
+            if stays.load(Ordering::Relaxed) >= 20 || late() > before {
+                break;
+            }
+        }
         assert!(late() > before, "twenty milliseconds are not usual");
     }
 
