@@ -6,7 +6,8 @@ use crate::{
     kv::{KvSlot, KvState, KvType},
     lines::Lines,
     ops::{
-        Engine, Scratch, attention,
+        Engine, Scratch,
+        attention::{self, int8::Int8Slot},
         bf16::{self, Bf16Rows},
         channel::{self, ChannelRows},
         conv,
@@ -21,7 +22,7 @@ use crate::{
 };
 use margay_graph::{
     Attention, BackendError, Bindings, Cancel, Element, Executable, InputData, Mask, MemoryUse, Node, Op,
-    Program, State, StateOptions, Sym, ValueId, WeightSource, memory, passes,
+    Program, Stage, State, StateOptions, Sym, ValueId, WeightSource, memory, passes,
 };
 use std::sync::{Arc, atomic::AtomicBool};
 
@@ -72,6 +73,8 @@ struct Buffers {
     ropes: Vec<RopeTable>,
     /// Keys and values of attention without a cache, one for each shape.
     encoder: Vec<KvSlot>,
+    /// The same in 8 bits, and then all of them.
+    int8: Vec<Int8Slot>,
     /// Copies of inputs that are outputs.
     passed: Vec<(ValueId, Lines<f32>)>,
 }
@@ -118,7 +121,9 @@ impl CpuExecutable {
         // Rows, width and feed-forward width.
         let mut chosen = [0; 3];
         let mut scratch = linear::scratch_floats();
-        let mut encoder: Vec<KvSlot> = vec![];
+        let mut slots: Vec<KvSlot> = vec![];
+        let mut int8: Vec<Int8Slot> = vec![];
+        let in_8_bits = encoder == Encoder::Int8 && program.stage() == Stage::Encode;
         for (node, step) in program.nodes().iter().zip(&prepared.steps) {
             if let Op::Param { weight } = &node.op {
                 let at = prepared.constant_of(*weight).expect("invariant: every param is a constant");
@@ -168,16 +173,24 @@ impl CpuExecutable {
                 scratch = scratch.max(weight.scratch_floats(conv));
             }
             if let Op::Attention(a) = &node.op {
-                scratch = scratch.max(attention::scratch_floats(a));
-                if a.cache.is_none() {
-                    let tokens = together(a, first_dim(&program, node.inputs[1]).eval(limits)?);
-                    let fits = |s: &KvSlot| {
-                        s.kv_heads == a.kv_heads && s.head_dim == a.head_dim && s.capacity >= tokens
-                    };
-                    if !encoder.iter().any(fits) {
-                        let slot = KvSlot::new(KvType::F32, a.kv_heads, a.head_dim, tokens);
-                        encoder.push(slot.ok_or_else(|| call("the size of the keys overflows"))?);
+                let tokens = match a.cache {
+                    Some(_) => 0,
+                    None => together(a, first_dim(&program, node.inputs[1]).eval(limits)?),
+                };
+                let too_large = || call("the size of the keys overflows");
+                if a.cache.is_none() && in_8_bits {
+                    scratch = scratch.max(attention::int8::scratch_floats(a));
+                    if !int8.iter().any(|slot| slot.fits(a, tokens)) {
+                        int8.push(Int8Slot::new(a, tokens).ok_or_else(too_large)?);
                     }
+                    continue;
+                }
+                scratch = scratch.max(attention::scratch_floats(a));
+                let fits =
+                    |s: &KvSlot| s.kv_heads == a.kv_heads && s.head_dim == a.head_dim && s.capacity >= tokens;
+                if a.cache.is_none() && !slots.iter().any(fits) {
+                    let slot = KvSlot::new(KvType::F32, a.kv_heads, a.head_dim, tokens);
+                    slots.push(slot.ok_or_else(too_large)?);
                 }
             }
         }
@@ -215,7 +228,8 @@ impl CpuExecutable {
             unrolled: Lines::zeroed(unrolled),
             experts: ExpertRows::new(chosen[0], chosen[1], chosen[2]),
             ropes,
-            encoder,
+            encoder: slots,
+            int8,
             passed,
         };
         let output_len = vec![0; program.outputs().len()];
@@ -289,7 +303,7 @@ impl Executable for CpuExecutable {
         let constants: usize = p.constants.iter().map(|c| c.len() * 4).sum();
         let b = &self.buffers;
         let ropes: usize = b.ropes.iter().map(|r| r.cos.size_bytes() + r.sin.size_bytes()).sum();
-        let encoder: usize = b.encoder.iter().map(KvSlot::size_bytes).sum();
+        let encoder = b.encoder.iter().map(KvSlot::size_bytes).chain(b.int8.iter().map(Int8Slot::size_bytes));
         let passed: usize = b.passed.iter().map(|(_, copy)| copy.size_bytes()).sum();
         MemoryUse {
             packed_weight_bytes: p.packed_bytes + constants + convs.sum::<usize>(),
@@ -303,7 +317,7 @@ impl Executable for CpuExecutable {
                 + b.unrolled.size_bytes()
                 + b.experts.size_bytes()
                 + ropes
-                + encoder
+                + encoder.sum::<usize>()
                 + passed,
         }
     }
@@ -391,6 +405,7 @@ impl Executable for CpuExecutable {
             experts: &mut buffers.experts,
             ropes: &buffers.ropes,
             encoder: &mut buffers.encoder,
+            int8: &mut buffers.int8,
             bindings: &bindings,
             inputs,
             past,
@@ -468,6 +483,7 @@ struct Run<'a> {
     experts: &'a mut ExpertRows,
     ropes: &'a [RopeTable],
     encoder: &'a mut [KvSlot],
+    int8: &'a mut [Int8Slot],
     bindings: &'a Bindings,
     inputs: &'a [InputData<'a>],
     past: usize,
@@ -654,6 +670,28 @@ impl<'a> Run<'a> {
             (Op::Attention(op), _) => {
                 let [q, k, v] = [self.view(input(0))?, self.view(input(1))?, self.view(input(2))?];
                 let tokens = together(op, k.rows);
+                if let Mask::Segments { most } = op.mask {
+                    let segments = ints(self.places, input(3), self.inputs)?;
+                    if let Some(long) = segments.chunk_by(|a, b| a == b).find(|rows| rows.len() > most) {
+                        let rows = long.len();
+                        return Err(call(format!("a segment of {rows} rows, at most {most} were promised")));
+                    }
+                }
+                if op.cache.is_none()
+                    && let Some(slot) = self.int8.iter_mut().find(|slot| slot.fits(op, tokens))
+                {
+                    let done = match op.mask {
+                        Mask::Segments { .. } => {
+                            let segments = ints(self.places, input(3), self.inputs)?;
+                            attention::int8::attend_in_segments(engine, op, slot, segments, [q, k, v], out)
+                        }
+                        _ => {
+                            let prefix = op.prefix(self.bindings, q.rows)?;
+                            attention::int8::attend(engine, op, slot, prefix, [q, k, v], out)
+                        }
+                    };
+                    return done.map_err(panicked);
+                }
                 let (slot, partials, past) = match (op.cache, state) {
                     (Some(cache), Some(state)) => {
                         (&mut state.slots[cache], &mut state.partials[..], self.past)
@@ -668,12 +706,8 @@ impl<'a> Run<'a> {
                     }
                     (Some(_), None) => return Err(call("attention with a cache needs a state")),
                 };
-                if let Mask::Segments { most } = op.mask {
+                if let Mask::Segments { .. } = op.mask {
                     let segments = ints(self.places, input(3), self.inputs)?;
-                    if let Some(long) = segments.chunk_by(|a, b| a == b).find(|rows| rows.len() > most) {
-                        let rows = long.len();
-                        return Err(call(format!("a segment of {rows} rows, at most {most} were promised")));
-                    }
                     return attention::attend_in_segments(engine, op, slot, segments, [q, k, v], out)
                         .map_err(panicked);
                 }

@@ -9,7 +9,7 @@ use super::math;
 use margay_graph::Activation;
 
 /// Rows whose largest number is no larger are quantized to zeros: 127 over it is near the end of float32, or beyond.
-const NOTHING: f32 = 1e-36;
+pub(super) const NOTHING: f32 = 1e-36;
 /// Partial sums of a reduction.
 const LANES: usize = 16;
 

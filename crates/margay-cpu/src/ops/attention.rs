@@ -8,6 +8,8 @@
 //! A task is a tile of queries of the heads that share one KV head, so keys and values are read once a tile. With many
 //! queries it goes through all spans; with few, as in decoding, each span is a task of its own.
 
+pub(crate) mod int8;
+
 use super::{
     Engine, carve,
     view::{Out, View},
@@ -150,6 +152,14 @@ pub(crate) fn attend_in_segments(
     })
 }
 
+/// Keys that a query sees, see [`attend`].
+fn seen(mask: Mask, (past, keys, prefix): (usize, usize, usize), query: usize) -> usize {
+    match mask {
+        Mask::Full | Mask::Segments { .. } => keys,
+        Mask::Causal | Mask::Prefix => keys.min((past + query + 1).max(prefix)),
+    }
+}
+
 /// One call of [`attend`].
 struct Call<'a> {
     engine: &'a Engine,
@@ -175,10 +185,7 @@ unsafe impl Sync for Shared {}
 impl Call<'_> {
     /// Keys that a query sees: no fewer than the query before it.
     fn seen(&self, query: usize) -> usize {
-        match self.a.mask {
-            Mask::Full | Mask::Segments { .. } => self.keys,
-            Mask::Causal | Mask::Prefix => self.keys.min((self.past + query + 1).max(self.prefix)),
-        }
+        seen(self.a.mask, (self.past, self.keys, self.prefix), query)
     }
 
     /// Each span of each KV head is a task; then each KV head merges its spans.

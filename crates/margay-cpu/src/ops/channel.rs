@@ -80,7 +80,7 @@ impl ChannelRows {
                 // SAFETY: the rows are this task's own and were written just now; asserted above.
                 unsafe {
                     let to = copies.slice(copy_at(x.rows, k, rows.start, at), room);
-                    copy(rows.len(), columns, q.0.add(rows.start * k + at), k, to.as_mut_ptr());
+                    copy(rows.len(), columns, q.0.add(rows.start * k + at), k, to.as_mut_ptr(), true);
                 }
             }
         })

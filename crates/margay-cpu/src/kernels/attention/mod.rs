@@ -8,6 +8,7 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub(crate) mod int8;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
@@ -57,6 +58,7 @@ pub(crate) struct AttentionKernels {
     /// Every pointer of the product is valid for what its field says.
     pub(crate) few: unsafe fn(&FewRows, KvType),
     pub(crate) softmax: &'static SoftmaxKernels,
+    pub(crate) int8: &'static int8::Int8Kernels,
 }
 
 /// The kernels of `isa`, which the processor must have.
@@ -70,7 +72,7 @@ pub(crate) fn table(isa: Isa) -> AttentionKernels {
         Isa::Neon | Isa::Dotprod | Isa::I8mm => neon::few,
         _ => scalar::few,
     };
-    AttentionKernels { few, softmax: softmax::table(isa) }
+    AttentionKernels { few, softmax: softmax::table(isa), int8: int8::table(isa) }
 }
 
 /// Float32 numbers of one register.

@@ -112,3 +112,104 @@ fn a_block_of_scores_becomes_weights_on_every_instruction_set() {
         }
     }
 }
+
+#[test]
+fn kernels_of_8_bits_give_the_portable_bits_on_every_instruction_set() {
+    use int8::{BlockScales, Row};
+    let portable = table(Isa::Scalar).int8;
+    let scales = |factor: f32| numbers(KEYS).iter().map(|x| x.abs() * factor).collect::<Vec<f32>>();
+    for isa in Isa::supported().skip(1) {
+        let kernels = table(isa).int8;
+        for d in [1, 5, 31, 32, 40, 72, 80, 128, 256] {
+            let (x, shift) = (numbers(2 * d), numbers(d));
+            for factor in [1.0, 1e-30, 1e-37, 0.0, f32::NAN] {
+                let x: Vec<f32> = x.iter().map(|x| x * factor).collect();
+                let run = |kernels: &int8::Int8Kernels| {
+                    let mut codes = vec![99; d];
+                    let (scale, total) = (kernels.key)(&x[..d], &shift, &mut codes);
+                    (scale.to_bits(), total, codes)
+                };
+                let (bits, total, codes) = run(kernels);
+                if factor.is_nan() {
+                    assert!(f32::from_bits(bits).is_nan());
+                    continue;
+                }
+                assert_eq!(
+                    (bits, total, &codes),
+                    (run(portable).0, run(portable).1, &run(portable).2),
+                    "{isa} {d}"
+                );
+                assert_eq!(total, codes.iter().map(|code| i32::from(*code)).sum::<i32>());
+                for pair in codes.chunks_exact(2) {
+                    let sum = i32::from(pair[0]) + i32::from(pair[1]);
+                    assert!(sum.abs() <= 128, "{isa}: {pair:?} overflow 16 bits");
+                }
+                for ((code, x), shift) in codes.iter().zip(&x).zip(&shift) {
+                    let (exact, step) = (f64::from(x - shift), f64::from(f32::from_bits(bits)));
+                    assert!(
+                        (f64::from(*code) * step - exact).abs() <= 0.5001 * step,
+                        "{isa}: {code} for {exact}"
+                    );
+                }
+            }
+            let n = d.next_multiple_of(16);
+            let codes: Vec<i8> = (0..4 * n).map(|i| (i * 37 % 255) as u8 as i8).collect();
+            let mut to = vec![7; n / 16 * 100];
+            (kernels.side_by_side)(&codes, &mut to, 100);
+            for (i, byte) in to.iter().enumerate() {
+                let (panel, at) = (i / 100, i % 100);
+                let expected = if at < 64 { codes[at % 4 * n + panel * 16 + at / 4] as u8 } else { 7 };
+                assert_eq!(*byte, expected, "{isa} {n}");
+            }
+            let sums: Vec<i32> = (0..n).map(|i| (i as i32 - 7) * 12_345).collect();
+            let run = |kernels: &int8::Int8Kernels| {
+                let mut y = numbers(n);
+                (kernels.add_sums)(&mut y, &sums, 321, 0.75, 1.3e-5);
+                y.iter().map(|y| y.to_bits()).collect::<Vec<_>>()
+            };
+            assert_eq!(run(kernels), run(portable), "{isa} {n}");
+        }
+        let mut of =
+            BlockScales { keys: [0.0; KEYS], totals: [0; KEYS], values: [0.0; KEYS], largest: [0.0; KEYS] };
+        of.keys.copy_from_slice(&scales(1e-3));
+        of.values.copy_from_slice(&scales(0.02));
+        let mut largest = 0f32;
+        for (to, value) in of.largest.iter_mut().zip(of.values) {
+            largest = largest.max(value);
+            *to = largest;
+        }
+        let sums: [i32; KEYS] = std::array::from_fn(|i| (i as i32 * 7919 % 2001 - 1000) * 20);
+        for visible in [0, 1, 17, 63, 64] {
+            let run = |kernels: &int8::Int8Kernels| {
+                let mut row =
+                    Row { scale: 0.4, offset: -100, max: 1.5, sum: 2.0, keep: 9.0, factor: 9.0, total: 9 };
+                let mut codes = [200; KEYS];
+                (kernels.weights)(&sums, &of, visible, &mut row, &mut codes);
+                let floats = [row.max, row.sum, row.keep, row.factor].map(f32::to_bits);
+                (floats, row.total, codes)
+            };
+            let (floats, total, codes) = run(kernels);
+            assert_eq!((floats, total, codes), run(portable), "{isa} {visible}");
+            assert!(codes[visible..].iter().all(|code| *code == 0), "{isa} {visible}");
+            assert_eq!(total, codes.iter().map(|code| i32::from(*code)).sum::<i32>(), "{isa} {visible}");
+            let [max, sum, keep, factor] = floats.map(|bits| f64::from(f32::from_bits(bits)));
+            let score = |i: usize| f64::from(sums[i] + 100) * f64::from(of.keys[i]) * f64::from(0.4f32);
+            let greatest = (0..visible).map(score).fold(f64::NEG_INFINITY, f64::max);
+            assert!((max - greatest.max(1.5)).abs() <= 1e-6 * max.abs(), "{isa} {visible}");
+            assert!((keep - (1.5 - max).exp2()).abs() <= 1e-5 * keep);
+            let mut expected = 2.0 * keep;
+            for i in 0..visible {
+                let weight = (score(i) - max).exp2();
+                expected += weight;
+                let value = f64::from(codes[i]) * factor;
+                // Half a step, and scores rounded in float32.
+                let bound = 0.5 * factor + 1e-5 * weight * f64::from(of.values[i]);
+                assert!(
+                    (value - weight * f64::from(of.values[i])).abs() <= bound,
+                    "{isa} {visible}: {value}"
+                );
+            }
+            assert!((sum - expected).abs() <= 1e-5 * expected, "{isa} {visible}: {sum}, not {expected}");
+        }
+    }
+}

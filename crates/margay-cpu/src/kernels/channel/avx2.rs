@@ -1,6 +1,6 @@
 //! AVX2: four rows at a time, side by side.
 //!
-//! Activations are made unsigned by 128, and `vpmaddubsw` multiplies them with signed codes: no pair of those that could
+//! Activations that are signed are made unsigned by 128, and `vpmaddubsw` multiplies them with signed codes: no pair of those that could
 //! overflow 16 bits is left by the packing. `vpmaddwd` by ones adds the pairs. Sums begin at what the 128 add to them.
 //! Three operations for 32 products, where both sides widened take four.
 
@@ -10,9 +10,9 @@ use std::arch::{asm, x86_64::*};
 
 pub(super) static TABLE: ChannelKernels = ChannelKernels {
     name: "vpmaddubsw of AVX2",
-    copy: Some(|rows, columns, q, lda, to| {
+    copy: Some(|rows, columns, q, lda, to, signed| {
         // SAFETY: the caller's promise, and AVX2 was detected.
-        unsafe { copy(rows, columns, q, lda, to) }
+        unsafe { copy(rows, columns, q, lda, to, signed) }
     }),
     panels: 1,
     zero: 0,
@@ -22,19 +22,20 @@ pub(super) static TABLE: ChannelKernels = ChannelKernels {
     },
 };
 
-/// Codes made unsigned by 128, `[columns/4][COPY_ROWS][4]`.
+/// Codes made unsigned, `[columns/4][COPY_ROWS][4]`.
 ///
 /// # Safety
 /// As [`ChannelKernels::copy`].
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn copy(rows: usize, columns: usize, q: *const i8, lda: usize, to: *mut u8) {
+pub(super) unsafe fn copy(rows: usize, columns: usize, q: *const i8, lda: usize, to: *mut u8, signed: bool) {
+    let top_bit = _mm_set1_epi8(if signed { -128 } else { 0 });
     for first in (0..rows).step_by(COPY_ROWS) {
         for at in (0..columns).step_by(16) {
             // SAFETY: the caller's promise: rows below `rows` are valid, and the copy has room for whole blocks.
             unsafe {
                 let from = std::array::from_fn(|r| (first + r < rows).then(|| q.add((first + r) * lda + at)));
                 for (i, quad) in side_by_side(from).into_iter().enumerate() {
-                    let unsigned = _mm_xor_si128(quad, _mm_set1_epi8(-128));
+                    let unsigned = _mm_xor_si128(quad, top_bit);
                     _mm_storeu_si128(to.add(first * columns + (at + 4 * i) * COPY_ROWS).cast(), unsigned);
                 }
             }

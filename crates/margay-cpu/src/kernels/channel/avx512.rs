@@ -12,9 +12,9 @@ const PANELS: usize = 4;
 
 pub(super) static TABLE: ChannelKernels = ChannelKernels {
     name: "vpdpbusd of AVX-512 VNNI",
-    copy: Some(|rows, columns, q, lda, to| {
+    copy: Some(|rows, columns, q, lda, to, signed| {
         // SAFETY: the caller's promise; AVX-512 is detected only together with AVX2, FMA and F16C.
-        unsafe { avx2::copy(rows, columns, q, lda, to) }
+        unsafe { avx2::copy(rows, columns, q, lda, to, signed) }
     }),
     panels: PANELS,
     zero: 0,

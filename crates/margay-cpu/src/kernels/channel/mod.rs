@@ -30,12 +30,13 @@ pub(crate) struct ChannelProduct {
     /// What [`ChannelKernels::copy`] made of them.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only x86 reads them"))]
     pub(crate) copy: *const u8,
-    /// Codes of the first panel, `[k / 4][16][4]`.
+    /// Codes of the first panel, `[k / 4][16][4]`. Where rows are signed, those of columns 2 i and 2 i + 1 that are of one
+    /// sign do not exceed 128 together.
     pub(crate) codes: *const u8,
     /// Distance of the codes of panels, bytes.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "as of panels"))]
     pub(crate) codes_panel: usize,
-    /// Sums of the codes of each of the outputs, over all columns.
+    /// Sums of the codes of each of the outputs, over all columns; zeros where the copy is of codes that are not signed.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "as above"))]
     pub(crate) totals: *const i32,
     /// Sums, `[rows][panels][16]`, rows `ldc` apart; with room for a multiple of [`COPY_ROWS`] where there is a copy.
@@ -63,11 +64,11 @@ pub(crate) struct ChannelKernels {
 }
 
 /// Copies so many columns of rows, `lda` apart, with [`COPY_ROWS`] of them side by side, a byte a code. Zeros take the
-/// place of rows that are missing in the end.
+/// place of rows that are missing in the end. Where none of the codes is negative, that may be told by `signed`.
 ///
 /// # Safety
 /// The rows are valid; `to` has room for so many columns of the next multiple of [`COPY_ROWS`] rows.
-type Copy = unsafe fn(rows: usize, columns: usize, q: *const i8, lda: usize, to: *mut u8);
+type Copy = unsafe fn(rows: usize, columns: usize, q: *const i8, lda: usize, to: *mut u8, signed: bool);
 
 /// The kernels of `isa`, which the processor must have.
 pub(crate) fn table(isa: Isa) -> &'static ChannelKernels {

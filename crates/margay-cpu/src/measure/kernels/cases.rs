@@ -90,6 +90,11 @@ pub(super) enum What {
         queries: usize,
         keys: usize,
     },
+    /// In 8 bits, of as many keys as queries, which are quantized in it.
+    Int8Attention {
+        attention: Attention,
+        rows: usize,
+    },
     Quantize {
         rows: usize,
         columns: usize,
@@ -155,6 +160,17 @@ pub fn cases() -> Vec<Case> {
     }
     all.extend(ENCODER_HEADS.map(|(rows, heads, head_dim)| {
         attention("attention/encode", Mask::Full, KvType::F32, (rows, rows), (heads, heads, head_dim))
+    }));
+    all.extend(ENCODER_HEADS.map(|(rows, heads, head_dim)| {
+        let float = attention(
+            "attention/encode/int8",
+            Mask::Full,
+            KvType::F32,
+            (rows, rows),
+            (heads, heads, head_dim),
+        );
+        let What::Attention { attention, .. } = float.what else { return float };
+        Case { what: What::Int8Attention { attention, rows }, ..float }
     }));
     let (width, ffn) = (2048, 5632);
     all.push(rows_of("quantize/int8", PROMPT, width, |rows, columns| What::Quantize { rows, columns }));

@@ -69,6 +69,7 @@ pub(super) fn prepare(cpu: &CpuBackend, case: &Case, rotate_bytes: usize) -> Res
         What::Attention { attention, kv, queries, keys } => {
             attend(cpu, attention.clone(), *kv, (*queries, *keys), rotate_bytes)
         }
+        What::Int8Attention { attention, rows } => attend_in_8_bits(cpu, attention.clone(), *rows),
         What::Quantize { rows, columns } => quantize(cpu, *rows, *columns, rotate_bytes),
         What::Softmax { rows, columns } => Ok(softmax(cpu, *rows, *columns)),
         What::Conv { side, size, stride, groups, channels } => {
@@ -256,6 +257,25 @@ fn attend(
         turn = (turn + 1) % slots.len();
         let (q, out) = (view(&q, queries, columns), out(&mut y, queries, columns));
         attention::attend(&engine, &a, &slots[turn], &mut partials, (past, keys, 0), q, out)
+    };
+    Ok(Prepared { work, run: Box::new(run) })
+}
+
+fn attend_in_8_bits(cpu: &CpuBackend, a: Attention, rows: usize) -> Result<Prepared, BackendError> {
+    let engine = cpu.engine(attention::int8::scratch_floats(&a));
+    let columns = a.heads * a.head_dim;
+    let [q, k, v] = std::array::from_fn(|_| random(rows * columns));
+    let mut y = Lines::zeroed(rows * columns);
+    let slot = attention::int8::Int8Slot::new(&a, rows);
+    let mut slot = slot.ok_or_else(|| BackendError::Call { what: "the keys overflow".to_owned() })?;
+    let work = Work {
+        ops: (4 * a.head_dim * a.heads * rows * rows) as f64,
+        bytes: (4 * q.size_bytes()) as f64,
+        unit: Unit::Int8,
+    };
+    let run = move || {
+        let inputs = [&q, &k, &v].map(|x| view(x, rows, columns));
+        attention::int8::attend(&engine, &a, &mut slot, 0, inputs, out(&mut y, rows, columns))
     };
     Ok(Prepared { work, run: Box::new(run) })
 }
