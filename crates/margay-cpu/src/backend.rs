@@ -33,7 +33,8 @@ pub struct CpuOptions {
     /// How KV caches are stored.
     pub kv: KvType,
     /// Multiply in the blocks of picture encoders with int8 weights, one scale an output, and int8 activations, one
-    /// scale a row, where the weights are not quantized already. Faster; results differ by the rounding.
+    /// scale a row, where the weights are not quantized already; attention in 8 bits as well. Faster; results differ by the
+    /// rounding.
     pub int8_encoder: bool,
     /// Multiply in the blocks of picture encoders in bfloat16, where the weights are not quantized already. Faster than
     /// float32; results differ by the rounding of both sides. Refused where the processor has no such instructions.

@@ -113,6 +113,9 @@ fn a_block_of_scores_becomes_weights_on_every_instruction_set() {
     }
 }
 
+/// Relative error of weights in 8 bits, and of scores of some 20: see `int8::exp2`.
+const ROUGH: f64 = 1.3e-4;
+
 #[test]
 fn kernels_of_8_bits_give_the_portable_bits_on_every_instruction_set() {
     use int8::{BlockScales, Row};
@@ -196,20 +199,23 @@ fn kernels_of_8_bits_give_the_portable_bits_on_every_instruction_set() {
             let score = |i: usize| f64::from(sums[i] + 100) * f64::from(of.keys[i]) * f64::from(0.4f32);
             let greatest = (0..visible).map(score).fold(f64::NEG_INFINITY, f64::max);
             assert!((max - greatest.max(1.5)).abs() <= 1e-6 * max.abs(), "{isa} {visible}");
-            assert!((keep - (1.5 - max).exp2()).abs() <= 1e-5 * keep);
+            assert!((keep - (1.5 - max).exp2()).abs() <= ROUGH * keep);
             let mut expected = 2.0 * keep;
             for i in 0..visible {
                 let weight = (score(i) - max).exp2();
                 expected += weight;
                 let value = f64::from(codes[i]) * factor;
-                // Half a step, and scores rounded in float32.
-                let bound = 0.5 * factor + 1e-5 * weight * f64::from(of.values[i]);
+                // A step, and scores rounded in float32.
+                let bound = factor + ROUGH * weight * f64::from(of.values[i]);
                 assert!(
                     (value - weight * f64::from(of.values[i])).abs() <= bound,
                     "{isa} {visible}: {value}"
                 );
             }
-            assert!((sum - expected).abs() <= 1e-5 * expected, "{isa} {visible}: {sum}, not {expected}");
+            assert!(
+                (sum - expected).abs() <= 2.0 * ROUGH * expected,
+                "{isa} {visible}: {sum}, not {expected}"
+            );
         }
     }
 }

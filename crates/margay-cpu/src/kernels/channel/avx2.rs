@@ -33,7 +33,10 @@ pub(super) unsafe fn copy(rows: usize, columns: usize, q: *const i8, lda: usize,
         for at in (0..columns).step_by(16) {
             // SAFETY: the caller's promise: rows below `rows` are valid, and the copy has room for whole blocks.
             unsafe {
-                let from = std::array::from_fn(|r| (first + r < rows).then(|| q.add((first + r) * lda + at)));
+                let mut from = [None; COPY_ROWS];
+                for (r, from) in from.iter_mut().enumerate().take(rows - first) {
+                    *from = Some(q.add((first + r) * lda + at));
+                }
                 for (i, quad) in side_by_side(from).into_iter().enumerate() {
                     let unsigned = _mm_xor_si128(quad, top_bit);
                     _mm_storeu_si128(to.add(first * columns + (at + 4 * i) * COPY_ROWS).cast(), unsigned);

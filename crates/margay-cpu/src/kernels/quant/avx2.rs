@@ -239,9 +239,15 @@ pub(super) fn sixes([a, b, c]: [__m256i; 3]) -> [__m256i; 4] {
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(in crate::kernels) unsafe fn side_by_side(rows: [Option<*const i8>; COPY_ROWS]) -> [__m128i; 4] {
-    // SAFETY: the caller's promise.
-    let [mut a, mut b, mut c, mut d] =
-        rows.map(|row| row.map_or(_mm_setzero_ps(), |row| unsafe { _mm_loadu_ps(row.cast()) }));
+    let mut quads = [_mm_setzero_ps(); COPY_ROWS];
+    // No closures: they would not be inlined.
+    for (quad, row) in quads.iter_mut().zip(rows) {
+        if let Some(row) = row {
+            // SAFETY: the caller's promise.
+            *quad = unsafe { _mm_loadu_ps(row.cast()) };
+        }
+    }
+    let [mut a, mut b, mut c, mut d] = quads;
     _MM_TRANSPOSE4_PS(&mut a, &mut b, &mut c, &mut d);
     [a, b, c, d].map(|quad| _mm_castps_si128(quad))
 }

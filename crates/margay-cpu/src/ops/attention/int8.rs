@@ -3,7 +3,7 @@
 //!
 //! With the codes of a query, of a key and of a value, each with a scale of its own, a score is an integer times both
 //! scales. Of a block of 64 keys the weights, each times the scale of its value, become codes from 0 to 127, the largest
-//! possible one 127, and the block's part of the result is integers times one scale. So all products are exact, and a
+//! possible one 127 (rounded up or down by the key's place, so that small ones keep their sum), and the block's part of the result is integers times one scale. So all products are exact, and a
 //! row's bits depend neither on the tile nor on the threads nor on the instruction set. Per row and block the softmax
 //! goes on in float32, as in [`super`].
 //!
@@ -440,13 +440,12 @@ mod tests {
             y.iter_mut().zip(v).for_each(|(y, v)| *y += weight / total * v);
         }
         // Each weight and their sum move by the scores' error one way or the other; of a block, codes of weights are off by
-        // half a step of its greatest, times at most the largest value; and a value by half a step of its own.
+        // a step of its greatest, times at most the largest value; and a value by half a step of its own.
         let largest_value = v[..keys].iter().map(|v| largest(v)).fold(0.0, f64::max);
-        let moved = (2.0 * off).exp();
-        let steps: f64 = scores
-            .chunks(KEYS)
-            .map(|block| (greatest(block) - max).exp() * block.len() as f64 * 0.5 / 127.0)
-            .sum();
+        // Powers of 2 are off by 1.1e-4 each: a weight's, the one that its block is taken with, and their sum.
+        let moved = (2.0 * off).exp() * 1.0005;
+        let steps: f64 =
+            scores.chunks(KEYS).map(|block| (greatest(block) - max).exp() * block.len() as f64 / 127.0).sum();
         let bound = (moved - 1.0) + moved * steps / total + 0.5 / 127.0;
         (y, bound * largest_value)
     }
@@ -527,6 +526,12 @@ mod tests {
                 assert!(seeing.iter().all(|y| y.is_nan() == sees), "{which} {token}");
             }
         }
+        let mut v = x[2].clone();
+        v[66 * 32 + 5] = f32::NAN;
+        let a = Attention { mask: Mask::Causal, ..a };
+        let [without, with] = [&x[2], &v].map(|v| run(Isa::detect(), 1, &a, [&x[0], &x[1], v], None));
+        assert_eq!(bits(&without[..66 * 32]), bits(&with[..66 * 32]));
+        assert!(with[66 * 32..].chunks_exact(32).all(|y| y[..16].iter().all(|y| y.is_nan())));
     }
 
     #[test]
