@@ -12,6 +12,7 @@ fuzz_target!(|source: &str| {
         bos_token: "<s>".to_owned(),
         eos_token: "</s>".to_owned(),
         image_mark: "<image>".to_owned(),
+        ..RenderOptions::default()
     };
     // What it says is its own business.
     let _ = template.render(&messages, &options);
