@@ -260,6 +260,19 @@ fn inspect_tells_what_a_limit_on_visual_tokens_does() {
 }
 
 #[test]
+fn inspect_tells_the_slices_of_a_picture() {
+    for (image, tiles) in [("wide", 7), ("small", 1)] {
+        let image = golden(&format!("minicpmv/{image}.png"));
+        let seen = run(["inspect", &golden("minicpmv"), "-i", &image, "--json"]).json();
+        let picture = &seen["picture"];
+        assert_eq!((&picture["tiles"], &picture["visual_tokens"]), (&tiles.into(), &(6 * tiles).into()));
+        assert_eq!(picture["slice_patches"].is_null(), tiles == 1);
+        assert_eq!(seen["memory"]["visual_bytes_per_picture"], 6 * tiles * 128 * 4);
+        assert_eq!(seen["visual_tokens_per_tile"], 6);
+    }
+}
+
+#[test]
 fn trace_on_the_reference_backend_equals_the_original() {
     let folder = tempfile::tempdir().unwrap();
     for model in ["imp", "llama", "llava", "llava-hf", "mobilevlm-v1", "mobilevlm-v2", "phi2", "siglip"] {

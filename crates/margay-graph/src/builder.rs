@@ -284,6 +284,10 @@ impl Builder {
         if let Mask::Segments { .. } = attention.mask {
             return Err(GraphError::shape("attention in segments takes their numbers"));
         }
+        let rows = qkv.map(|value| self.dims(value).first().copied());
+        if rows[1] != rows[2] || (rows[0] != rows[1] && (cached || attention.mask != Mask::Full)) {
+            return Err(GraphError::shape("queries, keys and values of other numbers of rows"));
+        }
         self.attention_over(qkv, None, attention, cached)
     }
 

@@ -178,7 +178,8 @@ pub enum Mask {
     Prefix,
 }
 
-/// Scaled dot-product attention with grouped heads; q: [T, H*D], k and v: [T, K*D], result [T, H*D].
+/// Scaled dot-product attention with grouped heads; q: [T, H*D], k and v: [T, K*D], result [T, H*D]. Without a cache and
+/// under [`Mask::Full`], keys may be of another number than queries.
 ///
 /// With a cache, the rows of k and v are first appended to it at positions `past..past+T`, and queries see the whole
 /// cache under the mask.

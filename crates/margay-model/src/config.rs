@@ -1,6 +1,6 @@
 //! The numbers that describe a model, whatever file they came from.
 
-use crate::{Decoder, ModelError, Projector, TowerConfig};
+use crate::{Decoder, ModelError, Projector, TowerConfig, projector::Sizes};
 use margay_graph::{Bindings, Sym};
 use margay_prompt::{
     image::{Fit, ImageError, ImageSpec, Stitch, Tiling},
@@ -114,6 +114,8 @@ pub struct VisionConfig {
     pub fold: usize,
     /// Width between the projector's layers where nothing else says it; else 0.
     pub hidden: usize,
+    /// Learned queries of the projector, each of which becomes a visual token of every tile; 0 where it has none.
+    pub queries: usize,
     /// Picture to pixels, and to its place in the prompt.
     pub image: ImageSpec,
 }
@@ -121,7 +123,8 @@ pub struct VisionConfig {
 impl PartialEq for VisionConfig {
     fn eq(&self, other: &Self) -> bool {
         *self.tower == *other.tower
-            && (self.projector, self.fold, self.hidden) == (other.projector, other.fold, other.hidden)
+            && (self.projector, self.fold) == (other.projector, other.fold)
+            && (self.hidden, self.queries) == (other.hidden, other.queries)
             && self.image == other.image
     }
 }
@@ -133,9 +136,25 @@ impl VisionConfig {
         self.tokens_of(width, height).0
     }
 
-    /// Whether each picture becomes as many visual tokens as its size asks for.
+    /// Whether tiles have the size that their picture asks for.
     pub fn varies(&self) -> bool {
         matches!(self.image.fit, Fit::Multiples { .. })
+            || matches!(self.image.tiling, Some(Tiling::Slices { .. }))
+    }
+
+    /// What the projector stands between, before a decoder of width `out`.
+    pub(crate) fn project_sizes(&self, out: usize) -> Sizes {
+        let (side, grid) = (self.tower.side() as u64, self.tower.grid() as u64);
+        let longest = self.image.longest_side().div_ceil(side).saturating_mul(grid);
+        Sizes {
+            grid: self.tower.grid(),
+            fold: self.fold,
+            hidden: self.hidden,
+            width: self.tower.width(),
+            queries: self.queries,
+            longest: usize::try_from(longest).unwrap_or(usize::MAX),
+            out,
+        }
     }
 
     /// Lets no picture become more than so many visual tokens, but for those that are far longer than they are wide, and
@@ -156,23 +175,23 @@ impl VisionConfig {
         self.image.layout(width, height, |width, height| self.tokens_of(width, height))
     }
 
-    /// Rows and columns of the patches of the tile of a picture of that many pixels.
+    /// Rows and columns of the patches of a picture of that many pixels as one tile, and of the tiles that are cut from it.
     ///
     /// # Errors
     /// As [`VisionConfig::layout`].
-    pub fn tile_grid(&self, width: u32, height: u32) -> Result<(usize, usize), ImageError> {
-        let (width, height) = self.image.tile_size(width, height)?;
-        Ok(self.tower.grid_of(width as usize, height as usize))
+    pub fn tile_grids(&self, width: u32, height: u32) -> Result<[(usize, usize); 2], ImageError> {
+        let sizes = self.image.tile_sizes(width, height)?;
+        Ok(sizes.map(|(width, height)| self.tower.grid_of(width as usize, height as usize)))
     }
 
-    /// Sizes of the vision programs for the tile, or the stitched tiles, of a picture of that many pixels.
+    /// Sizes of the vision programs for the largest tile, or the stitched tiles, of a picture of that many pixels.
     ///
     /// # Errors
     /// As [`VisionConfig::layout`].
     pub fn sizes(&self, width: u32, height: u32) -> Result<Bindings, ImageError> {
         if self.varies() {
-            let (rows, columns) = self.tile_grid(width, height)?;
-            return Ok(Bindings::new().with(Sym::Patches, rows * columns));
+            let patches = self.tile_grids(width, height)?.map(|(rows, columns)| rows * columns);
+            return Ok(Bindings::new().with(Sym::Patches, patches[0].max(patches[1])));
         }
         let stitch = self.layout(width, height)?.stitch();
         Ok(stitch.map_or_else(Bindings::new, |stitch| self.stitched(stitch)))
@@ -195,12 +214,17 @@ impl VisionConfig {
         let (side, grid) = (self.tower.side() as u64, self.tower.grid() as u64);
         let patches = (self.image.most_pixels() / (side * side)).saturating_mul(grid * grid);
         let patches = usize::try_from(patches).unwrap_or(usize::MAX);
-        Bindings::new().with(Sym::Patches, patches.min(context.saturating_mul(self.fold * self.fold)))
+        // Of as many tokens whatever the size, the context says nothing.
+        let fits = if self.queries > 0 { usize::MAX } else { context.saturating_mul(self.fold * self.fold) };
+        Bindings::new().with(Sym::Patches, patches.min(fits))
     }
 
     /// Visual tokens of a tile of that many pixels, and how many of them stand in a row.
     fn tokens_of(&self, width: u32, height: u32) -> (usize, usize) {
         let (rows, columns) = self.tower.grid_of(width as usize, height as usize);
+        if self.queries > 0 {
+            return (self.queries, self.queries);
+        }
         let tokens = (self.projector.tokens)((rows, columns), self.fold);
         let folded = (rows / self.fold.max(1), columns / self.fold.max(1));
         // Those of other projectors do not lie on the picture.
@@ -228,6 +252,17 @@ impl VisionConfig {
             return bad("overlap margin", what);
         }
         within(place, "projector width", self.hidden.max(1), bound::WIDTH)?;
+        within(place, "queries", self.queries.max(1), bound::QUERIES)?;
+        if let Some(Tiling::Slices { resolution, of, most }) = self.image.tiling {
+            within(place, "slice resolution", resolution as usize, bound::IMAGE_SIDE)?;
+            within(place, "slices", most as usize, ImageSpec::MOST_TILES - 1)?;
+            if of as usize != side || resolution < of {
+                let what = format!(
+                    "slices of {resolution} pixels in multiples of {of} do not fit patches of {side}"
+                );
+                return bad("slice resolution", what);
+            }
+        }
         Ok(self)
     }
 }
@@ -259,6 +294,7 @@ pub(crate) mod bound {
     pub(crate) const VOCABULARY: usize = 1 << 22;
     pub(crate) const CONTEXT: usize = 1 << 24;
     pub(crate) const IMAGE_SIDE: usize = 1 << 13;
+    pub(crate) const QUERIES: usize = 1 << 12;
 }
 
 pub(crate) fn within(place: &str, field: &str, value: usize, most: usize) -> Result<(), ModelError> {

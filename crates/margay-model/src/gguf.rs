@@ -21,6 +21,11 @@ const TOWER_KEY: &str = "margay.vision.tower";
 /// Our own key: the width between a projector's layers.
 const HIDDEN_KEY: &str = "margay.projector.hidden_length";
 
+/// Of pictures that are cut into slices, the side of a square of as many pixels as a slice has.
+const IMAGE_SIDE_KEY: &str = "clip.vision.image_size";
+/// Learned queries of a projector that has them.
+const QUERIES_KEY: &str = "clip.minicpmv_query_num";
+
 /// `clip.projector_type`, or its place in files of several modalities.
 pub(crate) fn projector_type(vision: &Metadata) -> Result<&str, ModelError> {
     if let Some(kind) = vision.opt_str("clip.projector_type")? {
@@ -41,7 +46,8 @@ pub(crate) fn read(family: &Family, arch: &str, parts: &GgufParts<'_>) -> Result
     let vision = parts.vision.map(|part| read_vision(family, part)).transpose()?;
     if let Some(part) = parts.vision
         && let Some(out) = part.metadata.opt_usize("clip.vision.projection_dim")?
-        && out != text.width
+        // Some converters write 0.
+        && ![0, text.width].contains(&out)
         && projector_type(part.metadata)? != "mlp"
     {
         return Err(field(
@@ -170,7 +176,11 @@ fn read_vision(family: &Family, part: GgufPart<'_>) -> Result<VisionConfig, Mode
     let fold = meta.opt_usize(&key("projector.scale_factor"))?.unwrap_or_else(|| tower.fold());
     let rows = || Some(*tensors.info("mm.0.weight")?.shape.dims().first()?);
     let hidden = meta.opt_usize(HIDDEN_KEY)?.or_else(|| meant.and_then(|_| rows())).unwrap_or(0);
-    VisionConfig { tower, projector, fold, hidden, image }.checked("GGUF metadata")
+    let queries = meta.opt_usize(QUERIES_KEY)?.unwrap_or(0);
+    // Early files do not say it, or 0.
+    let slices = matches!(image.tiling, Some(Tiling::Slices { .. }));
+    let queries = if slices && queries == 0 { (projector.tokens)((1, 1), fold) } else { queries };
+    VisionConfig { tower, projector, fold, hidden, queries, image }.checked("GGUF metadata")
 }
 
 fn default_image(
@@ -184,6 +194,12 @@ fn default_image(
     {
         *longest_edge = u32::try_from(edge)
             .map_err(|_| field("clip.vision.preproc_image_size", format!("{edge} pixels are too many")))?;
+    }
+    if let Some(Tiling::Slices { resolution, .. }) = &mut spec.tiling
+        && let Some(side) = meta.opt_usize(IMAGE_SIDE_KEY)?
+    {
+        *resolution =
+            u32::try_from(side).map_err(|_| field(IMAGE_SIDE_KEY, format!("{side} pixels are too many")))?;
     }
     if let Fit::Multiples { min_pixels, max_pixels, .. } = &mut spec.fit {
         for (key, slot) in [(MIN_PIXELS_KEY, min_pixels), (MAX_PIXELS_KEY, max_pixels)] {
@@ -253,7 +269,7 @@ pub fn text_metadata(config: &ModelConfig) -> Metadata {
 
 /// The vision side's metadata; `None` for a text model.
 pub fn vision_metadata(config: &ModelConfig) -> Option<Metadata> {
-    let VisionConfig { tower, projector, fold, hidden, image } = config.vision.as_ref()?;
+    let VisionConfig { tower, projector, fold, hidden, queries, image } = config.vision.as_ref()?;
     let mut meta = Metadata::new();
     let mut put = |name: &str, value: Value| meta.insert(name, value);
     put("general.architecture", "clip".into());
@@ -271,6 +287,9 @@ pub fn vision_metadata(config: &ModelConfig) -> Option<Metadata> {
     if *hidden != 0 {
         put(HIDDEN_KEY, (*hidden as u32).into());
     }
+    if *queries != 0 {
+        put(QUERIES_KEY, (*queries as u32).into());
+    }
     if let Some(Tiling::Grid { longest_edge, .. }) = image.tiling {
         put("clip.vision.preproc_image_size", longest_edge.into());
     }
@@ -286,5 +305,8 @@ pub fn vision_metadata(config: &ModelConfig) -> Option<Metadata> {
         put(TOWER_KEY, tower.tower().id.into());
     }
     tower.put(&mut meta);
+    if let Some(Tiling::Slices { resolution, .. }) = image.tiling {
+        meta.insert(IMAGE_SIDE_KEY, resolution);
+    }
     Some(meta)
 }

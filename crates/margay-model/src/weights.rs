@@ -47,6 +47,8 @@ pub enum Transform {
         /// Frames of the kernel.
         of: usize,
     },
+    /// Rows become columns.
+    Transpose,
     /// Some of its rows, as they lie there.
     Rows {
         /// The first.
@@ -71,6 +73,7 @@ impl Transform {
             Transform::InterleaveHeads { heads } => interleave_heads(name, &tensor, heads),
             Transform::AddOne => add_one(name, &tensor),
             Transform::Frame { number, of } => frame(name, &tensor, number, of),
+            Transform::Transpose => transpose(name, &tensor),
             Transform::Rows { start, rows } => some_rows(name, &tensor, start, rows),
         }
     }
@@ -80,6 +83,7 @@ impl Transform {
         match self {
             Transform::Rows { rows, .. } => info.shape = with_rows(&info.shape, rows),
             Transform::Frame { .. } => info.shape = without_frames(&info.shape),
+            Transform::Transpose => info.shape = turned(&info.shape),
             Transform::AddOne => info.dtype = DType::F32,
             Transform::None
             | Transform::InterleaveHeads { .. }
@@ -146,6 +150,29 @@ fn stack(name: &str, parts: &[Tensor]) -> Result<Tensor, ModelError> {
     let dims: Vec<usize> = std::iter::once(parts.len()).chain(first.shape().dims().iter().copied()).collect();
     Tensor::new(first.dtype(), Shape::from(dims), storage)
         .map_err(|e| ModelError::weight(name, e.to_string()))
+}
+
+fn transpose(name: &str, tensor: &Tensor) -> Result<Tensor, ModelError> {
+    let &[rows, columns] = tensor.shape().dims() else {
+        return Err(ModelError::weight(name, format!("is {}, expected a matrix", tensor.shape())));
+    };
+    if tensor.dtype().is_block() {
+        return Err(ModelError::weight(name, format!("{} rows cannot become columns", tensor.dtype())));
+    }
+    let each = tensor.bytes().len() / (rows * columns).max(1);
+    let storage = Storage::build(tensor.bytes().len(), |out| {
+        for (to, out) in out.chunks_exact_mut(each.max(1)).enumerate() {
+            let from = (to % rows * columns + to / rows) * each;
+            out.copy_from_slice(&tensor.bytes()[from..from + each]);
+        }
+    });
+    tensor.storage().release();
+    Tensor::new(tensor.dtype(), turned(tensor.shape()), storage)
+        .map_err(|e| ModelError::weight(name, e.to_string()))
+}
+
+fn turned(shape: &Shape) -> Shape {
+    Shape::from(shape.dims().iter().rev().copied().collect::<Vec<_>>())
 }
 
 /// A view, not a copy.
@@ -423,6 +450,10 @@ impl Canonical {
 
     /// Weights that follow from the configuration alone.
     fn complete(&mut self, config: &ModelConfig) {
+        if let Some(vision) = &config.vision {
+            let made = (vision.projector.weights)(&vision.project_sizes(config.text.width));
+            self.entries.extend(made.tables.into_iter().map(|(name, table)| (name, Entry::Made(table))));
+        }
         if let Some(factors) = rope_factors(&config.text) {
             let tensor =
                 Tensor::from_f32(Shape::from([factors.len()]), &factors).expect("invariant: one row");
@@ -452,8 +483,11 @@ impl Canonical {
             });
             self.part_one(&format!("blk.{layer}.attn_qkv.{kind}"), &parts)?;
         }
-        for (whole, parts) in config.vision.iter().flat_map(|vision| vision.tower.parts()) {
-            self.part_one(&whole, &parts)?;
+        if let Some(vision) = &config.vision {
+            let projector = (vision.projector.weights)(&vision.project_sizes(text.width)).parts;
+            for (whole, parts) in vision.tower.parts().iter().chain(&projector) {
+                self.part_one(whole, parts)?;
+            }
         }
         Ok(())
     }
@@ -541,6 +575,9 @@ fn would_matter(name: &str) -> bool {
         "vision_tower",
         "vision_model",
         "visual.",
+        "vpm.",
+        "resampler.",
+        "llm.",
         "connector",
         "newline",
         "output.bias",
@@ -636,6 +673,19 @@ mod tests {
         ] {
             assert!(!matters(name), "{name}");
         }
+    }
+
+    #[test]
+    fn rows_become_columns_of_any_plain_type() {
+        let stored = Tensor::from_f32(Shape::from([2, 3]), &[1., 2., 3., 4., 5., 6.]).unwrap();
+        let expected = Tensor::from_f32(Shape::from([3, 2]), &[1., 4., 2., 5., 3., 6.]).unwrap();
+        let got = Transform::Transpose.apply("w", stored.clone()).unwrap();
+        assert_eq!((got.shape(), got.bytes()), (expected.shape(), expected.bytes()));
+        let half =
+            Tensor::new(DType::F16, Shape::from([2, 2]), Storage::from_bytes(&[1, 1, 2, 2, 3, 3, 4, 4]));
+        assert_eq!(Transform::Transpose.apply("w", half.unwrap()).unwrap().bytes(), [1, 1, 3, 3, 2, 2, 4, 4]);
+        let vector = Tensor::from_f32(Shape::from([3]), &[1., 2., 3.]).unwrap();
+        assert!(Transform::Transpose.apply("w", vector).is_err());
     }
 
     #[test]

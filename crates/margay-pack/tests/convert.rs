@@ -27,6 +27,7 @@ const FOLDERS: &[&str] = &[
     "llama-odd",
     "llava",
     "llava-hf",
+    "minicpmv",
     "mixtral",
     "mobilevlm-v1",
     "mobilevlm-v2",
@@ -61,7 +62,8 @@ fn f32s(tensor: &Tensor) -> Vec<f32> {
 fn logits(source: &ModelSource, folder: &Path) -> Vec<f32> {
     let prompt: serde_json::Value =
         serde_json::from_str(&std::fs::read_to_string(folder.join("prompt.json")).unwrap()).unwrap();
-    let case = &prompt["cases"][0];
+    let cases = prompt["cases"].as_array().unwrap();
+    let case = cases.iter().find(|case| case["name"] == "wide").unwrap_or(&cases[0]);
     let open = |name: &serde_json::Value| Image::open(folder.join(name.as_str().unwrap())).unwrap();
     let images: Vec<Image> = case["images"].as_array().unwrap().iter().map(open).collect();
     let options = TraceOptions { raw_prompt: true, ..TraceOptions::default() };
@@ -461,6 +463,54 @@ fn moondreams_first_files_are_not_taken_for_imps() {
     for ((name, got), (_, again)) in got.iter().zip(&stages(&again)) {
         assert_eq!(got.bytes(), again.bytes(), "{name}");
     }
+}
+
+/// What public converters write: none of our own keys, no projection width, fc1 as `ffn_down`, positions of a square.
+#[test]
+fn a_public_file_of_a_resampler_is_the_same_model() {
+    let out = tempfile::tempdir().unwrap();
+    let folder = golden("minicpmv");
+    let source = ModelSource::open(&folder, None).unwrap();
+    let path = out.path().join("m.gguf");
+    converted(&source, &path, DType::F32, false);
+    let ours = Gguf::open(mmproj_path(&path)).unwrap();
+    let mut public = Metadata::new();
+    let today = ["margay.", "general.type", "clip.vision.feature_layer", "clip.vision.projection_dim"];
+    for (key, value) in ours.metadata().iter().filter(|(key, _)| !today.iter().any(|t| key.starts_with(t))) {
+        public.insert(key, value.clone());
+    }
+    public.insert("clip.vision.projection_dim", 0u32);
+    let tensors: Vec<(String, Tensor)> = ours
+        .tensors()
+        .map(|(name, _)| {
+            let to = match name.contains("ffn_up") {
+                true => name.replace("ffn_up", "ffn_down"),
+                false => name.replace("ffn_down", "ffn_up"),
+            };
+            let tensor = match name {
+                "resampler.pos_embed_k" => Tensor::from_f32(Shape::from([4, 128]), &[9.0; 4 * 128]).unwrap(),
+                _ => ours.tensor(name).unwrap(),
+            };
+            (to, tensor)
+        })
+        .collect();
+    assert!(tensors.iter().any(|(name, _)| name == "resampler.pos_embed_k"));
+    let named: Vec<(&str, &Tensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    let theirs = out.path().join("public.gguf");
+    write_gguf(&theirs, &public, &named).unwrap();
+    let read = ModelSource::open(&path, Some(&theirs)).unwrap();
+    assert_eq!(read.config.vision, source.config.vision);
+    let expected = golden_logits(&folder, true);
+    let logits = logits(&read, &folder);
+    let error = error(&logits[logits.len() - expected.len()..], &expected);
+    assert!(error <= LOGITS_TOLERANCE, "{error:e}");
+
+    // Another generation of the model has the same names.
+    public.insert("clip.minicpmv_version", 2i32);
+    let other = out.path().join("other.gguf");
+    write_gguf(&other, &public, &named).unwrap();
+    let error = ModelSource::open(&path, Some(&other)).err().unwrap().to_string();
+    assert!(error.contains("clip.minicpmv_version") && error.contains("2.6"), "{error}");
 }
 
 #[test]

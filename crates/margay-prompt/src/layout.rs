@@ -55,6 +55,15 @@ impl PictureLayout {
         self.pieces.iter().filter(|piece| matches!(piece, Piece::Tile { .. })).count()
     }
 
+    /// The layout of the picture of that number in its prompt, which its marks may write.
+    fn numbered(&self, image: usize) -> Self {
+        let number = |piece: &Piece| match piece {
+            Piece::Text(text) => Piece::Text(text.replace("{image}", &image.to_string())),
+            tile => tile.clone(),
+        };
+        PictureLayout { pieces: self.pieces.iter().map(number).collect(), stitch: self.stitch }
+    }
+
     pub(crate) fn stitch_with(&mut self, stitch: Stitch) {
         self.stitch = Some(stitch);
     }
@@ -147,6 +156,8 @@ impl Layout {
             return Err(LayoutError::TooLong { limit: MAX_POSITIONS });
         }
 
+        let pictures: Vec<_> =
+            pictures.iter().enumerate().map(|(at, picture)| picture.numbered(at)).collect();
         let bos = tokenizer.bos().filter(|_| self.bos.unwrap_or_else(|| tokenizer.adds_bos()));
         let mut placing = Placing { tokenizer, bos, texts: vec![], rows: 0, sequence: Sequence::default() };
         let mut pictures = pictures.iter();

@@ -169,6 +169,7 @@ fn every_isa_gives_the_same_bits() {
         "gemma",
         "llama-odd",
         "llava",
+        "minicpmv",
         "mobilevlm-v1",
         "moondream",
         "phi2",

@@ -7,6 +7,7 @@ use margay::rooms::{
     cpu::Isa,
     file::{SafeTensors, TensorSource},
     graph::MemoryUse,
+    prompt::text::Segment,
 };
 use margay::{
     AskOptions, Content, Error, Event, Image, KvType, LoadOptions, Model, ModelSource, Report, Sampling,
@@ -327,4 +328,44 @@ fn what_saw_a_picture_whole_is_not_reused_without_it() {
         }
     }
     assert_eq!(session.ask_with(&[], "one", &short()).unwrap().report().unwrap().tokens, of_nothing.tokens);
+}
+
+#[test]
+fn pictures_are_numbered_through_a_conversation_and_reused() {
+    let folder = golden("minicpmv");
+    let model = model("minicpmv", LoadOptions { kv: KvType::F32, batch: 16, ..LoadOptions::default() });
+    let [wide, small] = ["wide.png", "small.png"].map(|name| Image::open(folder.join(name)).unwrap());
+    let mut session = model.session().unwrap();
+    let first = session.ask_with(&[wide.clone(), small.clone()], "one", &short()).unwrap().report().unwrap();
+    let second = session.ask_with(std::slice::from_ref(&small), "two", &short()).unwrap().report().unwrap();
+    assert_eq!((first.stages.visual_tokens, second.stages.visual_tokens), (8 * 6, 9 * 6));
+    assert!(second.stages.reused_tokens >= first.stages.prefill_tokens, "{:?}", second.stages);
+
+    // The same conversation as the published code writes it.
+    let whole = |number: usize| format!("<image_id>{number}</image_id><image>{}</image>", "#".repeat(6));
+    let slices = ["<slice>######</slice>".repeat(3), "<slice>######</slice>".repeat(3)].join("\n");
+    let (im, end) = ("<|im_start|>", "<|im_end|>\n");
+    let text = [
+        format!("{im}system\nYou are a helpful assistant.{end}{im}user\n"),
+        format!("{}{slices}\n{}\none{end}{im}assistant\n", whole(0), whole(1)),
+    ];
+    let expected: usize = text
+        .concat()
+        .split('#')
+        .map(|text| model.tokenizer().encode_segments(&[Segment::trusted(text)]).unwrap().len())
+        .sum();
+    assert_eq!(first.stages.prefill_tokens, expected + 8 * 6);
+
+    let turn = |role: &str, images: &[Image], text: &str| {
+        let mut content: Vec<_> = images.iter().cloned().map(Content::Image).collect();
+        content.push(Content::Text(text.to_owned()));
+        Turn { role: role.to_owned(), content }
+    };
+    let turns = [
+        turn("user", &[wide, small.clone()], "one"),
+        turn("assistant", &[], &first.text),
+        turn("user", &[small], "two"),
+    ];
+    let again = model.session().unwrap().ask_turns(&turns, &short()).unwrap().report().unwrap();
+    assert_eq!(again.tokens, second.tokens);
 }

@@ -91,9 +91,9 @@ struct Inspection {
     /// Each picture keeps about its size, and becomes visual tokens by it.
     #[serde(skip)]
     keeps_size: bool,
-    /// Rows and columns of the given picture's patches, where they follow its size.
+    /// Rows and columns of patches of the given picture as one tile, and of those cut from it, where they follow its size.
     #[serde(skip)]
-    grid: Option<(usize, usize)>,
+    grids: Option<[(usize, usize); 2]>,
     picture: Option<Picture>,
     weights: Vec<Weights>,
     work: Option<Work>,
@@ -111,6 +111,9 @@ struct Picture {
     tiles: Option<usize>,
     /// Rows and columns, where they follow its size.
     patches: Option<(usize, usize)>,
+    /// Those of each tile that is cut from it, likewise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    slice_patches: Option<(usize, usize)>,
     visual_tokens: Option<usize>,
 }
 
@@ -145,8 +148,11 @@ impl Inspect {
             let visual_tokens =
                 layout.as_ref().map_or(inspection.visual_tokens_per_picture, |l| Some(l.visual_tokens()));
             let (width, height) = (image.width(), image.height());
-            let patches = inspection.grid;
-            inspection.picture = Some(Picture { file, width, height, tiles, patches, visual_tokens });
+            let patches = inspection.grids.map(|[whole, _]| whole);
+            let cut = tiles.is_some_and(|tiles| tiles > 1);
+            let slice_patches = inspection.grids.filter(|_| cut).map(|[_, slice]| slice);
+            inspection.picture =
+                Some(Picture { file, width, height, tiles, patches, slice_patches, visual_tokens });
         }
         if self.json {
             output::json(&inspection)?
@@ -171,10 +177,10 @@ impl Inspect {
             inspection.visual_tokens_per_tile = Some(vision.tile_tokens());
             let fixed = vision.image.tiling.is_none() && !vision.varies();
             inspection.visual_tokens_per_picture = fixed.then(|| vision.tile_tokens());
-            inspection.keeps_size = vision.varies();
-            let grid = |(width, height)| vision.tile_grid(width, height);
-            inspection.grid =
-                picture.and_then(|(_, size)| vision.varies().then(|| grid(size))).transpose()?;
+            inspection.keeps_size = vision.varies() && vision.image.tiling.is_none();
+            let grids = |(width, height)| vision.tile_grids(width, height);
+            inspection.grids =
+                picture.and_then(|(_, size)| vision.varies().then(|| grids(size))).transpose()?;
         }
         let programs = source.config.programs()?;
         inspection.weights = parts::weights(source, &programs);
@@ -274,7 +280,13 @@ impl Inspection {
             let grid = picture.patches.map_or_else(String::new, |(rows, columns)| {
                 format!("a grid of {columns} x {rows} patches, ")
             });
-            fact("", &format!("{file}: {width} x {height} pixels, {tiles}{grid}{tokens} visual tokens"));
+            let slices = picture
+                .slice_patches
+                .map_or_else(String::new, |(rows, columns)| format!("slices of {columns} x {rows}, "));
+            fact(
+                "",
+                &format!("{file}: {width} x {height} pixels, {tiles}{grid}{slices}{tokens} visual tokens"),
+            );
         }
         if !self.weights.is_empty() {
             let rows = self.weights.iter().map(Weights::row).collect();

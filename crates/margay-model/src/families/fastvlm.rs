@@ -66,7 +66,8 @@ fn read_hf(config: &HfConfig<'_>, parts: &HfParts<'_>) -> Result<ModelConfig, Mo
     let pad = parts.preprocessor.and_then(|p| p.get("do_pad")) == Some(&json!(true));
     let image = processor_image(pad, tower.image(), parts)?;
     let projector = projector::by_id("mlp").expect("invariant: the MLP is registered");
-    let vision = VisionConfig { tower, projector, fold: 1, hidden: 0, image }.checked(config.place())?;
+    let vision =
+        VisionConfig { tower, projector, fold: 1, hidden: 0, queries: 0, image }.checked(config.place())?;
     Ok(ModelConfig {
         family: FASTVLM.id,
         name: FASTVLM.id.to_owned(),

@@ -67,7 +67,8 @@ fn read_hf(config: &HfConfig<'_>, parts: &super::HfParts<'_>) -> Result<ModelCon
     }
     let image = processor_image(false, tower.image(), parts)?;
     let projector = projector::by_id("mlp").expect("invariant: the MLP is registered");
-    let vision = VisionConfig { tower, projector, fold: 1, hidden: 0, image }.checked(config.place())?;
+    let vision =
+        VisionConfig { tower, projector, fold: 1, hidden: 0, queries: 0, image }.checked(config.place())?;
     Ok(ModelConfig {
         family: LLAVA.id,
         name: "llava".to_owned(),
@@ -124,7 +125,8 @@ pub(super) fn original(
         }
     };
     let image = processor_image(pad, tower.image(), parts)?;
-    let vision = VisionConfig { tower, projector, fold: 1, hidden: 0, image }.checked(config.place())?;
+    let vision =
+        VisionConfig { tower, projector, fold: 1, hidden: 0, queries: 0, image }.checked(config.place())?;
     Ok(ModelConfig {
         family,
         name: config.str("_name_or_path").filter(|n| !n.is_empty()).unwrap_or(family).to_owned(),

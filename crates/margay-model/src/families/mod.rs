@@ -5,6 +5,7 @@ mod gemma;
 mod imp;
 mod llama;
 mod llava;
+mod minicpmv;
 mod mobilevlm;
 mod moondream;
 mod moondream2024;
@@ -17,10 +18,8 @@ mod qwen3moe;
 mod smolvlm;
 mod tinyllava;
 
-use crate::projector::Sizes;
 use crate::{
-    Features, HfConfig, ModelConfig, ModelError, PromptStyle, Rename, TowerConfig, VisionConfig, decoder,
-    projector, vision,
+    Features, HfConfig, ModelConfig, ModelError, PromptStyle, Rename, TowerConfig, decoder, projector, vision,
 };
 use margay_file::{TensorSource, gguf::Metadata};
 use margay_graph::Program;
@@ -45,6 +44,7 @@ pub const FAMILIES: &[&Family] = &[
     &fastvlm::FASTVLM,
     &moondream::MOONDREAM,
     &moondream2024::MOONDREAM2024,
+    &minicpmv::MINICPMV,
 ];
 
 /// One model family.
@@ -150,13 +150,11 @@ impl ModelConfig {
     /// [`ModelError::Graph`] where its sizes do not fit together.
     pub fn programs(&self) -> Result<ModelPrograms, ModelError> {
         let text = decoder::text(&self.text, self.vision.is_some())?;
-        let Some(VisionConfig { tower, projector, fold, hidden, .. }) = &self.vision else {
+        let Some(vision) = &self.vision else {
             return Ok(ModelPrograms { encode: None, project: None, text });
         };
-        let encode = tower.encode()?;
-        let (grid, width) = (tower.grid(), tower.width());
-        let project =
-            (projector.build)(&Sizes { grid, fold: *fold, hidden: *hidden, width, out: self.text.width })?;
+        let project = (vision.projector.build)(&vision.project_sizes(self.text.width))?;
+        let encode = vision.tower.encode()?;
         Ok(ModelPrograms { encode: Some(encode), project: Some(project), text })
     }
 }

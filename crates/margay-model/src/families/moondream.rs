@@ -93,7 +93,8 @@ fn read_hf(config: &HfConfig<'_>, parts: &HfParts<'_>) -> Result<ModelConfig, Mo
     check_vocabulary(&own, parts)?;
     let projector = projector::by_id("moondream").expect("invariant: the projector is registered");
     let hidden = see.usize("proj_inner_dim", 8192)?;
-    let vision = VisionConfig { tower, projector, fold: 1, hidden, image }.checked(see.place())?;
+    let vision =
+        VisionConfig { tower, projector, fold: 1, hidden, queries: 0, image }.checked(see.place())?;
     Ok(ModelConfig {
         family: MOONDREAM.id,
         name: config.str("_name_or_path").filter(|n| !n.is_empty()).unwrap_or("moondream").to_owned(),

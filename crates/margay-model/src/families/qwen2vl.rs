@@ -56,8 +56,8 @@ fn read_hf(config: &HfConfig<'_>, parts: &HfParts<'_>) -> Result<ModelConfig, Mo
     let id = if model_type == "qwen2_vl" { "qwen2vl_merger" } else { "qwen2.5vl_merger" };
     let projector = projector::by_id(id).expect("invariant: both mergers are registered");
     let image = sized(processor_image(false, tower.image(), parts)?, parts)?;
-    let vision =
-        VisionConfig { fold: tower.fold(), tower, projector, hidden: 0, image }.checked(config.place())?;
+    let vision = VisionConfig { fold: tower.fold(), tower, projector, hidden: 0, queries: 0, image }
+        .checked(config.place())?;
     Ok(ModelConfig {
         family: QWEN2VL.id,
         name: config.str("_name_or_path").filter(|n| !n.is_empty()).unwrap_or(QWEN2VL.id).to_owned(),

@@ -45,7 +45,8 @@ fn read_hf(config: &HfConfig<'_>, parts: &HfParts<'_>) -> Result<ModelConfig, Mo
     let projector = projector::by_id("idefics3").expect("invariant: the connector is registered");
     let image = tiled(processor_image(false, image(&*tower), parts)?, parts)?;
     let fold = config.usize("scale_factor", 2)?;
-    let vision = VisionConfig { tower, projector, fold, hidden: 0, image }.checked(config.place())?;
+    let vision =
+        VisionConfig { tower, projector, fold, hidden: 0, queries: 0, image }.checked(config.place())?;
     Ok(ModelConfig {
         family: SMOLVLM.id,
         name: config.str("_name_or_path").filter(|n| !n.is_empty()).unwrap_or("smolvlm").to_owned(),

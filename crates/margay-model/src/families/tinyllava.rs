@@ -80,7 +80,8 @@ fn read_hf(config: &HfConfig<'_>, parts: &HfParts<'_>) -> Result<ModelConfig, Mo
         other => return Err(config.bad("image_aspect_ratio", &format!("{other:?} is not supported"))),
     };
     let image = processor_image(pad, tower.image(), parts)?;
-    let vision = VisionConfig { tower, projector, fold: 1, hidden: 0, image }.checked(config.place())?;
+    let vision =
+        VisionConfig { tower, projector, fold: 1, hidden: 0, queries: 0, image }.checked(config.place())?;
     Ok(ModelConfig {
         family: TINYLLAVA.id,
         name: TINYLLAVA.id.to_owned(),

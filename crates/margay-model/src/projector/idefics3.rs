@@ -1,7 +1,7 @@
 //! The connector of Idefics3 and SmolVLM: each square of patches side by side in one row, and a linear layer without bias.
 //! Source: transformers `modeling_idefics3.py`, `Idefics3Connector`.
 
-use super::{Projector, Sizes};
+use super::{Projector, Sizes, Weights};
 use crate::ModelError;
 use margay_graph::{Builder, Dim, Pool2d, Program, Role, Stage};
 
@@ -11,6 +11,7 @@ pub(super) const IDEFICS3: Projector = Projector {
     tokens: |(rows, columns), fold| (rows / fold) * (columns / fold),
     build,
     rename,
+    weights: |_| Weights::default(),
 };
 
 fn build(&Sizes { grid, fold, width, out, .. }: &Sizes) -> Result<Program, ModelError> {

@@ -1,7 +1,7 @@
 //! MobileVLM V1's projector: an MLP and two inverted-residual blocks with squeeze-and-excitation; the second halves
 //! the grid. Source: MobileVLM `vision_projector.py`, `LDPBlock`, over torchvision's `InvertedResidual`.
 
-use super::{Projector, Sizes};
+use super::{Projector, Sizes, Weights};
 use crate::{ModelError, vision::vit::linear};
 use margay_graph::{Activation, Builder, Conv2d, Dim, NormKind, Program, Role, Stage, ValueId};
 
@@ -11,6 +11,7 @@ pub(super) const LDP: Projector = Projector {
     tokens: |(rows, columns), _| rows.div_ceil(2) * columns.div_ceil(2),
     build,
     rename,
+    weights: |_| Weights::default(),
 };
 
 /// Epsilon of the per-pixel layer norms. Source: `LayerNorm2d` default in torchvision's `MNLayerNorm`.

@@ -1,7 +1,7 @@
 //! MobileVLM V2's projector: an MLP, a 2 x 2 mean, and a depthwise convolution with a shortcut that gives positions.
 //! Source: MobileVLM `vision_projector.py`, `LDPNetV2Projector`.
 
-use super::{Projector, Sizes};
+use super::{Projector, Sizes, Weights};
 use crate::{ModelError, vision::vit::linear};
 use margay_graph::{Activation, Builder, Conv2d, Dim, Pool2d, Program, Role, Stage};
 
@@ -11,6 +11,7 @@ pub(super) const LDPV2: Projector = Projector {
     tokens: |(rows, columns), _| (rows / 2) * (columns / 2),
     build,
     rename,
+    weights: |_| Weights::default(),
 };
 
 fn build(&Sizes { grid, width, out, .. }: &Sizes) -> Result<Program, ModelError> {

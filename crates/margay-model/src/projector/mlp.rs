@@ -1,7 +1,7 @@
 //! LLaVA-1.5's projector: two linear layers with an exact GELU between.
 //! Source: LLaVA `multimodal_projector/builder.py`, `mlp2x_gelu`.
 
-use super::{Projector, Sizes};
+use super::{Projector, Sizes, Weights};
 use crate::{ModelError, vision::vit::linear};
 use margay_graph::{Activation, Builder, Dim, Program, Role, Stage, ValueId};
 
@@ -11,6 +11,7 @@ pub(super) const MLP: Projector = Projector {
     tokens: |(rows, columns), _| rows * columns,
     build,
     rename,
+    weights: |_| Weights::default(),
 };
 
 fn build(&Sizes { grid, width, out, .. }: &Sizes) -> Result<Program, ModelError> {

@@ -1,7 +1,7 @@
 //! Two linear layers of a width of their own with a tanh GELU between.
 //! Source: vikhyat/moondream of 2024-03, `vision_encoder.py`, `VisionProjection`.
 
-use super::{Projector, Sizes};
+use super::{Projector, Sizes, Weights};
 use crate::{ModelError, vision::vit::linear};
 use margay_graph::{Activation, Builder, Dim, Program, Role, Stage};
 
@@ -10,6 +10,7 @@ pub(super) const MLP_GELU_TANH: Projector = Projector {
     hf: None,
     tokens: |(rows, columns), _| rows * columns,
     build,
+    weights: |_| Weights::default(),
     rename: |_| None,
 };
 

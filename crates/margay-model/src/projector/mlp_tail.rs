@@ -2,7 +2,7 @@
 //! tower has none. Other runtimes do not know this id, and so do not project a token too many.
 //! Source: TinyLLaVA_Factory `model/vision_tower/base.py`, strategy `patch`.
 
-use super::{Projector, Sizes, mlp};
+use super::{Projector, Sizes, Weights, mlp};
 use crate::ModelError;
 use margay_graph::{Builder, Dim, Program, Stage};
 
@@ -12,6 +12,7 @@ pub(super) const MLP_TAIL: Projector = Projector {
     tokens: |(rows, columns), _| rows * columns - 1,
     build,
     rename: mlp::rename,
+    weights: |_| Weights::default(),
 };
 
 fn build(&Sizes { grid, width, out, .. }: &Sizes) -> Result<Program, ModelError> {

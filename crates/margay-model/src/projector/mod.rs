@@ -8,9 +8,11 @@ mod mlp_gelu_tanh;
 mod mlp_tail;
 mod moondream;
 mod qwen2vl;
+mod resampler;
 
-use crate::ModelError;
+use crate::{ModelError, Transform};
 use margay_graph::Program;
+use margay_tensor::Tensor;
 
 /// A way from patch features [P, C] to visual tokens [V, E].
 #[derive(Debug)]
@@ -26,6 +28,17 @@ pub struct Projector {
     pub(crate) build: fn(&Sizes) -> Result<Program, ModelError>,
     /// The name in a GGUF file of a projector weight, given what stands behind the projector's place in the checkpoint.
     pub(crate) rename: fn(inner: &str) -> Option<String>,
+    /// What its weights are besides those that a file stores one by one.
+    pub(crate) weights: fn(&Sizes) -> Weights,
+}
+
+/// Weights of a projector that a file does not store one by one.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Weights {
+    /// Those that a file may hold as one, and what its parts are called.
+    pub(crate) parts: Vec<(String, Vec<(String, Transform)>)>,
+    /// Tables that follow from the sizes, whatever a file says.
+    pub(crate) tables: Vec<(String, Tensor)>,
 }
 
 /// What a projector stands between.
@@ -39,6 +52,10 @@ pub(crate) struct Sizes {
     pub(crate) hidden: usize,
     /// C
     pub(crate) width: usize,
+    /// Learned queries, of a projector that has them.
+    pub(crate) queries: usize,
+    /// Patches of the longest side of a tile.
+    pub(crate) longest: usize,
     /// E
     pub(crate) out: usize,
 }
@@ -60,6 +77,7 @@ pub const PROJECTORS: &[&Projector] = &[
     &moondream::MOONDREAM,
     &qwen2vl::QWEN2VL_MERGER,
     &qwen2vl::QWEN25VL_MERGER,
+    &resampler::RESAMPLER,
 ];
 
 /// The projector of that id in a GGUF file.

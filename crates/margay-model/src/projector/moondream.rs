@@ -2,7 +2,7 @@
 //! (pooled to the size of the whole's), and two linear layers.
 //! Source: vikhyat/moondream, `moondream/torch/vision.py`, `vision_projection`.
 
-use super::{Projector, Sizes};
+use super::{Projector, Sizes, Weights};
 use crate::{ModelError, vision::vit::linear};
 use margay_graph::{Activation, AdaptivePool, Builder, Dim, Program, Role, Stage, Sym};
 
@@ -16,6 +16,7 @@ pub(super) const MOONDREAM: Projector = Projector {
         let layer = ["fc1", "fc2"].iter().position(|fc| *fc == stem)?;
         Some(format!("mm.{}.{kind}", 2 * layer))
     },
+    weights: |_| Weights::default(),
 };
 
 /// Inputs: `features` [P, C] of all tiles, the whole picture's first; `map` and `size` of the stitched map.

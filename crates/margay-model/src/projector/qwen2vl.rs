@@ -2,7 +2,7 @@
 //! layers. The second generation's features come window by window; its tokens are put back in their order.
 //! Source: transformers `modeling_qwen2_vl.py`, `modeling_qwen2_5_vl.py`.
 
-use super::{Projector, Sizes};
+use super::{Projector, Sizes, Weights};
 use crate::{
     ModelError,
     vision::{qwen2vl::norm, vit::linear},
@@ -15,6 +15,7 @@ pub(super) const QWEN2VL_MERGER: Projector = Projector {
     tokens: |(rows, columns), fold| rows * columns / (fold * fold),
     build: |sizes| build(sizes, false),
     rename,
+    weights: |_| Weights::default(),
 };
 
 pub(super) const QWEN25VL_MERGER: Projector =

@@ -5,6 +5,7 @@
 //! program is to its tokens, and takes what depends on places (positions, windows, orders) as whole numbers in a [`Feed`].
 
 mod fastvithd;
+mod navit;
 pub(crate) mod qwen2vl;
 pub(crate) mod vit;
 
@@ -30,7 +31,7 @@ pub struct Tower {
 pub(crate) type ReadTower = Result<Arc<dyn TowerConfig>, ModelError>;
 
 /// All towers. GGUF files that do not say which one they hold hold the first.
-pub const TOWERS: &[&Tower] = &[&vit::VIT, &qwen2vl::QWEN2VL, &fastvithd::FASTVITHD];
+pub const TOWERS: &[&Tower] = &[&vit::VIT, &qwen2vl::QWEN2VL, &fastvithd::FASTVITHD, &navit::NAVIT];
 
 /// Which of a tower's values are its features.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -32,19 +32,19 @@ const ACTIVATION_KEY: &str = "margay.vision.activation";
 
 /// A vision transformer over equal square patches.
 #[derive(Clone, Debug, PartialEq)]
-struct VitConfig {
+pub(super) struct VitConfig {
     /// Side of the input, pixels.
-    image: usize,
+    pub(super) image: usize,
     /// Side of a patch, pixels.
-    patch: usize,
+    pub(super) patch: usize,
     /// C
-    width: usize,
+    pub(super) width: usize,
     /// F
-    ffn: usize,
+    pub(super) ffn: usize,
     /// H
-    heads: usize,
+    pub(super) heads: usize,
     /// Blocks that run: all up to the hidden state that is selected.
-    layers: usize,
+    pub(super) layers: usize,
     /// Epsilon of the layer norms.
     norm_eps: f32,
     /// Activation of the FFN.
@@ -56,7 +56,7 @@ struct VitConfig {
     /// A layer norm stands behind them.
     post_norm: bool,
     /// The patch embedding has a bias.
-    patch_bias: bool,
+    pub(super) patch_bias: bool,
 }
 
 /// transformers' `CLIPVisionConfig`: a configuration leaves out fields that equal it.
@@ -97,6 +97,10 @@ fn defaults(model_type: &str) -> VitConfig {
 }
 
 fn read_hf(config: &HfConfig<'_>, features: Features) -> ReadTower {
+    Ok(Arc::new(hf_config(config, features)?))
+}
+
+pub(super) fn hf_config(config: &HfConfig<'_>, features: Features) -> Result<VitConfig, ModelError> {
     let own = defaults(config.str("model_type").unwrap_or("clip_vision_model"));
     let stored = config.usize("num_hidden_layers", own.layers)?;
     let vit = VitConfig {
@@ -118,15 +122,25 @@ fn read_hf(config: &HfConfig<'_>, features: Features) -> ReadTower {
         post_norm: features.are_final(),
         ..own
     };
-    Ok(Arc::new(vit.checked(config.place())?))
+    vit.checked(config.place())
 }
 
 fn read_gguf(part: &GgufPart<'_>, features: Features) -> ReadTower {
+    let image = part.metadata.usize("clip.vision.image_size")?;
+    Ok(Arc::new(gguf_config(part, features, image)?))
+}
+
+/// The numbers of a file, for pictures of `image` pixels a side.
+pub(super) fn gguf_config(
+    part: &GgufPart<'_>,
+    features: Features,
+    image: usize,
+) -> Result<VitConfig, ModelError> {
     let GgufPart { metadata: meta, tensors } = part;
     let key = |name: &str| format!("clip.vision.{name}");
     let stored = meta.usize(&key("block_count"))?;
     let vit = VitConfig {
-        image: meta.usize(&key("image_size"))?,
+        image,
         patch: meta.usize(&key("patch_size"))?,
         width: meta.usize(&key("embedding_length"))?,
         ffn: meta.usize(&key("feed_forward_length"))?,
@@ -141,7 +155,7 @@ fn read_gguf(part: &GgufPart<'_>, features: Features) -> ReadTower {
         post_norm: features.are_final() && tensors.info("v.post_ln.weight").is_some(),
         patch_bias: tensors.info("v.patch_embd.bias").is_some(),
     };
-    Ok(Arc::new(vit.checked("GGUF metadata")?))
+    vit.checked("GGUF metadata")
 }
 
 /// How many of `stored` blocks run for hidden state `select`, where 0 is the state before the first block.
@@ -345,20 +359,26 @@ fn encode(c: &VitConfig) -> Result<Program, ModelError> {
         b.weight("v.position_embd.weight", [first_patch + patches, c.width], Role::PositionEmbedding);
     let positions = b.param(positions)?;
     x = b.add(x, positions)?;
-    if c.pre_norm {
-        x = norm(&mut b, c, "v.pre_ln", x)?;
-    }
-    for layer in 0..c.layers {
-        x = block(&mut b, c, layer, x)?;
-    }
-    if c.post_norm {
-        x = norm(&mut b, c, "v.post_ln", x)?;
-    }
+    x = blocks(&mut b, c, x)?;
     if c.class_token {
         x = b.slice_rows(x, first_patch, patches)?; // [P, C]
     }
     b.output("encode", x);
     Ok(b.finish()?)
+}
+
+/// All blocks and the norms around them.
+pub(super) fn blocks(b: &mut Builder, c: &VitConfig, mut x: ValueId) -> Result<ValueId, ModelError> {
+    if c.pre_norm {
+        x = norm(b, c, "v.pre_ln", x)?;
+    }
+    for layer in 0..c.layers {
+        x = block(b, c, layer, x)?;
+    }
+    if c.post_norm {
+        x = norm(b, c, "v.post_ln", x)?;
+    }
+    Ok(x)
 }
 
 fn block(b: &mut Builder, c: &VitConfig, layer: usize, x: ValueId) -> Result<ValueId, ModelError> {

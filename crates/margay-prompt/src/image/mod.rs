@@ -5,6 +5,7 @@ mod error;
 mod picture;
 mod preprocess;
 mod resize;
+mod slices;
 mod spec;
 mod stitch;
 mod tiles;

@@ -1,6 +1,7 @@
 //! A picture to the floats a vision tower reads.
 
 use super::resize::MAX_RESIZED_PIXELS;
+use super::slices::MOST_RESOLUTION;
 use super::tiles::Grid;
 use super::{Alpha, Fit, ImageError, ImageSpec, Picture, Tiling, resize};
 
@@ -69,19 +70,19 @@ pub fn preprocess(picture: &Picture, spec: &ImageSpec) -> Result<ImageTiles, Ima
     let flat = flatten_alpha(picture, spec.alpha)?;
     let picture = flat.as_ref().unwrap_or(picture);
     let grid = spec.grid(picture.width(), picture.height())?;
-    let (cut, whole) = match grid.resized.split_first() {
-        None => (None, fit(picture, spec)?),
-        Some((first, rest)) => {
-            let mut scaled = resize(picture, first.0, first.1, spec.filter)?;
-            for (width, height) in rest {
-                scaled = resize(&scaled, *width, *height, spec.filter)?;
-            }
-            let whole = if grid.whole_first { picture } else { &scaled };
-            let whole = resize(whole, spec.size.0, spec.size.1, spec.filter)?;
-            ((grid.rows > 0).then(|| (scaled, grid.clone())), whole)
+    let mut scaled = None;
+    for (width, height) in &grid.resized {
+        scaled = Some(resize(scaled.as_ref().unwrap_or(picture), *width, *height, spec.filter)?);
+    }
+    let whole = match grid.whole {
+        None => fit(picture, spec)?,
+        Some((width, height)) => {
+            let from = scaled.as_ref().filter(|_| !grid.whole_first).unwrap_or(picture);
+            resize(from, width, height, spec.filter)?
         }
     };
-    Ok(ImageTiles { spec: spec.clone(), cut, whole, next: 0, count: grid.tiles() })
+    let (cut, count) = (scaled.filter(|_| grid.rows > 0), grid.tiles());
+    Ok(ImageTiles { spec: spec.clone(), cut: cut.map(|scaled| (scaled, grid)), whole, next: 0, count })
 }
 
 impl Iterator for ImageTiles {
@@ -90,14 +91,13 @@ impl Iterator for ImageTiles {
     fn next(&mut self) -> Option<Pixels> {
         let at = self.next;
         self.next += 1;
-        let (width, height) = self.spec.size;
         match &self.cut {
             _ if at >= self.count => None,
             Some((scaled, grid)) if at != if grid.whole_first { 0 } else { self.count - 1 } => {
                 let at = (at - usize::from(grid.whole_first)) as u32;
                 let (row, column) = (at / grid.columns, at % grid.columns);
                 let corner = (-i64::from(column * grid.step.0), -i64::from(row * grid.step.1));
-                let tile = place(scaled, (width, height), corner, [0; 3]);
+                let tile = place(scaled, grid.tile, corner, [0; 3]);
                 Some(normalise(&tile.expect("invariant: a tile has pixels"), &self.spec))
             }
             _ => Some(normalise(&self.whole, &self.spec)),
@@ -137,6 +137,11 @@ fn check(spec: &ImageSpec) -> Result<(), ImageError> {
     match spec.tiling {
         Some(Tiling::Grid { longest_edge: 0, .. }) => return bad("longest_edge is 0".to_owned()),
         Some(Tiling::Overlap { most: 0, .. }) => return bad("it allows no tiles".to_owned()),
+        Some(Tiling::Slices { resolution, of, .. })
+            if !(1..=resolution).contains(&of) || resolution > MOST_RESOLUTION =>
+        {
+            return bad(format!("slices of {resolution} pixels a side in multiples of {of}"));
+        }
         _ => {}
     }
     Ok(())
@@ -186,7 +191,7 @@ fn fit(picture: &Picture, spec: &ImageSpec) -> Result<Picture, ImageError> {
             place(&resized, spec.size, (at(resized.width(), width), at(resized.height(), height)), [0; 3])
         }
         Fit::Multiples { .. } => {
-            let (width, height) = spec.tile_size(picture.width(), picture.height())?;
+            let [(width, height), _] = spec.tile_sizes(picture.width(), picture.height())?;
             resize(picture, width, height, spec.filter)
         }
         Fit::Squash => resize(picture, width, height, spec.filter),

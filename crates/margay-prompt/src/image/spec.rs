@@ -58,7 +58,7 @@ pub enum Alpha {
     Over([u8; 3]),
 }
 
-/// How a picture is cut into equal tiles, each of which the tower sees on its own.
+/// How a picture is cut into tiles, each of which the tower sees on its own. Those that are cut are equal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
 #[non_exhaustive]
@@ -85,12 +85,27 @@ pub enum Tiling {
         /// Tiles at most, the whole picture not counted.
         most: u32,
     },
+    /// A picture of up to `resolution` squared pixels grows or shrinks to about that many and stays alone. A larger one
+    /// comes whole, shrunk to about as many, then cut into slices of about as many each, row by row, in the grid whose
+    /// shape is nearest to the picture's. Sides keep their ratio and are multiples of `of`. `ImageSpec::fit` plays no part,
+    /// and `ImageSpec::size` is the smallest tile.
+    ///
+    /// Source: `image_processing_minicpmv.py` of `openbmb/MiniCPM-V-2_6` (`slice_image`).
+    Slices {
+        /// Side of a square of as many pixels as a tile has, about.
+        resolution: u32,
+        /// What both sides of a tile are multiples of, in pixels.
+        of: u32,
+        /// Slices at most, the whole picture not counted.
+        most: u32,
+    },
 }
 
 /// Trusted texts around the visual tokens of a tile: control tokens, line breaks.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Around {
-    /// In front; `{row}` and `{column}` stand for the tile's place, counted from 1.
+    /// In front; `{row}` and `{column}` stand for the tile's place, counted from 1; `{image}` for the picture's number in the
+    /// prompt, counted from 0.
     #[serde(default)]
     pub before: String,
     /// Behind.
@@ -107,7 +122,7 @@ pub struct Marks {
     /// Around each tile that was cut.
     #[serde(default)]
     pub tile: Around,
-    /// Behind each row of tiles.
+    /// Behind each row of tiles that something of the picture follows.
     #[serde(default)]
     pub row_end: String,
     /// Around the whole picture that stands beside its tiles.

@@ -1,12 +1,12 @@
 //! How many tiles a picture becomes, and where they stand in the prompt.
 
-use super::{Around, Fit, ImageError, ImageSpec, Stitch, Tiling, stitch::tiles_that_cover};
+use super::{Around, Fit, ImageError, ImageSpec, Stitch, Tiling, slices, stitch::tiles_that_cover};
 use crate::layout::{PictureLayout, Piece};
 
 /// No side of a picture grows beyond it. Source: transformers `image_processing_pil_smolvlm.py`, `MAX_IMAGE_SIZE`.
 const MOST_SIDE: u32 = 4096;
 /// A side is at most so many times as long as the other, where they become multiples. Source: `smart_resize`.
-const MOST_ASPECT: u32 = 200;
+pub(super) const MOST_ASPECT: u32 = 200;
 /// Most tiles of one picture: far above what any model was trained with.
 const MOST_TILES: u32 = 1024;
 /// Longest mark, in bytes: they are written once a tile, and a file may say anything.
@@ -15,12 +15,16 @@ const MOST_MARK_BYTES: usize = 256;
 /// What a picture of some size is cut into.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Grid {
-    /// Sizes it is resized to, one after the other, before it is cut; none where `ImageSpec::fit` says it all.
+    /// Sizes it is resized to, one after the other, before it is cut; none where it is not.
     pub(super) resized: Vec<(u32, u32)>,
+    /// Size of the whole picture as a tile; `None` where `ImageSpec::fit` says it.
+    pub(super) whole: Option<(u32, u32)>,
     /// Rows of tiles; 0 where the picture is a single one.
     pub(super) rows: u32,
     /// Tiles in a row.
     pub(super) columns: u32,
+    /// Size of each tile that is cut.
+    pub(super) tile: (u32, u32),
     /// From one tile to the next, right and down.
     pub(super) step: (u32, u32),
     /// The whole picture stands before its tiles, and is made from it as it came.
@@ -51,9 +55,10 @@ impl ImageSpec {
         tokens: impl Fn(u32, u32) -> (usize, usize),
     ) -> Result<PictureLayout, ImageError> {
         let grid = self.grid(width, height)?;
-        let tile = self.tile_size(width, height)?;
-        let (tokens, columns) = tokens(tile.0, tile.1);
-        let tile = || Piece::Tile { tokens, columns };
+        let [whole, tile] = self.tile_sizes(width, height)?.map(|(width, height)| {
+            let (tokens, columns) = tokens(width, height);
+            move || Piece::Tile { tokens, columns }
+        });
         let mut layout = PictureLayout::default();
         let marks = &self.marks;
         let of = |around: &Around| around.before.len().max(around.after.len());
@@ -65,9 +70,14 @@ impl ImageSpec {
         if let Some(Tiling::Overlap { margin, .. }) = self.tiling {
             let (rows, columns) = (grid.rows.max(1) as usize, grid.columns.max(1) as usize);
             let Around { before, after } = &marks.single;
-            layout.push([Piece::Text(before.clone()), tile(), Piece::Text(after.clone())]);
+            layout.push([Piece::Text(before.clone()), whole(), Piece::Text(after.clone())]);
             layout.stitch_with(Stitch { rows, columns, margin: margin as usize, tile: self.size.0 as usize });
             return Ok(layout);
+        }
+        let Around { before, after } = if grid.rows > 0 { &marks.overview } else { &marks.single };
+        let overview = || [Piece::Text(before.clone()), whole(), Piece::Text(after.clone())];
+        if grid.whole_first {
+            layout.push(overview());
         }
         for row in 1..=grid.rows {
             for column in 1..=grid.columns {
@@ -77,31 +87,39 @@ impl ImageSpec {
                 let Around { before, after } = &marks.tile;
                 layout.push([Piece::Text(place(before)), tile(), Piece::Text(place(after))]);
             }
-            layout.push([Piece::Text(marks.row_end.clone())]);
+            if row < grid.rows || !grid.whole_first {
+                layout.push([Piece::Text(marks.row_end.clone())]);
+            }
         }
-        let Around { before, after } = if grid.rows > 0 { &marks.overview } else { &marks.single };
-        layout.push([Piece::Text(before.clone()), tile(), Piece::Text(after.clone())]);
+        if !grid.whole_first {
+            layout.push(overview());
+        }
         Ok(layout)
     }
 
-    /// Width and height of each tile of a picture of that size.
+    /// Width and height of a picture of that size as one tile, and of each tile that is cut from it.
     ///
     /// # Errors
     /// [`ImageError::TooNarrow`]
-    pub fn tile_size(&self, width: u32, height: u32) -> Result<(u32, u32), ImageError> {
-        match self.fit {
-            Fit::Multiples { of, min_pixels, max_pixels } => {
-                multiples((width, height), of.max(1), (min_pixels, max_pixels))
+    pub fn tile_sizes(&self, width: u32, height: u32) -> Result<[(u32, u32); 2], ImageError> {
+        match (self.tiling, self.fit) {
+            (Some(Tiling::Slices { .. }), _) => {
+                let grid = self.grid(width, height)?;
+                Ok([grid.whole.unwrap_or(grid.tile), grid.tile])
             }
-            _ => Ok(self.size),
+            (_, Fit::Multiples { of, min_pixels, max_pixels }) => {
+                Ok([multiples((width, height), of.max(1), (min_pixels, max_pixels))?; 2])
+            }
+            _ => Ok([self.size; 2]),
         }
     }
 
     /// Pixels of the largest tile, for rooms that are made before there is a picture.
     pub fn most_pixels(&self) -> u64 {
-        match self.fit {
+        match (self.tiling, self.fit) {
+            (Some(Tiling::Slices { resolution, of, .. }), _) => slices::most(resolution, of).0,
             // A side that would be nothing is one multiple long, and the other up to its limit.
-            Fit::Multiples { of, max_pixels, .. } => {
+            (_, Fit::Multiples { of, max_pixels, .. }) => {
                 let longest = (max_pixels as f64 * f64::from(MOST_ASPECT)).sqrt() as u64;
                 max_pixels.max(longest.saturating_mul(of.into()))
             }
@@ -109,11 +127,22 @@ impl ImageSpec {
         }
     }
 
+    /// Pixels of the longest side of a tile.
+    pub fn longest_side(&self) -> u64 {
+        match (self.tiling, self.fit) {
+            (Some(Tiling::Slices { resolution, of, .. }), _) => slices::most(resolution, of).1,
+            (_, Fit::Multiples { of, .. }) => self.most_pixels() / u64::from(of.max(1)),
+            _ => self.size.0.max(self.size.1).into(),
+        }
+    }
+
     pub(super) fn grid(&self, width: u32, height: u32) -> Result<Grid, ImageError> {
         let single = |resized: Vec<(u32, u32)>| Grid {
+            whole: (!resized.is_empty()).then_some(self.size),
             resized,
             rows: 0,
             columns: 0,
+            tile: self.size,
             step: self.size,
             whole_first: false,
         };
@@ -129,7 +158,12 @@ impl ImageSpec {
                     return Ok(single(vec![]));
                 }
                 let resized = vec![(columns * window + edges, rows * window + edges)];
-                return Ok(Grid { resized, rows, columns, step: (window, window), whole_first: true });
+                let step = (window, window);
+                return Ok(Grid { rows, columns, step, whole_first: true, ..single(resized) });
+            }
+            Some(Tiling::Slices { resolution, of, most }) => {
+                bounded(most, 1)?;
+                return slices::slices((width, height), resolution, of.max(1), most);
             }
         };
         let first = below_most(to_longest_edge((width, height), longest_edge));
@@ -320,8 +354,8 @@ mod tests {
     fn sides_become_multiples_as_in_the_original() {
         for &[width, height, least, most, w, h] in MULTIPLES {
             let spec = ImageSpec::multiples(28, least.into(), most.into());
-            let got = spec.tile_size(width, height).unwrap();
-            assert_eq!(got, (w, h), "{width} x {height} within {least} to {most}");
+            let got = spec.tile_sizes(width, height).unwrap();
+            assert_eq!(got, [(w, h); 2], "{width} x {height} within {least} to {most}");
             assert!(u64::from(w) * u64::from(h) <= spec.most_pixels());
         }
         let narrow = ImageSpec::multiples(28, 1, 100_000).layout(10, 2001, one).unwrap_err();

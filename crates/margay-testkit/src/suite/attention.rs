@@ -20,6 +20,10 @@ pub(super) fn cases(cases: &mut Vec<Case>) {
         }
     }
     uncached(cases, (2, 2, 72), Mask::Full, &[729], " 729 patches");
+    for heads in HEADS {
+        across(cases, heads, 64);
+    }
+    across(cases, (2, 2, 128), 6);
     // Large scores: the softmax is nearly a maximum and must neither overflow nor lose the largest.
     cached(cases, (4, 2, 64), Mask::Causal, 8.0, &CACHED_TOKENS);
     // So many tokens that a backend may cut the keys into parts.
@@ -86,6 +90,17 @@ fn uncached(cases: &mut Vec<Case>, heads: (usize, usize, usize), mask: Mask, row
         let q = b.input_f32("q", [Sym::Patches.into(), (h * d).into()]);
         let [key, value] = ["k", "v"].map(|n| b.input_f32(n, [Sym::Patches.into(), (k * d).into()]));
         b.attention([q, key, value], attention_of(heads, mask), false)
+    }));
+}
+
+/// Rows of which none is a key attend to keys of any number.
+fn across(cases: &mut Vec<Case>, heads: (usize, usize, usize), queries: usize) {
+    let (h, k, d) = heads;
+    let draft = Draft::new("attention", format!("{queries} queries across {h} of {k} heads of {d}"));
+    cases.push(draft.rows(&[3, 1, 7, 64, 65, 300]).finish(|b| {
+        let q = b.input_f32("q", [queries.into(), (h * d).into()]);
+        let [key, value] = ["k", "v"].map(|n| b.input_f32(n, [Sym::Patches.into(), (k * d).into()]));
+        b.attention([q, key, value], attention_of(heads, Mask::Full), false)
     }));
 }
 

@@ -54,7 +54,7 @@ impl Memory {
         // Of pictures that are cut by their size, the given one, or a square one.
         let tokens = match (picture, &config.vision) {
             (Some((picture, _)), _) => Some(picture.visual_tokens()),
-            (None, Some(vision)) if vision.varies() => Some(context),
+            (None, Some(vision)) if vision.varies() && vision.queries == 0 => Some(context),
             (None, Some(vision)) => Some(vision.layout(1, 1)?.visual_tokens()),
             (None, None) => None,
         };

@@ -151,6 +151,9 @@ pub(super) fn visual_tokens(file: &Gguf) -> Option<usize> {
     let kind = ["clip.projector_type", "clip.vision.projector_type"];
     let kind = kind.iter().find_map(|key| meta.get(key)?.as_str())?;
     let projector = PROJECTORS.iter().find(|p| p.id == kind)?;
+    if let Some(queries) = number("clip.minicpmv_query_num").filter(|n| *n > 0) {
+        return Some(queries);
+    }
     let (image, patch) = (number("clip.vision.image_size")?, number("clip.vision.patch_size")?);
     let fold = number("clip.vision.projector.scale_factor").unwrap_or(1);
     if number("clip.vision.spatial_merge_size").is_some() {
@@ -163,7 +166,8 @@ pub(super) fn visual_tokens(file: &Gguf) -> Option<usize> {
 
 /// Whether a vision part's pictures are cut into tiles by their size.
 pub(super) fn cuts_tiles(file: &Gguf) -> bool {
-    file.metadata().get("clip.vision.preproc_image_size").is_some()
+    let keys = ["clip.vision.preproc_image_size", "clip.minicpmv_version"];
+    keys.iter().any(|key| file.metadata().get(key).is_some())
 }
 
 /// Every tensor of the sources, in the order of the files.
