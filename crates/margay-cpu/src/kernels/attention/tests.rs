@@ -201,10 +201,10 @@ fn kernels_of_8_bits_give_the_portable_bits_on_every_instruction_set() {
             assert!((max - greatest.max(1.5)).abs() <= 1e-6 * max.abs(), "{isa} {visible}");
             assert!((keep - (1.5 - max).exp2()).abs() <= ROUGH * keep);
             let mut expected = 2.0 * keep;
-            for i in 0..visible {
+            for (i, code) in codes[..visible].iter().enumerate() {
                 let weight = (score(i) - max).exp2();
                 expected += weight;
-                let value = f64::from(codes[i]) * factor;
+                let value = f64::from(*code) * factor;
                 // A step, and scores rounded in float32.
                 let bound = factor + ROUGH * weight * f64::from(of.values[i]);
                 assert!(
