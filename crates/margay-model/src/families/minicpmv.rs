@@ -174,7 +174,8 @@ mod tests {
     }
 
     fn read(config: &Value, processor: Option<&Value>) -> Result<ModelConfig, ModelError> {
-        from_hf(config, &HfParts { preprocessor: processor, tensors: &Empty }).map(|(_, model)| model)
+        from_hf(config, &HfParts { preprocessor: processor, tensors: &Empty, file: &|_| None })
+            .map(|(_, model)| model)
     }
 
     #[test]
