@@ -15,7 +15,7 @@ use std::{
 
 /// How soon the program must have stopped. Other tests may hold the processors just then: the fastest of [`TRIES`]
 /// counts.
-const SOON: Duration = Duration::from_millis(100);
+const SOON: Duration = Duration::from_millis(50);
 const TRIES: usize = 8;
 
 /// An answer that would go on for long: nearly every token is as likely as the end of the answer.
