@@ -268,7 +268,7 @@ fn an_interrupted_conversion_leaves_nothing() {
         let mut running = start(&["convert", &model, "-o", &out, "--type", "q6_k"]);
         running.says();
         // Each time it is somewhere else in the large matrices.
-        std::thread::sleep(Duration::from_millis(60 * try_ as u64));
+        std::thread::sleep(Duration::from_millis(20 * try_ as u64));
         running.press_ctrl_c();
         let pressed = Instant::now();
         assert_eq!(running.ends(), Some(130));

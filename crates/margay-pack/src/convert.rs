@@ -184,7 +184,7 @@ fn plan(
 }
 
 /// Elements that are converted between two looks at whether to stop: some milliseconds of work in any format.
-const CHUNK_ELEMENTS: usize = 1 << 17;
+const CHUNK_ELEMENTS: usize = 1 << 15;
 
 /// Bytes of a stored weight that may stay in memory behind what was read of it.
 const BEHIND_BYTES: usize = 16 << 20;
