@@ -8,6 +8,25 @@ use margay_graph::Activation;
 /// Adding and taking away 1.5 * 2^23 rounds to the nearest integer, ties to even, for |x| < 2^22.
 pub(crate) const ROUND: f32 = 12_582_912.0;
 
+/// The greater of two; a NaN is never the greater one, unless it is the first.
+#[inline(always)]
+pub(crate) fn greater(a: f32, b: f32) -> f32 {
+    if b > a { b } else { a }
+}
+
+/// Partial results as one, in a fixed order: halves on halves. Of `LANES`, a power of two.
+#[inline(always)]
+pub(crate) fn join<const LANES: usize>(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] = f(lanes[i], lanes[i + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
 /// The polynomial with these coefficients, that of the highest power first.
 #[inline(always)]
 fn polynomial<const N: usize>(x: f32, coefficients: [f32; N]) -> f32 {

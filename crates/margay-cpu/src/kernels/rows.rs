@@ -111,14 +111,7 @@ mod body {
         for (lane, x) in lanes.iter_mut().zip(rest) {
             *lane = f(*lane, *x);
         }
-        let mut width = LANES / 2;
-        while width > 0 {
-            for i in 0..width {
-                lanes[i] = join(lanes[i], lanes[i + width]);
-            }
-            width /= 2;
-        }
-        lanes[0]
+        math::join(lanes, join)
     }
 
     #[inline(always)]

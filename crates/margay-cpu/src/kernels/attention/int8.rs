@@ -2,7 +2,10 @@
 //! The same code for every instruction set, compiled once for each, and the same bits.
 
 use super::{KEYS, NO_SCORE};
-use crate::kernels::{math, rows::NOTHING};
+use crate::kernels::{
+    math::{self, greater, join},
+    rows::NOTHING,
+};
 
 /// Partial sums of a reduction.
 const LANES: usize = 16;
@@ -73,23 +76,6 @@ const DITHERS: [f32; KEYS] = {
 
 mod body {
     use super::*;
-
-    #[inline(always)]
-    fn greater(a: f32, b: f32) -> f32 {
-        if b > a { b } else { a }
-    }
-
-    #[inline(always)]
-    fn join(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
-        let mut width = LANES / 2;
-        while width > 0 {
-            for i in 0..width {
-                lanes[i] = f(lanes[i], lanes[i + width]);
-            }
-            width /= 2;
-        }
-        lanes[0]
-    }
 
     /// 2^x for x <= 0 with a relative error below 1.1e-4, a fortieth of half a step of the greatest code; no less than
     /// 2^-126, and NaN stays NaN. The polynomial is 1 at 0 and else the one of degree 3 that is nearest to 2^r on

@@ -4,7 +4,7 @@
 //! run over [`LANES`] partial sums in a fixed order, so every instruction set gives the same bits.
 
 use super::KEYS;
-use crate::kernels::math::exp2;
+use crate::kernels::math::{exp2, greater, join};
 
 /// Partial sums of a reduction.
 const LANES: usize = 16;
@@ -29,25 +29,7 @@ pub(crate) struct SoftmaxKernels {
 }
 
 mod body {
-    use super::{KEYS, LANES, exp2};
-
-    /// A NaN is never the greatest.
-    #[inline(always)]
-    fn greater(a: f32, b: f32) -> f32 {
-        if b > a { b } else { a }
-    }
-
-    #[inline(always)]
-    fn join(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
-        let mut width = LANES / 2;
-        while width > 0 {
-            for i in 0..width {
-                lanes[i] = f(lanes[i], lanes[i + width]);
-            }
-            width /= 2;
-        }
-        lanes[0]
-    }
+    use super::{KEYS, LANES, exp2, greater, join};
 
     #[inline(always)]
     pub(super) fn block(scores: &mut [f32], max: &mut [f32], sum: &mut [f32], keep: &mut [f32]) {

@@ -3,9 +3,9 @@
 use super::{
     Product, QuantKernels,
     avx2::{self, broadcast4},
-    vnni::{self, CHUNK, GROUPS, MAGIC, PREFETCH_BYTES, RowFacts},
+    vnni::{self, CHUNK, GROUPS, MAGIC, PREFETCH_BYTES},
 };
-use crate::pack::{Codes, Offset, PANEL, Scaling};
+use crate::pack::{Codes, Kind, Offset, PANEL, Scaling};
 use std::{arch::x86_64::*, mem::MaybeUninit};
 
 /// Outputs a register holds.
@@ -14,13 +14,16 @@ const NR: usize = 8;
 const PANELS: usize = PANEL / NR;
 /// Rows a tile keeps in registers. Of 5 and 6 more is spilled than they save.
 const TILE_ROWS: usize = 4;
+/// Numbers of a row, one for each group or half group.
+const NUMBERS: usize = 2 * GROUPS;
+
 pub(super) static TABLE: QuantKernels = QuantKernels {
     name: "vpdpbusd of AVX-VNNI",
     copies: &[],
     panels: 1,
-    unpacked_bytes: vnni::unpacked_bytes,
+    unpacked_bytes: |_| 32 * PANEL,
     gemv_reads_packed: |kind, scaling| kind.halves == 1 && scaling == Scaling::Plain,
-    unpack: vnni::unpack,
+    unpack,
     scales: |kind, scaling, packed, s, m| {
         // SAFETY: AVX-VNNI is used only together with AVX2, FMA and F16C.
         unsafe { avx2::unpack_scales(kind, scaling, packed, s, m) }
@@ -34,6 +37,126 @@ pub(super) static TABLE: QuantKernels = QuantKernels {
         unsafe { gemv(p) }
     },
 };
+
+/// Makes unsigned bytes of codes.
+///
+/// # Safety
+/// As [`QuantKernels::unpack`]; the processor has AVX2.
+unsafe fn unpack(kind: Kind, packed: *const u8, k: usize, out: *mut u8) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match kind.codes {
+            Codes::I8 => flip_top_bits(packed, k, out),
+            codes => avx2::unpack_codes(codes, packed, k, out),
+        }
+    }
+}
+
+/// # Safety
+/// `packed` holds `k * 16` bytes, `out` room for as many.
+#[target_feature(enable = "avx2")]
+unsafe fn flip_top_bits(packed: *const u8, k: usize, out: *mut u8) {
+    let top_bit = _mm256_set1_epi8(-128);
+    for at in (0..k * PANEL).step_by(32) {
+        // SAFETY: 32 of these bytes; k is a multiple of 4.
+        unsafe {
+            let codes = _mm256_loadu_si256(packed.add(at).cast());
+            _mm256_storeu_si256(out.add(at).cast(), _mm256_xor_si256(codes, top_bit));
+        }
+    }
+}
+
+/// What a tile reads of its rows once a group. Here the rows lie at fixed distances, so that one register addresses all
+/// of them, and the starts of the sums are ready to be loaded.
+struct RowFacts<const ROWS: usize> {
+    starts: [[i32; NUMBERS]; ROWS],
+    sums: [[f32; NUMBERS]; ROWS],
+    scales: [[f32; GROUPS]; ROWS],
+}
+
+impl<const ROWS: usize> RowFacts<ROWS> {
+    /// Fills `facts` with those of `ROWS` rows from `row` on: sums where there are minima, else starts, which are
+    /// `base` less the zero point times the sum of the activations. What lies behind the last group is 0 or `base`.
+    ///
+    /// # Safety
+    /// As [`QuantKernels::gemm`], `row + ROWS <= p.rows` and `p.groups <= GROUPS`.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn fill<const HALVES: usize, const MIN: bool>(
+        facts: &mut MaybeUninit<Self>,
+        p: &Product,
+        row: usize,
+        base: i32,
+    ) -> *const Self {
+        let facts = facts.as_mut_ptr();
+        let zeros = _mm256_set1_epi16(vnni::zero(p.kind));
+        let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        let ldg = p.a.k / 32;
+        for r in 0..ROWS {
+            let at = (row + r) * ldg;
+            for i in (0..GROUPS * HALVES).step_by(8) {
+                let mask =
+                    _mm256_cmpgt_epi32(_mm256_set1_epi32((p.groups * HALVES) as i32 - i as i32), lanes);
+                // SAFETY: only what the mask names is read, which lies within the row.
+                unsafe {
+                    if MIN {
+                        let sums = if HALVES == 1 { p.a.sum32.add(at) } else { p.a.sum16.add(2 * at) };
+                        let sums = _mm256_maskload_ps(sums.wrapping_add(i), mask);
+                        _mm256_storeu_ps((&raw mut (*facts).sums[r]).cast::<f32>().add(i), sums);
+                    } else {
+                        let pairs = if HALVES == 1 { p.a.starts32.add(at) } else { p.a.starts16.add(2 * at) };
+                        let pairs = _mm256_maskload_epi32(pairs.wrapping_add(i).cast(), mask);
+                        let starts =
+                            _mm256_add_epi32(_mm256_set1_epi32(base), _mm256_madd_epi16(pairs, zeros));
+                        _mm256_storeu_si256(
+                            (&raw mut (*facts).starts[r]).cast::<i32>().add(i).cast(),
+                            starts,
+                        );
+                    }
+                }
+            }
+            for i in (0..GROUPS).step_by(8) {
+                let mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(p.groups as i32 - i as i32), lanes);
+                // SAFETY: as above.
+                unsafe {
+                    let scales = _mm256_maskload_ps(p.a.scale.wrapping_add(at + i), mask);
+                    _mm256_storeu_ps((&raw mut (*facts).scales[r]).cast::<f32>().add(i), scales);
+                }
+            }
+        }
+        facts
+    }
+
+    /// Where the sums of row `r` begin in the group or half group `i`.
+    ///
+    /// # Safety
+    /// `facts` was filled, without minima; `r < ROWS`, `i` is less than the number of them.
+    #[inline(always)]
+    unsafe fn start(facts: *const Self, r: usize, i: usize) -> i32 {
+        // SAFETY: the caller's promise.
+        unsafe { *(&raw const (*facts).starts).cast::<i32>().add(r * NUMBERS + i) }
+    }
+
+    /// The sum of the activations of row `r` in the group or half group `i`.
+    ///
+    /// # Safety
+    /// `facts` was filled, with minima; the rest as `start`.
+    #[inline(always)]
+    unsafe fn sum(facts: *const Self, r: usize, i: usize) -> f32 {
+        // SAFETY: the caller's promise.
+        unsafe { *(&raw const (*facts).sums).cast::<f32>().add(r * NUMBERS + i) }
+    }
+
+    /// The scale of row `r` in `group`.
+    ///
+    /// # Safety
+    /// `facts` was filled; `r < ROWS`, `group < GROUPS`.
+    #[inline(always)]
+    unsafe fn scale(facts: *const Self, r: usize, group: usize) -> f32 {
+        // SAFETY: the caller's promise.
+        unsafe { *(&raw const (*facts).scales).cast::<f32>().add(r * GROUPS + group) }
+    }
+}
 
 /// # Safety
 /// As [`QuantKernels::gemm`].
