@@ -158,7 +158,8 @@ impl VisionConfig {
     }
 
     /// Lets no picture become more than so many visual tokens, but for those that are far longer than they are wide, and
-    /// under 16 tokens for those that are smaller than the model's least; the model's own bound stays. `None` where a picture's size does not decide.
+    /// under 16 tokens for those that are smaller than the model's least; the model's own bound stays. `None` where a
+    /// picture's size does not decide.
     pub fn with_most_tokens(mut self, tokens: NonZeroUsize) -> Option<Self> {
         let Fit::Multiples { of, min_pixels, max_pixels } = &mut self.image.fit else { return None };
         let of = u64::from(*of);

@@ -140,24 +140,10 @@ fn rename(config: &ModelConfig, name: &str) -> Option<Rename> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::families::NoTensors;
     use crate::from_hf;
-    use margay_file::{FileError, TensorInfo, TensorSource};
     use margay_graph::Sym;
     use serde_json::json;
-
-    struct Empty;
-
-    impl TensorSource for Empty {
-        fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
-            Box::new(std::iter::empty())
-        }
-        fn info(&self, _: &str) -> Option<TensorInfo> {
-            None
-        }
-        fn tensor(&self, _: &str) -> Result<margay_tensor::Tensor, FileError> {
-            unreachable!("a configuration alone")
-        }
-    }
 
     /// `config.json` of the published model, as far as it counts.
     fn published() -> Value {
@@ -174,7 +160,7 @@ mod tests {
     }
 
     fn read(config: &Value, processor: Option<&Value>) -> Result<ModelConfig, ModelError> {
-        from_hf(config, &HfParts { preprocessor: processor, tensors: &Empty, file: &|_| None })
+        from_hf(config, &HfParts { preprocessor: processor, tensors: &NoTensors, file: &|_| None })
             .map(|(_, model)| model)
     }
 

@@ -115,6 +115,23 @@ pub struct HfParts<'a> {
     pub file: &'a dyn Fn(&str) -> Option<Vec<u8>>,
 }
 
+/// A checkpoint without weights, for tests of what a configuration means.
+#[cfg(test)]
+pub(crate) struct NoTensors;
+
+#[cfg(test)]
+impl TensorSource for NoTensors {
+    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+        Box::new(std::iter::empty())
+    }
+    fn info(&self, _: &str) -> Option<margay_file::TensorInfo> {
+        None
+    }
+    fn tensor(&self, _: &str) -> Result<margay_tensor::Tensor, margay_file::FileError> {
+        unreachable!("a configuration alone")
+    }
+}
+
 /// The GGUF files of a model.
 pub struct GgufParts<'a> {
     /// The text file.

@@ -252,24 +252,10 @@ fn block_name(stem: &str, part: impl Fn(&str) -> Option<&'static str>) -> Option
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::families::NoTensors;
     use crate::{HfParts, from_hf};
-    use margay_file::{FileError, TensorInfo, TensorSource};
     use margay_prompt::text::{Message, RenderOptions};
     use serde_json::{Value, json};
-
-    struct Empty;
-
-    impl TensorSource for Empty {
-        fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
-            Box::new(std::iter::empty())
-        }
-        fn info(&self, _: &str) -> Option<TensorInfo> {
-            None
-        }
-        fn tensor(&self, _: &str) -> Result<margay_tensor::Tensor, FileError> {
-            unreachable!("a configuration alone")
-        }
-    }
 
     fn read(config: Value) -> Result<ModelConfig, ModelError> {
         read_with(config, &[])
@@ -278,7 +264,7 @@ mod tests {
     fn read_with(config: Value, files: &[(&str, &str)]) -> Result<ModelConfig, ModelError> {
         let config = json!({ "model_type": "moondream1", "config": config });
         let file = |name: &str| files.iter().find(|f| f.0 == name).map(|f| f.1.as_bytes().to_vec());
-        let parts = HfParts { preprocessor: None, tensors: &Empty, file: &file };
+        let parts = HfParts { preprocessor: None, tensors: &NoTensors, file: &file };
         from_hf(&config, &parts).map(|(_, model)| model)
     }
 
