@@ -238,7 +238,10 @@ def shared(setting: Setting, job: Job, engine: str) -> Iterator:
                 free = rate(order["tokens"], one.ask(order)["ms"])
                 with busy(cores[-1], setting.boost):
                     left = rate(order["tokens"], many.ask(order)["ms"])
-                more = {"free": free, "shared": left, "unit": "tok/s"}
+                    # Cores may share a cache, a memory, or be two threads of one: what is left of one thread that wants
+                    # nothing of the other core.
+                    beside = rate(order["tokens"], one.ask(order)["ms"])
+                more = {"free": free, "shared": left, "one_beside": beside, "unit": "tok/s"}
                 rows.append(Row(f"shared {stage}", left / free, "of 1 thread", more=more))
             return rows
 

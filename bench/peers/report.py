@@ -268,6 +268,9 @@ def cells(row: dict) -> list[str]:
     notes = [row["variant"], row["note"]]
     if any("without" in more for more in row["more"]):
         notes.append("no projector")
+    beside = [more["one_beside"] / more["free"] for more in row["more"] if "one_beside" in more]
+    if beside:
+        notes.append(f"1 thread beside the loop: {statistics.median(beside):.2f}")
     spread = span(min(values), max(values)) if len(values) > 1 else ""
     notes_text = "; ".join(note for note in notes if note)
     return [row["engine"], f"{row['median']:.4g}", row["unit"], str(len(values)), spread, share, times, notes_text]

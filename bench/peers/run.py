@@ -238,6 +238,9 @@ class Bench:
         if judge:
             limits = better(limits, judge.ask({"do": "limits"})["limits"])
         known = next((row for player, row in found if player is judge), None)
+        for _, row in found:
+            now = row.more.get("limit", {})
+            limits = [entry | now if entry["name"] == now.get("name") else entry for entry in limits]
         for player, row in found:
             if row.stage not in STAGES or row.stage in self.only:
                 self.keep(self.record(job, player.engine, number) | {"status": "ok", "limits": limits}
@@ -309,19 +312,35 @@ def prefill(player: Player, order: dict, depth: int, job: Job) -> list[Row]:
         decoded = Row("decode", 1000 / told["token_ms"], "tok/s", depth)
         return [Row("prefill", rate(depth, told["prefill_ms"]), "tok/s", depth), decoded] if depth else [decoded]
     told = player.ask(order)
-    row = Row("prefill", rate(order["tokens"], told["ms"]), "tok/s", depth, player.variant, **work_of(told))
+    more = sustained(player, "int8", told) if depth else {}
+    row = Row("prefill", rate(order["tokens"], told["ms"]), "tok/s", depth, player.variant, more=more, **work_of(told))
     return [row] if depth else []
 
 
 def decode(player: Player, job: Job, depth: int) -> list[Row]:
     told = player.ask({"do": "decode", "tokens": job.decoded})
     each = {key: value / job.decoded for key, value in work_of(told).items() if value}
-    return [Row("decode", rate(job.decoded, told["ms"]), "tok/s", depth, player.variant, **each)]
+    more = sustained(player, "memory read", told)
+    return [Row("decode", rate(job.decoded, told["ms"]), "tok/s", depth, player.variant, more=more, **each)]
+
+
+def sustained(player: Player, name: str, told: dict) -> dict:
+    """What bare instructions of Margay do right behind its figure and for as long: the best moments that `limits` tells of
+    are shorter than any stage."""
+    if not player.engine.startswith(MARGAY):
+        return {}
+    rate_now = player.ask({"do": "sustain", "limit": name, "ms": told["ms"]})["giga_per_second"]
+    return {"limit": {"name": name, "giga_per_second": rate_now}} if rate_now else {}
+
+
+def limit_of_encoder(engine: str) -> str:
+    return "int8" if "int8" in engine else "bfloat16" if "bf16" in engine else "float32"
 
 
 def encode(player: Player) -> list[Row]:
     told = player.ask({"do": "encode"})
     more = {"without": "projector"} if player.engine in VITS else {}
+    more |= sustained(player, limit_of_encoder(player.engine), told)
     return [Row("encode", told["ms"], "ms", more=more, **work_of(told))]
 
 
@@ -377,7 +396,7 @@ def share(row: Row, engine: str, known: Row | None, limits: list[dict]) -> dict:
     elif row.stage == "decode":
         name, needed = "memory read", row.value * known.bytes
     elif row.stage == "encode":
-        name = "int8" if "int8" in engine else "bfloat16" if "bf16" in engine else "float32"
+        name = limit_of_encoder(engine)
         needed = known.operations * 1000 / row.value
     else:
         return {}

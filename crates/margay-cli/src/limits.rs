@@ -44,10 +44,3 @@ impl Measured {
         Measured { threads: limits.threads, limits: all, barrier_microseconds: limits.barrier * 1e6 }
     }
 }
-
-impl Limit {
-    /// Bytes or operations a second.
-    pub(crate) fn per_second(&self) -> f64 {
-        self.giga_per_second * 1e9
-    }
-}

@@ -24,7 +24,7 @@ use crate::{
 };
 use margay_graph::{
     Attention, BackendError, Bindings, Cancel, Element, Executable, InputData, Mask, MemoryUse, Node, Op,
-    Program, Stage, State, StateOptions, Sym, ValueId, WeightSource, memory, passes,
+    Program, Stage, State, StateOptions, Sym, ValueId, Watch, WeightSource, memory, passes,
 };
 use std::sync::{Arc, atomic::AtomicBool};
 
@@ -60,6 +60,7 @@ pub(crate) struct CpuExecutable {
     kv: KvType,
     /// Elements of each output as the last run left them.
     output_len: Vec<usize>,
+    watch: Option<Watch>,
 }
 
 /// Everything a run writes to.
@@ -246,6 +247,7 @@ impl CpuExecutable {
             buffers,
             kv,
             output_len,
+            watch: None,
         })
     }
 
@@ -412,9 +414,20 @@ impl Executable for CpuExecutable {
             inputs,
             past,
         };
-        let mut at = 0;
+        if let Some(watch) = &mut self.watch {
+            watch(0..0, &bindings);
+        }
+        let (mut at, mut told) = (0, 0);
         while at < self.prepared.steps.len() {
+            // What is put off is told with the step that does it.
+            let put_off = matches!(self.prepared.steps[at], Step::Nothing | Step::Quantize);
             at += run.step(at, state.as_deref_mut())?;
+            if let Some(watch) = &mut self.watch
+                && !put_off
+            {
+                watch(told..at, &bindings);
+                told = at;
+            }
             // After it: a step that was cancelled half way has not written all of its result.
             if self.engine.was_cancelled() {
                 return Err(BackendError::Cancelled);
@@ -434,6 +447,11 @@ impl Executable for CpuExecutable {
             state.len += appended;
         }
         Ok(())
+    }
+
+    fn watch(&mut self, watch: Option<Watch>) -> bool {
+        self.watch = watch;
+        true
     }
 
     fn output(&self, name: &str) -> Option<&[f32]> {

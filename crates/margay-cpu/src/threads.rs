@@ -101,8 +101,8 @@ struct Worker {
 /// Persistent threads that share the tasks of one call at a time.
 pub struct Pool {
     shared: Arc<Shared>,
-    /// Held by the caller whose job is open: how long callers usually wait for threads inside, in naps.
-    submit: Mutex<f32>,
+    /// Held by the caller whose job is open.
+    submit: Mutex<Usual>,
     handles: Vec<JoinHandle<()>>,
     cores: Option<CoreSet>,
 }
@@ -136,7 +136,7 @@ impl Pool {
                 std::thread::Builder::new().name(name).spawn(work).ok()
             })
             .collect();
-        Pool { shared, submit: Mutex::new(USUAL_AT_FIRST), handles, cores }
+        Pool { shared, submit: Mutex::new(Usual::new()), handles, cores }
     }
 
     /// Threads that work, the caller included.
@@ -182,8 +182,8 @@ impl Pool {
         shared.workers[1..team].iter().for_each(Worker::wake);
         shared.claim(0, body);
         shared.gate.fetch_and(!OPEN, Ordering::SeqCst);
-        let naps = shared.wait_until_empty(*usual);
-        *usual += (naps - *usual) * USUAL_WEIGHT;
+        let naps = shared.wait_until_empty(&usual);
+        usual.learn(naps);
         *shared.body.lock().unwrap_or_else(PoisonError::into_inner) = None;
         if shared.panicked.load(Ordering::Acquire) {
             let message = shared.message.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -331,8 +331,8 @@ impl Shared {
 
     /// Waits for the threads inside, and returns how many naps that took. Who is still there after unusually many learns
     /// that it is late.
-    fn wait_until_empty(&self, usual: f32) -> f32 {
-        let late = LATE_NAPS.max(usual * LATE_FACTOR);
+    fn wait_until_empty(&self, usual: &Usual) -> f32 {
+        let late = usual.late();
         let (mut polls, mut naps) = (0u32, 0.0);
         while self.gate.load(Ordering::Acquire) & INSIDE != 0 {
             polls = polls.saturating_add(1);
@@ -350,6 +350,24 @@ impl Shared {
             }
         }
         naps
+    }
+}
+
+/// How long callers usually wait for threads inside, in naps.
+struct Usual(f32);
+
+impl Usual {
+    fn new() -> Self {
+        Usual(USUAL_AT_FIRST)
+    }
+
+    /// Whom a caller waits for longer than so many naps is late.
+    fn late(&self) -> f32 {
+        LATE_NAPS.max(self.0 * LATE_FACTOR)
+    }
+
+    fn learn(&mut self, naps: f32) {
+        self.0 += (naps - self.0) * USUAL_WEIGHT;
     }
 }
 
@@ -436,6 +454,7 @@ impl std::fmt::Debug for Pool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Instant;
 
     #[test]
     fn every_task_runs_once_whatever_the_number_of_threads() {
@@ -518,36 +537,41 @@ mod tests {
 
     #[test]
     fn only_who_is_later_than_usual_is_late() {
+        let mut usual = Usual::new();
+        // Somebody always ends last: waits of always the same length become usual, however long they are.
+        let lengths = [10.0, 100.0, 1000.0];
+        for naps in lengths {
+            (0..100).for_each(|_| usual.learn(naps));
+            assert!(naps <= usual.late(), "{naps} naps");
+            assert!(naps * 2.0 * LATE_FACTOR > usual.late(), "{naps} naps");
+        }
+        // Where others come at once, only a wait of many naps is long.
+        (0..1000).for_each(|_| usual.learn(0.0));
+        assert_eq!(usual.late(), LATE_NAPS);
+    }
+
+    #[test]
+    fn who_is_late_learns_so_and_who_is_not_does_not() {
         let pool = Pool::new(2, None);
         let late = || pool.shared.late.load(Ordering::Relaxed);
-        // Three equal tasks: each time one thread waits for the other for a whole task.
-        let job = || pool.run(3, &|_, _| std::thread::sleep(Duration::from_millis(4))).unwrap();
-        let called_late = || {
-            let of_each = (0..40).filter(|_| {
-                let before = late();
-                job();
-                late() != before
-            });
-            of_each.count()
-        };
-        // A busy machine makes some of them late indeed; not most of them each time.
-        assert!((0..5).any(|_| called_late() < 20), "the last task always ends last");
-        // The other comes at once now, until it stays away for a time slice or two.
-        (0..200).for_each(|_| pool.run(2, &|_, _| {}).unwrap());
-        let (before, stays) = (late(), AtomicUsize::new(0));
-        // On a busy machine the other may come when all is done.
-        for _ in 0..1000 {
-            pool.run(64, &|worker, task| {
-                let stay = worker == 1 && task > 8;
-                stays.fetch_add(usize::from(stay), Ordering::Relaxed);
-                std::thread::sleep(Duration::from_micros(if stay { 20_000 } else { 50 }));
+        let learned = AtomicBool::new(false);
+        let before = late();
+        let patience = Instant::now() + Duration::from_secs(60);
+        // On a busy machine the other thread may come when all is done.
+        while !learned.load(Ordering::Relaxed) && Instant::now() < patience {
+            pool.run(64, &|worker, _| {
+                if worker == 0 {
+                    std::thread::sleep(Duration::from_micros(50));
+                    return;
+                }
+                while late() == before && Instant::now() < patience {
+                    std::thread::sleep(NAP);
+                }
+                learned.store(late() != before, Ordering::Relaxed);
             })
             .unwrap();
-            if stays.load(Ordering::Relaxed) >= 20 || late() > before {
-                break;
-            }
         }
-        assert!(late() > before, "twenty milliseconds are not usual");
+        assert!(learned.into_inner(), "the caller waited for a minute and told nobody");
     }
 
     #[test]
@@ -576,24 +600,32 @@ mod tests {
     #[test]
     fn a_slow_thread_leaves_the_last_tasks_to_a_fast_one() {
         let pool = Pool::new(2, None);
-        let (tasks, jobs) = (60, 6);
-        let mut last_of_slow = 0;
-        for job in 0..jobs {
+        let (shared, tasks) = (&pool.shared, 60);
+        let pace = || shared.workers[1].pace.load(Ordering::Relaxed);
+        let patience = Instant::now() + Duration::from_secs(60);
+        // Fifteen tasks of the fast thread go by in one of the slow thread's. Which task that thread began last.
+        let job = || {
             let last = AtomicUsize::new(0);
             pool.run(tasks, &|worker, task| {
-                std::thread::sleep(Duration::from_millis(if worker == 0 { 1 } else { 15 }));
+                std::thread::sleep(Duration::from_micros(200));
                 if worker == 1 {
                     last.fetch_max(task, Ordering::Relaxed);
+                    let until = tasks.min(task + 15);
+                    while shared.next.load(Ordering::Relaxed) < until && Instant::now() < patience {
+                        std::thread::sleep(NAP);
+                    }
                 }
             })
             .unwrap();
-            if job >= 2 {
-                last_of_slow = last_of_slow.max(last.into_inner());
-            }
+            last.into_inner()
+        };
+        // On a busy machine the slow thread may come when all is done.
+        while pace() < 12 && Instant::now() < patience {
+            job();
         }
-        // Fifteen tasks of the fast thread go by in one of the slow thread's.
-        assert!(last_of_slow < tasks - 6, "the slow thread began task {last_of_slow} of {tasks}");
-        assert!(pool.shared.workers[1].pace.load(Ordering::Relaxed) > 4);
+        assert!(pace() >= 12, "the slow thread knows a pace of {}", pace());
+        let last = job();
+        assert!(last < tasks - 6, "the slow thread began task {last} of {tasks}");
     }
 
     #[test]

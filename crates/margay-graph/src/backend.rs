@@ -4,6 +4,7 @@ use crate::{Bindings, GraphError, Program};
 use margay_tensor::{Storage, Tensor};
 use std::{
     any::Any,
+    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -175,6 +176,10 @@ pub trait State: Send {
     fn as_any_mut(&mut self) -> &mut dyn Any;
 }
 
+/// Called behind each step of a run, with the nodes of [`Executable::program`] that it computed, several where they were
+/// computed together, and the sizes of the run; and, with none, before the first.
+pub type Watch = Box<dyn FnMut(Range<usize>, &Bindings) + Send>;
+
 /// A program that a backend has compiled: weights packed, buffers allocated.
 pub trait Executable: Send {
     /// The program as compiled (after the backend's own passes).
@@ -198,6 +203,11 @@ pub trait Executable: Send {
         state: Option<&mut dyn State>,
         cancel: &Cancel,
     ) -> Result<(), BackendError>;
+    /// Has each step of all further runs told to `watch`, or no longer; false where this backend does not tell.
+    fn watch(&mut self, watch: Option<Watch>) -> bool {
+        let _ = watch;
+        false
+    }
     /// The output of that name as the last [`Executable::run`] left it, row-major.
     fn output(&self, name: &str) -> Option<&[f32]>;
 }

@@ -33,10 +33,10 @@ mod program;
 
 pub use backend::{
     Backend, BackendError, Cancel, Executable, InputData, Layout, MemoryUse, PackedForm, PackedWeight, State,
-    StateOptions, WeightSource,
+    StateOptions, Watch, WeightSource,
 };
 pub use builder::Builder;
-pub use cost::{Cost, cost};
+pub use cost::{Cost, cost, node_cost};
 pub use dim::{Bindings, Dim, Sym};
 pub use error::GraphError;
 pub use op::{

@@ -3,7 +3,7 @@
 use crate::{Error, LoadOptions, ModelSource, formats::Formats, packed::PackedFiles};
 use margay_graph::{
     Backend, BackendError, Bindings, Cancel, Executable, InputData, MemoryUse, PackedForm, Program, State,
-    StateOptions, Sym, WeightSource, passes,
+    StateOptions, Sym, Watch, WeightSource, passes,
 };
 use margay_model::{Feed, ModelConfig, ModelPrograms, VisionConfig};
 use margay_prompt::image::Stitch;
@@ -180,6 +180,16 @@ impl Engine {
         let inputs = &all[..self.text.program().inputs().len()];
         self.text.run(&bindings, inputs, Some(state), cancel)?;
         Ok(self.text.output("logits").expect("invariant: the text program has logits"))
+    }
+
+    /// Has the nodes of all programs that are compiled told to what `make` gives for each, or no longer; false where the
+    /// backend does not tell.
+    pub(crate) fn watch(&mut self, mut make: impl FnMut(&Program) -> Option<Watch>) -> bool {
+        let vision = self.vision.iter_mut().flat_map(|v| [&mut v.encode, &mut v.project.executable]);
+        std::iter::once(&mut self.text).chain(vision).all(|executable| {
+            let watch = make(executable.program());
+            executable.watch(watch)
+        })
     }
 
     fn vision_mut(&mut self) -> &mut Vision {

@@ -52,7 +52,7 @@ pub use options::{AskOptions, LoadOptions, Sampling};
 pub use predict::MemoryPrediction;
 pub use report::{Report, StageReport, Stop};
 pub use session::{Content, Session, Turn};
-pub use stages::Stages;
+pub use stages::{OpTime, Stages};
 pub use tokenizer::tokenizer_of;
 pub use trace::TraceOptions;
 

@@ -1,10 +1,15 @@
 //! The stages of an answer one by one, for measuring.
 
 use crate::{Error, Image, Model, engine::TextCall, session::too_long};
-use margay_graph::{Cancel, State};
+use margay_graph::{BackendError, Cancel, Op, Program, State, Watch, node_cost};
 use margay_observe::Stopwatch;
 use margay_prompt::image::preprocess;
-use std::time::Duration;
+use std::{
+    collections::BTreeMap,
+    ops::Range,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 /// Runs single stages on the engine that answers questions, with tokens whose meaning does not matter, and times them.
 /// Nothing is sampled and nothing is rendered: what is timed is computing.
@@ -82,6 +87,30 @@ impl Stages {
         took
     }
 
+    /// What a stage's time goes to, most first: steps of the same ops and sizes together.
+    /// Looking at the clock between ops costs some tens of nanoseconds each.
+    ///
+    /// # Errors
+    /// As the stage; [`BackendError::Unsupported`] where the backend does not tell.
+    pub fn by_op(
+        &mut self,
+        stage: impl FnOnce(&mut Stages) -> Result<Duration, Error>,
+    ) -> Result<Vec<OpTime>, Error> {
+        let times = Arc::new(Mutex::new(BTreeMap::new()));
+        let told = self.model.engine()?.watch(|program| Some(watch(program, times.clone())));
+        let done = if told { stage(self).map(|_| ()) } else { Ok(()) };
+        self.model.engine()?.watch(|_| None);
+        done?;
+        if !told {
+            let what = "an op at a time with a clock beside it; use the cpu backend".to_owned();
+            return Err(BackendError::Unsupported { backend: self.model.backend().id(), what }.into());
+        }
+        let times = std::mem::take(&mut *times.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut times: Vec<OpTime> = times.into_values().collect();
+        times.sort_by_key(|time| std::cmp::Reverse(time.took));
+        Ok(times)
+    }
+
     fn append(&mut self, tokens: usize, at_once: usize) -> Result<Duration, Error> {
         let (past, context) = (self.state.len(), self.model.context());
         if tokens > context - past {
@@ -102,6 +131,61 @@ impl Stages {
     }
 }
 
+/// Time that ops of one kind and size took together.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct OpTime {
+    /// Names of its ops; of linear layers the columns they read and make, too.
+    pub op: String,
+    /// How often it ran.
+    pub calls: u64,
+    /// All of them together.
+    pub took: Duration,
+    /// Operations of products and attention, 2 a multiply-add.
+    pub operations: u64,
+}
+
+fn watch(program: &Program, times: Arc<Mutex<BTreeMap<String, OpTime>>>) -> Watch {
+    let program = program.clone();
+    let mut clock = Stopwatch::start();
+    Box::new(move |nodes, bindings| {
+        let took = clock.lap();
+        if nodes.is_empty() {
+            return;
+        }
+        let name = name(&program, nodes.clone());
+        let mut times = times.lock().unwrap_or_else(PoisonError::into_inner);
+        let time = times.entry(name.clone()).or_default();
+        time.op = name;
+        time.calls += 1;
+        time.took += took;
+        for node in &program.nodes()[nodes] {
+            time.operations += node_cost(&program, node, bindings).map_or(0, |cost| cost.operations);
+        }
+        // What was done here is no op's.
+        clock.lap();
+    })
+}
+
+/// The ops that compute something, each kind once.
+fn name(program: &Program, nodes: Range<usize>) -> String {
+    let mut names: Vec<String> = vec![];
+    for node in &program.nodes()[nodes] {
+        let name = match &node.op {
+            Op::Input | Op::Param { .. } => continue,
+            Op::Linear(linear) => {
+                let shape = &program.weight(linear.weight).shape;
+                format!("linear {} to {}", shape.row(), shape.rows().unwrap_or(0))
+            }
+            Op::Attention(a) => format!("attention {} x {}", a.heads, a.head_dim),
+            op => op.name().to_owned(),
+        };
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names.join(", ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -120,5 +204,20 @@ mod tests {
         assert_eq!(stages.state.len(), 8);
         let image = Image::filled(20, 30, [10, 200, 30]).unwrap();
         assert!(stages.encode(&image).unwrap() > Duration::ZERO);
+    }
+
+    #[test]
+    fn a_stage_is_told_by_its_ops() {
+        let model = Model::nano_with(&LoadOptions { context: Some(64), ..LoadOptions::default() }).unwrap();
+        let mut stages = Stages::new(&model).unwrap();
+        let ops = stages.by_op(|stages| stages.prefill(40)).unwrap();
+        let layers = model.config().text.layers as u64;
+        let attention = ops.iter().find(|time| time.op == "attention 6 x 32").unwrap();
+        assert_eq!((attention.calls, attention.operations), (layers, layers * 4 * 40 * 40 * 192));
+        assert!(attention.took > Duration::ZERO && ops.is_sorted_by(|a, b| a.took >= b.took));
+        let image = Image::filled(20, 30, [10, 200, 30]).unwrap();
+        stages.prepare_vision().unwrap();
+        let ops = stages.by_op(|stages| stages.encode(&image)).unwrap();
+        assert!(ops.iter().any(|time| time.op == "linear 192 to 768" && time.calls == 5), "{ops:?}");
     }
 }

@@ -24,7 +24,8 @@ const STREAMS: usize = 4;
 const PREFETCH_BYTES: usize = 2048;
 const READ_PACE: Pace = Pace { turns: 1, least_seconds: 0.0, runs: 4 };
 const PEAK_PACE: Pace = Pace { turns: 500, least_seconds: 0.004, runs: 4 };
-
+/// Turns of a task of a peak that is measured for long: some microseconds.
+const SUSTAINED_TURNS: usize = 5000;
 const BARRIER_PACE: Pace = Pace { turns: 100, least_seconds: 0.0, runs: 20 };
 /// Polls after which a thread that has not come is given up on: some milliseconds.
 const MOST_POLLS: u32 = 100_000;
@@ -85,6 +86,19 @@ impl Limits {
     }
 }
 
+/// What [`Probe::sustained`] measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sustained {
+    /// Memory, each thread 4 streams, asked for 2 KiB ahead.
+    Read,
+    /// As [`Limits::int8`].
+    Int8,
+    /// As [`Limits::f32`].
+    F32,
+    /// As [`Limits::bf16`].
+    Bf16,
+}
+
 /// Memory to read, kept for several measurements.
 pub struct Probe {
     memory: Lines<u8>,
@@ -129,6 +143,42 @@ impl Probe {
         })
     }
 
+    /// How fast one limit is for at least so many seconds on end: bytes or operations a second. [`Probe::limits`] tells of
+    /// the best moment; this tells of now, for as long as the work took that it is compared with. `None` where the
+    /// processor has nothing of that kind.
+    ///
+    /// # Errors
+    /// [`TaskPanic`] where a task panicked.
+    pub fn sustained(
+        &self,
+        cpu: &CpuBackend,
+        clock: &dyn Fn() -> f64,
+        what: Sustained,
+        seconds: f64,
+    ) -> Result<Option<f64>, TaskPanic> {
+        let loops = loops(cpu.isa());
+        let of = match what {
+            Sustained::Read => {
+                let lines = self.memory.as_chunks::<64>().0;
+                let tasks = cpu.threads() * TASKS_A_THREAD;
+                let each = lines.len() / tasks;
+                let pass = || {
+                    cpu.pool().run(tasks, &|_, task| {
+                        std::hint::black_box(read_four(&lines[task * each..][..each]));
+                    })
+                };
+                return Ok(Some((each * tasks * 64) as f64 * often(clock, seconds, pass)?));
+            }
+            Sustained::Int8 => Some(loops.int8),
+            Sustained::F32 => Some(loops.f32),
+            Sustained::Bf16 => loops.bf16,
+        };
+        let Some(of) = of else { return Ok(None) };
+        let tasks = cpu.threads() * TASKS_A_THREAD;
+        let pass = || cpu.pool().run(tasks, &|_, _| (of.run)(SUSTAINED_TURNS));
+        Ok(Some((of.ops * SUSTAINED_TURNS * tasks) as f64 * often(clock, seconds, pass)?))
+    }
+
     fn read(
         &self,
         cpu: &CpuBackend,
@@ -164,6 +214,24 @@ fn meet(cpu: &CpuBackend) -> Result<(), TaskPanic> {
             std::hint::spin_loop();
         }
     })
+}
+
+/// How many times a second `pass` is done when it is done for at least so many.
+fn often(
+    clock: &dyn Fn() -> f64,
+    seconds: f64,
+    mut pass: impl FnMut() -> Result<(), TaskPanic>,
+) -> Result<f64, TaskPanic> {
+    let start = clock();
+    let mut passes = 0;
+    loop {
+        pass()?;
+        passes += 1;
+        let took = clock() - start;
+        if took >= seconds || passes >= super::MOST_TURNS {
+            return Ok(passes as f64 / took.max(1e-9));
+        }
+    }
 }
 
 /// [`Probe::limits`], once.
@@ -260,7 +328,13 @@ mod tests {
             assert_eq!(limits.barrier, 0.5 / BARRIER_PACE.turns as f64);
             let bytes = 2.0 * f64::from(1 << 20);
             assert_eq!((limits.read_one_stream, limits.read_four_streams), (bytes, bytes));
+            // Three passes of half a second each take the second and a half that are asked for.
+            let sustained = |what| probe.sustained(&cpu, &clock, what, 1.5).unwrap();
+            assert_eq!(sustained(Sustained::Read), Some(bytes));
             let loops = loops(isa);
+            let passes = (2 * SUSTAINED_TURNS * TASKS_A_THREAD * cpu.threads()) as f64;
+            assert_eq!(sustained(Sustained::Int8), Some(passes * loops.int8.ops as f64));
+            assert_eq!(sustained(Sustained::Bf16), loops.bf16.as_ref().map(|l| passes * l.ops as f64));
             let turns = (2 * PEAK_PACE.turns * TASKS_A_THREAD * cpu.threads()) as f64;
             let pairs = [
                 (Some(limits.int8), Some(loops.int8)),

@@ -5,7 +5,7 @@
 pub mod kernels;
 mod limits;
 
-pub use limits::{Limits, Peak, Probe, limits};
+pub use limits::{Limits, Peak, Probe, Sustained, limits};
 
 /// Turns beyond which a clock that does not move is given up on.
 const MOST_TURNS: usize = 1 << 24;

@@ -28,7 +28,7 @@ pub(super) const TASK_COLUMNS: usize = 64;
 pub(super) const K_CHUNK: usize = 512;
 /// The same for one row, where only scales are unpacked.
 const K_CHUNK_ONE_ROW: usize = 2048;
-/// Columns of k of a float panel: 256 * 16 floats = 16 KiB.
+/// Columns of k of the float panels of a tile, over all of them: 256 * 16 floats = 16 KiB.
 const K_CHUNK_FLOAT: usize = 256;
 /// What 32 columns of the panels that a kernel takes at once need at most, once unpacked: two panels with two sums each.
 const MOST_UNPACKED_BYTES: usize = 2 * (32 + 2 * 4) * PANEL;
@@ -639,24 +639,31 @@ pub(crate) fn float(
         if matrix.k == 0 {
             tile.fill(0.0);
         }
-        for k in (0..matrix.k).step_by(K_CHUNK_FLOAT) {
-            let len = K_CHUNK_FLOAT.min(matrix.k - k);
-            // One panel at a time stays in L1 for many rows; few rows take all panels at once.
-            let together = if block.rows <= 2 { panels } else { 1 };
+        // The panels that a tile takes stay in L1 while many rows pass by; few rows take all panels at once.
+        let together = if block.rows <= 2 { panels } else { engine.kernels.float.panels };
+        let chunk = K_CHUNK_FLOAT / engine.kernels.float.panels;
+        for k in (0..matrix.k).step_by(chunk) {
+            let len = chunk.min(matrix.k - k);
             for panel in (0..panels).step_by(together) {
-                let mut b = matrix.at(first_panel + panel, k);
+                let together = together.min(panels - panel);
+                let (mut b, mut b_panel) = (matrix.at(first_panel + panel, k), matrix.k * NR);
                 let mut kind = matrix.kind;
                 if widen {
-                    // SAFETY: `len * NR` 2-byte numbers lie at `b`, which is aligned to 2 bytes.
-                    let halves = unsafe { std::slice::from_raw_parts(b.cast::<u16>(), len * NR) };
-                    if kind == FloatType::F16 {
-                        (engine.kernels.float.widen)(halves, &mut widened[..len * NR]);
-                    } else {
-                        for (wide, half) in widened.iter_mut().zip(halves) {
-                            *wide = f32::from_bits(u32::from(*half) << 16);
+                    for (panel, wide) in
+                        (first_panel + panel..).zip(widened.chunks_exact_mut(chunk * NR)).take(together)
+                    {
+                        let halves = matrix.at(panel, k).cast::<u16>();
+                        // SAFETY: `len * NR` 2-byte numbers lie there, aligned to 2 bytes.
+                        let halves = unsafe { std::slice::from_raw_parts(halves, len * NR) };
+                        if kind == FloatType::F16 {
+                            (engine.kernels.float.widen)(halves, &mut wide[..len * NR]);
+                        } else {
+                            for (wide, half) in wide.iter_mut().zip(halves) {
+                                *wide = f32::from_bits(u32::from(*half) << 16);
+                            }
                         }
                     }
-                    (b, kind) = (widened.as_ptr().cast(), FloatType::F32);
+                    (b, b_panel, kind) = (widened.as_ptr().cast(), chunk * NR, FloatType::F32);
                 }
                 // SAFETY: the pointers are those of this task's tile, of the matrix and of x, all as large as the
                 // product says.
@@ -669,7 +676,7 @@ pub(crate) fn float(
                         lda: matrix.k,
                         b,
                         kind,
-                        b_panel: matrix.k * NR,
+                        b_panel,
                         ldb: NR,
                         c: tile[panel * NR..].as_mut_ptr(),
                         ldc: TASK_COLUMNS,

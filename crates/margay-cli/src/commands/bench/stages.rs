@@ -1,20 +1,14 @@
 //! `margay bench stages`: how fast the stages of an answer are, and how near the limits of the same moment.
 
-use crate::{
-    Outcome, Usage,
-    limits::{Limit, Measured},
-    model::LoadArgs,
-    output,
-    progress::Meter,
-};
+use crate::{Outcome, Usage, limits::Measured, model::LoadArgs, output, progress::Meter};
 use anyhow::Context;
 use clap::Args;
 use margay::{
-    Image, KvType, Model, ModelSource, cpu_backend,
+    Image, KvType, Model, ModelSource, OpTime, cpu_backend,
     rooms::{
         cpu::{
             CpuBackend,
-            measure::{Limits as CpuLimits, Probe},
+            measure::{Limits as CpuLimits, Probe, Sustained},
         },
         graph::{Bindings, Op, Program, Sym, cost},
         model::ModelPrograms,
@@ -29,12 +23,14 @@ EXAMPLES:
   margay bench stages model.gguf                       a picture too, where the model sees
   margay bench stages model.gguf --depths 0,512,4096 --rounds 9
   margay bench stages model.gguf --threads 1 --json
+  margay bench stages model.gguf --ops                 what the time of each stage goes to
 
 COLUMNS:
   ms      median of the rounds: of a picture, of the whole prompt, of one decoded token
   Gop/s   10^9 operations a second of products and attention; a multiply-add is 2
   GB/s    10^9 bytes a second of weights, keys and values read
-  %       of the limit named behind it, measured just before and just after each figure
+  %       of the limit named behind it: bare instructions, or a bare read, by the same threads right behind each figure
+          and for as long (2 seconds at most)
 
 Stages take turns within a round, so that what disturbs the machine disturbs all of them. Words do not matter: prompts
 are token ids, and answers are not sampled. Every prompt begins with an empty cache; decoding begins behind it each time.
@@ -45,12 +41,16 @@ ORDERS:
   {\"do\": \"prefill\", \"tokens\": 512}    ms, operations, bytes; the cache then holds these tokens
   {\"do\": \"decode\", \"tokens\": 16}      the same, behind what the cache holds, which stays as it was
   {\"do\": \"encode\"}                    the same, of a picture
+  {\"do\": \"sustain\", \"limit\": \"int8\", \"ms\": 500}
+                                       giga_per_second: what a bare loop does for so long; limits as below
   {\"do\": \"limits\"}                    limits: what `margay doctor --json` tells of these threads
   {\"do\": \"memory\"}                    peak_rss_bytes; of it probe_bytes measure the memory;
                                        files_bytes and cache_bytes are what a model needs";
 
 /// A decoded token is timed with some others, so that one late wake-up is not the figure.
 const DECODED: usize = 8;
+/// A limit is measured no longer.
+const LONGEST_LIMIT: Duration = Duration::from_secs(2);
 
 /// Measure the stages of an answer: encode, prefill, decode
 #[derive(Debug, Args)]
@@ -74,6 +74,9 @@ pub(crate) struct Stages {
     /// Measure only text, where the model sees
     #[arg(long)]
     no_encode: bool,
+    /// Tell what each stage's time goes to, op by op
+    #[arg(long, conflicts_with = "orders")]
+    ops: bool,
     /// Do what lines of JSON on stdin say
     #[arg(long, conflicts_with = "json")]
     orders: bool,
@@ -85,7 +88,7 @@ pub(crate) struct Stages {
 }
 
 /// What is to be done next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "do", deny_unknown_fields)]
 enum Order {
     /// A prompt into the emptied cache.
@@ -94,10 +97,42 @@ enum Order {
     Decode { tokens: usize },
     /// A picture.
     Encode,
+    /// A bare loop, and nothing else.
+    Sustain { limit: Bare, ms: f64 },
     /// The machine's limits.
     Limits,
     /// What the process holds.
     Memory,
+}
+
+/// What a bare loop does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+enum Bare {
+    #[serde(rename = "memory read")]
+    Read,
+    #[serde(rename = "int8")]
+    Int8,
+    #[serde(rename = "float32")]
+    F32,
+    #[serde(rename = "bfloat16")]
+    Bf16,
+}
+
+impl Bare {
+    fn name(self) -> &'static str {
+        match self {
+            Bare::Read => "memory read",
+            Bare::Int8 => "int8",
+            Bare::F32 => "float32",
+            Bare::Bf16 => "bfloat16",
+        }
+    }
+}
+
+/// How fast a bare loop was; unknown where the processor has no such instructions.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Rate {
+    giga_per_second: Option<f64>,
 }
 
 /// What one figure took.
@@ -127,6 +162,18 @@ struct Figure {
     limit: &'static str,
     /// Of each round: the share of the limit that was reached.
     shares: Vec<f64>,
+    /// What one more round went to, most first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    ops: Vec<OpFigure>,
+}
+
+/// A kind of op within a stage.
+#[derive(Debug, Serialize)]
+struct OpFigure {
+    op: String,
+    calls: u64,
+    ms: f64,
+    operations: u64,
 }
 
 /// Everything that is told as JSON.
@@ -189,16 +236,18 @@ impl Stages {
         let mut done = 0;
         // The first round warms up and is forgotten.
         for round in 0..=rounds {
-            let mut before = bench.limits()?;
             for (&(depth, order), figure) in plan.iter().zip(&mut figures) {
                 meter.update(done, of, &format!("{} {depth}", figure.stage));
-                let took = bench.take(order)?;
-                let after = bench.limits()?;
+                let (took, share) = bench.beside_its_limit(order)?;
                 if round > 0 {
-                    figure.add(took, &before, &after);
+                    figure.add(took, share);
                     done += 1;
                 }
-                before = after;
+            }
+        }
+        if self.ops {
+            for (&(_, order), figure) in plan.iter().zip(&mut figures) {
+                figure.ops = bench.by_op(order)?;
             }
         }
         figures.retain(|f| !(f.stage == "prefill" && f.tokens <= 1));
@@ -218,7 +267,7 @@ struct Bench {
     vision_bytes: u64,
     files_bytes: u64,
     kv: KvType,
-    limits: [&'static str; 2],
+    limits: [Bare; 2],
     depth: usize,
     context: usize,
 }
@@ -230,8 +279,8 @@ impl Bench {
         let vision: Vec<&Program> = programs.encode.iter().chain(&programs.project).collect();
         let text_limit = limit_of(source, &[&programs.text]);
         let vision_limit = match (load.int8_encoder, load.bf16_encoder) {
-            (true, _) => "int8",
-            (_, true) => "bfloat16",
+            (true, _) => Bare::Int8,
+            (_, true) => Bare::Bf16,
             _ => limit_of(source, &vision),
         };
         Ok(Bench {
@@ -280,18 +329,48 @@ impl Bench {
         Ok(self.probe.limits(&self.cpu, &|| self.clock.now().as_secs_f64())?)
     }
 
+    /// Times one stage, and tells which share of its limit it reached.
+    fn beside_its_limit(&mut self, order: Order) -> anyhow::Result<(Took, Option<f64>)> {
+        let took = self.take(order)?;
+        let limit = self.limit_of(order);
+        let done = if limit == Bare::Read { took.bytes } else { took.operations };
+        let rate = self.sustain(limit, took.ms)?.giga_per_second;
+        Ok((took, rate.map(|most| done as f64 / took.ms / 1e6 / most)))
+    }
+
+    fn sustain(&self, limit: Bare, ms: f64) -> anyhow::Result<Rate> {
+        let what = match limit {
+            Bare::Read => Sustained::Read,
+            Bare::Int8 => Sustained::Int8,
+            Bare::F32 => Sustained::F32,
+            Bare::Bf16 => Sustained::Bf16,
+        };
+        let seconds = (ms / 1000.0).clamp(0.0, LONGEST_LIMIT.as_secs_f64());
+        let rate = self.probe.sustained(&self.cpu, &|| self.clock.now().as_secs_f64(), what, seconds)?;
+        Ok(Rate { giga_per_second: rate.map(|rate| rate / 1e9) })
+    }
+
     /// Times one stage and counts its work.
     fn take(&mut self, order: Order) -> anyhow::Result<Took> {
         let (operations, bytes) = self.work(self.depth_of(order), order)?;
-        let took = match order {
-            Order::Prefill { tokens } => {
-                self.depth = tokens;
-                self.stages.prefill(tokens)?
-            }
-            Order::Decode { tokens } => self.stages.decode(tokens)?,
-            _ => self.stages.encode(&self.image)?,
-        };
+        if let Order::Prefill { tokens } = order {
+            self.depth = tokens;
+        }
+        let took = run(&mut self.stages, order, &self.image)?;
         Ok(Took { ms: milliseconds(took), operations, bytes })
+    }
+
+    /// A stage once more, with a look at the clock between its ops.
+    fn by_op(&mut self, order: Order) -> anyhow::Result<Vec<OpFigure>> {
+        let image = &self.image;
+        let ops = self.stages.by_op(|stages| run(stages, order, image))?;
+        let figure = |time: OpTime| OpFigure {
+            op: time.op,
+            calls: time.calls,
+            ms: milliseconds(time.took),
+            operations: time.operations,
+        };
+        Ok(ops.into_iter().map(figure).collect())
     }
 
     fn depth_of(&self, order: Order) -> usize {
@@ -338,14 +417,41 @@ impl Bench {
         self.kv.layer_bytes(text.kv_heads, text.head_dim, context)?.checked_mul(text.layers)
     }
 
-    fn figure(&self, depth: usize, order: Order) -> Figure {
+    fn limit_of(&self, order: Order) -> Bare {
         let [text, vision] = self.limits;
-        let (stage, tokens, limit) = match order {
-            Order::Prefill { tokens } => ("prefill", tokens, text),
-            Order::Decode { tokens } => ("decode", tokens, "memory read"),
-            _ => ("encode", 1, vision),
+        match order {
+            Order::Prefill { .. } => text,
+            Order::Decode { .. } => Bare::Read,
+            _ => vision,
+        }
+    }
+
+    fn figure(&self, depth: usize, order: Order) -> Figure {
+        let (stage, tokens) = match order {
+            Order::Prefill { tokens } => ("prefill", tokens),
+            Order::Decode { tokens } => ("decode", tokens),
+            _ => ("encode", 1),
         };
-        Figure { stage, depth, tokens, ms: vec![], operations: 0, bytes: 0, limit, shares: vec![] }
+        let limit = self.limit_of(order).name();
+        Figure {
+            stage,
+            depth,
+            tokens,
+            ms: vec![],
+            operations: 0,
+            bytes: 0,
+            limit,
+            shares: vec![],
+            ops: vec![],
+        }
+    }
+}
+
+fn run(stages: &mut margay::Stages, order: Order, image: &Image) -> Result<Duration, margay::Error> {
+    match order {
+        Order::Prefill { tokens } => stages.prefill(tokens),
+        Order::Decode { tokens } => stages.decode(tokens),
+        _ => stages.encode(image),
     }
 }
 
@@ -362,26 +468,23 @@ trait SumPairs: Iterator<Item = anyhow::Result<(u64, u64)>> + Sized {
 impl<I: Iterator<Item = anyhow::Result<(u64, u64)>>> SumPairs for I {}
 
 impl Figure {
-    fn add(&mut self, took: Took, before: &CpuLimits, after: &CpuLimits) {
-        let limits = [Measured::of(before), Measured::of(after)];
-        let all = limits.iter().flat_map(|m| &m.limits).filter(|l| l.name == self.limit);
-        let most = all.map(Limit::per_second).fold(0.0, f64::max);
-        let done = if self.limit == "memory read" { took.bytes } else { took.operations };
+    fn add(&mut self, took: Took, share: Option<f64>) {
         self.ms.push(took.ms);
         (self.operations, self.bytes) = (took.operations, took.bytes);
-        if most > 0.0 {
-            self.shares.push(done as f64 * 1000.0 / took.ms / most);
+        self.shares.extend(share);
+    }
+
+    fn name(&self) -> String {
+        match self.stage {
+            "prefill" => format!("prefill {}", self.tokens),
+            "decode" => format!("decode at {}", self.depth),
+            stage => stage.to_owned(),
         }
     }
 
     fn row(&self) -> Vec<String> {
         let ms = median(&self.ms);
         let per_second = |of: f64| of * 1000.0 / ms;
-        let name = match self.stage {
-            "prefill" => format!("prefill {}", self.tokens),
-            "decode" => format!("decode at {}", self.depth),
-            stage => stage.to_owned(),
-        };
         let each = if self.stage == "decode" { self.tokens as f64 } else { 1.0 };
         let rate = per_second(self.tokens as f64);
         let share = if self.shares.is_empty() {
@@ -390,7 +493,7 @@ impl Figure {
             format!("{:.0}", median(&self.shares) * 100.0)
         };
         vec![
-            name,
+            self.name(),
             format!("{:.1}", ms / each),
             if self.stage == "encode" { "-".to_owned() } else { format!("{rate:.1}") },
             format!("{:.1}", per_second(self.operations as f64) / 1e9),
@@ -403,7 +506,20 @@ impl Figure {
 
 fn describe(figures: &[Figure]) -> String {
     let rows: Vec<_> = figures.iter().map(Figure::row).collect();
-    table(&["stage", "ms", "tok/s", "Gop/s", "GB/s", "%", "of"], &rows)
+    let mut told = table(&["stage", "ms", "tok/s", "Gop/s", "GB/s", "%", "of"], &rows);
+    for figure in figures.iter().filter(|figure| !figure.ops.is_empty()) {
+        let whole: f64 = figure.ops.iter().map(|op| op.ms).sum();
+        let row = |op: &OpFigure| {
+            let rate = op.operations as f64 / op.ms / 1e6;
+            let rate = if op.operations > 0 { format!("{rate:.1}") } else { "-".to_owned() };
+            let share = format!("{:.1}", op.ms * 100.0 / whole);
+            vec![op.op.clone(), op.calls.to_string(), format!("{:.2}", op.ms), share, rate]
+        };
+        let rows: Vec<_> = figure.ops.iter().map(row).collect();
+        told += &format!("\n{}\n", figure.name());
+        told += &table(&["op", "calls", "ms", "% of the stage", "Gop/s"], &rows);
+    }
+    told
 }
 
 fn milliseconds(took: Duration) -> f64 {
@@ -439,22 +555,21 @@ fn bytes_read(source: &ModelSource, programs: &[&Program], rows: usize) -> u64 {
 }
 
 /// The limit that products with most of these weights meet.
-fn limit_of(source: &ModelSource, programs: &[&Program]) -> &'static str {
+fn limit_of(source: &ModelSource, programs: &[&Program]) -> Bare {
     let (mut blocks, mut floats) = (0, 0);
     for info in programs.iter().flat_map(|p| p.weights()).filter_map(|w| source.weights.info(&w.name)) {
         let elements = info.shape.elements().unwrap_or(0);
         *if info.dtype.is_block() { &mut blocks } else { &mut floats } += elements;
     }
-    if blocks > floats { "int8" } else { "float32" }
+    if blocks > floats { Bare::Int8 } else { Bare::F32 }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use margay::rooms::cpu::{Isa, measure::Peak};
 
     #[test]
-    fn a_figure_is_the_median_of_its_rounds_and_a_share_of_the_better_limit() {
+    fn a_figure_is_the_median_of_its_rounds_and_of_its_shares() {
         let mut figure = Figure {
             stage: "decode",
             depth: 512,
@@ -464,21 +579,10 @@ mod tests {
             bytes: 0,
             limit: "memory read",
             shares: vec![],
+            ops: vec![],
         };
-        let limits = |read| CpuLimits {
-            isa: Isa::Scalar,
-            threads: 1,
-            read_one_stream: read,
-            read_four_streams: 0.0,
-            int8: Peak { instruction: "i", ops_per_second: 1e9 },
-            int8_exact: None,
-            f32: Peak { instruction: "f", ops_per_second: 1e9 },
-            bf16: None,
-            barrier: 0.0,
-        };
-        for (ms, before, after) in [(100.0, 1e10, 5e9), (50.0, 1e10, 2e10), (80.0, 1e10, 1e10)] {
-            let took = Took { ms, operations: 2_000_000_000, bytes: 400_000_000 };
-            figure.add(took, &limits(before), &limits(after));
+        for (ms, share) in [(100.0, 0.4), (50.0, 0.5), (80.0, 0.3)] {
+            figure.add(Took { ms, operations: 2_000_000_000, bytes: 400_000_000 }, Some(share));
         }
         assert_eq!(figure.row(), ["decode at 512", "20.0", "50.0", "25.0", "5.0", "40", "memory read"]);
     }
@@ -487,6 +591,9 @@ mod tests {
     fn orders_are_read_and_others_refused() {
         let order = |text: &str| serde_json::from_str::<Order>(text);
         assert_eq!(order(r#"{"do": "decode", "tokens": 3}"#).unwrap(), Order::Decode { tokens: 3 });
+        let sustain = order(r#"{"do": "sustain", "limit": "memory read", "ms": 9}"#).unwrap();
+        assert_eq!(sustain, Order::Sustain { limit: Bare::Read, ms: 9.0 });
+        assert!(order(r#"{"do": "sustain", "limit": "int9", "ms": 9}"#).is_err());
         assert_eq!(order(r#"{"do": "encode"}"#).unwrap(), Order::Encode);
         assert!(order(r#"{"do": "decode"}"#).is_err());
         assert!(order(r#"{"do": "sleep"}"#).is_err());

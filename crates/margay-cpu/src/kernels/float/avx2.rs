@@ -5,6 +5,7 @@ use crate::pack::FloatType;
 use std::arch::x86_64::*;
 
 pub(super) static TABLE: FloatKernels = FloatKernels {
+    panels: 1,
     gemm: |p| {
         // SAFETY: the caller's promise, and AVX2 was detected.
         unsafe { gemm(p) }

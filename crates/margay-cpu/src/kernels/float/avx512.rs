@@ -1,10 +1,14 @@
-//! AVX-512 float kernels: tiles of 12 rows by 16 columns, one register a row.
+//! AVX-512 float kernels: tiles of 12 rows by two panels of 16 columns, a register for each: 14 loads for 24 products.
 
 use super::{FloatKernels, FloatProduct, avx2};
 use crate::pack::FloatType;
 use std::arch::x86_64::*;
 
+/// Panels of a tile.
+const PANELS: usize = 2;
+
 pub(super) static TABLE: FloatKernels = FloatKernels {
+    panels: PANELS,
     gemm: |p| {
         // SAFETY: the caller's promise, and AVX-512 was detected.
         unsafe { gemm(p) }
@@ -31,20 +35,36 @@ unsafe fn gemm(p: &FloatProduct) {
             tile::<1, 4>(p, 0, panel);
             panel += 4;
         }
+        while p.panels - panel >= PANELS {
+            rows::<PANELS>(p, panel);
+            panel += PANELS;
+        }
         for panel in panel..p.panels {
-            let mut row = 0;
-            while p.rows - row >= 12 {
-                tile::<12, 1>(p, row, panel);
-                row += 12;
-            }
-            while p.rows - row >= 4 {
-                tile::<4, 1>(p, row, panel);
-                row += 4;
-            }
-            while p.rows > row {
-                tile::<1, 1>(p, row, panel);
-                row += 1;
-            }
+            rows::<1>(p, panel);
+        }
+    }
+}
+
+/// All rows times so many panels.
+///
+/// # Safety
+/// As [`FloatKernels::gemm`], with `panel + PANELS <= p.panels`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn rows<const PANELS: usize>(p: &FloatProduct, panel: usize) {
+    let mut row = 0;
+    // SAFETY: rows stay below those of `p`.
+    unsafe {
+        while p.rows - row >= 12 {
+            tile::<12, PANELS>(p, row, panel);
+            row += 12;
+        }
+        while p.rows - row >= 4 {
+            tile::<4, PANELS>(p, row, panel);
+            row += 4;
+        }
+        while p.rows > row {
+            tile::<1, PANELS>(p, row, panel);
+            row += 1;
         }
     }
 }
@@ -84,10 +104,14 @@ unsafe fn tile<const ROWS: usize, const PANELS: usize>(p: &FloatProduct, row: us
             }
         }
         for k in 0..p.k {
-            for w in 0..PANELS {
-                let b = load(p.kind, p.b, (panel + w) * p.b_panel + k * p.ldb);
-                for (r, sums) in sums.iter_mut().enumerate() {
-                    sums[w] = _mm512_fmadd_ps(_mm512_set1_ps(*a.add(r * p.lda + k)), b, sums[w]);
+            let mut b = [_mm512_setzero_ps(); PANELS];
+            for (w, b) in b.iter_mut().enumerate() {
+                *b = load(p.kind, p.b, (panel + w) * p.b_panel + k * p.ldb);
+            }
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let a = _mm512_set1_ps(*a.add(r * p.lda + k));
+                for (sum, b) in sums.iter_mut().zip(b) {
+                    *sum = _mm512_fmadd_ps(a, b, *sum);
                 }
             }
         }

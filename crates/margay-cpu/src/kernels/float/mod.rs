@@ -43,6 +43,8 @@ pub(crate) struct FloatProduct {
 
 /// Float kernels of one instruction set.
 pub(crate) struct FloatKernels {
+    /// Panels that `gemm` reads at once where rows are many.
+    pub(crate) panels: usize,
     /// The product.
     ///
     /// # Safety

@@ -9,7 +9,7 @@ const LANES: usize = 4;
 /// Registers a panel takes.
 const REGISTERS: usize = NR / LANES;
 
-pub(super) static TABLE: FloatKernels = FloatKernels { gemm, widen, narrow };
+pub(super) static TABLE: FloatKernels = FloatKernels { panels: 1, gemm, widen, narrow };
 
 fn widen(from: &[u16], to: &mut [f32]) {
     let (from, from_rest) = from.as_chunks::<LANES>();

@@ -4,7 +4,7 @@
 use super::{FloatKernels, FloatProduct, NR};
 use crate::pack::FloatType;
 
-pub(super) static TABLE: FloatKernels = FloatKernels { gemm, widen, narrow };
+pub(super) static TABLE: FloatKernels = FloatKernels { panels: 1, gemm, widen, narrow };
 
 fn widen(from: &[u16], to: &mut [f32]) {
     for (to, from) in to.iter_mut().zip(from) {
