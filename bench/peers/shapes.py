@@ -6,10 +6,12 @@
     shapes.py DIR short                    the files of `run.py --preset short`
     shapes.py --list
 
-Text models: m14 (MobileLLaMA 1.4B), m27 (MobileLLaMA 2.7B, heads of 80), phi2 (Phi-2), v7 (Vicuna 7B), in Q4_0,
-Q4_K_M, Q8_0 or F16; q05 (Qwen2 0.5B) in those but Q4_K_M, whose blocks its rows do not fill. Vision files: clip
-(CLIP ViT-L/14-336) and siglip (SigLIP so400m/14-384) with mlp or ldpv2 to a width, and fastvithd (FastVLM's at 1024
-pixels, which only Margay reads) with mlp, in F16 or BF16. All text models have one byte-level vocabulary in which every
+Text models: m14 (MobileLLaMA 1.4B), m27 (MobileLLaMA 2.7B, heads of 80), phi2 (Phi-2), v7 (Vicuna 7B), q15 and q7 (Qwen2
+1.5B and 7B), q2vl (Qwen2-VL's 1.5B), moon (Moondream's Phi-1.5, which only Margay reads), in Q4_0, Q4_K_M, Q8_0 or F16;
+q05 (Qwen2 0.5B) in those but Q4_K_M, whose blocks its rows do not fill. Vision files, in F16 or BF16: clip (CLIP
+ViT-L/14-336) and siglip (SigLIP so400m/14-384) with mlp or ldpv2 to a width, navit (MiniCPM-V 2.6's SigLIP) with
+resampler, qwen2vl with qwen2vl_merger; and, which only Margay reads, siglip378 with moondream and fastvithd (FastVLM's
+at 1024 pixels) with mlp. All text models have one byte-level vocabulary in which every
 word of up to three letters is a token, and a chat template that adds nothing: every engine reads the same file, and a
 prompt is as long as it says.
 """
@@ -62,7 +64,13 @@ class Vision:
     ffn: int
     image: int
     epsilon: float
-    is_clip: bool
+    is_clip: bool = False
+    # The features are taken behind the last norm.
+    is_final: bool = False
+    # Learned positions, where they are not one for each patch of the picture; 0 where there are none.
+    positions: int | None = None
+    # Kernels of the patch embedding, one for each frame.
+    frames: int = 1
 
 
 TEXTS = {
@@ -71,11 +79,23 @@ TEXTS = {
     "phi2": Text("phi2", 32, 2560, 32, 10240, 51200, 32, 2048),
     "v7": Text("llama", 32, 4096, 32, 11008, 32000, 128, 4096),
     "q05": Text("qwen2", 24, 896, 14, 4864, 151936, 64, 32768, kv_heads=2, base=1e6),
+    "q15": Text("qwen2", 28, 1536, 12, 8960, 151936, 128, 32768, kv_heads=2, base=1e6),
+    "q7": Text("qwen2", 28, 3584, 28, 18944, 151666, 128, 32768, kv_heads=4, base=1e6),
+    "q2vl": Text("qwen2vl", 28, 1536, 12, 8960, 151936, 128, 32768, kv_heads=2, base=1e6),
+    "moon": Text("moondream", 24, 2048, 32, 8192, 51200, 32, 2048),
 }
+PHIS = ("phi2", "moondream")
 VISIONS = {
-    "clip": Vision(24, 1024, 16, 4096, 336, 1e-5, True),
-    "siglip": Vision(27, 1152, 16, 4304, 384, 1e-6, False),
+    "clip": Vision(24, 1024, 16, 4096, 336, 1e-5, is_clip=True),
+    "siglip": Vision(27, 1152, 16, 4304, 384, 1e-6),
+    "navit": Vision(27, 1152, 16, 4304, 448, 1e-6, is_final=True, positions=70 * 70),
+    "siglip378": Vision(27, 1152, 16, 4304, 378, 1e-5, is_final=True),
+    "qwen2vl": Vision(32, 1280, 16, 5120, 560, 1e-6, is_final=True, positions=0, frames=2),
 }
+# Projectors of other towers than their namesakes, and metadata of theirs.
+QUERIES = 64
+MOON_HIDDEN = 8192
+FOLD = 2
 # FastViTHD. Source: apple/ml-fastvlm `mci.py`, `fastvithd`.
 STAGES = [(2, 96), (12, 192), (24, 384), (4, 768), (2, 1536)]
 MIXERS = 3  # stages of convolutions alone, before those with attention
@@ -135,9 +155,10 @@ def write_text(shape: Text, kind: str, name: str, path: Path) -> None:
     writer.add_rope_dimension_count(shape.rotary)
     writer.add_rope_freq_base(shape.base)
     if shape.arch == "qwen2":
+        # Where its vision file fits several.
         writer.add_string("margay.family", "fastvlm")
     writer.add_vocab_size(shape.vocabulary)
-    if shape.arch == "phi2":
+    if shape.arch in PHIS:
         writer.add_layer_norm_eps(1e-5)
     else:
         writer.add_layer_norm_rms_eps(1e-5)
@@ -171,9 +192,17 @@ def write_vision(shape: Vision, projector: str, width: int, kind: str, name: str
     }
     for key, number in numbers.items():
         writer.add_uint32(f"clip.vision.{key}", number)
+    if projector == "resampler":
+        writer.add_int32("clip.minicpmv_version", 3)
+        writer.add_uint32("clip.minicpmv_query_num", QUERIES)
+    elif projector == "qwen2vl_merger":
+        writer.add_uint32("clip.vision.spatial_merge_size", FOLD)
+    elif projector == "moondream":
+        writer.add_uint32("margay.projector.hidden_length", MOON_HIDDEN)
     writer.add_float32("clip.vision.attention.layer_norm_epsilon", shape.epsilon)
-    mean = [0.48145466, 0.4578275, 0.40821073] if shape.is_clip else [0.5] * 3
-    deviation = [0.26862954, 0.26130258, 0.27577711] if shape.is_clip else [0.5] * 3
+    as_clip = shape.is_clip or projector == "qwen2vl_merger"
+    mean = [0.48145466, 0.4578275, 0.40821073] if as_clip else [0.5] * 3
+    deviation = [0.26862954, 0.26130258, 0.27577711] if as_clip else [0.5] * 3
     writer.add_array("clip.vision.image_mean", mean)
     writer.add_array("clip.vision.image_std", deviation)
     writer.add_file_type(FILE_TYPES[kind])
@@ -245,8 +274,8 @@ def byte_characters() -> list[str]:
 
 
 def text_tensors(shape: Text) -> Iterator[Tensor]:
-    width, is_phi = shape.width, shape.arch == "phi2"
-    biased = ("attn_q", "attn_k", "attn_v") if shape.arch == "qwen2" else ()
+    width, is_phi = shape.width, shape.arch in PHIS
+    biased = ("attn_q", "attn_k", "attn_v") if shape.arch in ("qwen2", "qwen2vl") else ()
 
     def linear(name: str, outputs: int, inputs: int) -> Iterator[Tensor]:
         yield f"{name}.weight", (outputs, inputs), "matrix"
@@ -278,15 +307,22 @@ def text_tensors(shape: Text) -> Iterator[Tensor]:
 
 def encoder_tensors(shape: Vision) -> Iterator[Tensor]:
     width = shape.width
-    positions = (shape.image // PATCH) ** 2 + (1 if shape.is_clip else 0)
-    yield "v.patch_embd.weight", (width, 3, PATCH, PATCH), "kernel"
-    yield "v.position_embd.weight", (positions, width), "small"
+    positions = shape.positions
+    if positions is None:
+        positions = (shape.image // PATCH) ** 2 + (1 if shape.is_clip else 0)
+    for frame in range(shape.frames):
+        yield f"v.patch_embd.weight{f'.{frame}' if frame else ''}", (width, 3, PATCH, PATCH), "kernel"
+    if positions:
+        yield "v.position_embd.weight", (positions, width), "small"
     if shape.is_clip:
         yield "v.class_embd", (width,), "small"
         yield "v.pre_ln.weight", (width,), "ones"
         yield "v.pre_ln.bias", (width,), "small"
-    else:
+    elif shape.frames == 1:
         yield "v.patch_embd.bias", (width,), "small"
+    if shape.is_final:
+        yield "v.post_ln.weight", (width,), "ones"
+        yield "v.post_ln.bias", (width,), "small"
     matrices = {name: (width, width) for name in ("attn_q", "attn_k", "attn_v", "attn_out")}
     matrices |= {"ffn_up": (shape.ffn, width), "ffn_down": (width, shape.ffn)}
     for layer in range(shape.layers):
@@ -339,15 +375,35 @@ def fastvithd_tensors() -> Iterator[Tensor]:
 
 
 def projector_tensors(projector: str, inputs: int, width: int) -> Iterator[Tensor]:
-    if projector not in ("mlp", "ldpv2"):
-        sys.exit(f"the projector {projector} is not known; mlp or ldpv2")
-    prefix = "mm." if projector == "mlp" else "mm.model.mlp."
-    for index, size in ((0, inputs), (2, width)):
-        yield f"{prefix}{index}.weight", (width, size), "matrix"
-        yield f"{prefix}{index}.bias", (width,), "small"
-    if projector == "ldpv2":
+    def linear(name: str, outputs: int, inputs: int) -> Iterator[Tensor]:
+        yield f"{name}.weight", (outputs, inputs), "matrix"
+        yield f"{name}.bias", (outputs,), "small"
+
+    def two(prefix: str, inputs: int, hidden: int) -> Iterator[Tensor]:
+        yield from linear(f"{prefix}0", hidden, inputs)
+        yield from linear(f"{prefix}2", width, hidden)
+
+    if projector == "mlp":
+        yield from two("mm.", inputs, width)
+    elif projector == "ldpv2":
+        yield from two("mm.model.mlp.", inputs, width)
         yield "mm.model.peg.0.weight", (width, 3, 3), "kernel"
         yield "mm.model.peg.0.bias", (width,), "small"
+    elif projector == "moondream":
+        yield from two("mm.", 2 * inputs, MOON_HIDDEN)
+    elif projector == "qwen2vl_merger":
+        yield from two("mm.", FOLD * FOLD * inputs, FOLD * FOLD * inputs)
+    elif projector == "resampler":
+        yield "resampler.query", (QUERIES, width), "small"
+        yield "resampler.kv.weight", (width, inputs), "matrix"
+        for name in ("q", "k", "v", "out"):
+            yield from linear(f"resampler.attn.{name}", width, width)
+        for name in ("ln_q", "ln_kv", "ln_post"):
+            yield f"resampler.{name}.weight", (width,), "ones"
+            yield f"resampler.{name}.bias", (width,), "small"
+        yield "resampler.proj.weight", (width, width), "matrix"
+    else:
+        sys.exit(f"the projector {projector} is not known; mlp, ldpv2, moondream, qwen2vl_merger or resampler")
 
 
 def text_type(tensor: Tensor, kind: str, layers: int) -> Type:

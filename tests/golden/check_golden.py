@@ -27,6 +27,7 @@ FOLDERS = [
     "phi2",
     "imp",
     "qwen2",
+    "qwen2moe",
     "gemma",
     "qwen3",
     "qwen3moe",
@@ -37,6 +38,7 @@ FOLDERS = [
     "tinyllava-llama",
     "tinyllava-gemma",
     "tinyllava-clip",
+    "llava-gemma",
 ]
 LIMIT = 5e-6
 
@@ -147,7 +149,8 @@ def decoder(w, config, h, prefix, angle=None):
 
 
 def mixture(w, config, p, x):
-    """The experts of the greatest router logits; their shares are the softmax over those alone, in OLMoE over all."""
+    """The experts of the greatest router logits; their shares are the softmax over those alone, in OLMoE and Qwen2 over all.
+    In Qwen2 one more, as much as the sigmoid of a gate."""
     mixtral = config["model_type"] == "mixtral"
     p += "block_sparse_moe." if mixtral else "mlp."
     names = ("w1", "w3", "w2") if mixtral else ("gate_proj", "up_proj", "down_proj")
@@ -155,11 +158,16 @@ def mixture(w, config, p, x):
     out = np.zeros_like(x)
     for row, scores in enumerate(logits):
         chosen = np.argsort(-scores)[: config["num_experts_per_tok"]]
-        shares = softmax(scores)[chosen] if config["model_type"] == "olmoe" else softmax(scores[chosen])
+        all_count = config["model_type"] in ("olmoe", "qwen2_moe")
+        shares = softmax(scores)[chosen] if all_count else softmax(scores[chosen])
         for n, share in zip(chosen, shares):
             gate, up, down = (w[f"{p}experts.{n}.{name}.weight"] for name in names)
             g = gate @ x[row]
             out[row] += share * (down @ (g / (1 + np.exp(-g)) * (up @ x[row])))
+    if config["model_type"] == "qwen2_moe":
+        g, u = (linear(x, w, f"{p}shared_expert.{n}_proj") for n in ("gate", "up"))
+        shared = linear(g / (1 + np.exp(-g)) * u, w, p + "shared_expert.down_proj")
+        out += shared / (1 + np.exp(-linear(x, w, p + "shared_expert_gate")))
     return out
 
 
@@ -304,6 +312,7 @@ def check(name):
     config = json.loads((folder / "config.json").read_text())
     hf = "text_config" in config
     text = config["text_config"] if hf else config
+    text = text | {"model_type": text["model_type"].removeprefix("llava_")}
     root = "language_model." if hf else ""
     embedding = weights[root + "model.embed_tokens.weight"]
     scale = math.sqrt(text["hidden_size"]) if text["model_type"] == "gemma" else 1.0
@@ -583,18 +592,13 @@ def check_fastvlm():
         config = json.loads((folder / "config.json").read_text())
         for case in json.loads((folder / "prompt.json").read_text())["cases"]:
             golden = read(folder / f"golden.{case['name']}.safetensors")
-            if case["name"] == "wide" and "pixel_values" in golden:
-                tiles["wide.png"] = golden["pixel_values"][0]
+            if "pixel_values" in golden:
+                tiles[case["images"][0]] = golden["pixel_values"][0]
             mine = {}
-            if all(image in tiles for image in case["images"]):
-                at = "model.vision_tower.vision_tower.model."
-                pixels = [tiles[image] for image in case["images"]]
-                mine["encode"] = np.stack([fastvithd(w, config["vision_config"], p, at) for p in pixels])
-            # Of other pictures the features are taken as they are.
-            features = mine.get("encode", golden.get("encode"))
-            mine["project"] = golden["project"]
-            if features is not None:
-                mine["project"] = np.stack([projector(w, "mlp2x_gelu", x, "model.mm_projector.") for x in features])
+            at = "model.vision_tower.vision_tower.model."
+            pixels = [tiles[image] for image in case["images"]]
+            mine["encode"] = np.stack([fastvithd(w, config["vision_config"], p, at) for p in pixels])
+            mine["project"] = np.stack([projector(w, "mlp2x_gelu", x, "model.mm_projector.") for x in mine["encode"]])
             ids = golden["input_ids"]
             h = w["model.embed_tokens.weight"][np.maximum(ids, 0)]
             h[ids < 0] = mine["project"].reshape(-1, h.shape[1])
@@ -611,6 +615,8 @@ def check_fastvlm():
             assert int(golden["greedy"][0]) == int(np.argmax(golden["logits"][-1]))
             seen = sorted(set(mine) & set(golden))
             print(f"{name}/{case['name']}: {seen}, worst relative error {worst:.1e}")
+
+
 def moondream_tower(w, config, pixels):
     patch, heads = config["enc_patch_size"], config["enc_n_heads"]
     side = config["crop_size"] // patch
@@ -717,3 +723,6 @@ if __name__ == "__main__":
     check_fastvlm()
     for each in ("moondream", "moondream-ids"):
         check_moondream(each)
+    from check_minicpmv import check_minicpmv
+
+    check_minicpmv()

@@ -12,7 +12,9 @@ With --timm the whole is compared with transformers' FastVlmForConditionalGenera
 import sys
 
 from common import (
+    GREEDY,
     HERE,
+    NEAR_TIE,
     check_every_weight,
     clean,
     dump,
@@ -22,9 +24,9 @@ from common import (
     random_tensor,
     resize_shortest,
     run_llama,
+    save_golden,
 )
 from fastvithd import FastVitHd
-from make_smolvlm import NEAR_TIE, save
 from make_text import BBPE, QWEN2_EOS, qwen2_files
 from projectors import PROJECTORS
 
@@ -37,8 +39,6 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 SEED = 41
 SIDE = 128
-GREEDY = 32
-LOGIT_ROWS = 4
 IMAGE_TOKENS = (SIDE // 64) ** 2
 TOWER = {
     "cls_ratio": 2.0,
@@ -187,7 +187,7 @@ def trace(name, model, prompt, images):
     hidden, logits = run_llama(model.decoder, embeds)
     golden = {"pixel_values": pixels, "encode": encode, "project": project, "input_ids": ids}
     golden |= {f"hidden.{i}": h for i, h in enumerate(hidden)}
-    golden["logits"] = logits[-LOGIT_ROWS:]
+    golden["logits"] = logits
     golden["greedy"], gap = greedy(model, embeds)
     print(f"{name}: greedy {golden['greedy']}, smallest gap {gap:.4f}")
     assert gap > NEAR_TIE, "near tie, choose another seed"
@@ -202,11 +202,11 @@ def write(folder, model, state, cases, opened):
         prompt, images = CASES[name]
         golden = trace(f"{folder.name}/{name}", model, prompt, [opened[i] for i in images])
         # What other cases and folders hold, or what these tensors depend on.
-        for stage in {"wide": (), "tall": ("pixel_values",)}.get(name, ("pixel_values", "encode", "hidden.1")):
+        for stage in ("pixel_values", "encode", "hidden.1") if len(images) > 1 else ():
             del golden[stage]
         if folder.name != "fastvlm":
             golden = {k: golden[k] for k in ("encode", "project", "input_ids", "logits", "greedy")}
-        save(folder / f"golden.{name}.safetensors", golden)
+        save_golden(folder, name, golden)
         listed.append({"name": name, "prompt": prompt, "images": [f"{i}.png" for i in images]})
     dump(folder / "prompt.json", {"cases": listed})
     save_file(state, str(folder / "model.safetensors"), metadata={"format": "pt"})

@@ -40,7 +40,7 @@ PICTURES = {"wide": (75, 40, 11), "tall": (30, 88, 12)}
 CASES = {
     "wide": ("<|im_start|>User:<image>What does the sign say?<end_of_utterance>\nAssistant:", ["wide"]),
     "tall": ("<|im_start|>User:<image>\n12 boats?<end_of_utterance>\nAssistant:", ["tall"]),
-    "two": (
+    "three": (
         "<|im_start|>User: First<image>then<image><image>. Which is small?<end_of_utterance>\nAssistant:",
         ["tall", "wide", "tall"],
     ),

@@ -1,5 +1,5 @@
 """Text-only checkpoints of the decoders that are LLaMA's block with other data: qwen2/, gemma/,
-qwen3/, qwen3moe/, mixtral/, olmoe/.
+qwen2moe/, qwen3/, qwen3moe/, mixtral/, olmoe/.
 
 Usage: python make_text.py     (after make_tokenizer.py)
 """
@@ -35,6 +35,8 @@ from transformers import (
     OlmoeForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3MoeConfig,
@@ -61,6 +63,32 @@ def qwen2_config():
         bos_token_id=None,
         eos_token_id=QWEN2_EOS,
         attn_implementation="eager",
+    )
+
+
+def qwen2moe_config():
+    """Qwen1.5-MoE's structure: three of seven experts whose shares do not add up to 1, and one that every token passes."""
+    return Qwen2MoeConfig(
+        vocab_size=608,
+        hidden_size=40,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        moe_intermediate_size=28,
+        shared_expert_intermediate_size=52,
+        num_experts=7,
+        num_experts_per_tok=3,
+        norm_topk_prob=False,
+        decoder_sparse_step=1,
+        max_position_embeddings=512,
+        rms_norm_eps=1e-6,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=QWEN2_EOS,
+        attn_implementation="eager",
+        experts_implementation="eager",
     )
 
 
@@ -177,12 +205,12 @@ def olmoe_config():
 
 
 def experts(state, scale):
-    """Stacks of matrices count their experts first; routers that tell rows apart."""
+    """Stacks of matrices count their experts first; routers and gates that tell rows apart."""
     out = {}
     for name, value in state.items():
         if ".experts." in name:
             value = value * (value[0].numel() / value.shape[-1]) ** 0.5
-        elif name.endswith("mlp.gate.weight"):
+        elif name.endswith(("mlp.gate.weight", "mlp.shared_expert_gate.weight")):
             value = value * scale
         out[name] = value.contiguous()
     return out
@@ -238,6 +266,7 @@ def make(name, model_class, config, state, ids, generation, write_vocabulary, co
 # Gemma's first release says "gelu" and means its tanh form.
 OLD = {
     "qwen2": {"transformers_version": "4.40.0", "use_sliding_window": False, "sliding_window": 512},
+    "qwen2moe": {"transformers_version": "4.40.0", "num_experts": 7, "use_sliding_window": False, "sliding_window": 512},
     "qwen3": {"transformers_version": "4.51.0", "use_sliding_window": False},
     "qwen3moe": {"transformers_version": "4.51.0", "num_experts": 7},
     "mixtral": {"transformers_version": "4.36.0"},
@@ -255,6 +284,8 @@ def main():
         make(name, model_class, config, state, ids, generation, qwen2_files, range(597, 608))
 
     make_qwen("qwen2", Qwen2ForCausalLM, qwen2_config(), state)
+    state = random_state(Qwen2MoeForCausalLM(qwen2moe_config()), SEEDS["qwen2moe"])
+    make_qwen("qwen2moe", Qwen2MoeForCausalLM, qwen2moe_config(), experts(state, 2.0))
     state = random_state(Qwen3ForCausalLM(qwen3_config()), SEEDS["qwen3"], embed=0.2)
     make_qwen("qwen3", Qwen3ForCausalLM, qwen3_config(), state)
     state = random_state(Qwen3MoeForCausalLM(qwen3moe_config()), SEEDS["qwen3moe"])
@@ -275,7 +306,7 @@ def main():
     make_spm("mixtral", MixtralForCausalLM, mixtral_config(), experts(state, 2.0))
 
 
-SEEDS = {"qwen2": 85, "qwen3": 72, "qwen3moe": 4, "gemma": 40, "mixtral": 16, "olmoe": 2}
+SEEDS = {"qwen2": 85, "qwen2moe": 1, "qwen3": 72, "qwen3moe": 4, "gemma": 40, "mixtral": 16, "olmoe": 2}
 
 if __name__ == "__main__":
     sys.exit(main())

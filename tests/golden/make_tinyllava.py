@@ -1,5 +1,5 @@
 """TinyLLaVA checkpoints: tinyllava/ (SigLIP whose first row is dropped, MLP, Qwen2), and tinyllava-*/ with other
-decoders and with a CLIP tower.
+decoders and with a CLIP tower; and llava-gemma/, which has the same parts under LLaVA's names.
 
 Usage: python make_tinyllava.py [folder ...]     (after make_tokenizer.py)
 """
@@ -31,6 +31,7 @@ from make_tokenizer import write_spm_files
 from make_vlm import (
     INERT,
     image_processor,
+    original_config,
     phi_tokenize,
     siglip_config,
     siglip_processor,
@@ -138,6 +139,13 @@ FOLDERS = {
     ),
     "tinyllava-gemma": (siglip_config(20, 2, 38, 44), gemma_config(28, 60), GEMMA, (26, 2, 1)),
     "tinyllava-clip": (vision_config(20, 2, 38, 42), qwen2_config(24, 52), QWEN2, (27, 1, 3)),
+    "llava-gemma": (vision_config(20, 2, 38, 42), gemma_config(28, 60), GEMMA, (30, 2, 4)),
+}
+# Places of the parts in the original repository of LLaVA.
+LLAVA_PLACES = {
+    "vision_tower._vision_tower.": "model.vision_tower.vision_tower.",
+    "connector._connector.": "model.mm_projector.",
+    "language_model.": "",
 }
 
 
@@ -198,6 +206,7 @@ class TinyLlava:
 def make(name, vision, text, kind, seeds):
     decoder, tokenize, write_files, generation, no_text = kind
     clip = isinstance(vision, CLIPVisionConfig)
+    as_llava = name.startswith("llava")
     folder = clean(HERE / name)
     model = TinyLlava(vision, text, decoder)
     state = model.random_state(seeds[0])
@@ -206,7 +215,7 @@ def make(name, vision, text, kind, seeds):
 
     def pixels_of(images):
         if clip:
-            return torch.cat([preprocess(image, size, pad=False) for image in images])
+            return torch.cat([preprocess(image, size, pad=as_llava) for image in images])
         return torch.cat([normalise(squash(image, size), HALF, HALF) for image in images])
 
     def traced(prompt, images):
@@ -217,7 +226,7 @@ def make(name, vision, text, kind, seeds):
     ids = tokenize(CASES["wide"][0], model.rows)
     check_every_weight(name, state, lambda s: model.load(s).logits(pixels, ids), INERT)
 
-    save_weights(folder / "model.safetensors", state)
+    save_weights(folder / "model.safetensors", llava_names(state) if as_llava else state)
     language = json.loads(text.to_json_string())
     rope = language.pop("rope_parameters")
     language |= {k: rope[k] for k in ("rope_theta", "partial_rotary_factor") if k in rope}
@@ -249,12 +258,26 @@ def make(name, vision, text, kind, seeds):
         "vision_feature_layer": -2,
         "vision_feature_select_strategy": "patch",
     }
-    dump(folder / "config.json", config)
+    dump(folder / "config.json", llava_config(vision, text, language) if as_llava else config)
     dump(folder / "preprocessor_config.json", image_processor(size) if clip else siglip_processor(size))
     dump(folder / "generation_config.json", generation)
     write_files(folder)
     for path in folder.iterdir():
         path.chmod(0o644)
+
+
+def llava_names(state):
+    renamed = {}
+    for name, value in state.items():
+        place = next(place for place in LLAVA_PLACES if name.startswith(place))
+        renamed[LLAVA_PLACES[place] + name[len(place) :]] = value
+    return renamed
+
+
+def llava_config(vision, text, language):
+    """The decoder's fields at the top."""
+    config = original_config("llava", "mlp2x_gelu", vision, text) | language
+    return config | {"architectures": ["LlavaGemmaForCausalLM"], "model_type": f"llava_{text.model_type}"}
 
 
 def main():

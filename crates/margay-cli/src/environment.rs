@@ -7,7 +7,8 @@ pub(crate) fn isa() -> Option<String> {
     std::env::var("MARGAY_ISA").ok().filter(|isa| !isa.is_empty())
 }
 
-/// What the variables of Hugging Face's own tools say of a hub. Source: huggingface_hub, "Environment variables".
+/// What the variables of Hugging Face's own tools say of a hub. Source: huggingface_hub, "Environment variables";
+/// httpx and requests, on which it stands, for the certificates.
 #[cfg(feature = "hub")]
 pub(crate) fn hub() -> anyhow::Result<margay_hub::HubOptions> {
     use std::path::PathBuf;
@@ -30,6 +31,7 @@ pub(crate) fn hub() -> anyhow::Result<margay_hub::HubOptions> {
     if let Some(endpoint) = set("HF_ENDPOINT") {
         options.endpoint = endpoint;
     }
+    options.certificates = set("SSL_CERT_FILE").or_else(|| set("REQUESTS_CA_BUNDLE")).map(PathBuf::from);
     let yes = |value: String| ["1", "on", "yes", "true"].contains(&value.to_lowercase().as_str());
     options.offline = set("HF_HUB_OFFLINE").is_some_and(yes);
     Ok(options)

@@ -13,7 +13,9 @@ use std::{collections::BTreeMap, path::Path};
 /// Runs with the variables of a person who uses that hub.
 fn with_hub(hub: &Running, home: &Path, variables: &[(&str, &str)], words: &[&str]) -> Ran {
     let mut command = margay();
-    for name in ["HF_HUB_CACHE", "HF_TOKEN_PATH", "HF_TOKEN", "HF_HUB_OFFLINE", "XDG_CACHE_HOME"] {
+    for name in
+        ["HF_HUB_CACHE", "HF_TOKEN_PATH", "HF_TOKEN", "HF_HUB_OFFLINE", "XDG_CACHE_HOME", "SSL_CERT_FILE"]
+    {
         command.env_remove(name);
     }
     for name in ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
@@ -90,4 +92,6 @@ fn a_gguf_file_of_a_hub_runs_with_its_vision_part() {
     let lost = with_hub(&hub, home.path(), &[], &["run", "hf:owner/model:gone.gguf", "hello"]);
     lost.fails(1, &["gone.gguf", "llava.gguf"]);
     with_hub(&hub, home.path(), &[], &["pull", "owner"]).fails(2, &["OWNER/REPO"]);
+    let certificates = [("SSL_CERT_FILE", "no-such.pem")];
+    with_hub(&hub, home.path(), &certificates, &["pull", "owner/model"]).fails(1, &["no-such.pem", "PEM"]);
 }

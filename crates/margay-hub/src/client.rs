@@ -2,13 +2,19 @@
 
 use crate::{HubError, HubOptions, ModelRef, reference::is_plain};
 use serde::Deserialize;
-use std::{io::Read, time::Duration};
-use ureq::{Agent, Body, http::Response, http::StatusCode};
+use std::{fs::File, io::Read, path::Path, time::Duration};
+use ureq::{
+    Agent, Body,
+    http::{Response, StatusCode},
+    tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem},
+};
 
 /// Most bytes of a list of files; the largest repositories have some thousand.
 const MAX_LIST_BYTES: u64 = 32 << 20;
 /// Most files of a repository that are looked at.
 const MAX_FILES: usize = 100_000;
+/// Most bytes of a file of certificates that are read; all public ones together take a quarter of a MB.
+const MAX_CERTIFICATES_BYTES: u64 = 16 << 20;
 /// Redirects within a hub (repositories that were renamed) before it counts as a loop.
 const MAX_REDIRECTS: usize = 5;
 
@@ -39,7 +45,11 @@ pub(crate) struct RemoteFile {
 }
 
 impl<'a> Client<'a> {
-    pub(crate) fn new(options: &'a HubOptions, model: &'a ModelRef) -> Self {
+    pub(crate) fn new(options: &'a HubOptions, model: &'a ModelRef) -> Result<Self, HubError> {
+        let roots = match &options.certificates {
+            None => RootCerts::WebPki,
+            Some(path) => RootCerts::from(certificates(path)?),
+        };
         let config = || {
             Agent::config_builder()
                 .user_agent(concat!("margay/", env!("CARGO_PKG_VERSION")))
@@ -47,9 +57,10 @@ impl<'a> Client<'a> {
                 .timeout_connect(Some(CONNECT_TIMEOUT))
                 .timeout_recv_response(Some(READ_TIMEOUT))
                 .timeout_per_read(Some(READ_TIMEOUT))
+                .tls_config(TlsConfig::builder().root_certs(roots.clone()).build())
         };
         let asking = config().max_redirects(0).max_redirects_will_error(false).build().new_agent();
-        Client { options, model, asking, fetching: config().build().new_agent() }
+        Ok(Client { options, model, asking, fetching: config().build().new_agent() })
     }
 
     /// The commit of the revision, and the files of it.
@@ -183,6 +194,21 @@ impl<'a> Client<'a> {
             status => Err(HubError::Status { status, url }),
         }
     }
+}
+
+/// The certificates in a file.
+fn certificates(path: &Path) -> Result<Vec<Certificate<'static>>, HubError> {
+    let bad = |why: String| HubError::Certificates { path: path.to_owned(), why };
+    let mut bytes = vec![];
+    let read = File::open(path).and_then(|file| file.take(MAX_CERTIFICATES_BYTES).read_to_end(&mut bytes));
+    read.map_err(|e| bad(format!("cannot be read: {e}")))?;
+    let items = parse_pem(&bytes).filter_map(|item| match item {
+        Ok(PemItem::Certificate(certificate)) => Some(Ok(certificate)),
+        Ok(_) => None,
+        Err(error) => Some(Err(bad(format!("is damaged: {error}")))),
+    });
+    let found: Vec<_> = items.collect::<Result<_, _>>()?;
+    if found.is_empty() { Err(bad("holds no certificate".to_owned())) } else { Ok(found) }
 }
 
 /// A path or revision in an address; a revision's slashes are escaped as well.

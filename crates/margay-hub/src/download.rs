@@ -74,7 +74,7 @@ pub fn pull(
         let missing = || HubError::Offline { what: model.to_string(), cache: options.cache.clone() };
         return cached(&cache, model).ok_or_else(missing);
     }
-    let client = Client::new(options, model);
+    let client = Client::new(options, model)?;
     let repo = match client.repo() {
         Ok(repo) => repo,
         Err(error @ HubError::Connection { .. }) => {

@@ -53,7 +53,7 @@ pub enum HubError {
         url: String,
     },
     /// The hub cannot be reached, or the connection broke.
-    #[error("cannot fetch {url}: {source}")]
+    #[error("cannot fetch {url}: {source}{}", advice(source))]
     Connection {
         /// Where.
         url: String,
@@ -112,9 +112,25 @@ pub enum HubError {
         #[source]
         source: io::Error,
     },
+    /// The certificates that should vouch for the hub cannot be had.
+    #[error("{} {why}; SSL_CERT_FILE names a file of certificates in PEM form", path.display())]
+    Certificates {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
     /// The caller stopped it; what was received is kept.
     #[error("stopped; what was received is kept")]
     Stopped,
+}
+
+/// What to do where a hub's certificate is not trusted, which only the words of the TLS below tell.
+fn advice(error: &ureq::Error) -> &'static str {
+    match error.to_string().contains("certificate") {
+        true => "; if the certificate is your own, name the file of it with SSL_CERT_FILE",
+        false => "",
+    }
 }
 
 impl HubError {

@@ -42,12 +42,15 @@ pub struct HubOptions {
     pub token: Option<String>,
     /// Use the cache alone.
     pub offline: bool,
+    /// File of the certificates (PEM) that vouch for the hub, in place of those that vouch for public ones.
+    pub certificates: Option<PathBuf>,
 }
 
 impl HubOptions {
     /// The public hub, without a token.
     pub fn new(cache: PathBuf) -> Self {
-        HubOptions { endpoint: "https://huggingface.co".to_owned(), cache, token: None, offline: false }
+        let endpoint = "https://huggingface.co".to_owned();
+        HubOptions { endpoint, cache, token: None, offline: false, certificates: None }
     }
 }
 
@@ -60,6 +63,7 @@ impl std::fmt::Debug for HubOptions {
             .field("cache", &self.cache)
             .field("token", &token)
             .field("offline", &self.offline)
+            .field("certificates", &self.certificates)
             .finish()
     }
 }

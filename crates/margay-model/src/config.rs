@@ -5,6 +5,7 @@ use margay_graph::{Bindings, Sym};
 use margay_prompt::{
     image::{Fit, ImageError, ImageSpec, Stitch, Tiling},
     layout::PictureLayout,
+    text::ImagePlace,
 };
 use std::{num::NonZeroUsize, sync::Arc};
 
@@ -79,6 +80,8 @@ pub struct Mixture {
     pub used: usize,
     /// F of each.
     pub ffn: usize,
+    /// F of one more, which every token passes, as much as a gate of its own lets through.
+    pub shared: Option<usize>,
 }
 
 /// How rotary frequencies are stretched. Source: transformers `modeling_rope_utils.py`.
@@ -283,6 +286,8 @@ pub struct PromptStyle {
     pub template: &'static str,
     /// How templates mark an image.
     pub image_mark: &'static str,
+    /// Where a template that takes a message as one text finds its images.
+    pub image_place: ImagePlace,
     /// Texts that end an answer, beside the vocabulary's own stop tokens.
     pub stops: &'static [&'static str],
 }
@@ -304,6 +309,13 @@ pub(crate) fn within(place: &str, field: &str, value: usize, most: usize) -> Res
         return Err(ModelError::Field { place: place.to_owned(), field: field.to_owned(), what });
     }
     Ok(())
+}
+
+impl PromptStyle {
+    /// With images in front of the words, marked `<image>`.
+    pub(crate) const fn new(template: &'static str, stops: &'static [&'static str]) -> Self {
+        PromptStyle { template, image_mark: "<image>", image_place: ImagePlace::Front, stops }
+    }
 }
 
 impl TextConfig {
@@ -345,10 +357,11 @@ impl TextConfig {
                 return Err(bad("rope sections", what));
             }
         }
-        if let Some(Mixture { experts, used, ffn }) = self.mixture {
+        if let Some(Mixture { experts, used, ffn, shared }) = self.mixture {
             within(place, "experts", experts, bound::EXPERTS)?;
             within(place, "experts a token passes", used, experts)?;
             within(place, "feed-forward width of experts", ffn, bound::WIDTH)?;
+            within(place, "feed-forward width of the shared expert", shared.unwrap_or(1), bound::WIDTH)?;
         }
         if !(self.norm_eps > 0.0 && self.norm_eps < 1.0) {
             return Err(bad("norm epsilon", format!("{} is not within 0 to 1", self.norm_eps)));

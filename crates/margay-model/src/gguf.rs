@@ -26,6 +26,9 @@ const IMAGE_SIDE_KEY: &str = "clip.vision.image_size";
 /// Learned queries of a projector that has them.
 const QUERIES_KEY: &str = "clip.minicpmv_query_num";
 
+/// Of the expert that every token passes.
+const SHARED_KEY: &str = "expert_shared_feed_forward_length";
+
 /// `clip.projector_type`, or its place in files of several modalities.
 pub(crate) fn projector_type(vision: &Metadata) -> Result<&str, ModelError> {
     if let Some(kind) = vision.opt_str("clip.projector_type")? {
@@ -107,7 +110,7 @@ fn read_text(arch: &str, part: GgufPart<'_>) -> Result<TextConfig, ModelError> {
         norm_eps: meta.f32(&key(norm_eps_key(decoder)))?,
         context: meta.usize(&key("context_length"))?,
         tied: tensors.info("output.weight").is_none(),
-        mixture: read_mixture(arch, decoder, meta)?,
+        mixture: read_mixture(arch, decoder, part)?,
     }
     .checked("GGUF metadata")
 }
@@ -124,7 +127,8 @@ fn rope_sections(key: &str, decoder: &Decoder, meta: &Metadata) -> Result<Option
     }
 }
 
-fn read_mixture(arch: &str, decoder: &Decoder, meta: &Metadata) -> Result<Option<Mixture>, ModelError> {
+fn read_mixture(arch: &str, decoder: &Decoder, part: GgufPart<'_>) -> Result<Option<Mixture>, ModelError> {
+    let GgufPart { metadata: meta, tensors } = part;
     let key = |name: &str| format!("{arch}.{name}");
     let Some(experts) = meta.opt_usize(&key("expert_count"))?.filter(|n| *n > 0) else { return Ok(None) };
     if !decoder.experts {
@@ -135,7 +139,10 @@ fn read_mixture(arch: &str, decoder: &Decoder, meta: &Metadata) -> Result<Option
         Some(ffn) => ffn,
         None => meta.usize(&key("feed_forward_length"))?,
     };
-    Ok(Some(Mixture { experts, used: meta.usize(&key("expert_used_count"))?, ffn }))
+    // Early files hold a shared expert and do not say how wide it is.
+    let rows = || tensors.info("blk.0.ffn_up_shexp.weight")?.shape.dims().first().copied();
+    let shared = meta.opt_usize(&key(SHARED_KEY))?.filter(|ffn| *ffn > 0).or_else(rows);
+    Ok(Some(Mixture { experts, used: meta.usize(&key("expert_used_count"))?, ffn, shared }))
 }
 
 fn norm_eps_key(decoder: &Decoder) -> &'static str {
@@ -249,10 +256,13 @@ pub fn text_metadata(config: &ModelConfig) -> Metadata {
     size("attention.value_length", text.head_dim);
     size("rope.dimension_count", text.rotary);
     size("vocab_size", text.vocabulary);
-    if let Some(Mixture { experts, used, ffn }) = text.mixture {
+    if let Some(Mixture { experts, used, ffn, shared }) = text.mixture {
         size("expert_count", experts);
         size("expert_used_count", used);
         size("expert_feed_forward_length", ffn);
+        if let Some(ffn) = shared {
+            size(SHARED_KEY, ffn);
+        }
     }
     if let Some([time, row, column]) = text.rope_sections {
         let sections = [time, row, column, 0].map(|pairs| pairs as i32).to_vec();

@@ -100,8 +100,9 @@ pub(crate) struct TextDefaults {
     pub(crate) norm_eps: f32,
     pub(crate) context: usize,
     pub(crate) tied: bool,
-    /// Experts, where it has some; `None` where only the configuration tells.
-    pub(crate) experts: Option<usize>,
+    /// Experts, where it has some; `None` where only the configuration tells. Where their width is 0 they are as wide as a
+    /// feed-forward layer.
+    pub(crate) experts: Option<Mixture>,
 }
 
 impl TextDefaults {
@@ -179,6 +180,9 @@ pub(crate) fn text(
     text.checked(config.place())
 }
 
+/// Source: transformers `MixtralConfig`.
+const MIXTRAL: Mixture = Mixture { experts: 8, used: 2, ffn: 0, shared: None };
+
 /// Mixtral counts `num_local_experts`, Qwen `num_experts`; Mixtral's are as wide as a feed-forward layer.
 fn mixture(
     config: &HfConfig<'_>,
@@ -186,21 +190,33 @@ fn mixture(
     defaults: &TextDefaults,
 ) -> Result<Option<Mixture>, ModelError> {
     let field = ["num_local_experts", "num_experts"].into_iter().find(|field| config.get(field).is_some());
-    let experts = match (field, defaults.experts) {
-        (Some(field), _) => config.usize(field, 0)?,
-        (None, Some(experts)) => experts,
-        (None, None) => return Ok(None),
-    };
+    let Some(usual) = defaults.experts.or(field.map(|_| MIXTRAL)) else { return Ok(None) };
     if !decoder.experts {
         let what = format!("experts in a {} decoder are not supported", decoder.arch);
         return Err(config.bad(field.unwrap_or("num_experts"), &what));
     }
-    let ffn = config.usize("intermediate_size", defaults.ffn)?;
-    let (used, ffn) = match config.get("moe_intermediate_size") {
-        Some(_) => (8, config.usize("moe_intermediate_size", ffn)?),
-        None => (2, ffn),
+    let experts = field.map_or(Ok(usual.experts), |field| config.usize(field, 0))?;
+    let ffn = match usual.ffn {
+        0 => config.usize("intermediate_size", defaults.ffn)?,
+        ffn => ffn,
     };
-    Ok(Some(Mixture { experts, used: config.usize("num_experts_per_tok", used)?, ffn }))
+    let ffn = config.usize("moe_intermediate_size", ffn)?;
+    let used = config.usize("num_experts_per_tok", usual.used)?;
+    let shared = usual.shared.map(|ffn| config.usize("shared_expert_intermediate_size", ffn)).transpose()?;
+    Ok(Some(Mixture { experts, used, ffn, shared }))
+}
+
+/// That a decoder has experts in each of its layers.
+///
+/// # Errors
+/// [`ModelError::Field`] where it is not so.
+pub(crate) fn experts_throughout(config: &HfConfig<'_>) -> Result<(), ModelError> {
+    let dense =
+        config.get("mlp_only_layers").is_some_and(|list| list.as_array().is_none_or(|l| !l.is_empty()));
+    if dense || config.usize("decoder_sparse_step", 1)? != 1 {
+        return Err(config.bad("mlp_only_layers", "layers without experts among others are not supported"));
+    }
+    Ok(())
 }
 
 /// How many pairs follow each axis, of a decoder whose positions have several.
@@ -274,7 +290,9 @@ mod tests {
     #[test]
     fn both_spellings_of_a_configuration_are_one() {
         let read = decoder::from_hf;
-        for folder in ["llama-odd", "phi2", "qwen2", "qwen3", "qwen3moe", "gemma", "mixtral"] {
+        for folder in
+            ["llama-odd", "phi2", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "olmoe", "gemma", "mixtral"]
+        {
             let of = |file: &str| {
                 let at = format!("{}/../../tests/golden/{folder}/{file}", env!("CARGO_MANIFEST_DIR"));
                 let json: Value = serde_json::from_str(&std::fs::read_to_string(at).unwrap()).unwrap();

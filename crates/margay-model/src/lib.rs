@@ -13,6 +13,8 @@ mod families;
 pub mod gguf;
 mod hf;
 mod projector;
+#[cfg(test)]
+mod renames;
 mod vision;
 mod weights;
 

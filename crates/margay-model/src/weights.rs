@@ -514,7 +514,8 @@ impl Canonical {
     }
 
     /// The weight as a program declares it: its shape checked. A plain tensor may be stored with its sizes split
-    /// otherwise (a patch kernel as `[out, 3, p, p]`, a squeezed convolution), as long as the rows are the same.
+    /// otherwise (a patch kernel as `[out, 3, p, p]`, a squeezed convolution), as long as the rows are the same; one of
+    /// blocks where the blocks lie in the same rows.
     ///
     /// # Errors
     /// [`ModelError::Weight`] where it is missing or of another shape.
@@ -533,7 +534,7 @@ impl Canonical {
         // Sizes of 1 in front say nothing: `[1, positions, width]`.
         let rows = |shape: &Shape| shape.dims().iter().copied().find(|size| *size != 1);
         let fits = info.shape == spec.shape
-            || (!info.dtype.is_block()
+            || ((!info.dtype.is_block() || info.shape.row() == spec.shape.row())
                 && info.shape.elements() == spec.shape.elements()
                 && rows(&info.shape) == rows(&spec.shape));
         if !fits {

@@ -26,6 +26,7 @@ const FOLDERS: &[&str] = &[
     "llama",
     "llama-odd",
     "llava",
+    "llava-gemma",
     "llava-hf",
     "minicpmv",
     "mixtral",
@@ -34,6 +35,7 @@ const FOLDERS: &[&str] = &[
     "olmoe",
     "phi2",
     "qwen2",
+    "qwen2moe",
     "qwen3",
     "qwen3moe",
     "siglip",
@@ -102,6 +104,7 @@ fn converted_checkpoints_keep_the_published_logits() {
                 "{name}"
             );
             let read = ModelSource::open(&path, None).unwrap();
+            assert_eq!(read.family.id, source.family.id, "{name}");
             assert_eq!(read.config.text, source_text(&source), "{name}");
             assert_eq!(read.config.vision.is_some(), source.config.vision.is_some(), "{name}");
             assert_eq!(read.template_source, source.template_source, "{name}");
@@ -131,8 +134,18 @@ fn source_text(source: &ModelSource) -> margay::rooms::model::TextConfig {
 #[test]
 fn converting_a_converted_model_changes_no_byte() {
     let out = tempfile::tempdir().unwrap();
-    for name in ["gemma", "imp", "llama", "llava", "llava-hf", "mobilevlm-v1", "qwen2", "qwen3moe", "siglip"]
-    {
+    for name in [
+        "gemma",
+        "imp",
+        "llama",
+        "llava",
+        "llava-hf",
+        "mobilevlm-v1",
+        "qwen2",
+        "qwen2moe",
+        "qwen3moe",
+        "siglip",
+    ] {
         let source = ModelSource::open(&golden(name), None).unwrap();
         let [first, second] = ["first", "second"].map(|n| out.path().join(format!("{name}-{n}.gguf")));
         converted(&source, &first, DType::F16, true);
@@ -342,6 +355,50 @@ fn a_legacy_clip_file_is_the_same_model() {
         let error = error(&logits(&read, &folder), &expected);
         assert!(error <= tolerance, "half precision {half_positions}: {error:e}");
         assert_eq!(error > 0.0, half_positions);
+    }
+}
+
+/// What public converters write since they say `general.type`: all blocks, also those behind the features, and the norm behind
+/// them; only the family knows where the features are taken.
+#[test]
+fn a_public_clip_file_holds_blocks_that_do_not_run() {
+    let out = tempfile::tempdir().unwrap();
+    for name in ["mobilevlm-v1", "llava", "imp"] {
+        let folder = golden(name);
+        let source = ModelSource::open(&folder, None).unwrap();
+        let path = out.path().join(format!("{name}.gguf"));
+        converted(&source, &path, DType::F32, false);
+        let ours = Gguf::open(mmproj_path(&path)).unwrap();
+        let mut public = Metadata::new();
+        let theirs = |key: &str| !key.starts_with("margay.") && key != "clip.vision.feature_layer";
+        for (key, value) in ours.metadata().iter().filter(|(key, _)| theirs(key)) {
+            public.insert(key, value.clone());
+        }
+        let mut tensors: Vec<(String, Tensor)> =
+            ours.tensors().map(|(name, _)| (name.to_owned(), ours.tensor(name).unwrap())).collect();
+        let blocks = tensors.iter().filter(|(name, _)| name.ends_with(".ln1.weight")).count();
+        // They would spoil everything.
+        let spoilt = |tensor: &Tensor| {
+            let shape = tensor.shape().clone();
+            let values = vec![f32::NAN; shape.elements().unwrap()];
+            Tensor::from_f32(shape, &values).unwrap()
+        };
+        for (name, tensor) in tensors.clone() {
+            if let Some(inner) = name.strip_prefix("v.blk.0.") {
+                tensors.push((format!("v.blk.{blocks}.{inner}"), spoilt(&tensor)));
+            }
+            if let Some(kind) = name.strip_prefix("v.blk.0.ln1.") {
+                tensors.push((format!("v.post_ln.{kind}"), spoilt(&tensor)));
+            }
+        }
+        public.insert("clip.vision.block_count", blocks as u32 + 1);
+        let theirs = out.path().join(format!("{name}-public.gguf"));
+        let named: Vec<(&str, &Tensor)> =
+            tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+        write_gguf(&theirs, &public, &named).unwrap();
+        let read = ModelSource::open(&path, Some(&theirs)).unwrap();
+        assert_eq!(read.family.id, source.family.id);
+        assert_eq!(logits(&read, &folder), logits(&source, &folder), "{name}");
     }
 }
 

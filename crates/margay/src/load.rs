@@ -65,6 +65,7 @@ impl ModelSource {
             bos_token: token(self.tokenizer.bos()),
             eos_token: token(self.tokenizer.eos()),
             image_mark: self.config.prompt.image_mark.to_owned(),
+            image_place: self.config.prompt.image_place,
         };
         Ok(self.template.render(messages, &options)?.parts)
     }

@@ -274,7 +274,7 @@ pub(crate) fn raw_parts(prompt: &str, mark: &str) -> Vec<RenderedPart> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Event, KvType, LoadOptions, Stage};
+    use crate::{Event, KvType, LoadOptions, ModelSource, Stage};
     use std::path::Path;
 
     #[test]
@@ -350,6 +350,28 @@ mod tests {
             let error = there.ask_turns(&turns, &ask).err().unwrap().to_string();
             assert!(error.contains(why), "{error}");
         }
+    }
+
+    /// The golden prompt is what `chat` of MiniCPM-V 2.6 makes of this message.
+    #[test]
+    fn pictures_amid_a_message_stand_where_they_were_put() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/minicpmv");
+        let source = ModelSource::open(&folder, None).unwrap();
+        let prompt = std::fs::read_to_string(folder.join("prompt.json")).unwrap();
+        let prompt: serde_json::Value = serde_json::from_str(&prompt).unwrap();
+        let case = prompt["cases"].as_array().unwrap().iter().find(|case| case["name"] == "three").unwrap();
+        let layout = |name: &serde_json::Value| {
+            let image = Image::open(folder.join(name.as_str().unwrap())).unwrap();
+            source.picture_layout(&image).unwrap()
+        };
+        let layouts: Vec<_> = case["images"].as_array().unwrap().iter().map(layout).collect();
+        let ids =
+            |parts: &[RenderedPart]| Layout::default().place(&source.tokenizer, parts, &layouts).unwrap().ids;
+        let words = |text: &str| Part::Text(text.to_owned());
+        let content = vec![Part::Image, Part::Image, words("then"), Part::Image, words("Which is large?")];
+        let message = Message { role: "user".to_owned(), content };
+        let expected = raw_parts(case["prompt"].as_str().unwrap(), source.config.prompt.image_mark);
+        assert_eq!(ids(&source.render(&[message]).unwrap()), ids(&expected));
     }
 
     #[test]

@@ -11,7 +11,10 @@ use margay::{
         tensor::{DType, Tensor},
     },
 };
-use std::path::{Path, PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
 
 /// Largest difference over the largest value. Stages before the logits sum a few hundred products in float32, each
 /// rounded to 2^-24; the order of summation differs between implementations.
@@ -91,6 +94,8 @@ const STAGES: [&str; 5] = ["pixels", "encode", "project", "hidden", "logits"];
     allow(dead_code, reason = "the table has the reference beside the others")
 )]
 struct Run {
+    /// Id of the family.
+    family: &'static str,
     case: String,
     backend: String,
     /// The largest relative error of each of [`STAGES`]; `None` where the case holds no tensor of it.
@@ -111,7 +116,8 @@ fn check_case(source: &ModelSource, Case { name, text, images, golden }: &Case, 
     let options = TraceOptions { load: load.clone(), raw_prompt: true, greedy };
     let got = source.trace(images, text, &options).unwrap();
     let backend = load.isa.as_ref().map_or_else(|| load.backend.clone(), |isa| format!("cpu {isa}"));
-    let mut run = Run { case: name.clone(), backend, errors: [None; STAGES.len()], greedy };
+    let family = source.family.id;
+    let mut run = Run { family, case: name.clone(), backend, errors: [None; STAGES.len()], greedy };
     let mut compared = 0;
     for (stage, tensor) in &got {
         let Ok(expected) = expected.tensor(stage) else { continue };
@@ -204,20 +210,60 @@ const TABLE_HEAD: &str = "\
 Made by `cargo xtask parity`, which runs the comparison of `crates/margay/tests/end_to_end_parity.rs`: tiny random
 checkpoints of true structure against tensors that the published implementations computed (`tests/golden/README.md`), all
 in float32. A figure is the largest difference over the largest value of a tensor; under `hidden` the worst layer. `greedy`
-counts continuation tokens that are equal, of those compared. Instruction sets whose figures are the same share a row. A
-case of several pictures holds no tensor of the stages that its pictures have cases of their own for (-).
+counts continuation tokens that are equal, of those compared. A dash stands where there is no such stage.
+
+## Families
+
+Each checkpoint of a family, the worst of its cases on any backend.
 
 ";
 
-/// The table of all runs, which come sorted by case.
 #[cfg(feature = "reference")]
-fn table(runs: &[Run]) -> String {
-    let mut text = format!("{TABLE_HEAD}| case | backend | {} | greedy |\n", STAGES.join(" | "));
-    text += &format!("|{}\n", "---|".repeat(STAGES.len() + 3));
+const CASES_HEAD: &str = "
+## Cases
+
+Instruction sets whose figures are the same share a row. A case of several pictures holds no tensor of the stages that its
+pictures have cases of their own for (-).
+
+";
+
+#[cfg(feature = "reference")]
+fn figure(error: Option<f32>) -> String {
+    error.map_or_else(|| "-".to_owned(), |error| format!("{error:.1e}"))
+}
+
+/// A row for each checkpoint, family by family, then for each case.
+#[cfg(feature = "reference")]
+fn tables(runs: &[Run]) -> String {
+    let stages = STAGES.join(" | ");
+    let rule = |columns: usize| format!("|{}\n", "---|".repeat(columns));
+    let mut text = format!("{TABLE_HEAD}| family | checkpoint | cases | {stages} | greedy |\n");
+    text += &rule(STAGES.len() + 4);
+    for family in margay::rooms::model::FAMILIES {
+        let of_family = || runs.iter().filter(|run| run.family == family.id);
+        let mut folders: Vec<&str> = of_family().filter_map(|run| run.case.split('/').next()).collect();
+        folders.dedup();
+        for folder in folders {
+            let of_folder = || of_family().filter(|run| run.case.split('/').next() == Some(folder));
+            let mut cases: Vec<&str> = of_folder().filter_map(|run| run.case.split('/').nth(1)).collect();
+            cases.dedup();
+            let worst = |stage: usize| {
+                figure(of_folder().filter_map(|run| run.errors[stage]).max_by(|a, b| a.total_cmp(b)))
+            };
+            let stages = (0..STAGES.len()).map(worst).collect::<Vec<_>>().join(" | ");
+            let greedy = of_folder().map(|run| run.greedy).min().unwrap_or(0);
+            text += &format!(
+                "| {} | {folder} | {} | {stages} | {greedy} of {greedy} |\n",
+                family.id,
+                cases.join(", ")
+            );
+        }
+    }
+
+    text += &format!("{CASES_HEAD}| case | backend | {stages} | greedy |\n{}", rule(STAGES.len() + 3));
     let mut rows: Vec<(&str, Vec<&str>, String)> = vec![];
     for run in runs {
-        let figures = run.errors.iter().map(|e| e.map_or_else(|| "-".to_owned(), |e| format!("{e:.1e}")));
-        let figures = figures.collect::<Vec<_>>().join(" | ");
+        let figures = run.errors.iter().map(|error| figure(*error)).collect::<Vec<_>>().join(" | ");
         let figures = format!("{figures} | {0} of {0}", run.greedy);
         match rows.iter_mut().find(|(case, _, same)| *case == run.case && *same == figures) {
             Some((_, backends, _)) => backends.push(&run.backend),
@@ -245,13 +291,18 @@ fn write_the_parity_table() {
         of_name.sort_by(|a, b| a.case.cmp(&b.case));
         runs.extend(of_name);
     }
-    std::fs::write(page(), table(&runs)).unwrap();
+    std::fs::write(page(), tables(&runs)).unwrap();
 }
 
 /// Figures differ in their last digits between machines; the cases do not.
 #[test]
-fn the_parity_table_holds_every_case() {
+fn the_parity_table_holds_every_case_and_every_family() {
     let page = std::fs::read_to_string(page()).unwrap();
+    for family in margay::rooms::model::FAMILIES {
+        // What is read from public files alone has no checkpoint to be compared.
+        let listed = page.contains(&format!("\n| {} | ", family.id));
+        assert_eq!(listed, !family.hf.is_empty(), "{}: cargo xtask parity", family.id);
+    }
     let mut listed: Vec<_> = page
         .lines()
         .filter_map(|line| line.strip_prefix("| ")?.split(" | ").next())
@@ -263,4 +314,29 @@ fn the_parity_table_holds_every_case() {
     cases.sort_unstable();
     listed.sort_unstable();
     assert_eq!(listed, cases, "docs/parity.md is stale: cargo xtask parity");
+}
+
+#[test]
+fn every_family_that_sees_is_asked_about_two_shapes_and_three_pictures() {
+    let mut asked: BTreeMap<&str, Vec<(String, usize)>> = BTreeMap::new();
+    let mut takes_one = BTreeSet::new();
+    for name in checkpoints() {
+        let source = ModelSource::open(&golden(&name), None).unwrap();
+        if source.config.vision.is_none() {
+            continue;
+        }
+        if source.config.text.decoder.has_prefix() {
+            takes_one.insert(source.family.id);
+        }
+        let cases = cases(&name).into_iter().map(|case| (case.name, case.images.len()));
+        asked.entry(source.family.id).or_default().extend(cases);
+    }
+    assert!(asked.len() > 5, "{asked:?}");
+    for (family, cases) in asked {
+        for shape in ["/wide", "/tall"] {
+            assert!(cases.iter().any(|(name, _)| name.ends_with(shape)), "{family}: {cases:?}");
+        }
+        let three = cases.iter().any(|(_, images)| *images == 3);
+        assert_eq!(three, !takes_one.contains(family), "{family}: {cases:?}");
+    }
 }

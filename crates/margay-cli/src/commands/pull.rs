@@ -18,7 +18,8 @@ ENVIRONMENT:
   HF_HOME         the cache is hub/ below it; ~/.cache/huggingface unless set (HF_HUB_CACHE: itself)
   HF_TOKEN        opens repositories that are not for everyone; else the file HF_HOME/token
   HF_ENDPOINT     another hub than https://huggingface.co
-  HF_HUB_OFFLINE  1: use the cache alone";
+  HF_HUB_OFFLINE  1: use the cache alone
+  SSL_CERT_FILE   certificates (PEM) that vouch for the hub, in place of the public ones";
 
 /// Fetch a model from a Hugging Face compatible hub
 #[derive(Debug, Args)]

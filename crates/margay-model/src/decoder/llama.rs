@@ -91,7 +91,7 @@ fn experts(
     b: &mut Builder,
     c: &TextConfig,
     number: usize,
-    Mixture { experts, used, ffn }: Mixture,
+    Mixture { experts, used, ffn, shared }: Mixture,
     h: ValueId,
 ) -> Result<ValueId, ModelError> {
     let name = |part: &str| format!("blk.{number}.{part}.weight");
@@ -105,7 +105,32 @@ fn experts(
     };
     let logits = b.linear(h, router, None)?; // [T, N]
     let shares = b.route(logits, Route { used, normalised: c.decoder.shares_add_up })?;
-    Ok(b.experts(h, shares, stacks)?)
+    let chosen = b.experts(h, shares, stacks)?; // [T, E]
+    let Some(ffn) = shared else { return Ok(chosen) };
+    let shared = shared_expert(b, c, number, ffn, h)?;
+    Ok(b.add(chosen, shared)?)
+}
+
+/// A mixture of one, whose share is what its gate lets through.
+fn shared_expert(
+    b: &mut Builder,
+    c: &TextConfig,
+    number: usize,
+    ffn: usize,
+    h: ValueId,
+) -> Result<ValueId, ModelError> {
+    let name = |part: &str| format!("blk.{number}.{part}.weight");
+    let gate = b.weight(&name("ffn_gate_inp_shexp"), [1, c.width], Role::Router);
+    let stacks = Experts {
+        gate: b.weight(&name("ffn_gate_shexp"), [1, ffn, c.width], Role::FfnGate),
+        up: b.weight(&name("ffn_up_shexp"), [1, ffn, c.width], Role::FfnUp),
+        down: b.weight(&name("ffn_down_shexp"), [1, c.width, ffn], Role::FfnDown),
+        activation: c.decoder.activation,
+        used: 1,
+    };
+    let share = b.linear(h, gate, None)?; // [T, 1]
+    let share = b.activation(share, Activation::Sigmoid)?;
+    Ok(b.experts(h, share, stacks)?)
 }
 
 fn rename(config: &TextConfig, part: &str) -> Option<(&'static str, Transform)> {
@@ -127,6 +152,10 @@ fn rename(config: &TextConfig, part: &str) -> Option<(&'static str, Transform)> 
         "self_attn.q_norm" => ("attn_q_norm", Transform::None),
         "self_attn.k_norm" => ("attn_k_norm", Transform::None),
         "mlp.gate" | "block_sparse_moe.gate" => ("ffn_gate_inp", Transform::None),
+        "mlp.shared_expert_gate" => ("ffn_gate_inp_shexp", Transform::None),
+        "mlp.shared_expert.gate_proj" => ("ffn_gate_shexp", Transform::None),
+        "mlp.shared_expert.up_proj" => ("ffn_up_shexp", Transform::None),
+        "mlp.shared_expert.down_proj" => ("ffn_down_shexp", Transform::None),
         _ => {
             let places = ["mlp.experts.", "block_sparse_moe.experts."];
             let (number, part) = places.iter().find_map(|place| part.strip_prefix(place))?.split_once('.')?;

@@ -6,6 +6,7 @@ mod moondream;
 mod olmoe;
 mod phi2;
 mod qwen2;
+mod qwen2moe;
 mod qwen2vl;
 mod qwen3;
 mod qwen3moe;
@@ -95,6 +96,7 @@ pub const DECODERS: &[&Decoder] = &[
     &llama::LLAMA,
     &phi2::PHI2,
     &qwen2::QWEN2,
+    &qwen2moe::QWEN2MOE,
     &qwen2vl::QWEN2VL,
     &qwen3::QWEN3,
     &qwen3moe::QWEN3MOE,

@@ -3,7 +3,7 @@
 
 use super::{Decoder, QkNorms, llama};
 use crate::{
-    HfConfig, ModelError, TextConfig,
+    HfConfig, Mixture, ModelError, TextConfig,
     hf::{TextDefaults, text},
 };
 use margay_graph::RopeStyle;
@@ -27,7 +27,7 @@ const DEFAULTS: TextDefaults = TextDefaults {
     heads: 16,
     norm_eps: 1e-5,
     context: 4096,
-    experts: Some(64),
+    experts: Some(Mixture { experts: 64, used: 8, ffn: 0, shared: None }),
     ..TextDefaults::BASE
 };
 

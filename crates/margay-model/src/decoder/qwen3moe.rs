@@ -3,8 +3,8 @@
 
 use super::{Decoder, qwen3};
 use crate::{
-    HfConfig, ModelError, TextConfig,
-    hf::{TextDefaults, text},
+    HfConfig, Mixture, ModelError, TextConfig,
+    hf::{TextDefaults, experts_throughout, text},
 };
 
 pub(crate) const QWEN3MOE: Decoder =
@@ -19,16 +19,12 @@ const DEFAULTS: TextDefaults = TextDefaults {
     heads: 32,
     kv_heads: Some(4),
     context: 32768,
-    experts: Some(128),
+    experts: Some(Mixture { experts: 128, used: 8, ffn: 768, shared: None }),
     ..TextDefaults::BASE
 };
 
 fn read_hf(config: &HfConfig<'_>) -> Result<TextConfig, ModelError> {
-    let dense =
-        config.get("mlp_only_layers").is_some_and(|list| list.as_array().is_none_or(|l| !l.is_empty()));
-    if dense || config.usize("decoder_sparse_step", 1)? != 1 {
-        return Err(config.bad("mlp_only_layers", "layers without experts among others are not supported"));
-    }
+    experts_throughout(config)?;
     // GGUF files do not say it, and their readers take it for granted.
     if !config.bool("norm_topk_prob", false)? {
         return Err(config.bad("norm_topk_prob", "shares that do not add up to 1 are not supported"));

@@ -14,7 +14,7 @@ pub(super) const FASTVLM: Family = Family {
     hf: &["llava_qwen2", "fast_vlm"],
     gguf: &[("qwen2", Some("mlp"))],
     // Source: apple/ml-fastvlm `conversation.py`, `conv_qwen_2`.
-    prompt: PromptStyle { template: "chatml", image_mark: "<image>", stops: &["<|im_end|>"] },
+    prompt: PromptStyle::new("chatml", &["<|im_end|>"]),
     vision: Some(LLAVA_VISION),
     verified: "transformers FastVlmForConditionalGeneration (with timm's fastvit_mci3), and before branches are merged a PyTorch module",
     published: &[

@@ -8,7 +8,7 @@ pub(super) const GEMMA: Family = Family {
     summary: "Gemma 2B and 7B: text",
     hf: &["gemma"],
     gguf: &[("gemma", None)],
-    prompt: PromptStyle { template: "gemma", image_mark: "<image>", stops: &[] },
+    prompt: PromptStyle::new("gemma", &[]),
     vision: None,
     verified: "transformers GemmaForCausalLM",
     published: &[Published::text("Gemma 2B, 7B", "Gemma")],

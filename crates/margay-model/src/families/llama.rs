@@ -8,7 +8,7 @@ pub(super) const LLAMA: Family = Family {
     summary: "LLaMA 2 and 3, Vicuna, TinyLlama, MobileLLaMA, Mixtral: text",
     hf: &["llama", "mixtral"],
     gguf: &[("llama", None)],
-    prompt: PromptStyle { template: "plain", image_mark: "<image>", stops: &[] },
+    prompt: PromptStyle::new("plain", &[]),
     vision: None,
     verified: "transformers LlamaForCausalLM, MixtralForCausalLM",
     published: &[

@@ -14,7 +14,7 @@ pub(super) const LLAVA: Family = Family {
     id: "llava",
     summary: "LLaVA-1.5 and its like: CLIP ViT-L/14-336 or SigLIP + MLP + Vicuna, 576 or 729 visual tokens",
     hf: &["llava", "llava_llama", "llava_phi", "llava_gemma"],
-    gguf: &[("llama", Some("mlp"))],
+    gguf: &[("llama", Some("mlp")), ("phi2", Some("mlp")), ("gemma", Some("mlp"))],
     prompt: VICUNA,
     vision: Some(LLAVA_VISION),
     verified: "transformers LlavaForConditionalGeneration",
@@ -39,8 +39,7 @@ pub(super) const LLAVA: Family = Family {
 };
 
 /// Source: LLaVA `conversation.py`, `conv_vicuna_v1`.
-pub(super) const VICUNA: PromptStyle =
-    PromptStyle { template: "vicuna_v1", image_mark: "<image>", stops: &["</s>", "USER:"] };
+pub(super) const VICUNA: PromptStyle = PromptStyle::new("vicuna_v1", &["</s>", "USER:"]);
 
 fn read_hf(config: &HfConfig<'_>, parts: &super::HfParts<'_>) -> Result<ModelConfig, ModelError> {
     let Some(text) = config.object("text_config") else {

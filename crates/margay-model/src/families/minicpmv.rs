@@ -7,7 +7,10 @@ use crate::{
     Features, HfConfig, ModelConfig, ModelError, PromptStyle, Rename, TowerConfig, Transform, VisionConfig,
     decoder, projector, vision,
 };
-use margay_prompt::image::{Around, ImageSpec, Marks, Tiling};
+use margay_prompt::{
+    image::{Around, ImageSpec, Marks, Tiling},
+    text::ImagePlace,
+};
 use serde_json::Value;
 
 pub(super) const MINICPMV: Family = Family {
@@ -18,6 +21,7 @@ pub(super) const MINICPMV: Family = Family {
     prompt: PromptStyle {
         template: "chatml",
         image_mark: "(<image>./</image>)",
+        image_place: ImagePlace::Lines,
         stops: &["<|im_end|>", "<|endoftext|>"],
     },
     vision: Some(VisionDefaults { image, features: Features::Final, projector: None }),

@@ -12,6 +12,7 @@ mod moondream2024;
 mod olmoe;
 mod phi;
 mod qwen2;
+mod qwen2moe;
 mod qwen2vl;
 mod qwen3;
 mod qwen3moe;
@@ -31,6 +32,7 @@ pub const FAMILIES: &[&Family] = &[
     &llama::LLAMA,
     &phi::PHI,
     &qwen2::QWEN2,
+    &qwen2moe::QWEN2MOE,
     &qwen3::QWEN3,
     &qwen3moe::QWEN3MOE,
     &olmoe::OLMOE,

@@ -17,7 +17,7 @@ pub(super) const MOONDREAM: Family = Family {
     summary: "Moondream 2B and 0.5B: ViT over the picture and overlapping tiles + MLP + Phi, 729 visual tokens, one picture",
     hf: &["moondream1"],
     gguf: &[("moondream", Some("moondream"))],
-    prompt: PromptStyle { template: "moondream", image_mark: "<image>", stops: &["<|endoftext|>"] },
+    prompt: PromptStyle::new("moondream", &["<|endoftext|>"]),
     vision: Some(VisionDefaults { image, features: Features::Final, projector: None }),
     verified: "a PyTorch module written after vikhyat/moondream, and Pillow",
     published: &[

@@ -8,7 +8,7 @@ pub(super) const OLMOE: Family = Family {
     summary: "OLMoE-1B-7B and its like: text, a mixture of experts",
     hf: &["olmoe"],
     gguf: &[("olmoe", None)],
-    prompt: PromptStyle { template: "plain", image_mark: "<image>", stops: &[] },
+    prompt: PromptStyle::new("plain", &[]),
     vision: None,
     verified: "transformers OlmoeForCausalLM",
     published: &[Published::text("OLMoE-1B-7B", "OLMoE, 8 of 64 experts")],

@@ -8,7 +8,7 @@ pub(super) const PHI: Family = Family {
     summary: "Phi-1.5 and Phi-2: text",
     hf: &["phi", "phi-msft"],
     gguf: &[("phi2", None)],
-    prompt: PromptStyle { template: "plain", image_mark: "<image>", stops: &[] },
+    prompt: PromptStyle::new("plain", &[]),
     vision: None,
     verified: "transformers PhiForCausalLM",
     published: &[Published::text("Phi-1.5 1.3B", "Phi"), Published::text("Phi-2 2.7B", "Phi")],

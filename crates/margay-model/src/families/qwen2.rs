@@ -8,7 +8,7 @@ pub(super) const QWEN2: Family = Family {
     summary: "Qwen2 and Qwen2.5: text",
     hf: &["qwen2"],
     gguf: &[("qwen2", None)],
-    prompt: PromptStyle { template: "chatml", image_mark: "<image>", stops: &[] },
+    prompt: PromptStyle::new("chatml", &[]),
     vision: None,
     verified: "transformers Qwen2ForCausalLM",
     published: &[

@@ -7,7 +7,10 @@ use super::{Family, HfParts, Published, VisionDefaults, bad_processor, processor
 use crate::{
     Features, HfConfig, ModelConfig, ModelError, PromptStyle, VisionConfig, decoder, projector, vision,
 };
-use margay_prompt::image::{Fit, ImageSpec};
+use margay_prompt::{
+    image::{Fit, ImageSpec},
+    text::ImagePlace,
+};
 use serde_json::Value;
 
 pub(super) const QWEN2VL: Family = Family {
@@ -18,6 +21,7 @@ pub(super) const QWEN2VL: Family = Family {
     prompt: PromptStyle {
         template: "qwen2_vl",
         image_mark: "<|image_pad|>",
+        image_place: ImagePlace::Front,
         stops: &["<|im_end|>", "<|endoftext|>"],
     },
     vision: Some(VisionDefaults { image: |tower| tower.image(), features: Features::Final, projector: None }),

@@ -8,7 +8,7 @@ pub(super) const QWEN3: Family = Family {
     summary: "Qwen3, 0.6B to 32B: text",
     hf: &["qwen3"],
     gguf: &[("qwen3", None)],
-    prompt: PromptStyle { template: "chatml_bare", image_mark: "<image>", stops: &[] },
+    prompt: PromptStyle::new("chatml_bare", &[]),
     vision: None,
     verified: "transformers Qwen3ForCausalLM",
     published: &[Published::text("Qwen3 0.6B, 1.7B, 4B, 8B", "Qwen3")],

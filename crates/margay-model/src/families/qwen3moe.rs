@@ -8,7 +8,7 @@ pub(super) const QWEN3MOE: Family = Family {
     summary: "Qwen3-30B-A3B and its like: text, a mixture of experts",
     hf: &["qwen3_moe"],
     gguf: &[("qwen3moe", None)],
-    prompt: PromptStyle { template: "chatml_bare", image_mark: "<image>", stops: &[] },
+    prompt: PromptStyle::new("chatml_bare", &[]),
     vision: None,
     verified: "transformers Qwen3MoeForCausalLM",
     published: &[Published::text("Qwen3-30B-A3B", "Qwen3, 8 of 128 experts")],

@@ -14,7 +14,7 @@ pub(super) const SMOLVLM: Family = Family {
     summary: "SmolVLM, SmolVLM2 and Idefics3: SigLIP + pixel shuffle + LLaMA, 64 visual tokens a tile of 512 pixels",
     hf: &["smolvlm", "idefics3"],
     gguf: &[("llama", Some("idefics3"))],
-    prompt: PromptStyle { template: "smolvlm", image_mark: "<image>", stops: &["<end_of_utterance>"] },
+    prompt: PromptStyle::new("smolvlm", &["<end_of_utterance>"]),
     vision: Some(VisionDefaults { image, features: Features::Final, projector: None }),
     verified: "transformers SmolVLMForConditionalGeneration and SmolVLMProcessor",
     published: &[

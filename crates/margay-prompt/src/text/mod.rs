@@ -17,6 +17,6 @@ mod vocab;
 pub use byte_level::SUPPORTED_PRE_TOKENIZERS;
 pub use error::{TemplateError, TokenizerError};
 pub use stream::{StopMatcher, StreamDecoder};
-pub use template::{ChatTemplate, Message, Part, RenderOptions, Rendered, RenderedPart};
+pub use template::{ChatTemplate, ImagePlace, Message, Part, RenderOptions, Rendered, RenderedPart};
 pub use tokenizer::{EncodeOptions, Segment, Tokenizer};
 pub use vocab::{GgufVocab, PieceKind, SentencePieceModel, SentencePieceType};

@@ -98,6 +98,17 @@ impl Rendered {
     }
 }
 
+/// Where the images of a message stand in the one text that a template takes it as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ImagePlace {
+    /// In front of its words, each on a line of its own. Source: LLaVA `train.py`, `preprocess_multimodal`.
+    #[default]
+    Front,
+    /// Where they were put: each part of the message is a line. Source: `modeling_minicpmv.py` of
+    /// `openbmb/MiniCPM-V-2_6`, `chat`.
+    Lines,
+}
+
 /// What a template is told besides the messages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RenderOptions {
@@ -111,6 +122,8 @@ pub struct RenderOptions {
     pub eos_token: String,
     /// How the template writes an image, e.g. `<image>` or `<|image_pad|>`.
     pub image_mark: String,
+    /// Where a template that takes a message as one text finds its images.
+    pub image_place: ImagePlace,
 }
 
 impl Default for RenderOptions {
@@ -121,6 +134,7 @@ impl Default for RenderOptions {
             bos_token: String::new(),
             eos_token: String::new(),
             image_mark: "<image>".to_owned(),
+            image_place: ImagePlace::Front,
         }
     }
 }
@@ -209,8 +223,8 @@ pub(super) const CLOSE: char = '\u{F8F1}';
 /// How a message's content is handed to the template.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Form {
-    /// One string, images in front as LLaVA does.
-    Flat,
+    /// One string.
+    Flat(ImagePlace),
     /// A list of `{"type": ...}` items.
     List,
 }
@@ -271,8 +285,8 @@ impl ChatTemplate {
 
     /// Renders a conversation.
     ///
-    /// Content is handed over as the template expects it: as a string with the images in front, or as a list of
-    /// parts. A template that fits neither way, because it drops the user's words or an image, is an error.
+    /// Content is handed over as the template expects it: as a string in which the images stand in their place, or as a
+    /// list of parts. A template that fits neither way, because it drops the user's words or an image, is an error.
     ///
     /// # Errors
     /// [`TemplateError::Refused`] if the template calls `raise_exception`, [`TemplateError::TooSlow`] and
@@ -291,14 +305,15 @@ impl ChatTemplate {
         let knows_lists =
             mentions(&["'type'", "\"type\"", ".type", "is iterable", "is sequence", "is not string"]);
         let knows_strings = mentions(&["is string", "is not string"]) || !knows_lists;
-        let forms: &[Form] = match (knows_lists, knows_strings && !has_images) {
-            (false, _) => &[Form::Flat],
-            (true, true) => &[Form::Flat, Form::List],
-            (true, false) => &[Form::List, Form::Flat],
+        let flat = Form::Flat(options.image_place);
+        let forms = match (knows_lists, knows_strings && !has_images) {
+            (false, _) => vec![flat],
+            (true, true) => vec![flat, Form::List],
+            (true, false) => vec![Form::List, flat],
         };
         let mut first_error = None;
         for form in forms {
-            match self.render_as(*form, messages, options) {
+            match self.render_as(form, messages, options) {
                 Ok(rendered) => return Ok(rendered),
                 Err(error) => first_error = first_error.or(Some(error)),
             }
@@ -364,7 +379,14 @@ impl<'m> Placeholders<'m> {
             format!("{}{held}{}", &text[..start], &text[start + inner.len()..])
         };
         match form {
-            Form::Flat => {
+            Form::Flat(ImagePlace::Lines) => {
+                let line = |part: &'m Part| match part {
+                    Part::Text(text) => text_of(self, text),
+                    Part::Image => self.hold(None, true),
+                };
+                Value::String(message.content.iter().map(line).collect::<Vec<_>>().join("\n"))
+            }
+            Form::Flat(ImagePlace::Front) => {
                 let mut flat: String = (0..images).map(|_| self.hold(None, true) + "\n").collect();
                 for part in &message.content {
                     if let Part::Text(text) = part {
@@ -573,6 +595,27 @@ mod tests {
             {% for c in m['content'] | selectattr('type', 'equalto', 'text') %}{{ c['text'] + ' ' }}{% endfor %}{% endfor %}";
         let rendered = shown(&ChatTemplate::new(llava_hf).unwrap(), &[Message::user(1, "q")]);
         assert_eq!(rendered, "USER: <image>\nq ");
+    }
+
+    /// As `chat` of MiniCPM-V 2.6 joins the parts of a message, before Qwen2's template sees them.
+    #[test]
+    fn images_of_a_text_stand_in_front_or_where_they_were_put() {
+        let template = ChatTemplate::builtin("chatml_bare").unwrap();
+        let words = |text: &str| Part::Text(text.into());
+        let content = vec![words("first"), Part::Image, words("then"), Part::Image, Part::Image, words("?")];
+        let messages = [
+            Message { role: "user".into(), content },
+            Message::text("assistant", "a"),
+            Message::user(1, "b"),
+        ];
+        let shown = |image_place: ImagePlace| {
+            let options =
+                RenderOptions { image_place, add_generation_prompt: false, ..RenderOptions::default() };
+            template.render(&messages, &options).unwrap().display("#")
+        };
+        let rest = "<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n<|im_start|>user\n#\nb<|im_end|>\n";
+        assert_eq!(shown(ImagePlace::Lines), format!("<|im_start|>user\nfirst\n#\nthen\n#\n#\n?{rest}"));
+        assert_eq!(shown(ImagePlace::Front), format!("<|im_start|>user\n#\n#\n#\nfirstthen?{rest}"));
     }
 
     #[test]
