@@ -19,10 +19,18 @@
 mod block;
 mod convert;
 pub mod formats;
+mod hessian;
+mod matrix;
+pub mod methods;
 mod recipe;
 mod search;
+mod stats;
 
 pub use block::{BlockFormat, f16_at, field, k_scales};
 pub use convert::{QuantError, decode_into, decode_row, decode_tensor, encode_into, encode_tensor};
 pub use formats::{FORMATS, format};
+pub use hessian::Hessian;
+pub use matrix::Matrix;
+pub use methods::{Needs, ROUNDINGS, Rounding, SCALINGS, Scaling};
 pub use recipe::{Fallback, plan_type, storable};
+pub use stats::{InputStats, Sample, TokenStats};
