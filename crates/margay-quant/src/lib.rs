@@ -17,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 mod block;
+pub mod channel;
 mod compensate;
 mod convert;
 mod factor;

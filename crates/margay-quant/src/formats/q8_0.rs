@@ -66,7 +66,9 @@ impl BlockFormat for Q8_0 {
 fn round(x: f32) -> i32 {
     let whole = truncate(x);
     let part = x - whole as f32;
-    whole.wrapping_add(i32::from(part >= 0.5)).wrapping_sub(i32::from(part <= -0.5))
+    // Where there is no whole number, the part is none either.
+    let (up, down) = (part >= 0.5 && part < 1.0, part <= -0.5 && part > -1.0);
+    whole + i32::from(up) - i32::from(down)
 }
 
 #[cfg(test)]
