@@ -5,7 +5,7 @@ use margay_tensor::{DType, Shape, Storage, Tensor, TensorError};
 use crate::{BlockFormat, format};
 
 /// Why numbers could not be packed or unpacked.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Debug, thiserror::Error, PartialEq)]
 pub enum QuantError {
     /// No file in `formats/` handles the type.
     #[error("no block format reads or writes {dtype}; known are {}", known())]
@@ -40,6 +40,36 @@ pub enum QuantError {
         shape: Shape,
         /// Values at hand.
         got: usize,
+    },
+    /// Two sizes that must agree do not.
+    #[error("{what}: {expected} expected, got {got}")]
+    Size {
+        /// What was counted.
+        what: &'static str,
+        /// How many there must be.
+        expected: usize,
+        /// How many there are.
+        got: usize,
+    },
+    /// NaN or an infinity, which would spoil its whole block.
+    #[error(
+        "{value} at row {row}, column {column}: only finite numbers can be quantized; check the checkpoint"
+    )]
+    NotFinite {
+        /// What stands there.
+        value: f32,
+        /// Its row, from 0.
+        row: usize,
+        /// Its column, from 0.
+        column: usize,
+    },
+    /// Calibration did not gather what is needed.
+    #[error("{why} needs {what}: calibrate with it first")]
+    Missing {
+        /// What is not there.
+        what: &'static str,
+        /// Who needs it.
+        why: &'static str,
     },
     /// Type and shape make no tensor, for instance a row that is no multiple of the block.
     #[error(transparent)]
@@ -119,7 +149,11 @@ pub fn encode_tensor(values: &[f32], shape: Shape, dtype: DType) -> Result<Tenso
     Ok(Tensor::new(dtype, shape, storage)?)
 }
 
-fn checked(dtype: DType, values: usize, bytes: usize) -> Result<&'static dyn BlockFormat, QuantError> {
+pub(crate) fn checked(
+    dtype: DType,
+    values: usize,
+    bytes: usize,
+) -> Result<&'static dyn BlockFormat, QuantError> {
     let format = format(dtype).ok_or(QuantError::NoFormat { dtype })?;
     if dtype.row_bytes(values) != Some(bytes) {
         return Err(QuantError::Length { dtype, values, bytes });
