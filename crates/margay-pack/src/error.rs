@@ -44,6 +44,76 @@ pub enum PackError {
         #[source]
         source: FileError,
     },
+    /// A recipe that is none.
+    #[error("the recipe {name}: {what}")]
+    Recipe {
+        /// Its id or file.
+        name: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// A method that there is not.
+    #[error("the method {name:?} is not known; known are {known}, and a scaling with a rounding as in awq+gptq")]
+    Method {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        known: String,
+    },
+    /// A method without what it needs.
+    #[error("{method} needs {what}")]
+    Needs {
+        /// The method.
+        method: String,
+        /// What is missing, and how to get it.
+        what: &'static str,
+    },
+    /// A build without what walks over a model.
+    #[error("{method} walks over the model, and this margay was built without the feature `reference`")]
+    NoReference {
+        /// The method.
+        method: String,
+    },
+    /// A calibration that is none, is damaged, or is another model's.
+    #[error("{what}")]
+    Calibration {
+        /// Which file, and what is wrong.
+        what: String,
+    },
+    /// Inputs of a layer that are no numbers.
+    #[error("the input of {name}: {source}")]
+    Input {
+        /// The layer's weight.
+        name: String,
+        /// Why.
+        #[source]
+        source: QuantError,
+    },
+    /// Scales that cannot be folded into weights.
+    #[error("weight {name}: {what}")]
+    Scales {
+        /// The first weight they belong to.
+        name: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// A model that does not fit a backward pass.
+    #[error(
+        "a backward pass over this model takes about {} MiB, more than the {} MiB it may; calibrate without gradients",
+        needs >> 20, most >> 20
+    )]
+    TooLarge {
+        /// Bytes it would take.
+        needs: u64,
+        /// Bytes it may take.
+        most: u64,
+    },
+    /// Nothing to calibrate with.
+    #[error("there is no question to calibrate with: give pictures, texts, or both")]
+    NoQuestions,
+    /// A question that does not fit the model.
+    #[error(transparent)]
+    Engine(#[from] margay::Error),
     /// The caller stopped it; nothing was written under the final names.
     #[error("stopped; no file was written")]
     Stopped,
