@@ -3,6 +3,8 @@
 use half::f16;
 use margay_tensor::DType;
 
+use crate::search::{LANES, Lanes, side_by_side, sum_squares, weigh};
+
 /// One way of packing numbers: blocks of bytes to float32 and back.
 ///
 /// Both directions take whole blocks only; [`crate::decode_into`] and [`crate::encode_into`] check that once and
@@ -23,6 +25,35 @@ pub trait BlockFormat: Sync {
     /// # Panics
     /// Where `values` and `out` do not hold the same number of whole blocks.
     fn encode(&self, values: &[f32], out: &mut [u8]);
+
+    /// Packs one `row`, of whose columns `importance` says how much an error matters (zero or more each, as the mean of
+    /// x² of the inputs). A format whose reference knows no such thing packs the row as [`Self::encode`] does.
+    ///
+    /// # Panics
+    /// As [`Self::encode`], and where `row` and `importance` are not equally long.
+    fn encode_weighted(&self, row: &[f32], importance: &[f32], out: &mut [u8]) {
+        assert_eq!(row.len(), importance.len(), "one importance a column");
+        self.encode(row, out);
+    }
+
+    /// How many codes a number of a block can have: 0 to one less. None where each number stands for itself.
+    fn codes(&self) -> usize {
+        0
+    }
+
+    /// True where the numbers that neighbouring codes stand for are equally far apart.
+    fn uniform(&self) -> bool {
+        true
+    }
+
+    /// Writes the codes of the numbers of one block and leaves its scales as they are. The numbers that codes stand for
+    /// are what [`Self::decode`] makes of them.
+    ///
+    /// # Panics
+    /// Where `codes` or `block` is not of one block's length.
+    fn put_codes(&self, codes: &[u8], block: &mut [u8]) {
+        let _ = (codes, block);
+    }
 }
 
 /// The `N` bytes of a block that start at byte `at`.
@@ -103,14 +134,102 @@ pub(crate) fn encode_each<const E: usize, const B: usize>(
     out: &mut [u8],
     encode: impl Fn(&[f32; E], &mut [u8; B]),
 ) {
+    let (values, out) = whole_blocks(values, out);
+    for (numbers, block) in values.iter().zip(out) {
+        encode(numbers, block);
+    }
+}
+
+/// Groups of `E` numbers and as many blocks of `B` bytes.
+#[inline]
+pub(crate) fn whole_blocks<'a, 'b, const E: usize, const B: usize>(
+    values: &'a [f32],
+    out: &'b mut [u8],
+) -> (&'a [[f32; E]], &'b mut [[u8; B]]) {
     let ((values, part_values), (out, part_block)) = (values.as_chunks(), out.as_chunks_mut());
     assert!(
         part_values.is_empty() && part_block.is_empty() && values.len() == out.len(),
         "numbers and bytes must hold the same number of whole blocks"
     );
-    for (numbers, block) in values.iter().zip(out) {
-        encode(numbers, block);
+    (values, out)
+}
+
+/// Runs `encode` on each group of `E` numbers, their importances and its block of `B` bytes.
+#[inline]
+pub(crate) fn encode_each_weighted<const E: usize, const B: usize>(
+    row: &[f32],
+    importance: &[f32],
+    out: &mut [u8],
+    encode: impl Fn(&[f32; E], &[f32; E], &mut [u8; B]),
+) {
+    assert_eq!(row.len(), importance.len(), "one importance a column");
+    let (values, out) = whole_blocks(row, out);
+    for ((numbers, importance), block) in values.iter().zip(importance.as_chunks().0).zip(out) {
+        encode(numbers, importance, block);
     }
+}
+
+/// Runs `encode` on up to [`LANES`] blocks at a time: their numbers and weights side by side, and their bytes. The
+/// weights of a row follow from its importances and the mean of its squares, as the reference has it for the formats of
+/// 32 numbers.
+pub(crate) fn encode_lanes_weighted<const B: usize>(
+    row: &[f32],
+    importance: &[f32],
+    out: &mut [u8],
+    encode: impl Fn(&[Lanes; 32], &[Lanes; 32], &mut [[u8; B]]),
+) {
+    assert_eq!(row.len(), importance.len(), "one importance a column");
+    let (values, out) = whole_blocks::<32, B>(row, out);
+    let spread = sum_squares(row) / row.len() as f32;
+    let importance = importance.as_chunks::<32>().0;
+    for ((x, importance), blocks) in
+        values.chunks(LANES).zip(importance.chunks(LANES)).zip(out.chunks_mut(LANES))
+    {
+        let mut weights = [[0.0; 32]; LANES];
+        for ((weights, x), importance) in weights.iter_mut().zip(x).zip(importance) {
+            *weights = weigh(x, importance, spread);
+        }
+        encode(&side_by_side(x), &side_by_side(&weights), blocks);
+    }
+}
+
+/// Writes 32 nibbles, two halves a byte: byte j holds code j in its low nibble, code j + 16 in its high one.
+#[inline]
+pub(crate) fn put_nibbles(codes: &[u8; 32], bytes: &mut [u8]) {
+    let (low, high) = codes.split_at(16);
+    for ((byte, low), high) in bytes.iter_mut().zip(low).zip(high) {
+        *byte = low & 15 | (high & 15) << 4;
+    }
+}
+
+/// The fifth bits of 32 codes: bit i belongs to code i.
+#[inline]
+pub(crate) fn fifth_bits(codes: &[u8; 32]) -> [u8; 4] {
+    let mut bits = 0u32;
+    for (i, code) in codes.iter().enumerate() {
+        bits |= u32::from(code >> 4 & 1) << i;
+    }
+    bits.to_le_bytes()
+}
+
+/// Writes the low bit pairs of 256 codes: of each 128, code i has bits 2 (i / 32) of byte i % 32.
+#[inline]
+pub(crate) fn put_pairs(codes: &[u8; 256], bytes: &mut [u8]) {
+    for (codes, bytes) in codes.as_chunks::<128>().0.iter().zip(bytes.as_chunks_mut::<32>().0) {
+        let quarters = codes.as_chunks::<32>().0;
+        for (l, byte) in bytes.iter_mut().enumerate() {
+            *byte = quarters[0][l] & 3
+                | (quarters[1][l] & 3) << 2
+                | (quarters[2][l] & 3) << 4
+                | (quarters[3][l] & 3) << 6;
+        }
+    }
+}
+
+/// The codes of one block as an array.
+#[inline]
+pub(crate) fn whole<const N: usize>(codes: &[u8]) -> &[u8; N] {
+    codes.try_into().expect("the codes of one block")
 }
 
 #[cfg(test)]

@@ -52,7 +52,9 @@ pub enum QuantError {
         got: usize,
     },
     /// NaN or an infinity, which would spoil its whole block.
-    #[error("{value} at row {row}, column {column}: only finite numbers can be quantized; check the checkpoint")]
+    #[error(
+        "{value} at row {row}, column {column}: only finite numbers can be quantized; check the checkpoint"
+    )]
     NotFinite {
         /// What stands there.
         value: f32,
@@ -147,7 +149,11 @@ pub fn encode_tensor(values: &[f32], shape: Shape, dtype: DType) -> Result<Tenso
     Ok(Tensor::new(dtype, shape, storage)?)
 }
 
-fn checked(dtype: DType, values: usize, bytes: usize) -> Result<&'static dyn BlockFormat, QuantError> {
+pub(crate) fn checked(
+    dtype: DType,
+    values: usize,
+    bytes: usize,
+) -> Result<&'static dyn BlockFormat, QuantError> {
     let format = format(dtype).ok_or(QuantError::NoFormat { dtype })?;
     if dtype.row_bytes(values) != Some(bytes) {
         return Err(QuantError::Length { dtype, values, bytes });

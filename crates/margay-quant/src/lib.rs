@@ -17,20 +17,30 @@
 #![forbid(unsafe_code)]
 
 mod block;
+pub mod channel;
+mod compensate;
 mod convert;
+mod factor;
 pub mod formats;
+mod gram;
 mod hessian;
 mod matrix;
 pub mod methods;
+mod quantizer;
 mod recipe;
 mod search;
 mod stats;
 
+pub(crate) use convert::checked;
+
 pub use block::{BlockFormat, f16_at, field, k_scales};
+pub use compensate::{BATCH, Scales, round_compensating};
 pub use convert::{QuantError, decode_into, decode_row, decode_tensor, encode_into, encode_tensor};
+pub use factor::{DAMP, Factor};
 pub use formats::{FORMATS, format};
 pub use hessian::Hessian;
 pub use matrix::Matrix;
 pub use methods::{Needs, ROUNDINGS, Rounding, SCALINGS, Scaling};
+pub use quantizer::{Blocks, Grid, Quantizer, Range, Uniform};
 pub use recipe::{Fallback, plan_type, storable};
 pub use stats::{InputStats, Sample, TokenStats};

@@ -1,17 +1,33 @@
 //! How encoders pick a scale: the field's small searches, step for step.
 //!
 //! Encoded bytes equal the reference only where every float32 operation happens in the same order, so sums run left to
-//! right, products are left-associative and nothing is fused. Do not "simplify" the arithmetic.
-//! Source: `make_qkx2_quants`, `make_q3_quants`, `make_qx_quants` and `nearest_int` in `ggml-quants.c`.
+//! right, products are left-associative and nothing is fused. Do not "simplify" the arithmetic. What can be had is
+//! width: [`LANES`] groups are searched side by side, number i of each in one row, so that a vector register holds one
+//! step of that many groups.
+//! Source: `make_qkx2_quants`, `make_qkx3_quants`, `make_q3_quants`, `make_qx_quants`, `make_qp_quants` and
+//! `nearest_int` in `ggml-quants.c`.
 
 /// Below this largest magnitude a group counts as zero (`GROUP_MAX_EPS` in `ggml-quants.c`).
 pub(crate) const ZERO_BELOW: f32 = 1e-15;
+
+/// Groups searched side by side.
+pub(crate) const LANES: usize = 8;
+
+/// One number of each group.
+pub(crate) type Lanes = [f32; LANES];
 
 /// Nearest integer, halves to even, as adding 1.5 x 2^23 rounds the mantissa. Anything that is not a small number
 /// (NaN, infinities) gives some integer of 23 bits.
 #[inline]
 pub(crate) fn nearest_int(x: f32) -> i32 {
     ((x + 12_582_912.0).to_bits() & 0x007f_ffff) as i32 - 0x0040_0000
+}
+
+/// The whole number that x truncates to, or the smallest one where there is none, as the conversion of the reference's
+/// processors has it.
+#[inline]
+pub(crate) fn truncate(x: f32) -> i32 {
+    if x.abs() < 2_147_483_648.0 { x as i32 } else { i32::MIN }
 }
 
 /// 1/x, or 0 where x is 0.
@@ -23,28 +39,82 @@ pub(crate) fn inverse(x: f32) -> f32 {
 /// The value of largest magnitude, with its sign; the first of equals.
 #[inline]
 pub(crate) fn extreme(values: &[f32]) -> f32 {
-    let (mut largest, mut signed) = (0.0, 0.0);
-    for &x in values {
-        if x.abs() > largest {
-            (largest, signed) = (x.abs(), x);
+    let (min, max) = bounds(values);
+    if max > -min {
+        return max.max(0.0);
+    }
+    if max < -min {
+        return min.min(0.0);
+    }
+    values.iter().copied().find(|x| x.abs() == max).unwrap_or(0.0)
+}
+
+/// Smallest and largest value, in any order: the numbers are the same.
+#[inline]
+pub(crate) fn bounds(values: &[f32]) -> (f32, f32) {
+    let (rows, rest) = values.as_chunks::<LANES>();
+    let (mut min, mut max) = ([f32::MAX; LANES], [-f32::MAX; LANES]);
+    for x in rows {
+        for g in 0..LANES {
+            min[g] = if x[g] < min[g] { x[g] } else { min[g] };
+            max[g] = if x[g] > max[g] { x[g] } else { max[g] };
+        }
+    }
+    let (mut lowest, mut highest) = (f32::MAX, -f32::MAX);
+    for &x in min.iter().chain(rest) {
+        lowest = if x < lowest { x } else { lowest };
+    }
+    for &x in max.iter().chain(rest) {
+        highest = if x > highest { x } else { highest };
+    }
+    (lowest, highest)
+}
+
+/// The sum of squares, left to right.
+#[inline]
+pub(crate) fn sum_squares(values: &[f32]) -> f32 {
+    values.iter().fold(0.0, |sum, x| sum + x * x)
+}
+
+/// Up to [`LANES`] groups side by side: number i of each in row i. Lanes without a group are zero.
+#[inline]
+pub(crate) fn side_by_side<const N: usize>(groups: &[[f32; N]]) -> [Lanes; N] {
+    let mut rows = [[0.0; LANES]; N];
+    for (lane, group) in groups.iter().enumerate() {
+        for (row, x) in rows.iter_mut().zip(group) {
+            row[lane] = *x;
+        }
+    }
+    rows
+}
+
+/// The codes of each lane's group, from rows of whole numbers.
+#[inline]
+fn put_codes<const N: usize>(levels: &[Lanes; N], offset: f32, codes: &mut [[u8; N]]) {
+    for (lane, codes) in codes.iter_mut().enumerate() {
+        for (code, level) in codes.iter_mut().zip(levels) {
+            *code = (level[lane] + offset) as u8;
+        }
+    }
+}
+
+/// [`extreme`] of every lane.
+#[inline]
+pub(crate) fn extremes<const N: usize>(x: &[Lanes; N]) -> Lanes {
+    let (mut largest, mut signed) = ([0.0; LANES], [0.0; LANES]);
+    for x in x {
+        for g in 0..LANES {
+            let larger = x[g].abs() > largest[g];
+            largest[g] = if larger { x[g].abs() } else { largest[g] };
+            signed[g] = if larger { x[g] } else { signed[g] };
         }
     }
     signed
 }
 
-/// Smallest and largest value.
 #[inline]
-pub(crate) fn bounds(values: &[f32]) -> (f32, f32) {
-    let (mut min, mut max) = (f32::MAX, -f32::MAX);
-    for &x in values {
-        if x < min {
-            min = x;
-        }
-        if x > max {
-            max = x;
-        }
-    }
-    (min, max)
+fn nearest_level(x: f32, low: i32, high: i32) -> f32 {
+    nearest_int(x).max(low).min(high) as f32
 }
 
 /// What [`affine`] tries: codes 0 to `top`, and `steps` + 1 inverse scales of `top + first + delta * step` codes a range.
@@ -53,142 +123,268 @@ pub(crate) struct AffineTrials {
     pub(crate) first: f32,
     pub(crate) delta: f32,
     pub(crate) steps: i32,
-    /// Judge by weighted absolute error rather than squared.
-    pub(crate) absolute: bool,
 }
 
-/// Scale and minimum with `x ≈ scale * code - minimum`, both usually positive, and the codes: a start at the range, then
-/// a weighted least-squares fit for each trial, kept where its error is smaller.
-pub(crate) fn affine<const N: usize>(
-    x: &[f32; N],
-    weights: &[f32; N],
-    codes: &mut [u8; N],
+impl AffineTrials {
+    /// The trials of every format where an importance is given.
+    /// Source: the callers of `make_qkx3_quants`.
+    pub(crate) const fn weighted(top: i32) -> Self {
+        Self { top, first: -0.9, delta: 0.05, steps: 36 }
+    }
+}
+
+/// Scale and minimum of each group with `x ≈ scale * code - minimum`, both usually positive, and the codes: a start at the
+/// range, then a weighted least-squares fit for each trial, kept where its error is smaller. `ABSOLUTE` judges by
+/// weighted absolute error rather than squared.
+pub(crate) fn affine<const N: usize, const ABSOLUTE: bool>(
+    x: &[Lanes; N],
+    weights: &[Lanes; N],
+    codes: &mut [[u8; N]],
     t: &AffineTrials,
-) -> (f32, f32) {
-    let (mut min, max) = bounds(x);
-    let (mut sum_w, mut sum_x) = (0.0, 0.0);
+) -> (Lanes, Lanes) {
+    let (mut min, mut max) = ([f32::MAX; LANES], [-f32::MAX; LANES]);
+    let (mut sum_w, mut sum_x) = ([0.0; LANES], [0.0; LANES]);
     for (x, w) in x.iter().zip(weights) {
-        sum_w += w;
-        sum_x += w * x;
+        for g in 0..LANES {
+            min[g] = if x[g] < min[g] { x[g] } else { min[g] };
+            max[g] = if x[g] > max[g] { x[g] } else { max[g] };
+            sum_w[g] += w[g];
+            sum_x[g] += w[g] * x[g];
+        }
     }
-    min = min.min(0.0);
-    if max == min {
-        codes.fill(0);
-        return (0.0, -min);
-    }
+    min = min.map(|min| if min > 0.0 { 0.0 } else { min });
+    let flat: [bool; LANES] = std::array::from_fn(|g| max[g] == min[g]);
+    let lowest = min;
     let top = t.top as f32;
-    let error = |scale: f32, min: f32, codes: &[u8; N]| {
-        let mut sum = 0.0;
+
+    let mut levels = [[0.0; LANES]; N];
+    let assign = |iscale: &Lanes, min: &Lanes, levels: &mut [Lanes; N]| {
+        for (level, x) in levels.iter_mut().zip(x) {
+            for g in 0..LANES {
+                level[g] = nearest_level(iscale[g] * (x[g] - min[g]), 0, t.top);
+            }
+        }
+    };
+    let errors = |scale: &Lanes, min: &Lanes, levels: &[Lanes; N]| {
+        let mut sum = [0.0; LANES];
         for i in 0..N {
-            let diff = scale * f32::from(codes[i]) + min - x[i];
-            sum += weights[i] * if t.absolute { diff.abs() } else { diff * diff };
+            for g in 0..LANES {
+                let diff = scale[g] * levels[i][g] + min[g] - x[i][g];
+                sum[g] += weights[i][g] * if ABSOLUTE { diff.abs() } else { diff * diff };
+            }
         }
         sum
     };
-    let assign = |iscale: f32, min: f32, codes: &mut [u8; N]| {
-        for i in 0..N {
-            codes[i] = nearest_int(iscale * (x[i] - min)).clamp(0, t.top) as u8;
-        }
-    };
 
-    let iscale = top / (max - min);
-    let mut scale = 1.0 / iscale;
-    assign(iscale, min, codes);
-    let mut best = error(scale, min, codes);
-    let mut trial = [0; N];
+    let iscale: Lanes = std::array::from_fn(|g| top / (max[g] - min[g]));
+    let mut scale = iscale.map(|iscale| 1.0 / iscale);
+    assign(&iscale, &min, &mut levels);
+    let mut best = errors(&scale, &min, &levels);
+    // What the codes of the best trial are assigned with.
+    let (mut best_iscale, mut best_offset) = (iscale, min);
     for step in 0..=t.steps {
+        let wanted = t.first + t.delta * step as f32 + top;
         // `min` is the best one so far, not the smallest value: so the reference does it.
-        assign((t.first + t.delta * step as f32 + top) / (max - min), min, &mut trial);
-        let (mut sum_l, mut sum_l2, mut sum_xl) = (0.0, 0.0, 0.0);
+        let iscale: Lanes = std::array::from_fn(|g| wanted / (max[g] - min[g]));
+        let (mut sum_l, mut sum_l2, mut sum_xl) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
         for i in 0..N {
-            let (w, l) = (weights[i], f32::from(trial[i]));
-            sum_l += w * l;
-            sum_l2 += w * l * l;
-            sum_xl += w * l * x[i];
-        }
-        let determinant = sum_w * sum_l2 - sum_l * sum_l;
-        if determinant > 0.0 {
-            let mut this_scale = (sum_w * sum_xl - sum_x * sum_l) / determinant;
-            let mut this_min = (sum_l2 * sum_x - sum_l * sum_xl) / determinant;
-            if this_min > 0.0 {
-                (this_min, this_scale) = (0.0, sum_xl / sum_l2);
+            for g in 0..LANES {
+                let l = nearest_level(iscale[g] * (x[i][g] - min[g]), 0, t.top);
+                levels[i][g] = l;
+                let wl = weights[i][g] * l;
+                sum_l[g] += wl;
+                sum_l2[g] += wl * l;
+                sum_xl[g] += wl * x[i][g];
             }
-            let this_error = error(this_scale, this_min, &trial);
-            if this_error < best {
-                (best, scale, min) = (this_error, this_scale, this_min);
-                *codes = trial;
+        }
+        let (mut this_scale, mut this_min, mut solved) = ([0.0; LANES], [0.0; LANES], [false; LANES]);
+        for g in 0..LANES {
+            let determinant = sum_w[g] * sum_l2[g] - sum_l[g] * sum_l[g];
+            solved[g] = determinant > 0.0;
+            let free_scale = (sum_w[g] * sum_xl[g] - sum_x[g] * sum_l[g]) / determinant;
+            let free_min = (sum_l2[g] * sum_x[g] - sum_l[g] * sum_xl[g]) / determinant;
+            let bound = free_min > 0.0;
+            this_scale[g] = if bound { sum_xl[g] / sum_l2[g] } else { free_scale };
+            this_min[g] = if bound { 0.0 } else { free_min };
+        }
+        let this_error = errors(&this_scale, &this_min, &levels);
+        for g in 0..LANES {
+            if solved[g] && this_error[g] < best[g] {
+                (best_iscale[g], best_offset[g]) = (iscale[g], min[g]);
+                (best[g], scale[g], min[g]) = (this_error[g], this_scale[g], this_min[g]);
             }
         }
     }
-    (scale, -min)
+    assign(&best_iscale, &best_offset, &mut levels);
+    for g in (0..LANES).filter(|&g| flat[g]) {
+        (scale[g], min[g]) = (0.0, lowest[g]);
+        levels.iter_mut().for_each(|level| level[g] = 0.0);
+    }
+    put_codes(&levels, 0.0, codes);
+    (scale, min.map(|min| -min))
 }
 
-/// Scale with `x ≈ scale * (code - half)` and the codes 0 to `2 * half - 1`: the extreme value at an end of the range,
-/// then 18 trials around it, judged by the x²-weighted fit.
-pub(crate) fn symmetric<const N: usize>(x: &[f32; N], codes: &mut [u8; N], half: i32) -> f32 {
-    let max = extreme(x);
-    if max.abs() < ZERO_BELOW {
-        codes.fill(0);
-        return 0.0;
-    }
-    let assign = |iscale: f32, codes: &mut [u8; N]| {
-        let (mut sum_lx, mut sum_l2) = (0.0, 0.0);
-        for i in 0..N {
-            let level = nearest_int(iscale * x[i]).clamp(-half, half - 1);
-            codes[i] = (level + half) as u8;
-            let (w, l) = (x[i] * x[i], level as f32);
-            sum_lx += w * x[i] * l;
-            sum_l2 += w * l * l;
+/// Scale of each group with `x ≈ scale * (code - half)` and the codes 0 to `2 * half - 1`: the extreme value at an end of
+/// the range, then 18 trials around it, judged by the weighted fit. Groups of (almost) zeros have scale 0 and codes 0.
+pub(crate) fn symmetric<const N: usize>(
+    x: &[Lanes; N],
+    weights: &[Lanes; N],
+    codes: &mut [[u8; N]],
+    half: i32,
+) -> Lanes {
+    let max = extremes(x);
+    let sums = |iscale: &Lanes| {
+        let (mut sum_lx, mut sum_l2) = ([0.0; LANES], [0.0; LANES]);
+        for (x, w) in x.iter().zip(weights) {
+            for g in 0..LANES {
+                let l = nearest_level(iscale[g] * x[g], -half, half - 1);
+                sum_lx[g] += w[g] * x[g] * l;
+                sum_l2[g] += w[g] * l * l;
+            }
         }
         (sum_lx, sum_l2)
     };
-    let (sum_lx, sum_l2) = assign(-(half as f32) / max, codes);
-    let mut scale = if sum_l2 != 0.0 { sum_lx / sum_l2 } else { 0.0 };
-    let mut best = scale * sum_lx;
-    let mut trial = [0; N];
+    let mut best_iscale: Lanes = max.map(|max| -(half as f32) / max);
+    let (sum_lx, sum_l2) = sums(&best_iscale);
+    let mut scale: Lanes =
+        std::array::from_fn(|g| if sum_l2[g] != 0.0 { sum_lx[g] / sum_l2[g] } else { 0.0 });
+    let mut best: Lanes = std::array::from_fn(|g| scale[g] * sum_lx[g]);
     for step in (-9..=9).filter(|&step| step != 0) {
-        let (sum_lx, sum_l2) = assign(-(half as f32 + 0.1 * step as f32) / max, &mut trial);
-        if sum_l2 > 0.0 && sum_lx * sum_lx > best * sum_l2 {
-            scale = sum_lx / sum_l2;
-            best = scale * sum_lx;
-            *codes = trial;
+        let wanted = -(half as f32 + 0.1 * step as f32);
+        let iscale: Lanes = max.map(|max| wanted / max);
+        let (sum_lx, sum_l2) = sums(&iscale);
+        for g in 0..LANES {
+            if sum_l2[g] > 0.0 && sum_lx[g] * sum_lx[g] > best[g] * sum_l2[g] {
+                scale[g] = sum_lx[g] / sum_l2[g];
+                best[g] = scale[g] * sum_lx[g];
+                best_iscale[g] = iscale[g];
+            }
         }
     }
+    let mut levels = [[0.0; LANES]; N];
+    for (level, x) in levels.iter_mut().zip(x) {
+        for g in 0..LANES {
+            level[g] = nearest_level(best_iscale[g] * x[g], -half, half - 1);
+        }
+    }
+    clear_zeros(&max, &mut scale, &mut levels, half);
+    put_codes(&levels, half as f32, codes);
     scale
 }
 
-/// As [`symmetric`] for few codes: the extreme value at an end of the range, then at most five rounds in which each code
-/// in turn moves to where the others want it.
-pub(crate) fn symmetric_by_descent<const N: usize>(x: &[f32; N], codes: &mut [u8; N], half: i32) -> f32 {
-    let max = extreme(x);
-    if max.abs() < ZERO_BELOW {
-        codes.fill(0);
+/// As [`symmetric`] weighted by x², for few codes: the extreme value at an end of the range, then at most five rounds in
+/// which each code in turn moves to where the others want it.
+pub(crate) fn symmetric_by_descent<const N: usize>(
+    x: &[Lanes; N],
+    codes: &mut [[u8; N]],
+    half: i32,
+) -> Lanes {
+    let max = extremes(x);
+    let iscale: Lanes = max.map(|max| -(half as f32) / max);
+    let mut levels = [[0.0; LANES]; N];
+    let (mut sum_lx, mut sum_l2) = ([0.0; LANES], [0.0; LANES]);
+    for i in 0..N {
+        for g in 0..LANES {
+            let l = nearest_level(iscale[g] * x[i][g], -half, half - 1);
+            levels[i][g] = l;
+            let w = x[i][g] * x[i][g];
+            sum_lx[g] += w * x[i][g] * l;
+            sum_l2[g] += w * l * l;
+        }
+    }
+    for _round in 0..5 {
+        // A group that has settled stays as it is while the others go on.
+        let mut changed = false;
+        for i in 0..N {
+            for g in 0..LANES {
+                let (w, l) = (x[i][g] * x[i][g], levels[i][g]);
+                let wx = w * x[i][g];
+                let others_lx = sum_lx[g] - wx * l;
+                let others_l2 = sum_l2[g] - w * l * l;
+                let wanted = nearest_level(x[i][g] * others_l2 / others_lx, -half, half - 1);
+                let (with_lx, with_l2) = (others_lx + wx * wanted, others_l2 + w * wanted * wanted);
+                let better = others_lx > 0.0
+                    && wanted != l
+                    && with_l2 > 0.0
+                    && with_lx * with_lx * sum_l2[g] > sum_lx[g] * sum_lx[g] * with_l2;
+                levels[i][g] = if better { wanted } else { l };
+                sum_lx[g] = if better { with_lx } else { sum_lx[g] };
+                sum_l2[g] = if better { with_l2 } else { sum_l2[g] };
+                changed |= better;
+            }
+        }
+        if !changed {
+            break;
+        }
+    }
+    let mut scale = std::array::from_fn(|g| if sum_l2[g] > 0.0 { sum_lx[g] / sum_l2[g] } else { 0.0 });
+    clear_zeros(&max, &mut scale, &mut levels, half);
+    put_codes(&levels, half as f32, codes);
+    scale
+}
+
+/// Gives groups of (almost) zeros the scale 0 and, once `half` is added, the codes 0.
+fn clear_zeros<const N: usize>(max: &Lanes, scale: &mut Lanes, levels: &mut [Lanes; N], half: i32) {
+    for g in (0..LANES).filter(|&g| max[g].abs() < ZERO_BELOW) {
+        scale[g] = 0.0;
+        levels.iter_mut().for_each(|level| level[g] = -(half as f32));
+    }
+}
+
+/// Scale with `x ≈ scale * code` for numbers that are usually not negative (the scales of a block's groups) and codes 0
+/// to `top`: the largest at the end of the range, eight trials around it, then at most five rounds of descent. A negative
+/// number's code wraps around, as the reference's does.
+pub(crate) fn positive<const N: usize>(
+    x: &[f32; N],
+    weights: &[f32; N],
+    codes: &mut [u8; N],
+    top: i32,
+) -> f32 {
+    let max = x.iter().fold(0.0, |max: f32, &x| if max > x { max } else { x });
+    codes.fill(0);
+    if max < ZERO_BELOW {
         return 0.0;
     }
-    let iscale = -(half as f32) / max;
-    let mut levels = [0; N];
+    let mut iscale = top as f32 / max;
+    let scale = 1.0 / iscale;
+    let mut best = 0.0;
+    for i in 0..N {
+        let diff = x[i] - scale * f32::from(nearest_int(iscale * x[i]) as u8);
+        best += weights[i] * diff * diff;
+    }
+    for step in (-4..=4).filter(|&step| step != 0) {
+        let this_iscale = (0.1 * step as f32 + top as f32) / max;
+        let this_scale = 1.0 / this_iscale;
+        let mut error = 0.0;
+        for i in 0..N {
+            let diff = x[i] - this_scale * nearest_int(this_iscale * x[i]).min(top) as f32;
+            error += weights[i] * diff * diff;
+        }
+        if error < best {
+            (best, iscale) = (error, this_iscale);
+        }
+    }
     let (mut sum_lx, mut sum_l2) = (0.0, 0.0);
     for i in 0..N {
-        levels[i] = nearest_int(iscale * x[i]).clamp(-half, half - 1);
-        let (w, l) = (x[i] * x[i], levels[i] as f32);
+        let level = nearest_int(iscale * x[i]).min(top);
+        codes[i] = level as u8;
+        let (w, l) = (weights[i], level as f32);
         sum_lx += w * x[i] * l;
         sum_l2 += w * l * l;
     }
     for _round in 0..5 {
         let mut changed = false;
         for i in 0..N {
-            let (w, l) = (x[i] * x[i], levels[i] as f32);
-            let mut others_lx = sum_lx - w * x[i] * l;
-            if others_lx > 0.0 {
-                let mut others_l2 = sum_l2 - w * l * l;
-                let wanted = nearest_int(x[i] * others_l2 / others_lx).clamp(-half, half - 1);
-                if wanted != levels[i] {
+            let (w, l) = (weights[i], f32::from(codes[i]));
+            let (others_lx, others_l2) = (sum_lx - w * x[i] * l, sum_l2 - w * l * l);
+            if others_lx > 0.0 && others_l2 > 0.0 {
+                let wanted = nearest_int(x[i] * others_l2 / others_lx).min(top);
+                if wanted != i32::from(codes[i]) {
                     let l = wanted as f32;
-                    others_lx += w * x[i] * l;
-                    others_l2 += w * l * l;
-                    if others_l2 > 0.0 && others_lx * others_lx * sum_l2 > sum_lx * sum_lx * others_l2 {
-                        levels[i] = wanted;
-                        (sum_lx, sum_l2) = (others_lx, others_l2);
+                    let (with_lx, with_l2) = (others_lx + w * x[i] * l, others_l2 + w * l * l);
+                    if with_lx * with_lx * sum_l2 > sum_lx * sum_lx * with_l2 {
+                        codes[i] = wanted as u8;
+                        (sum_lx, sum_l2) = (with_lx, with_l2);
                         changed = true;
                     }
                 }
@@ -198,10 +394,19 @@ pub(crate) fn symmetric_by_descent<const N: usize>(x: &[f32; N], codes: &mut [u8
             break;
         }
     }
-    for (code, level) in codes.iter_mut().zip(levels) {
-        *code = (level + half) as u8;
-    }
     if sum_l2 > 0.0 { sum_lx / sum_l2 } else { 0.0 }
+}
+
+/// The weight of every number where an importance is given: `importance * sqrt(spread + x²)`.
+#[inline]
+pub(crate) fn weigh<const N: usize>(x: &[f32; N], importance: &[f32; N], spread: f32) -> [f32; N] {
+    std::array::from_fn(|i| importance[i] * (spread + x[i] * x[i]).sqrt())
+}
+
+/// The sum of a group's weights, left to right.
+#[inline]
+pub(crate) fn total<const N: usize>(weights: &[f32; N]) -> f32 {
+    weights.iter().fold(0.0, |sum, w| sum + w)
 }
 
 #[cfg(test)]
@@ -222,5 +427,33 @@ mod tests {
     fn extreme_keeps_the_sign_of_the_first_of_equals() {
         assert_eq!(extreme(&[1.0, -3.0, 3.0]), -3.0);
         assert_eq!(extreme(&[]), 0.0);
+        assert_eq!(extremes(&side_by_side(&[[1.0, -3.0, 3.0], [0.5, 0.25, -0.125]]))[..3], [-3.0, 0.5, 0.0]);
+    }
+
+    #[test]
+    fn truncation_of_what_has_no_whole_number_is_the_smallest() {
+        for x in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 3e9] {
+            assert_eq!(truncate(x), i32::MIN);
+        }
+        assert_eq!((truncate(-1.9), truncate(15.5)), (-1, 15));
+    }
+
+    #[test]
+    fn a_group_is_searched_as_if_it_were_alone() {
+        let group =
+            |k: usize| -> [f32; 16] { std::array::from_fn(|i| ((i * 7 + k * 13) as f32 * 0.37).sin()) };
+        let groups: Vec<[f32; 16]> = (0..LANES).map(group).collect();
+        let ones = [[1.0; LANES]; 16];
+        let (mut together, mut alone) = ([[0; 16]; LANES], [[0; 16]; 1]);
+        let scales = symmetric(&side_by_side(&groups), &ones, &mut together, 8);
+        let fits =
+            affine::<16, false>(&side_by_side(&groups), &ones, &mut together, &AffineTrials::weighted(15));
+        for (lane, group) in groups.iter().enumerate() {
+            let scale = symmetric(&side_by_side(&[*group]), &ones, &mut alone, 8);
+            assert_eq!(scale[0], scales[lane]);
+            let fit =
+                affine::<16, false>(&side_by_side(&[*group]), &ones, &mut alone, &AffineTrials::weighted(15));
+            assert_eq!((fit.0[0], fit.1[0], alone[0]), (fits.0[lane], fits.1[lane], together[lane]));
+        }
     }
 }

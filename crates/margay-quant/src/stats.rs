@@ -173,7 +173,12 @@ impl InputStats {
         match (&mut self.hessian, &other.hessian) {
             (Some(mine), Some(theirs)) => mine.merge(theirs)?,
             (None, None) => {}
-            _ => return Err(QuantError::Missing { what: "a Hessian", why: "merging statistics of which one has it" }),
+            _ => {
+                return Err(QuantError::Missing {
+                    what: "a Hessian",
+                    why: "merging statistics of which one has it",
+                });
+            }
         }
         self.text.merge(&other.text)?;
         self.visual.merge(&other.visual)?;

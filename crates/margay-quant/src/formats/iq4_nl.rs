@@ -4,8 +4,8 @@ use margay_tensor::DType;
 
 use crate::{
     BlockFormat,
-    block::{decode_each, encode_each, f16_at, field, put_f16},
-    search::{ZERO_BELOW, extreme, inverse},
+    block::{decode_each, f16_at, field, put_f16, put_nibbles, whole, whole_blocks},
+    search::{LANES, Lanes, ZERO_BELOW, extremes, inverse, side_by_side, sum_squares, weigh},
 };
 
 /// Numbers a block.
@@ -25,52 +25,80 @@ const TRIALS: i32 = 7;
 /// The format.
 pub struct IQ4_NL;
 
-/// The level nearest to `x`; the upper one of two equally near.
-fn nearest_level(x: f32) -> u8 {
-    let upper = LEVELS.iter().position(|&level| x < f32::from(level)).unwrap_or(LEVELS.len());
-    match upper {
-        0 => 0,
-        16 => 15,
-        i if x - f32::from(LEVELS[i - 1]) < f32::from(LEVELS[i]) - x => (i - 1) as u8,
-        i => i as u8,
+/// Half way between each level and the next. Exact: near a middle both distances are, so that comparing with it decides
+/// as comparing them does.
+const MIDDLES: [f32; 15] = {
+    let mut middles = [0.0; 15];
+    let mut i = 0;
+    while i < 15 {
+        middles[i] = (LEVELS[i] as f32 + LEVELS[i + 1] as f32) / 2.0;
+        i += 1;
     }
+    middles
+};
+
+/// The code of the level nearest to `x`; the upper one of two equally near.
+#[inline]
+fn nearest_code(x: f32) -> u8 {
+    // NaN counts as above everything, as the reference's search has it.
+    MIDDLES.iter().map(|&middle| u8::from(!(x < middle))).sum()
 }
 
-/// The x²-weighted sums of x T and T² for the levels that `id` assigns.
-fn fit(x: &[f32; ELEMENTS], id: f32) -> (f32, f32) {
-    let (mut sum_qx, mut sum_q2) = (0.0, 0.0);
-    for x in x {
-        let (w, q) = (x * x, f32::from(LEVELS[usize::from(nearest_level(id * x))]));
-        sum_qx += w * q * x;
-        sum_q2 += w * q * q;
+/// The level nearest to `x`.
+#[inline]
+fn nearest_level(x: f32) -> f32 {
+    let mut level = f32::from(LEVELS[0]);
+    for (i, &middle) in MIDDLES.iter().enumerate() {
+        level += if x < middle { 0.0 } else { f32::from(LEVELS[i + 1]) - f32::from(LEVELS[i]) };
     }
-    (sum_qx, sum_q2)
+    level
 }
 
-/// The scale that the best of the trials fits, 0 for a block of (almost) zeros.
-pub(crate) fn fitted_scale(x: &[f32; ELEMENTS]) -> f32 {
-    let max = extreme(x);
-    if max.abs() < ZERO_BELOW {
-        return 0.0;
-    }
+/// The scale of each group that the best of the trials fits, 0 for a group of (almost) zeros.
+pub(crate) fn fitted_scales(x: &[Lanes; ELEMENTS], weights: &[Lanes; ELEMENTS]) -> Lanes {
+    let fit = |id: &Lanes| {
+        let (mut sum_qx, mut sum_q2) = ([0.0; LANES], [0.0; LANES]);
+        for (x, w) in x.iter().zip(weights) {
+            for g in 0..LANES {
+                let q = nearest_level(id[g] * x[g]);
+                sum_qx[g] += w[g] * q * x[g];
+                sum_q2[g] += w[g] * q * q;
+            }
+        }
+        (sum_qx, sum_q2)
+    };
+    let max = extremes(x);
     let lowest = f32::from(LEVELS[0]);
-    let (sum_qx, sum_q2) = fit(x, 1.0 / (-max / lowest));
-    let mut d = if sum_q2 > 0.0 { sum_qx / sum_q2 } else { 0.0 };
-    let mut best = d * sum_qx;
+    let (sum_qx, sum_q2) = fit(&max.map(|max| 1.0 / (-max / lowest)));
+    let mut d: Lanes = std::array::from_fn(|g| if sum_q2[g] > 0.0 { sum_qx[g] / sum_q2[g] } else { 0.0 });
+    let mut best: Lanes = std::array::from_fn(|g| d[g] * sum_qx[g]);
     for trial in -TRIALS..=TRIALS {
-        let (sum_qx, sum_q2) = fit(x, (trial as f32 + lowest) / max);
-        if sum_q2 > 0.0 && sum_qx * sum_qx > best * sum_q2 {
-            d = sum_qx / sum_q2;
-            best = d * sum_qx;
+        let (sum_qx, sum_q2) = fit(&max.map(|max| (trial as f32 + lowest) / max));
+        for g in 0..LANES {
+            if sum_q2[g] > 0.0 && sum_qx[g] * sum_qx[g] > best[g] * sum_q2[g] {
+                d[g] = sum_qx[g] / sum_q2[g];
+                best[g] = d[g] * sum_qx[g];
+            }
         }
     }
-    d
+    std::array::from_fn(|g| if max[g].abs() < ZERO_BELOW { 0.0 } else { d[g] })
 }
 
 /// Writes the nearest levels of `x * id`, two halves of the block a byte.
 pub(crate) fn put_levels(x: &[f32; ELEMENTS], id: f32, quants: &mut [u8]) {
-    for (j, byte) in quants.iter_mut().enumerate() {
-        *byte = nearest_level(id * x[j]) | nearest_level(id * x[j + 16]) << 4;
+    put_nibbles(&x.map(|x| nearest_code(id * x)), quants);
+}
+
+/// Packs up to [`LANES`] blocks whose numbers and weights stand side by side in `lanes` and `weights`.
+fn encode_blocks(
+    x: &[[f32; ELEMENTS]],
+    lanes: &[Lanes; ELEMENTS],
+    weights: &[Lanes; ELEMENTS],
+    blocks: &mut [[u8; BYTES]],
+) {
+    for ((block, x), d) in blocks.iter_mut().zip(x).zip(fitted_scales(lanes, weights)) {
+        put_f16(block, SCALE, d);
+        put_levels(x, inverse(d), &mut block[QUANTS..]);
     }
 }
 
@@ -91,11 +119,38 @@ impl BlockFormat for IQ4_NL {
     }
 
     fn encode(&self, values: &[f32], out: &mut [u8]) {
-        encode_each(values, out, |x: &[f32; ELEMENTS], block: &mut [u8; BYTES]| {
-            let d = fitted_scale(x);
-            put_f16(block, SCALE, d);
-            put_levels(x, inverse(d), &mut block[QUANTS..]);
-        });
+        let (values, out) = whole_blocks(values, out);
+        for (x, blocks) in values.chunks(LANES).zip(out.chunks_mut(LANES)) {
+            let lanes = side_by_side(x);
+            encode_blocks(x, &lanes, &lanes.map(|x| x.map(|x| x * x)), blocks);
+        }
+    }
+
+    fn encode_weighted(&self, row: &[f32], importance: &[f32], out: &mut [u8]) {
+        assert_eq!(row.len(), importance.len(), "one importance a column");
+        let (values, out) = whole_blocks(row, out);
+        let importance = importance.as_chunks::<ELEMENTS>().0;
+        for ((x, importance), blocks) in
+            values.chunks(LANES).zip(importance.chunks(LANES)).zip(out.chunks_mut(LANES))
+        {
+            let mut weights = [[0.0; ELEMENTS]; LANES];
+            for ((weights, x), importance) in weights.iter_mut().zip(x).zip(importance) {
+                *weights = weigh(x, importance, sum_squares(x) * (2.0 / ELEMENTS as f32));
+            }
+            encode_blocks(x, &side_by_side(x), &side_by_side(&weights), blocks);
+        }
+    }
+
+    fn codes(&self) -> usize {
+        16
+    }
+
+    fn uniform(&self) -> bool {
+        false
+    }
+
+    fn put_codes(&self, codes: &[u8], block: &mut [u8]) {
+        put_nibbles(whole(codes), &mut block[QUANTS..]);
     }
 }
 
@@ -114,7 +169,8 @@ mod tests {
     #[test]
     fn ties_go_to_the_upper_level() {
         for (x, level) in [(-1000.0, 0), (-4.5, 8), (-4.6, 7), (7.0, 9), (101.0, 15), (1000.0, 15)] {
-            assert_eq!(nearest_level(x), level, "{x}");
+            assert_eq!(nearest_code(x), level, "{x}");
+            assert_eq!(nearest_level(x), f32::from(LEVELS[usize::from(level)]), "{x}");
         }
     }
 }

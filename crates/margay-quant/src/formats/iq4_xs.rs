@@ -4,9 +4,9 @@ use margay_tensor::DType;
 
 use crate::{
     BlockFormat,
-    block::{decode_each, encode_each, f16_at, field, put_f16},
-    formats::iq4_nl::{LEVELS, fitted_scale, put_levels},
-    search::{extreme, inverse, nearest_int},
+    block::{decode_each, encode_each, encode_each_weighted, f16_at, field, put_f16, put_nibbles, whole},
+    formats::iq4_nl::{LEVELS, fitted_scales, put_levels},
+    search::{LANES, Lanes, extreme, inverse, nearest_int, side_by_side, sum_squares, weigh},
 };
 
 /// Numbers a block.
@@ -51,24 +51,57 @@ impl BlockFormat for IQ4_XS {
 
     fn encode(&self, values: &[f32], out: &mut [u8]) {
         encode_each(values, out, |x: &[f32; ELEMENTS], block: &mut [u8; BYTES]| {
-            block.fill(0);
             let groups = x.as_chunks::<GROUP>().0;
-            let mut scales = [0.0; 8];
-            for (scale, x) in scales.iter_mut().zip(groups) {
-                *scale = fitted_scale(x);
-            }
-            let d = -extreme(&scales) / 32.0;
-            put_f16(block, SCALE, d);
-            let id = inverse(d);
-            let mut high_bits = 0u16;
-            for (g, x) in groups.iter().enumerate() {
-                let level = nearest_int(id * scales[g]).clamp(-32, 31);
-                let code = (level + 32) as u8;
-                block[SCALES_LOW + g / 2] |= (code & 15) << (4 * (g % 2));
-                high_bits |= u16::from(code >> 4) << (2 * g);
-                put_levels(x, inverse(d * level as f32), &mut block[QUANTS + 16 * g..][..16]);
-            }
-            block[SCALES_HIGH..SCALES_LOW].copy_from_slice(&high_bits.to_le_bytes());
+            let lanes = side_by_side(groups);
+            finish(groups, &fitted_scales(&lanes, &lanes.map(|x| x.map(|x| x * x))), block);
         });
     }
+
+    fn encode_weighted(&self, row: &[f32], importance: &[f32], out: &mut [u8]) {
+        encode_each_weighted(
+            row,
+            importance,
+            out,
+            |x: &[f32; ELEMENTS], importance, block: &mut [u8; BYTES]| {
+                let spread = sum_squares(x) * (2.0 / ELEMENTS as f32);
+                let (groups, importance) = (x.as_chunks::<GROUP>().0, importance.as_chunks::<GROUP>().0);
+                let weights: [[f32; GROUP]; LANES] =
+                    std::array::from_fn(|j| weigh(&groups[j], &importance[j], spread));
+                finish(groups, &fitted_scales(&side_by_side(groups), &side_by_side(&weights)), block);
+            },
+        );
+    }
+
+    fn codes(&self) -> usize {
+        16
+    }
+
+    fn uniform(&self) -> bool {
+        false
+    }
+
+    fn put_codes(&self, codes: &[u8], block: &mut [u8]) {
+        for (codes, bytes) in
+            whole::<ELEMENTS>(codes).as_chunks::<GROUP>().0.iter().zip(block[QUANTS..].chunks_mut(16))
+        {
+            put_nibbles(codes, bytes);
+        }
+    }
+}
+
+/// Writes the scales as multiples of one, and the levels that they ask for.
+fn finish(groups: &[[f32; GROUP]], scales: &Lanes, block: &mut [u8; BYTES]) {
+    block.fill(0);
+    let d = -extreme(scales) / 32.0;
+    put_f16(block, SCALE, d);
+    let id = inverse(d);
+    let mut high_bits = 0u16;
+    for (g, x) in groups.iter().enumerate() {
+        let level = nearest_int(id * scales[g]).clamp(-32, 31);
+        let code = (level + 32) as u8;
+        block[SCALES_LOW + g / 2] |= (code & 15) << (4 * (g % 2));
+        high_bits |= u16::from(code >> 4) << (2 * g);
+        put_levels(x, inverse(d * level as f32), &mut block[QUANTS + 16 * g..][..16]);
+    }
+    block[SCALES_HIGH..SCALES_LOW].copy_from_slice(&high_bits.to_le_bytes());
 }

@@ -4,8 +4,8 @@ use margay_tensor::DType;
 
 use crate::{
     BlockFormat,
-    block::{decode_each, encode_each, field},
-    search::extreme,
+    block::{decode_each, encode_each, field, put_nibbles, whole},
+    search::{bounds, truncate},
 };
 
 /// Numbers a block.
@@ -29,16 +29,19 @@ fn power(e: u8) -> f32 {
     f32::from_bits(if e < 2 { 0x0020_0000 << e } else { u32::from(e - 1) << 23 })
 }
 
-/// The level nearest to `x`, the first of equals.
-fn nearest_level(x: f32, scale: f32) -> u8 {
-    let mut best = (0, (f32::from(LEVELS[0]) * scale - x).abs());
-    for (i, &level) in LEVELS.iter().enumerate().skip(1) {
-        let error = (f32::from(level) * scale - x).abs();
-        if error < best.1 {
-            best = (i as u8, error);
+/// The codes of the levels nearest to the numbers, the first of equals.
+fn nearest_levels(x: &[f32; ELEMENTS], scale: f32) -> [u8; ELEMENTS] {
+    let (mut best, mut errors) = ([0u32; ELEMENTS], [f32::INFINITY; ELEMENTS]);
+    for (code, &level) in LEVELS.iter().enumerate() {
+        let level = f32::from(level) * scale;
+        for j in 0..ELEMENTS {
+            let error = (level - x[j]).abs();
+            let better = error < errors[j];
+            errors[j] = if better { error } else { errors[j] };
+            best[j] = if better { code as u32 } else { best[j] };
         }
     }
-    best.0
+    best.map(|code| code as u8)
 }
 
 impl BlockFormat for MXFP4 {
@@ -59,14 +62,26 @@ impl BlockFormat for MXFP4 {
 
     fn encode(&self, values: &[f32], out: &mut [u8]) {
         encode_each(values, out, |x: &[f32; ELEMENTS], block: &mut [u8; BYTES]| {
-            let largest = extreme(x).abs();
-            let e = if largest > 0.0 { (largest.log2().floor() - 2.0 + 127.0) as u8 } else { 0 };
+            let (min, max) = bounds(x);
+            let largest = max.max(-min);
+            // An exponent below the smallest wraps around, as the reference's does.
+            let e = if largest > 0.0 { truncate(largest.log2().floor() - 2.0 + 127.0) as u8 } else { 0 };
             let d = power(e);
             block[EXPONENT] = e;
-            for j in 0..16 {
-                block[QUANTS + j] = nearest_level(x[j], d) | nearest_level(x[j + 16], d) << 4;
-            }
+            put_nibbles(&nearest_levels(x, d), &mut block[QUANTS..]);
         });
+    }
+
+    fn codes(&self) -> usize {
+        16
+    }
+
+    fn uniform(&self) -> bool {
+        false
+    }
+
+    fn put_codes(&self, codes: &[u8], block: &mut [u8]) {
+        put_nibbles(whole(codes), &mut block[QUANTS..]);
     }
 }
 

@@ -4,8 +4,8 @@ use margay_tensor::DType;
 
 use crate::{
     BlockFormat,
-    block::{decode_each, encode_each, f16_at, field, put_f16},
-    search::{AffineTrials, affine, nearest_int},
+    block::{decode_each, encode_each, encode_each_weighted, f16_at, field, put_f16, put_pairs, whole},
+    search::{AffineTrials, LANES, affine, nearest_int, positive, side_by_side, sum_squares, total, weigh},
 };
 
 /// Numbers a block.
@@ -24,7 +24,7 @@ pub const SCALE: usize = 80;
 pub const MIN: usize = 82;
 
 /// Source: `quantize_row_q2_K_ref`.
-const TRIALS: AffineTrials = AffineTrials { top: 3, first: -0.5, delta: 0.1, steps: 15, absolute: true };
+const TRIALS: AffineTrials = AffineTrials { top: 3, first: -0.5, delta: 0.1, steps: 15 };
 
 /// The format.
 pub struct Q2_K;
@@ -51,35 +51,88 @@ impl BlockFormat for Q2_K {
 
     fn encode(&self, values: &[f32], out: &mut [u8]) {
         encode_each(values, out, |x: &[f32; ELEMENTS], block: &mut [u8; BYTES]| {
-            block.fill(0);
             let groups = x.as_chunks::<GROUP>().0;
             let mut codes = [[0; GROUP]; 16];
             let (mut scales, mut mins) = ([0.0; 16], [0.0; 16]);
-            let (mut max_scale, mut max_min) = (0.0, 0.0);
-            for (j, x) in groups.iter().enumerate() {
-                (scales[j], mins[j]) = affine(x, &x.map(f32::abs), &mut codes[j], &TRIALS);
-                max_scale = if scales[j] > max_scale { scales[j] } else { max_scale };
-                max_min = if mins[j] > max_min { mins[j] } else { max_min };
+            for first in [0, LANES] {
+                let x = side_by_side(&groups[first..first + LANES]);
+                let weights = x.map(|x| x.map(f32::abs));
+                let (scale, min) = affine::<_, true>(&x, &weights, &mut codes[first..][..LANES], &TRIALS);
+                scales[first..][..LANES].copy_from_slice(&scale);
+                mins[first..][..LANES].copy_from_slice(&min);
             }
             let four_bits = |values: &[f32; 16], max: f32| {
                 let inverse = if max > 0.0 { 15.0 / max } else { 0.0 };
                 values.map(|v| nearest_int(inverse * v).clamp(0, 15) as u8)
             };
-            let (scales, mins) = (four_bits(&scales, max_scale), four_bits(&mins, max_min));
-            let d = put_f16(block, SCALE, max_scale / 15.0);
-            let dmin = put_f16(block, MIN, max_min / 15.0);
-            for (j, x) in groups.iter().enumerate() {
-                block[SCALES + j] = scales[j] | mins[j] << 4;
-                let (scale, min) = (d * f32::from(scales[j]), dmin * f32::from(mins[j]));
-                if scale != 0.0 {
-                    for (code, x) in codes[j].iter_mut().zip(x) {
-                        *code = nearest_int((x + min) / scale).clamp(0, TRIALS.top) as u8;
-                    }
-                }
-            }
-            for (i, &code) in codes.as_flattened().iter().enumerate() {
-                block[QUANTS + 32 * (i / 128) + i % 32] |= code << (2 * (i / 32 % 4));
-            }
+            let largest =
+                |values: &[f32; 16]| values.iter().fold(0.0, |max, &v| if v > max { v } else { max });
+            let (max_scale, max_min) = (largest(&scales), largest(&mins));
+            put_f16(block, SCALE, max_scale / 15.0);
+            put_f16(block, MIN, max_min / 15.0);
+            finish(groups, &four_bits(&scales, max_scale), &four_bits(&mins, max_min), codes, block);
         });
     }
+
+    fn encode_weighted(&self, row: &[f32], importance: &[f32], out: &mut [u8]) {
+        encode_each_weighted(
+            row,
+            importance,
+            out,
+            |x: &[f32; ELEMENTS], importance, block: &mut [u8; BYTES]| {
+                let spread = sum_squares(x) / ELEMENTS as f32;
+                let (groups, importance) = (x.as_chunks::<GROUP>().0, importance.as_chunks::<GROUP>().0);
+                let weights: [[f32; GROUP]; 16] =
+                    std::array::from_fn(|j| weigh(&groups[j], &importance[j], spread));
+                let mut codes = [[0; GROUP]; 16];
+                let (mut scales, mut mins) = ([0.0; 16], [0.0; 16]);
+                for first in [0, LANES] {
+                    let (scale, min) = affine::<_, false>(
+                        &side_by_side(&groups[first..first + LANES]),
+                        &side_by_side(&weights[first..first + LANES]),
+                        &mut codes[first..][..LANES],
+                        &AffineTrials::weighted(TRIALS.top),
+                    );
+                    scales[first..][..LANES].copy_from_slice(&scale);
+                    mins[first..][..LANES].copy_from_slice(&min);
+                }
+                let totals = weights.map(|weights| total(&weights));
+                let (mut scale_codes, mut min_codes) = ([0; 16], [0; 16]);
+                let d = positive(&scales, &totals, &mut scale_codes, 15);
+                let dmin = positive(&mins, &totals, &mut min_codes, 15);
+                put_f16(block, SCALE, d);
+                put_f16(block, MIN, dmin);
+                finish(groups, &scale_codes, &min_codes, codes, block);
+            },
+        );
+    }
+
+    fn codes(&self) -> usize {
+        4
+    }
+
+    fn put_codes(&self, codes: &[u8], block: &mut [u8]) {
+        put_pairs(whole(codes), &mut block[QUANTS..SCALE]);
+    }
+}
+
+/// Writes scales and minima beside the d and dmin that are there, and the codes that they ask for. A group whose scale
+/// rounds to zero keeps the codes of the search.
+fn finish(
+    groups: &[[f32; GROUP]],
+    scales: &[u8; 16],
+    mins: &[u8; 16],
+    mut codes: [[u8; GROUP]; 16],
+    block: &mut [u8; BYTES],
+) {
+    let (d, dmin) = (f16_at(block, SCALE), f16_at(block, MIN));
+    for (j, x) in groups.iter().enumerate() {
+        let packed = scales[j] | mins[j] << 4;
+        block[SCALES + j] = packed;
+        let (scale, min) = (d * f32::from(packed & 15), dmin * f32::from(packed >> 4));
+        if scale != 0.0 {
+            codes[j] = x.map(|x| nearest_int((x + min) / scale).max(0).min(TRIALS.top) as u8);
+        }
+    }
+    put_pairs(whole(codes.as_flattened()), &mut block[QUANTS..SCALE]);
 }

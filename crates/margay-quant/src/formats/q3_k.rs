@@ -4,8 +4,10 @@ use margay_tensor::DType;
 
 use crate::{
     BlockFormat,
-    block::{decode_each, encode_each, f16_at, field, put_f16},
-    search::{extreme, nearest_int, symmetric_by_descent},
+    block::{decode_each, encode_each, encode_each_weighted, f16_at, field, put_f16, put_pairs, whole},
+    search::{
+        LANES, extreme, nearest_int, side_by_side, sum_squares, symmetric, symmetric_by_descent, total, weigh,
+    },
 };
 
 /// Numbers a block.
@@ -61,37 +63,93 @@ impl BlockFormat for Q3_K {
 
     fn encode(&self, values: &[f32], out: &mut [u8]) {
         encode_each(values, out, |x: &[f32; ELEMENTS], block: &mut [u8; BYTES]| {
-            block.fill(0);
             let groups = x.as_chunks::<GROUP>().0;
             let mut codes = [[0; GROUP]; 16];
             let mut scales = [0.0; 16];
-            for (j, x) in groups.iter().enumerate() {
-                scales[j] = symmetric_by_descent(x, &mut codes[j], ZERO);
+            for first in [0, LANES] {
+                let x = side_by_side(&groups[first..first + LANES]);
+                let scale = symmetric_by_descent(&x, &mut codes[first..][..LANES], ZERO);
+                scales[first..][..LANES].copy_from_slice(&scale);
             }
             let max_scale = extreme(&scales);
-            let mut d = 0.0;
+            let (mut d, mut levels) = (0.0, [0; 16]);
             if max_scale != 0.0 {
                 let iscale = -32.0 / max_scale;
-                for (j, scale) in scales.iter().enumerate() {
-                    let l = (nearest_int(iscale * scale).clamp(-32, 31) + 32) as u8;
-                    block[SCALES + j % 8] |= (l & 15) << (4 * (j / 8));
-                    block[SCALES + 8 + j % 4] |= l >> 4 << (2 * (j / 4));
-                }
-                d = put_f16(block, SCALE, 1.0 / iscale);
+                levels = scales.map(|scale| (nearest_int(iscale * scale) as i8).clamp(-32, 31) + 32);
+                d = 1.0 / iscale;
             }
-            let scales = unpack_scales(field(block, SCALES));
-            for (j, x) in groups.iter().enumerate() {
-                let scale = d * f32::from(scales[j]);
-                if scale != 0.0 {
-                    for (code, x) in codes[j].iter_mut().zip(x) {
-                        *code = (nearest_int(x / scale).clamp(-ZERO, ZERO - 1) + ZERO) as u8;
-                    }
-                }
-            }
-            for (i, &code) in codes.as_flattened().iter().enumerate() {
-                block[QUANTS + 32 * (i / 128) + i % 32] |= (code & 3) << (2 * (i / 32 % 4));
-                block[HIGH_BITS + i % 32] |= code >> 2 << (i / 32);
-            }
+            finish(groups, d, &levels.map(|level| level as u8), codes, block);
         });
+    }
+
+    fn encode_weighted(&self, row: &[f32], importance: &[f32], out: &mut [u8]) {
+        encode_each_weighted(
+            row,
+            importance,
+            out,
+            |x: &[f32; ELEMENTS], importance, block: &mut [u8; BYTES]| {
+                let spread = 2.0 * sum_squares(x) / ELEMENTS as f32;
+                let (groups, importance) = (x.as_chunks::<GROUP>().0, importance.as_chunks::<GROUP>().0);
+                let weights: [[f32; GROUP]; 16] =
+                    std::array::from_fn(|j| weigh(&groups[j], &importance[j], spread));
+                let mut codes = [[0; GROUP]; 16];
+                let mut scales = [0.0; 16];
+                for first in [0, LANES] {
+                    let scale = symmetric(
+                        &side_by_side(&groups[first..first + LANES]),
+                        &side_by_side(&weights[first..first + LANES]),
+                        &mut codes[first..][..LANES],
+                        ZERO,
+                    );
+                    scales[first..][..LANES].copy_from_slice(&scale);
+                }
+                // The scales are fitted as numbers are, each weighing what its group does.
+                let totals = weights.map(|weights| total(&weights));
+                let mut levels = [[0; 16]];
+                let d = symmetric(&side_by_side(&[scales]), &side_by_side(&[totals]), &mut levels, 32)[0];
+                finish(groups, d, &levels[0], codes, block);
+            },
+        );
+    }
+
+    fn codes(&self) -> usize {
+        8
+    }
+
+    fn put_codes(&self, codes: &[u8], block: &mut [u8]) {
+        put(whole(codes), block);
+    }
+}
+
+/// Writes d, the scales (32 more than they are) and the codes that they ask for. A group whose scale rounds to zero keeps
+/// the codes of the search.
+fn finish(
+    groups: &[[f32; GROUP]],
+    d: f32,
+    scales: &[u8; 16],
+    mut codes: [[u8; GROUP]; 16],
+    block: &mut [u8; BYTES],
+) {
+    let d = put_f16(block, SCALE, d);
+    block[SCALES..SCALE].fill(0);
+    for (j, l) in scales.iter().enumerate() {
+        block[SCALES + j % 8] |= (l & 15) << (4 * (j / 8));
+        block[SCALES + 8 + j % 4] |= l >> 4 << (2 * (j / 4));
+    }
+    for ((x, codes), s) in groups.iter().zip(&mut codes).zip(unpack_scales(field(block, SCALES))) {
+        let scale = d * f32::from(s);
+        if scale != 0.0 {
+            *codes = x.map(|x| (nearest_int(x / scale).max(-ZERO).min(ZERO - 1) + ZERO) as u8);
+        }
+    }
+    put(whole(codes.as_flattened()), block);
+}
+
+/// Writes the codes of a block.
+fn put(codes: &[u8; ELEMENTS], block: &mut [u8]) {
+    put_pairs(codes, &mut block[QUANTS..SCALES]);
+    let eighths = codes.as_chunks::<32>().0;
+    for (l, byte) in block[HIGH_BITS..QUANTS].iter_mut().enumerate() {
+        *byte = eighths.iter().enumerate().fold(0, |bits, (i, codes)| bits | codes[l] >> 2 << i);
     }
 }

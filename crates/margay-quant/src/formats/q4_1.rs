@@ -4,8 +4,8 @@ use margay_tensor::DType;
 
 use crate::{
     BlockFormat,
-    block::{decode_each, encode_each, f16_at, field, put_f16},
-    search::{bounds, inverse},
+    block::{decode_each, encode_each, encode_lanes_weighted, f16_at, field, put_f16, put_nibbles, whole},
+    search::{AffineTrials, LANES, affine, bounds, inverse, truncate},
 };
 
 /// Numbers a block.
@@ -45,10 +45,28 @@ impl BlockFormat for Q4_1 {
             let id = inverse(d);
             put_f16(block, SCALE, d);
             put_f16(block, MIN, min);
-            let code = |x: f32| (((x - min) * id + 0.5) as i32).clamp(0, 15) as u8;
-            for j in 0..16 {
-                block[QUANTS + j] = code(x[j]) | code(x[j + 16]) << 4;
+            let codes = x.map(|x| truncate((x - min) * id + 0.5).min(15) as u8);
+            put_nibbles(&codes, &mut block[QUANTS..]);
+        });
+    }
+
+    fn encode_weighted(&self, row: &[f32], importance: &[f32], out: &mut [u8]) {
+        encode_lanes_weighted(row, importance, out, |x, weights, blocks: &mut [[u8; BYTES]]| {
+            let mut codes = [[0; ELEMENTS]; LANES];
+            let (scales, mins) = affine::<_, false>(x, weights, &mut codes, &AffineTrials::weighted(15));
+            for (lane, block) in blocks.iter_mut().enumerate() {
+                put_f16(block, SCALE, scales[lane]);
+                put_f16(block, MIN, -mins[lane]);
+                put_nibbles(&codes[lane], &mut block[QUANTS..]);
             }
         });
+    }
+
+    fn codes(&self) -> usize {
+        16
+    }
+
+    fn put_codes(&self, codes: &[u8], block: &mut [u8]) {
+        put_nibbles(whole(codes), &mut block[QUANTS..]);
     }
 }

@@ -4,8 +4,11 @@ use margay_tensor::DType;
 
 use crate::{
     BlockFormat,
-    block::{decode_each, encode_each, f16_at, field, k_scales, pack_k_scales, put_f16},
-    search::{AffineTrials, affine, nearest_int},
+    block::{
+        decode_each, encode_each, encode_each_weighted, f16_at, field, k_scales, pack_k_scales, put_f16,
+        whole,
+    },
+    search::{AffineTrials, LANES, affine, nearest_int, positive, side_by_side, sum_squares, total, weigh},
 };
 
 /// Numbers a block.
@@ -25,7 +28,7 @@ pub const SCALES: usize = 4;
 pub const QUANTS: usize = 16;
 
 /// Source: `quantize_row_q4_K_ref`.
-const TRIALS: AffineTrials = AffineTrials { top: 15, first: -1.0, delta: 0.1, steps: 20, absolute: false };
+const TRIALS: AffineTrials = AffineTrials { top: 15, first: -1.0, delta: 0.1, steps: 20 };
 
 /// The format.
 pub struct Q4_K;
@@ -52,49 +55,108 @@ impl BlockFormat for Q4_K {
 
     fn encode(&self, values: &[f32], out: &mut [u8]) {
         encode_each(values, out, |x: &[f32; ELEMENTS], block: &mut [u8; BYTES]| {
-            let codes = encode_groups(x, block, &TRIALS);
-            for (bytes, codes) in block[QUANTS..].as_chunks_mut::<GROUP>().0.iter_mut().zip(codes.chunks(2)) {
-                for (l, byte) in bytes.iter_mut().enumerate() {
-                    *byte = codes[0][l] | codes[1][l] << 4;
-                }
-            }
+            put(&encode_groups(x, block, &TRIALS), block);
         });
+    }
+
+    fn encode_weighted(&self, row: &[f32], importance: &[f32], out: &mut [u8]) {
+        encode_each_weighted(
+            row,
+            importance,
+            out,
+            |x: &[f32; ELEMENTS], importance, block: &mut [u8; BYTES]| {
+                // Scales beyond 6 bits spill into their neighbours, as the reference has it for this format only.
+                put(&encode_groups_weighted(x, importance, block, TRIALS.top, u8::MAX), block);
+            },
+        );
+    }
+
+    fn codes(&self) -> usize {
+        16
+    }
+
+    fn put_codes(&self, codes: &[u8], block: &mut [u8]) {
+        put(whole(codes), block);
+    }
+}
+
+/// Writes the codes of a block.
+fn put(codes: &[u8; ELEMENTS], block: &mut [u8]) {
+    for (codes, bytes) in codes.as_chunks::<64>().0.iter().zip(block[QUANTS..].as_chunks_mut::<GROUP>().0) {
+        let (low, high) = codes.split_at(GROUP);
+        for ((byte, low), high) in bytes.iter_mut().zip(low).zip(high) {
+            *byte = low & 15 | high << 4;
+        }
     }
 }
 
 /// Finds and writes the scales of a `Q4_K` or `Q5_K` block, whose headers are the same, and returns the codes.
-pub(crate) fn encode_groups(x: &[f32; ELEMENTS], block: &mut [u8], t: &AffineTrials) -> [[u8; GROUP]; 8] {
+pub(crate) fn encode_groups(x: &[f32; ELEMENTS], block: &mut [u8], t: &AffineTrials) -> [u8; ELEMENTS] {
     let groups = x.as_chunks::<GROUP>().0;
-    let mut codes = [[0; GROUP]; 8];
-    let (mut scales, mut mins) = ([0.0; 8], [0.0; 8]);
-    let (mut max_scale, mut max_min) = (0.0, 0.0);
-    for (j, x) in groups.iter().enumerate() {
-        let mut sum_x2 = 0.0;
-        for x in x {
-            sum_x2 += x * x;
+    let lanes = side_by_side(groups);
+    let mut sum_x2 = [0.0; LANES];
+    for x in &lanes {
+        for g in 0..LANES {
+            sum_x2[g] += x[g] * x[g];
         }
-        let typical = (sum_x2 / GROUP as f32).sqrt();
-        let weights = x.map(|x| typical + x.abs());
-        (scales[j], mins[j]) = affine(x, &weights, &mut codes[j], t);
-        max_scale = if scales[j] > max_scale { scales[j] } else { max_scale };
-        max_min = if mins[j] > max_min { mins[j] } else { max_min };
     }
+    let typical = sum_x2.map(|sum| (sum / GROUP as f32).sqrt());
+    let weights = lanes.map(|x| std::array::from_fn(|g| typical[g] + x[g].abs()));
+    let mut codes = [[0; GROUP]; 8];
+    let (scales, mins) = affine::<_, false>(&lanes, &weights, &mut codes, t);
+    let largest = |values: &[f32; 8]| values.iter().fold(0.0, |max, &v| if v > max { v } else { max });
+    let (max_scale, max_min) = (largest(&scales), largest(&mins));
     let six_bits = |values: &[f32; 8], max: f32| {
         let inverse = if max > 0.0 { 63.0 / max } else { 0.0 };
         values.map(|v| (nearest_int(inverse * v) as u8).min(63))
     };
     let (scales, mins) = (six_bits(&scales, max_scale), six_bits(&mins, max_min));
-    let d = put_f16(block, SCALE, max_scale / 63.0);
-    let dmin = put_f16(block, MIN, max_min / 63.0);
-    block[SCALES..SCALES + 12].copy_from_slice(&pack_k_scales(&scales, &mins));
+    put_f16(block, SCALE, max_scale / 63.0);
+    put_f16(block, MIN, max_min / 63.0);
+    finish(groups, pack_k_scales(&scales, &mins), codes, t.top, block)
+}
+
+/// As [`encode_groups`] where errors matter by `importance`; the codes of the scales are cut off at `limit`.
+pub(crate) fn encode_groups_weighted(
+    x: &[f32; ELEMENTS],
+    importance: &[f32; ELEMENTS],
+    block: &mut [u8],
+    top: i32,
+    limit: u8,
+) -> [u8; ELEMENTS] {
+    let spread = 2.0 * sum_squares(x) / ELEMENTS as f32;
+    let (groups, importance) = (x.as_chunks::<GROUP>().0, importance.as_chunks::<GROUP>().0);
+    let weights: [[f32; GROUP]; 8] = std::array::from_fn(|j| weigh(&groups[j], &importance[j], spread));
+    let mut codes = [[0; GROUP]; 8];
+    let t = AffineTrials::weighted(top);
+    let (scales, mins) = affine::<_, false>(&side_by_side(groups), &side_by_side(&weights), &mut codes, &t);
+    let totals = weights.map(|weights| total(&weights));
+    let (mut scale_codes, mut min_codes) = ([0; 8], [0; 8]);
+    let d = positive(&scales, &totals, &mut scale_codes, 63);
+    let dmin = positive(&mins, &totals, &mut min_codes, 63);
+    put_f16(block, SCALE, d);
+    put_f16(block, MIN, dmin);
+    let packed = pack_k_scales(&scale_codes.map(|s| s.min(limit)), &min_codes.map(|m| m.min(limit)));
+    finish(groups, packed, codes, top, block)
+}
+
+/// Writes the packed scales beside the d and dmin that are there and returns the codes that they ask for. A group whose
+/// scale rounds to zero keeps the codes of the search.
+fn finish(
+    groups: &[[f32; GROUP]],
+    packed: [u8; 12],
+    mut codes: [[u8; GROUP]; 8],
+    top: i32,
+    block: &mut [u8],
+) -> [u8; ELEMENTS] {
+    block[SCALES..SCALES + 12].copy_from_slice(&packed);
+    let (d, dmin) = (f16_at(block, SCALE), f16_at(block, MIN));
+    let (scales, mins) = k_scales(&packed);
     for (j, x) in groups.iter().enumerate() {
         let (scale, min) = (d * f32::from(scales[j]), dmin * f32::from(mins[j]));
-        // A group whose scale rounds to zero keeps the codes of the search.
         if scale != 0.0 {
-            for (code, x) in codes[j].iter_mut().zip(x) {
-                *code = nearest_int((x + min) / scale).clamp(0, t.top) as u8;
-            }
+            codes[j] = x.map(|x| nearest_int((x + min) / scale).max(0).min(top) as u8);
         }
     }
-    codes
+    *whole(codes.as_flattened())
 }

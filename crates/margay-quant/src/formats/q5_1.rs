@@ -4,8 +4,11 @@ use margay_tensor::DType;
 
 use crate::{
     BlockFormat,
-    block::{decode_each, encode_each, f16_at, field, put_f16},
-    search::{bounds, inverse},
+    block::{
+        decode_each, encode_each, encode_lanes_weighted, f16_at, field, fifth_bits, put_f16, put_nibbles,
+        whole,
+    },
+    search::{AffineTrials, LANES, affine, bounds, inverse, truncate},
 };
 
 /// Numbers a block.
@@ -49,14 +52,33 @@ impl BlockFormat for Q5_1 {
             let id = inverse(d);
             put_f16(block, SCALE, d);
             put_f16(block, MIN, min);
-            let code = |x: f32| (((x - min) * id + 0.5) as i32).clamp(0, 31) as u32;
-            let mut high_bits = 0;
-            for j in 0..16 {
-                let (q0, q1) = (code(x[j]), code(x[j + 16]));
-                block[QUANTS + j] = (q0 & 15 | (q1 & 15) << 4) as u8;
-                high_bits |= (q0 >> 4) << j | (q1 >> 4) << (j + 16);
-            }
-            block[HIGH_BITS..QUANTS].copy_from_slice(&high_bits.to_le_bytes());
+            put(&x.map(|x| truncate((x - min) * id + 0.5).min(31) as u8), block);
         });
     }
+
+    fn encode_weighted(&self, row: &[f32], importance: &[f32], out: &mut [u8]) {
+        encode_lanes_weighted(row, importance, out, |x, weights, blocks: &mut [[u8; BYTES]]| {
+            let mut codes = [[0; ELEMENTS]; LANES];
+            let (scales, mins) = affine::<_, false>(x, weights, &mut codes, &AffineTrials::weighted(31));
+            for (lane, block) in blocks.iter_mut().enumerate() {
+                put_f16(block, SCALE, scales[lane]);
+                put_f16(block, MIN, -mins[lane]);
+                put(&codes[lane], block);
+            }
+        });
+    }
+
+    fn codes(&self) -> usize {
+        32
+    }
+
+    fn put_codes(&self, codes: &[u8], block: &mut [u8]) {
+        put(whole(codes), block);
+    }
+}
+
+/// Writes the codes of a block.
+fn put(codes: &[u8; ELEMENTS], block: &mut [u8]) {
+    block[HIGH_BITS..QUANTS].copy_from_slice(&fifth_bits(codes));
+    put_nibbles(codes, &mut block[QUANTS..]);
 }

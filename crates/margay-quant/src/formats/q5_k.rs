@@ -4,8 +4,8 @@ use margay_tensor::DType;
 
 use crate::{
     BlockFormat,
-    block::{decode_each, encode_each, f16_at, field, k_scales},
-    formats::q4_k::encode_groups,
+    block::{decode_each, encode_each, encode_each_weighted, f16_at, field, k_scales, whole},
+    formats::q4_k::{encode_groups, encode_groups_weighted},
     search::AffineTrials,
 };
 
@@ -28,7 +28,7 @@ pub const HIGH_BITS: usize = 16;
 pub const QUANTS: usize = 48;
 
 /// Source: `quantize_row_q5_K_ref`.
-const TRIALS: AffineTrials = AffineTrials { top: 31, first: -0.5, delta: 0.1, steps: 15, absolute: false };
+const TRIALS: AffineTrials = AffineTrials { top: 31, first: -0.5, delta: 0.1, steps: 15 };
 
 /// The format.
 pub struct Q5_K;
@@ -56,17 +56,39 @@ impl BlockFormat for Q5_K {
 
     fn encode(&self, values: &[f32], out: &mut [u8]) {
         encode_each(values, out, |x: &[f32; ELEMENTS], block: &mut [u8; BYTES]| {
-            let codes = encode_groups(x, block, &TRIALS);
-            let (high_bits, quants) = block[HIGH_BITS..].split_at_mut(GROUP);
-            high_bits.fill(0);
-            quants.fill(0);
-            for (j, codes) in codes.iter().enumerate() {
-                let quants = &mut quants[GROUP * (j / 2)..][..GROUP];
-                for (l, code) in codes.iter().enumerate() {
-                    quants[l] |= (code & 15) << (4 * (j % 2));
-                    high_bits[l] |= code >> 4 << j;
-                }
-            }
+            put(&encode_groups(x, block, &TRIALS), block);
         });
+    }
+
+    fn encode_weighted(&self, row: &[f32], importance: &[f32], out: &mut [u8]) {
+        encode_each_weighted(
+            row,
+            importance,
+            out,
+            |x: &[f32; ELEMENTS], importance, block: &mut [u8; BYTES]| {
+                put(&encode_groups_weighted(x, importance, block, TRIALS.top, 63), block);
+            },
+        );
+    }
+
+    fn codes(&self) -> usize {
+        32
+    }
+
+    fn put_codes(&self, codes: &[u8], block: &mut [u8]) {
+        put(whole(codes), block);
+    }
+}
+
+/// Writes the codes of a block.
+fn put(codes: &[u8; ELEMENTS], block: &mut [u8]) {
+    let groups = codes.as_chunks::<GROUP>().0;
+    for (l, byte) in block[HIGH_BITS..QUANTS].iter_mut().enumerate() {
+        *byte = groups.iter().enumerate().fold(0, |bits, (j, codes)| bits | codes[l] >> 4 << j);
+    }
+    for (groups, bytes) in groups.chunks(2).zip(block[QUANTS..].as_chunks_mut::<GROUP>().0) {
+        for (l, byte) in bytes.iter_mut().enumerate() {
+            *byte = groups[0][l] & 15 | groups[1][l] << 4;
+        }
     }
 }

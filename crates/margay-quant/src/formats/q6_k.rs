@@ -4,8 +4,8 @@ use margay_tensor::DType;
 
 use crate::{
     BlockFormat,
-    block::{decode_each, encode_each, f16_at, field, put_f16},
-    search::{ZERO_BELOW, extreme, nearest_int, symmetric},
+    block::{decode_each, encode_each, encode_each_weighted, f16_at, field, put_f16, whole},
+    search::{LANES, ZERO_BELOW, extreme, nearest_int, side_by_side, symmetric},
 };
 
 /// Numbers a block.
@@ -54,34 +54,64 @@ impl BlockFormat for Q6_K {
 
     fn encode(&self, values: &[f32], out: &mut [u8]) {
         encode_each(values, out, |x: &[f32; ELEMENTS], block: &mut [u8; BYTES]| {
-            block.fill(0);
-            let groups = x.as_chunks::<GROUP>().0;
-            let mut codes = [[0; GROUP]; 16];
-            let mut scales = [0.0; 16];
-            for (j, x) in groups.iter().enumerate() {
-                scales[j] = symmetric(x, &mut codes[j], ZERO);
-            }
-            let max_scale = extreme(&scales);
-            if max_scale.abs() < ZERO_BELOW {
-                return; // All bytes zero: every number decodes to zero.
-            }
-            let iscale = -128.0 / max_scale;
-            let d = put_f16(block, SCALE, 1.0 / iscale);
-            for (j, x) in groups.iter().enumerate() {
-                let scale = nearest_int(iscale * scales[j]).min(127) as i8;
-                block[SCALES + j] = scale as u8;
-                let scale = d * f32::from(scale);
-                if scale != 0.0 {
-                    for (code, x) in codes[j].iter_mut().zip(x) {
-                        *code = (nearest_int(x / scale).clamp(-ZERO, ZERO - 1) + ZERO) as u8;
-                    }
-                }
-            }
-            for (i, &code) in codes.as_flattened().iter().enumerate() {
-                let (half, t, l) = (i / 128, i / 32 % 4, i % 32);
-                block[QUANTS + 64 * half + 32 * (t % 2) + l] |= (code & 15) << (4 * (t / 2));
-                block[HIGH_BITS + 32 * half + l] |= code >> 4 << (2 * t);
-            }
+            encode_block(x, &x.map(|x| x * x), block);
         });
+    }
+
+    fn encode_weighted(&self, row: &[f32], importance: &[f32], out: &mut [u8]) {
+        // Alone among the formats this one weighs by the importance itself.
+        encode_each_weighted(row, importance, out, encode_block);
+    }
+
+    fn codes(&self) -> usize {
+        64
+    }
+
+    fn put_codes(&self, codes: &[u8], block: &mut [u8]) {
+        put(whole(codes), block);
+    }
+}
+
+fn encode_block(x: &[f32; ELEMENTS], weights: &[f32; ELEMENTS], block: &mut [u8; BYTES]) {
+    let (groups, weights) = (x.as_chunks::<GROUP>().0, weights.as_chunks::<GROUP>().0);
+    let mut codes = [[0; GROUP]; 16];
+    let mut scales = [0.0; 16];
+    for first in [0, LANES] {
+        let scale = symmetric(
+            &side_by_side(&groups[first..first + LANES]),
+            &side_by_side(&weights[first..first + LANES]),
+            &mut codes[first..][..LANES],
+            ZERO,
+        );
+        scales[first..][..LANES].copy_from_slice(&scale);
+    }
+    let max_scale = extreme(&scales);
+    if max_scale.abs() < ZERO_BELOW {
+        block.fill(0); // Every number decodes to zero.
+        return;
+    }
+    let iscale = -128.0 / max_scale;
+    let d = put_f16(block, SCALE, 1.0 / iscale);
+    for (j, x) in groups.iter().enumerate() {
+        let scale = nearest_int(iscale * scales[j]).min(127) as i8;
+        block[SCALES + j] = scale as u8;
+        let scale = d * f32::from(scale);
+        if scale != 0.0 {
+            codes[j] = x.map(|x| (nearest_int(x / scale).max(-ZERO).min(ZERO - 1) + ZERO) as u8);
+        }
+    }
+    put(whole(codes.as_flattened()), block);
+}
+
+/// Writes the codes of a block.
+fn put(codes: &[u8; ELEMENTS], block: &mut [u8]) {
+    for (half, codes) in codes.as_chunks::<128>().0.iter().enumerate() {
+        let quarters = codes.as_chunks::<32>().0;
+        for l in 0..32 {
+            let [a, b, c, d] = [quarters[0][l], quarters[1][l], quarters[2][l], quarters[3][l]];
+            block[QUANTS + 64 * half + l] = a & 15 | c << 4;
+            block[QUANTS + 64 * half + 32 + l] = b & 15 | d << 4;
+            block[HIGH_BITS + 32 * half + l] = a >> 4 | b >> 4 << 2 | c >> 4 << 4 | d >> 4 << 6;
+        }
     }
 }

@@ -4,8 +4,8 @@ use margay_tensor::DType;
 
 use crate::{
     BlockFormat,
-    block::{decode_each, encode_each, f16_at, field, put_f16},
-    search::{extreme, inverse},
+    block::{decode_each, encode_each, f16_at, field, put_f16, whole},
+    search::{bounds, inverse, truncate},
 };
 
 /// Numbers a block.
@@ -16,6 +16,9 @@ pub const BYTES: usize = 34;
 pub const SCALE: usize = 0;
 /// Where the 32 signed bytes lie, in order.
 pub const QUANTS: usize = 2;
+
+/// The code that means zero, where codes count from the lowest level, -127, that the encoder uses.
+pub const ZERO: i32 = 127;
 
 /// The format. Off by at most d/2 and the rounding of d.
 pub struct Q8_0;
@@ -36,13 +39,49 @@ impl BlockFormat for Q8_0 {
 
     fn encode(&self, values: &[f32], out: &mut [u8]) {
         encode_each(values, out, |x: &[f32; ELEMENTS], block: &mut [u8; BYTES]| {
-            let d = extreme(x).abs() / 127.0;
+            let (min, max) = bounds(x);
+            let d = max.max(-min) / 127.0;
             // The codes use the scale before it is rounded to half precision, as the reference does.
             let id = inverse(d);
             put_f16(block, SCALE, d);
             for (q, x) in block[QUANTS..].iter_mut().zip(x) {
-                *q = (x * id).round() as i8 as u8;
+                *q = round(x * id) as u8;
             }
         });
+    }
+
+    fn codes(&self) -> usize {
+        255
+    }
+
+    fn put_codes(&self, codes: &[u8], block: &mut [u8]) {
+        for (q, code) in block[QUANTS..].iter_mut().zip(whole::<ELEMENTS>(codes)) {
+            *q = (i32::from(*code) - ZERO) as u8;
+        }
+    }
+}
+
+/// Nearest whole number, halves away from zero; in steps that a vector unit without a rounding instruction has.
+#[inline]
+fn round(x: f32) -> i32 {
+    let whole = truncate(x);
+    let part = x - whole as f32;
+    // Where there is no whole number, the part is none either.
+    let (up, down) = (part >= 0.5 && part < 1.0, part <= -0.5 && part > -1.0);
+    whole + i32::from(up) - i32::from(down)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_goes_away_from_zero() {
+        for x in
+            [0.0, 0.5, -0.5, 0.49999997, -0.49999997, 1.5, 126.5, -126.5, 127.0, -127.0, 2.5, 3.4999998f32]
+        {
+            assert_eq!(round(x), x.round() as i32, "{x}");
+        }
+        assert_eq!(round(f32::NAN) as u8, 0);
     }
 }

@@ -5,9 +5,17 @@
 
 use margay_tensor::DType;
 
-use crate::{InputStats, Matrix, QuantError};
+use crate::{BlockFormat, InputStats, Matrix, QuantError, checked, stats::same};
 
+pub mod awq;
+pub mod clip;
+pub mod gptq;
+pub mod imatrix;
+pub mod mbq;
+pub mod qvlm;
 pub mod rtn;
+pub mod smoothquant;
+pub mod vlmq;
 
 /// What a method has to know of the inputs of a weight.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,10 +84,11 @@ pub trait Scaling: Sync {
 }
 
 /// Every rounding there is. One line a file of this folder.
-pub const ROUNDINGS: &[&dyn Rounding] = &[&rtn::Rtn];
+pub const ROUNDINGS: &[&dyn Rounding] =
+    &[&rtn::Rtn, &imatrix::Imatrix, &clip::Clip, &qvlm::Qvlm, &gptq::Gptq, &vlmq::Vlmq];
 
 /// Every scaling there is. One line a file of this folder.
-pub const SCALINGS: &[&dyn Scaling] = &[];
+pub const SCALINGS: &[&dyn Scaling] = &[&smoothquant::SmoothQuant { alpha: 0.5 }, &awq::Awq, &mbq::Mbq];
 
 /// The rounding of that name.
 pub fn rounding(id: &str) -> Option<&'static dyn Rounding> {
@@ -89,4 +98,25 @@ pub fn rounding(id: &str) -> Option<&'static dyn Rounding> {
 /// The scaling of that name.
 pub fn scaling(id: &str) -> Option<&'static dyn Scaling> {
     SCALINGS.iter().copied().find(|method| method.id() == id)
+}
+
+/// The importance of the columns of `weight`, for the method named `why`.
+fn importance(
+    why: &'static str,
+    weight: Matrix<'_>,
+    input: Option<&InputStats>,
+) -> Result<Vec<f32>, QuantError> {
+    let input = input.filter(|input| input.tokens() > 0);
+    let input = input.ok_or(QuantError::Missing { what: "mean squares of the inputs", why })?;
+    same("columns of a weight and its inputs", input.columns, weight.cols)?;
+    Ok(input.importance())
+}
+
+/// The format that `weight` goes to, once nothing speaks against it.
+fn target(weight: Matrix<'_>, dtype: DType, out: &[u8]) -> Result<&'static dyn BlockFormat, QuantError> {
+    weight.finite()?;
+    let format = checked(dtype, weight.values.len(), out.len())?;
+    let whole = weight.cols.next_multiple_of(dtype.block_elements());
+    same("columns of a row of whole blocks", whole, weight.cols)?;
+    Ok(format)
 }

@@ -2,8 +2,8 @@
 
 use margay_tensor::DType;
 
-use super::{Needs, Rounding};
-use crate::{InputStats, Matrix, QuantError, encode_into};
+use super::{Needs, Rounding, target};
+use crate::{InputStats, Matrix, QuantError};
 
 /// Round to nearest.
 pub struct Rtn;
@@ -28,7 +28,7 @@ impl Rounding for Rtn {
         dtype: DType,
         out: &mut [u8],
     ) -> Result<(), QuantError> {
-        weight.finite()?;
-        encode_into(dtype, weight.values, out)
+        target(weight, dtype, out)?.encode(weight.values, out);
+        Ok(())
     }
 }
