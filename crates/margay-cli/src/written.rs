@@ -6,7 +6,7 @@ use margay::rooms::observe::{
     process::peak_rss_bytes,
     report::{bytes, table},
 };
-use margay_pack::QuantizeReport;
+use margay_pack::{Choice, QuantizeReport};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
@@ -83,6 +83,40 @@ pub(crate) fn describe(report: &QuantizeReport) -> String {
     list(&mut text, "rounded to nearest instead, because", &plain.collect::<Vec<_>>());
     list(&mut text, "not used by the model, left out", &report.unused);
     list(&mut text, "different elsewhere", &report.notes);
+    text
+}
+
+/// How formats were chosen.
+pub(crate) fn choice_as_json(choice: &Choice, kl: Option<f64>) -> Value {
+    let step = |(name, dtype, gain): &(String, margay::rooms::tensor::DType, f64)| {
+        json!({ "weight": name, "type": dtype.name(), "error_less_a_mib": gain })
+    };
+    let next = choice.next.as_ref().map(|(name, dtype, bytes)| {
+        json!({ "weight": name, "type": dtype.name(), "bytes_more": bytes })
+    });
+    json!({
+        "bytes": choice.bytes, "error": choice.error, "steps": choice.steps.iter().map(step).collect::<Vec<_>>(),
+        "next": next, "kl": kl,
+    })
+}
+
+/// The same for people: how many steps, the last of them, and what did not fit.
+pub(crate) fn explain(choice: &Choice, kl: Option<f64>) -> String {
+    let mut text = format!(
+        "{} in {} steps up from the smallest formats, each the one that takes away most error for a byte\n",
+        bytes(choice.bytes),
+        choice.steps.len()
+    );
+    if let Some((name, dtype, gain)) = choice.steps.last() {
+        text += &format!("  the last: {} to {dtype}, {gain:.2e} less error for a MiB\n", output::harmless(name));
+    }
+    if let Some((name, dtype, more)) = &choice.next {
+        text += &format!("  the next: {} to {dtype}, {} more\n", output::harmless(name), bytes(*more));
+    }
+    if let Some(kl) = kl {
+        text += &format!("  mean divergence of the logits from the original's: {kl:.3e} nats\n");
+    }
+    text += "\n";
     text
 }
 

@@ -125,13 +125,14 @@ impl<'a> Base<'a> {
         self.source.weights.declared(spec).map_err(|e| bad(e.to_string()))
     }
 
-    /// What the node is given as its first input, of all samples. `weigh` says how much the rows of a sample matter.
+    /// What the node is given as its first input, of all samples. `weigh` says how much
+    /// the rows of a sample, so many, matter.
     pub(crate) fn gather(
         &self,
         visit: &Visit<'_>,
         needs: Needs,
         sample_rows: usize,
-        weigh: &dyn Fn(usize) -> Option<Vec<f32>>,
+        weigh: &dyn Fn(usize, usize) -> Option<Vec<f32>>,
     ) -> Result<InputStats, PackError> {
         let program = self.program.as_ref().expect("invariant: begun");
         let value = program.value(visit.node().inputs[0]);
@@ -145,7 +146,7 @@ impl<'a> Base<'a> {
             let values = visit.input(sample, 0)?;
             let rows = self.rows.as_ref().expect("invariant: begun");
             let visual = rows.visual(sample, value, count);
-            let weights = weigh(sample).filter(|weights| weights.len() == count);
+            let weights = weigh(sample, count).filter(|weights| weights.len() == count);
             let name = || visit.node().op.weights().first().map_or("?", |id| self.name(*id)).to_owned();
             let fail = |source| PackError::Input { name: name(), source };
             stats.add_weighted(&values, &visual, weights.as_deref()).map_err(fail)?;
@@ -209,7 +210,7 @@ impl Walker for Collector<'_> {
         for weight in multiplied(&visit.node().op) {
             let (name, value) = (self.base.name(weight).to_owned(), visit.node().inputs[0]);
             if !self.seen.contains_key(&value) {
-                let stats = self.base.gather(visit, Needs::default(), self.options.sample_rows, &|_| None)?;
+                let stats = self.base.gather(visit, Needs::default(), self.options.sample_rows, &|_, _| None)?;
                 self.found.insert(&name, &stats)?;
                 self.seen.insert(value, name.clone());
             }

@@ -108,6 +108,28 @@ pub enum PackError {
         /// Bytes it may take.
         most: u64,
     },
+    /// A size that is none.
+    #[error("{text:?} is no size; write it as in 1.5GiB or 800MB")]
+    Size {
+        /// What was written.
+        text: String,
+    },
+    /// A budget that no choice of formats fits.
+    #[error("{budget} bytes do not hold this model: at its smallest it takes {least}")]
+    Budget {
+        /// Bytes there may be.
+        budget: u64,
+        /// Bytes it takes at least.
+        least: u64,
+    },
+    /// A quality floor that no choice of formats reaches.
+    #[error("a divergence of {most} nats is out of reach: the largest formats diverge by {got:.3e}")]
+    Floor {
+        /// What was asked for.
+        most: f64,
+        /// What the largest formats give.
+        got: f64,
+    },
     /// Nothing to calibrate with.
     #[error("there is no question to calibrate with: give pictures, texts, or both")]
     NoQuestions,

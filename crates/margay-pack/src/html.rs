@@ -1,6 +1,6 @@
 //! The report as one page that needs nothing but itself.
 
-use crate::{Method, QuantizeReport, Recipe, TensorReport};
+use crate::{Choice, Method, QuantizeReport, Recipe, TensorReport};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
@@ -18,8 +18,18 @@ const CELL: usize = 30;
 const LEFT: usize = 130;
 const TOP: usize = 24;
 
-/// A page: what was asked for, sizes, a map of each stage's errors by layer and role, and every tensor.
-pub fn page(title: &str, recipe: &Recipe, method: Method, report: &QuantizeReport) -> String {
+/// Steps of a choice that are listed.
+const STEPS: usize = 40;
+
+/// A page: what was asked for, how formats were chosen where they were, sizes, a map of each stage's errors by layer and
+/// role, and every tensor.
+pub fn page(
+    title: &str,
+    recipe: &Recipe,
+    method: Method,
+    report: &QuantizeReport,
+    choice: Option<&Choice>,
+) -> String {
     let mut html = format!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" \
          content=\"width=device-width\"><title>{0}</title><style>{STYLE}</style><h1>{0}</h1>",
@@ -38,6 +48,9 @@ pub fn page(title: &str, recipe: &Recipe, method: Method, report: &QuantizeRepor
         bytes as f64 * 8.0 / elements.max(1) as f64
     );
     formats(&mut html, report);
+    if let Some(choice) = choice {
+        chosen(&mut html, choice);
+    }
     for stage in ["encode", "project", "text"] {
         map(&mut html, stage, report);
     }
@@ -56,6 +69,26 @@ fn formats(html: &mut String, report: &QuantizeReport) {
         let _ = write!(html, "<tr><td>{stage}<td>{dtype}<td>{count}<td>{elements}<td>{}", mebibytes(bytes));
     }
     *html += "</table>";
+}
+
+/// The last steps, at which the budget decided.
+fn chosen(html: &mut String, choice: &Choice) {
+    let shown = choice.steps.len().min(STEPS);
+    let _ = write!(
+        html,
+        "<h2>How the formats were chosen</h2><p class=\"note\">From the smallest formats on, {} times the step was taken \
+         that takes away most relative error of an output for a byte. The last {shown}:</p><table><tr><th>weight<th>to\
+         <th>error less for a MiB",
+        choice.steps.len()
+    );
+    for (name, dtype, gain) in &choice.steps[choice.steps.len() - shown..] {
+        let _ = write!(html, "<tr><td>{}<td>{dtype}<td>{gain:.2e}", escaped(name));
+    }
+    *html += "</table>";
+    if let Some((name, dtype, bytes)) = &choice.next {
+        let name = escaped(name);
+        let _ = write!(html, "<p class=\"note\">Next would have been {name} as {dtype}, {bytes} bytes more.</p>");
+    }
 }
 
 /// Layers from left to right, roles from top to bottom.
@@ -189,7 +222,7 @@ mod tests {
         };
         let tensors = vec![tensor("<script>&", Some(0.01)), tensor("plain", None)];
         let report = QuantizeReport { tensors, ..QuantizeReport::default() };
-        let html = page("a \"title\"", &Recipe::plain(DType::Q4_0, None), Method::rtn(), &report);
+        let html = page("a \"title\"", &Recipe::plain(DType::Q4_0, None), Method::rtn(), &report, None);
         assert!(!html.contains("<script"), "{html}");
         assert!(html.contains("&lt;script&gt;&amp;: q4_0, 10.00 %"), "{html}");
         assert!(html.contains("<td>plain<td>ffn_up<td>q4_0<td>4.50"), "{html}");

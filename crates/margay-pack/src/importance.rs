@@ -11,11 +11,16 @@ use crate::{
 use margay::{ModelSource, PromptInputs};
 use margay_graph::{InputData, Op, ValueId};
 use margay_model::ModelPrograms;
+use margay_quant::methods::vlmq::token_importance;
 use margay_reference::value_gradients;
 use std::{collections::BTreeMap, iter::zip};
 
 /// Bytes that a backward pass may take: weights as float32, and beside them values and their gradients.
 const MOST_BYTES: u64 = 4 << 30;
+
+/// How the norm of a gradient becomes a weight: in proportion, and no token counts less than a tenth of the mean.
+const POWER: f32 = 1.0;
+const FLOOR: f32 = 0.1;
 
 /// How much errors in the output of each linear layer of the decoder matter.
 #[derive(Clone, Debug, Default)]
@@ -101,11 +106,10 @@ impl Importance {
             }
         }
         let mean = |(sum, count): (f64, usize)| if count == 0 { 0.0 } else { sum / count as f64 };
-        let known = zip(linears, zip(sums, norms)).map(|((name, _), (sums, mut norms))| {
+        let known = zip(linears, zip(sums, norms)).map(|((name, _), (sums, norms))| {
             let (text, visual) = (mean(sums[0]), mean(sums[1]));
             let visual_weight = if text > 0.0 && sums[1].1 > 0 { (visual / text) as f32 } else { 1.0 };
-            scale_to_mean_one(&mut norms);
-            (name, Known { visual_weight, rows: norms })
+            (name, Known { visual_weight, rows: weights_of(&norms) })
         });
         Ok(Importance(known.collect()))
     }
@@ -136,10 +140,9 @@ fn upstream(prompt: &PromptInputs, asked: &[i32], logits: &[f32]) -> Vec<f32> {
     gradient
 }
 
-fn scale_to_mean_one(rows: &mut [Vec<f32>]) {
-    let count = rows.iter().map(Vec::len).sum::<usize>().max(1);
-    let mean = rows.iter().flatten().map(|x| f64::from(*x)).sum::<f64>() / count as f64;
-    for x in rows.iter_mut().flatten() {
-        *x = if mean > 0.0 { (f64::from(*x) / mean) as f32 } else { 1.0 };
-    }
+/// Norms of gradients, of each question, as weights of mean 1 over all of them.
+fn weights_of(norms: &[Vec<f32>]) -> Vec<Vec<f32>> {
+    let weights = token_importance(&norms.concat(), POWER, FLOOR);
+    let mut weights = weights.into_iter();
+    norms.iter().map(|rows| weights.by_ref().take(rows.len()).collect()).collect()
 }

@@ -7,11 +7,14 @@
 //! inputs look like.
 #![forbid(unsafe_code)]
 
+mod auto;
 #[cfg(feature = "calibrate")]
 mod calibrate;
 mod calibration;
 mod convert;
 mod error;
+#[cfg(feature = "calibrate")]
+mod floor;
 #[cfg(feature = "calibrate")]
 mod flow;
 mod fold;
@@ -30,11 +33,14 @@ mod report;
 mod sequential;
 mod vocabulary;
 
+pub use auto::{Choice, Sensitivities, Sensitivity, parse_size, sensitivities};
 #[cfg(feature = "calibrate")]
 pub use calibrate::{CalibrateOptions, calibrate, logits};
 pub use calibration::Calibration;
 pub use convert::{ConvertOptions, convert};
 pub use error::PackError;
+#[cfg(feature = "calibrate")]
+pub use floor::{Floored, keep_below};
 pub use fold::{Fold, Folds, Group, groups};
 pub use html::page;
 pub use method::Method;

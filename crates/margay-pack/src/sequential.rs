@@ -114,7 +114,12 @@ impl Sequential<'_, '_, '_> {
         let same = self.input.as_ref().is_some_and(|(of, _)| *of == value) && known.is_none();
         if !same {
             self.input = None;
-            let weigh = |sample: usize| known.and_then(|known| known.rows.get(sample).cloned());
+            let weighs = self.needs.gradients;
+            // Where no gradient comes by, before the decoder, tokens matter alike.
+            let weigh = |sample: usize, count: usize| match known {
+                Some(known) => known.rows.get(sample).cloned(),
+                None => weighs.then(|| vec![1.0; count]),
+            };
             let rows = if self.needs.sample { SAMPLE_ROWS } else { 0 };
             let mut stats = self.base.gather(visit, self.needs, rows, &weigh)?;
             stats.visual_weight = known.map_or(1.0, |known| known.visual_weight);
