@@ -23,7 +23,7 @@ const ANSWER_TOKENS: usize = 8;
 const MOST_TEXT_BYTES: u64 = 64 << 20;
 
 /// Which questions.
-#[derive(Clone, Debug, Default, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct QuestionArgs {
     /// A folder of pictures, or one picture
     #[arg(long, value_name = "DIR")]

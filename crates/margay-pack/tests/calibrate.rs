@@ -149,10 +149,7 @@ fn what_a_method_lacks_is_said_before_any_work() {
 
 #[test]
 fn every_method_writes_a_model_that_still_answers() {
-    let source = Model::nano_source().unwrap();
-    let image = Image::filled(64, 48, [200, 30, 30]).unwrap();
-    let text = "What colour is the picture?".to_owned();
-    let asked = prompts(&source, &[Question { images: vec![image], text, answer: vec![9, 11] }]).unwrap();
+    let (source, asked) = tiny();
     let expected = logits(&source, &asked, &mut |_| ControlFlow::Continue(())).unwrap();
     let found = seen(&source, &asked, true);
     let folder = tempfile::tempdir().unwrap();
