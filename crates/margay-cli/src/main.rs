@@ -14,8 +14,10 @@ mod messages;
 mod model;
 mod output;
 mod progress;
+mod questions;
 mod stats;
 mod words;
+mod written;
 
 use clap::Parser;
 use commands::Command;

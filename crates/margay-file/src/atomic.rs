@@ -127,6 +127,20 @@ impl AtomicFile {
         self.out.write_all(bytes).map_err(|e| FileError::io("write", &self.target, e))
     }
 
+    /// Bytes that were written, by the same handle: another one may be kept out.
+    pub(crate) fn read_back(&mut self, start: u64, len: usize) -> Result<Vec<u8>, FileError> {
+        let mut bytes = vec![0; len];
+        let read = self.out.flush().and_then(|()| {
+            let file = self.out.get_mut();
+            let end = file.stream_position()?;
+            file.seek(SeekFrom::Start(start))?;
+            file.read_exact(&mut bytes)?;
+            file.seek(SeekFrom::Start(end))
+        });
+        read.map_err(|e| FileError::io("read back", &self.target, e))?;
+        Ok(bytes)
+    }
+
     pub(crate) fn write_zeros(&mut self, mut count: u64) -> Result<(), FileError> {
         const ZEROS: [u8; 4096] = [0; 4096];
         while count > 0 {

@@ -37,6 +37,9 @@ pub enum Stage {
 }
 
 impl Stage {
+    /// Every stage, in the order of the flow.
+    pub const ALL: [Stage; 3] = [Stage::Encode, Stage::Project, Stage::Text];
+
     /// Lower-case name: `encode`, `project`, `text`.
     pub fn name(self) -> &'static str {
         match self {
@@ -72,6 +75,52 @@ pub enum Role {
 }
 
 impl Role {
+    /// Every role.
+    pub const ALL: [Role; 18] = [
+        Role::TokenEmbedding,
+        Role::Output,
+        Role::AttentionQ,
+        Role::AttentionK,
+        Role::AttentionV,
+        Role::AttentionOut,
+        Role::FfnGate,
+        Role::FfnUp,
+        Role::FfnDown,
+        Role::Router,
+        Role::Norm,
+        Role::Bias,
+        Role::PatchEmbedding,
+        Role::PositionEmbedding,
+        Role::ClassEmbedding,
+        Role::Projector,
+        Role::Convolution,
+        Role::RopeFactors,
+    ];
+
+    /// Lower-case name, as recipes and reports write it: `attention_q`, `ffn_down`, ...
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::TokenEmbedding => "token_embedding",
+            Role::Output => "output",
+            Role::AttentionQ => "attention_q",
+            Role::AttentionK => "attention_k",
+            Role::AttentionV => "attention_v",
+            Role::AttentionOut => "attention_out",
+            Role::FfnGate => "ffn_gate",
+            Role::FfnUp => "ffn_up",
+            Role::FfnDown => "ffn_down",
+            Role::Router => "router",
+            Role::Norm => "norm",
+            Role::Bias => "bias",
+            Role::PatchEmbedding => "patch_embedding",
+            Role::PositionEmbedding => "position_embedding",
+            Role::ClassEmbedding => "class_embedding",
+            Role::Projector => "projector",
+            Role::Convolution => "convolution",
+            Role::RopeFactors => "rope_factors",
+        }
+    }
+
     /// True for matrices that a linear layer multiplies with, the ones worth quantizing.
     pub fn is_matrix(self) -> bool {
         use Role::*;

@@ -12,7 +12,7 @@ use margay::{
         tensor::{DType, Shape, Tensor},
     },
 };
-use margay_pack::{ConvertOptions, ConvertReport, PackError, convert, mmproj_path};
+use margay_pack::{ConvertOptions, QuantizeReport, PackError, convert, mmproj_path};
 use std::{
     ops::ControlFlow,
     path::{Path, PathBuf},
@@ -52,7 +52,7 @@ fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name)
 }
 
-fn converted(source: &ModelSource, out: &Path, dtype: DType, single: bool) -> ConvertReport {
+fn converted(source: &ModelSource, out: &Path, dtype: DType, single: bool) -> QuantizeReport {
     let options = ConvertOptions { dtype, vision_dtype: None, single };
     convert(source, out, &options, &mut |_| ControlFlow::Continue(())).unwrap()
 }

@@ -9,7 +9,7 @@ use margay::{
         tensor::{DType, Tensor},
     },
 };
-use margay_pack::{ConvertOptions, ConvertReport, convert};
+use margay_pack::{ConvertOptions, QuantizeReport, convert};
 use std::{
     collections::BTreeMap,
     ops::ControlFlow,
@@ -28,7 +28,7 @@ fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name)
 }
 
-fn converted(source: &ModelSource, out: &Path, dtype: DType, single: bool) -> ConvertReport {
+fn converted(source: &ModelSource, out: &Path, dtype: DType, single: bool) -> QuantizeReport {
     let options = ConvertOptions { dtype, vision_dtype: None, single };
     convert(source, out, &options, &mut |_| ControlFlow::Continue(())).unwrap()
 }

@@ -51,7 +51,7 @@ pub fn gradients(
     }
 
     let caches = &mut Caches::default();
-    let values = evaluate_values(program, &weights, &bindings, &bound, caches, &Cancel::new())?;
+    let values = evaluate_values(program, &weights, &bindings, &bound, caches, &Cancel::new(), &mut |_, t| Ok(t))?;
     let Some(Data::F32(result)) = &values[wanted.index()] else {
         return Err(call(format!("output {output} holds integers, which have no gradient")));
     };
@@ -84,6 +84,56 @@ pub fn gradients(
         }
     }
     Ok(Gradients { output, weights, inputs: input_gradients })
+}
+
+/// Gradients with respect to values inside the program, each in the value's shape, row-major: of
+/// `sum(output * upstream)`, where `upstream` is what `of` makes of the output.
+///
+/// The program runs once with an empty KV cache. Weights are constants, so that the memory is that of the weights as
+/// float32 and of all values together.
+///
+/// # Errors
+/// As [`gradients`].
+pub fn value_gradients(
+    program: &Program,
+    weights: &dyn WeightSource,
+    bindings: &Bindings,
+    inputs: &[InputData<'_>],
+    output: &str,
+    of: &dyn Fn(&[f32]) -> Vec<f32>,
+    values: &[ValueId],
+) -> Result<Vec<Vec<f32>>, BackendError> {
+    let candle = |e: candle_core::Error| call(format!("gradients of {output}: {e}"));
+    let wanted = program.output(output).ok_or_else(|| call(format!("the program has no output {output}")))?;
+    let bindings = bindings.with(Sym::Past, 0);
+    let weights = Weights::load(program, weights)?;
+    let bound = bind_inputs(program, &bindings, inputs)?;
+    // Zeros that are added to a value have its gradient.
+    let mut zeros: BTreeMap<ValueId, Tensor> = BTreeMap::new();
+    let mut add_zeros = |id: ValueId, result: Tensor| {
+        if !values.contains(&id) {
+            return Ok(result);
+        }
+        let zero = Var::zeros(result.shape(), result.dtype(), &Device::Cpu)?.as_tensor().clone();
+        let sum = (result + &zero)?;
+        zeros.insert(id, zero);
+        Ok(sum)
+    };
+    let caches = &mut Caches::default();
+    let (cancel, change) = (Cancel::new(), &mut add_zeros);
+    let results = evaluate_values(program, &weights, &bindings, &bound, caches, &cancel, change)?;
+    let Some(Data::F32(result)) = &results[wanted.index()] else {
+        return Err(call(format!("output {output} holds integers, which have no gradient")));
+    };
+    let numbers_of = result.flatten_all().and_then(|t| t.to_vec1::<f32>()).map_err(candle)?;
+    let upstream = Tensor::from_vec(of(&numbers_of), result.dims(), &Device::Cpu).map_err(candle)?;
+    let loss = (result * upstream).and_then(|t| t.sum_all()).map_err(candle)?;
+    let store = loss.backward().map_err(candle)?;
+    let gradient = |id: &ValueId| match zeros.get(id) {
+        Some(zero) => numbers(Some(&store), zero).map_err(candle),
+        None => Err(call("a gradient of a value that no node makes")),
+    };
+    values.iter().map(gradient).collect()
 }
 
 /// The gradient of `tensor`, or zeros where the loss does not depend on it.

@@ -35,7 +35,9 @@ mod gradients;
 mod ops;
 mod run;
 mod state;
+mod walk;
 mod weights;
 
 pub use backend::ReferenceBackend;
-pub use gradients::{Gradients, gradients};
+pub use gradients::{Gradients, gradients, value_gradients};
+pub use walk::{Visit, WalkInput, Walker, walk};

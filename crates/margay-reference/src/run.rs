@@ -30,7 +30,7 @@ pub(crate) struct Context<'a> {
     /// Sizes of the result.
     pub(crate) dims: Vec<usize>,
     pub(crate) bindings: &'a Bindings,
-    values: &'a [Option<Data>],
+    pub(crate) values: &'a [Option<Data>],
 }
 
 impl Context<'_> {
@@ -70,7 +70,7 @@ pub(crate) fn evaluate(
     cancel: &Cancel,
 ) -> Result<BTreeMap<String, Vec<f32>>, BackendError> {
     let inputs = bind_inputs(program, bindings, inputs)?;
-    let values = evaluate_values(program, weights, bindings, &inputs, caches, cancel)?;
+    let values = evaluate_values(program, weights, bindings, &inputs, caches, cancel, &mut |_, t| Ok(t))?;
     let mut outputs = BTreeMap::new();
     for (name, id) in program.outputs() {
         if let Some(Data::F32(tensor)) = &values[id.index()] {
@@ -122,6 +122,9 @@ pub(crate) fn bind_inputs(
     Ok(bound)
 }
 
+/// What becomes of a result before anybody reads it.
+pub(crate) type Change<'c> = &'c mut dyn FnMut(ValueId, Tensor) -> candle_core::Result<Tensor>;
+
 /// Runs every node; values that nobody reads any more are dropped, outputs and inputs stay.
 pub(crate) fn evaluate_values(
     program: &Program,
@@ -130,6 +133,7 @@ pub(crate) fn evaluate_values(
     inputs: &[(ValueId, Data)],
     caches: &mut Caches,
     cancel: &Cancel,
+    change: Change<'_>,
 ) -> Result<Vec<Option<Data>>, BackendError> {
     let last_uses = program.last_uses();
     let mut values: Vec<Option<Data>> = vec![None; program.values().len()];
@@ -146,6 +150,7 @@ pub(crate) fn evaluate_values(
         let dims = sizes(program.value(node.output), bindings)?;
         let mut context = Context { node, weights, caches, dims, bindings, values: &values };
         let result = ops::run(&mut context).map_err(|e| named(program, node, e))?;
+        let result = change(node.output, result).map_err(|e| call(e.to_string()))?;
         values[node.output.index()] = Some(Data::F32(result));
         for input in &node.inputs {
             if last_uses[input.index()] == at {
@@ -156,12 +161,12 @@ pub(crate) fn evaluate_values(
     Ok(values)
 }
 
-fn sizes(value: &Value, bindings: &Bindings) -> Result<Vec<usize>, BackendError> {
+pub(crate) fn sizes(value: &Value, bindings: &Bindings) -> Result<Vec<usize>, BackendError> {
     Ok(value.dims.iter().map(|d| d.eval(bindings)).collect::<Result<_, _>>()?)
 }
 
 /// Says which node an error comes from.
-fn named(program: &Program, node: &Node, error: BackendError) -> BackendError {
+pub(crate) fn named(program: &Program, node: &Node, error: BackendError) -> BackendError {
     match error {
         BackendError::Call { what } => {
             let weights: Vec<_> =

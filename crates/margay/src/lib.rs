@@ -26,6 +26,7 @@ mod engine;
 mod error;
 mod formats;
 mod image;
+mod inputs;
 mod load;
 mod model;
 mod options;
@@ -43,6 +44,7 @@ pub use backends::{BACKENDS, BackendEntry, backend, cpu_backend, default_threads
 pub use error::Error;
 pub use formats::{vision_format, weight_format};
 pub use image::Image;
+pub use inputs::PromptInputs;
 pub use load::{ModelSource, default_context};
 pub use margay_cpu::KvType;
 pub use margay_graph::Cancel;

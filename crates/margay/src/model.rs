@@ -77,6 +77,14 @@ impl Model {
         ModelSource::from_bytes(Storage::from_owner(Arc::new(NANO)))
     }
 
+    /// The model of an opened source.
+    ///
+    /// # Errors
+    /// As [`Model::load_with`].
+    pub fn from_source(source: ModelSource, options: &LoadOptions) -> Result<Self, Error> {
+        Self::build(source, options, Stopwatch::start())
+    }
+
     fn build(source: ModelSource, options: &LoadOptions, clock: Stopwatch) -> Result<Self, Error> {
         let source = match options.dtype {
             Some(dtype) => source.with_types(dtype, options.vision_dtype)?,

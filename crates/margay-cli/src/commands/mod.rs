@@ -1,6 +1,7 @@
 //! The commands: one file each, one variant in [`Command`].
 
 mod bench;
+mod calibrate;
 mod chat;
 mod convert;
 mod doctor;
@@ -8,6 +9,7 @@ mod inspect;
 mod list;
 mod prepack;
 mod pull;
+mod quantize;
 mod run;
 mod tokenize;
 mod trace;
@@ -23,6 +25,8 @@ pub(crate) enum Command {
     Inspect(inspect::Inspect),
     List(list::List),
     Convert(convert::Convert),
+    Calibrate(calibrate::Calibrate),
+    Quantize(quantize::Quantize),
     Prepack(prepack::Prepack),
     Pull(pull::Pull),
     Tokenize(tokenize::Tokenize),
@@ -40,6 +44,8 @@ impl Command {
             Command::Inspect(c) => c.run(),
             Command::List(c) => c.run(),
             Command::Convert(c) => c.run(interrupt),
+            Command::Calibrate(c) => c.run(interrupt),
+            Command::Quantize(c) => c.run(interrupt),
             Command::Prepack(c) => c.run(interrupt),
             Command::Pull(c) => c.run(interrupt),
             Command::Tokenize(c) => c.run(),

@@ -80,6 +80,8 @@ pub struct GgufWriter {
     within: u64,
     /// Where the next tensor begins.
     at: u64,
+    /// Where the first one begins.
+    start: u64,
 }
 
 impl GgufWriter {
@@ -97,7 +99,7 @@ impl GgufWriter {
         let mut file = AtomicFile::create(path.as_ref())?;
         file.write(&layout.header)?;
         let at = layout.header.len() as u64;
-        Ok(GgufWriter { file, tensors: tensors.to_vec(), ends: layout.ends, next: 0, within: 0, at })
+        Ok(GgufWriter { file, tensors: tensors.to_vec(), ends: layout.ends, next: 0, within: 0, at, start: at })
     }
 
     /// As [`GgufWriter::create`], but goes on where a killed process stopped that wrote the same file from the same
@@ -129,7 +131,7 @@ impl GgufWriter {
         }
         let next = marks.len().saturating_sub(1);
         let at = marks.last().copied().unwrap_or(start);
-        Ok(GgufWriter { file, tensors: tensors.to_vec(), ends, next, within: 0, at })
+        Ok(GgufWriter { file, tensors: tensors.to_vec(), ends, next, within: 0, at, start })
     }
 
     /// Tensors that are written.
@@ -191,6 +193,22 @@ impl GgufWriter {
             (self.at, self.next, self.within) = (end, self.next + 1, 0);
         }
         Ok(())
+    }
+
+    /// The bytes of a tensor that is written.
+    ///
+    /// # Errors
+    /// [`FileError::WriteOrder`] where it is not, [`FileError::Io`] where the disk refuses.
+    pub fn read_back(&mut self, name: &str) -> Result<Vec<u8>, FileError> {
+        let at = self.tensors[..self.next].iter().position(|(written, _)| written == name);
+        let unwritten = || FileError::WriteOrder { name: clip(name), why: "it is not written".to_owned() };
+        let at = at.ok_or_else(unwritten)?;
+        let size = self.tensors[at].1.size_bytes().map_err(|e| FileError::tensor(name, e))?;
+        let start = match at.checked_sub(1) {
+            Some(before) => self.ends[before],
+            None => self.start,
+        };
+        self.file.read_back(start, size)
     }
 
     /// Puts the file on the disk under its name.

@@ -1,0 +1,166 @@
+//! What was written, as text and as JSON.
+
+use crate::output;
+use margay::rooms::observe::{
+    Root,
+    process::peak_rss_bytes,
+    report::{bytes, table},
+};
+use margay_pack::{Choice, QuantizeReport};
+use serde_json::{Value, json};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+/// Names of weights that the report lists before it only counts.
+const SHOWN_NAMES: usize = 8;
+
+/// Everything.
+pub(crate) fn as_json(report: &QuantizeReport) -> Value {
+    let files = report.files.iter().map(|(path, size)| json!({ "path": path, "bytes": size }));
+    let formats = report
+        .formats
+        .iter()
+        .map(|(name, (count, size))| (*name, json!({ "tensors": count, "bytes": size })));
+    let fallbacks = report
+        .fallbacks
+        .iter()
+        .map(|(name, taken, why)| json!({ "weight": name, "type": taken.name(), "why": why }));
+    json!({
+        "files": files.collect::<Vec<_>>(),
+        "formats": formats.collect::<BTreeMap<_, _>>(),
+        "fallbacks": fallbacks.collect::<Vec<_>>(),
+        "unused": report.unused,
+        "notes": report.notes,
+        "resumed_tensors": report.resumed,
+        "peak_rss_bytes": peak_rss_bytes(&Root::system()),
+    })
+}
+
+/// The same, and every tensor with its errors where they were measured.
+pub(crate) fn with_tensors(report: &QuantizeReport) -> Value {
+    let tensors = report.tensors.iter().map(|t| {
+        json!({
+            "name": t.name, "stage": t.stage, "role": t.role, "layer": t.layer, "type": t.dtype,
+            "elements": t.elements, "bytes": t.bytes, "bits": t.bits(), "error": t.error,
+            "output_error": t.output_error,
+        })
+    });
+    let mut value = as_json(report);
+    value["tensors"] = tensors.collect();
+    value["rounded_without_method"] = json!(report.plain);
+    value["scaled_groups"] = json!(report.folded);
+    value
+}
+
+/// For people.
+pub(crate) fn describe(report: &QuantizeReport) -> String {
+    let mut text = String::new();
+    for (path, size) in &report.files {
+        text += &format!("{}  {}\n", path.display(), bytes(*size));
+    }
+    let row = |(name, (count, size)): (&&str, &(usize, u64))| {
+        vec![(*name).to_owned(), count.to_string(), bytes(*size)]
+    };
+    let rows: Vec<_> = report.formats.iter().map(row).collect();
+    text += "\n";
+    text += &table(&["type", "tensors", "size"], &rows);
+    if report.folded > 0 {
+        text += &format!("\nmagnitude moved between the weights of {} groups\n", report.folded);
+    }
+    let counted = |why: &str, names: &[&str]| format!("{why} (weights: {}, the first {})", names.len(), names[0]);
+    let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (name, _, why) in &report.fallbacks {
+        reasons.entry(why).or_default().push(name);
+    }
+    let reasons: Vec<String> = reasons.into_iter().map(|(why, names)| counted(why, &names)).collect();
+    list(&mut text, "not stored as asked, because", &reasons);
+    let plain = report.plain.iter().map(|(why, names)| {
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        counted(why, &names)
+    });
+    list(&mut text, "rounded to nearest instead, because", &plain.collect::<Vec<_>>());
+    list(&mut text, "not used by the model, left out", &report.unused);
+    list(&mut text, "different elsewhere", &report.notes);
+    text
+}
+
+/// How formats were chosen.
+pub(crate) fn choice_as_json(choice: &Choice, kl: Option<f64>) -> Value {
+    let step = |(name, dtype, gain): &(String, margay::rooms::tensor::DType, f64)| {
+        json!({ "weight": name, "type": dtype.name(), "error_less_a_mib": gain })
+    };
+    let next = choice.next.as_ref().map(|(name, dtype, bytes)| {
+        json!({ "weight": name, "type": dtype.name(), "bytes_more": bytes })
+    });
+    json!({
+        "bytes": choice.bytes, "error": choice.error, "steps": choice.steps.iter().map(step).collect::<Vec<_>>(),
+        "next": next, "kl": kl,
+    })
+}
+
+/// The same for people: how many steps, the last of them, and what did not fit.
+pub(crate) fn explain(choice: &Choice, kl: Option<f64>) -> String {
+    let mut text = format!(
+        "{} in {} steps up from the smallest formats, each the one that takes away most error for a byte\n",
+        bytes(choice.bytes),
+        choice.steps.len()
+    );
+    if let Some((name, dtype, gain)) = choice.steps.last() {
+        text += &format!("  the last: {} to {dtype}, {gain:.2e} less error for a MiB\n", output::harmless(name));
+    }
+    if let Some((name, dtype, more)) = &choice.next {
+        text += &format!("  the next: {} to {dtype}, {} more\n", output::harmless(name), bytes(*more));
+    }
+    if let Some(kl) = kl {
+        text += &format!("  mean divergence of the logits from the original's: {kl:.3e} nats\n");
+    }
+    text += "\n";
+    text
+}
+
+fn list(text: &mut String, title: &str, lines: &[String]) {
+    if lines.is_empty() {
+        return;
+    }
+    *text += &format!("\n{title}:\n");
+    for line in lines.iter().take(SHOWN_NAMES) {
+        *text += &format!("  {}\n", output::harmless(line));
+    }
+    if lines.len() > SHOWN_NAMES {
+        *text += &format!("  and {} more (--json lists all)\n", lines.len() - SHOWN_NAMES);
+    }
+}
+
+/// What a conversion drops is gone for good: the model it came from must stay.
+pub(crate) fn keep_the_source(
+    source: Option<&Path>,
+    mmproj: Option<&Path>,
+    out: &Path,
+) -> anyhow::Result<()> {
+    let Some(source) = source else { return Ok(()) };
+    // What a folder holds, and vision files beside a model, may be read as well.
+    let folder = if source.is_dir() { Some(source) } else { source.parent() };
+    let beside = folder.and_then(|folder| std::fs::read_dir(folder).ok()).into_iter().flatten().flatten();
+    let may_be_read = |path: &PathBuf| {
+        let name = path.file_name().map(|n| n.to_string_lossy().to_lowercase()).unwrap_or_default();
+        name.ends_with(".gguf") && (source.is_dir() || name.contains("mmproj"))
+    };
+    let inputs: Vec<PathBuf> = [Some(source), mmproj]
+        .into_iter()
+        .flatten()
+        .map(Path::to_owned)
+        .chain(beside.map(|entry| entry.path()).filter(may_be_read))
+        .filter_map(|path| path.canonicalize().ok())
+        .collect();
+    for out in [out, &margay_pack::mmproj_path(out)] {
+        let overwrites = out.canonicalize().is_ok_and(|out| inputs.contains(&out));
+        anyhow::ensure!(
+            !overwrites,
+            "{} may be part of the model being read; choose another output",
+            out.display()
+        );
+    }
+    Ok(())
+}

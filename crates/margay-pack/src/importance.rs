@@ -1,0 +1,148 @@
+//! How much errors at each token matter, from a backward pass of the answers' own loss.
+//!
+//! Source: MBQ (arXiv 2412.19509) for the ratio of visual to text tokens, VLMQ (arXiv 2508.03351) for the weight of each
+//! token. Both take gradients at the outputs of layers; VLMQ's are of a layer's own error, these of the answer.
+
+use crate::{
+    OnStep, PackError, WalkProgress,
+    calibrate::{Base, OUTPUT, Plain, multiplied},
+    flow::see,
+};
+use margay::{ModelSource, PromptInputs};
+use margay_graph::{InputData, Op, ValueId};
+use margay_model::ModelPrograms;
+use margay_quant::methods::vlmq::token_importance;
+use margay_reference::value_gradients;
+use std::{collections::BTreeMap, iter::zip};
+
+/// Bytes that a backward pass may take: weights as float32, and beside them values and their gradients.
+const MOST_BYTES: u64 = 4 << 30;
+
+/// How the norm of a gradient becomes a weight: in proportion, and no token counts less than a tenth of the mean.
+const POWER: f32 = 1.0;
+const FLOOR: f32 = 0.1;
+
+/// How much errors in the output of each linear layer of the decoder matter.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Importance(BTreeMap<String, Known>);
+
+/// Of one layer.
+#[derive(Clone, Debug)]
+pub(crate) struct Known {
+    /// Mean gradient at visual tokens over that at text tokens.
+    pub(crate) visual_weight: f32,
+    /// Of each question, how much each row matters; mean 1 over all of them.
+    pub(crate) rows: Vec<Vec<f32>>,
+}
+
+impl Known {
+    /// Of rows that are kept evenly spread, `keep` of `total`, how much each matters.
+    pub(crate) fn sample(&self, total: usize, keep: usize) -> Vec<f32> {
+        let all = self.rows.concat();
+        (0..keep).map(|at| all.get(at * total / keep.max(1)).copied().unwrap_or(1.0)).collect()
+    }
+}
+
+impl Importance {
+    pub(crate) fn of(&self, weight: &str) -> Option<&Known> {
+        self.0.get(weight)
+    }
+
+    /// # Errors
+    /// [`PackError::TooLarge`] where the model does not fit a backward pass.
+    pub(crate) fn find(
+        source: &ModelSource,
+        programs: &ModelPrograms,
+        prompts: &[PromptInputs],
+        on_step: OnStep<'_>,
+    ) -> Result<Self, PackError> {
+        let text = &programs.text;
+        let elements: usize = text.weights().iter().filter_map(|spec| spec.shape.elements()).sum();
+        let tokens = prompts.iter().map(|p| p.ids.len()).max().unwrap_or(0);
+        let columns: usize = text.values().iter().map(|value| value.columns()).sum();
+        let bytes = 4 * (elements as u64 + 3 * (columns as u64).saturating_mul(tokens as u64));
+        if bytes > MOST_BYTES {
+            return Err(PackError::TooLarge { needs: bytes, most: MOST_BYTES });
+        }
+        let visual = see(source, programs, prompts, &mut Plain(Base::new(source, programs, &mut *on_step)))?;
+        let mut linears: Vec<(String, ValueId)> = vec![];
+        for node in text.nodes().iter().filter(|node| matches!(node.op, Op::Linear(_))) {
+            let names = multiplied(&node.op).into_iter().map(|id| text.weight(id).name.clone());
+            linears.extend(names.map(|name| (name, node.output)));
+        }
+        let values: Vec<ValueId> = linears.iter().map(|(_, value)| *value).collect();
+        let weights = source.weights.for_program(text);
+        // Of each layer: sums of |g| and counts of text and visual tokens, and the norm of each row of each question.
+        let mut sums = vec![[(0f64, 0usize); 2]; linears.len()];
+        let mut norms: Vec<Vec<Vec<f32>>> = vec![vec![]; linears.len()];
+        for (done, (prompt, visual)) in zip(prompts, &visual).enumerate() {
+            let step = WalkProgress { doing: "backward pass", done, of: prompts.len() };
+            if on_step(&step).is_break() {
+                return Err(PackError::Stopped);
+            }
+            let asked: Vec<i32> =
+                zip(0.., &prompt.ids).filter(|(_, id)| **id >= 0).map(|(at, _)| at).collect();
+            let all = [
+                InputData::I32(&prompt.ids),
+                InputData::I32(&prompt.positions),
+                InputData::I32(&asked),
+                InputData::F32(visual),
+            ];
+            let inputs = &all[..text.inputs().len()];
+            let bindings = prompt.text_bindings(asked.len());
+            let loss = |logits: &[f32]| upstream(prompt, &asked, logits);
+            let gradients = value_gradients(text, &weights, &bindings, inputs, OUTPUT, &loss, &values)?;
+            for (at, gradient) in gradients.iter().enumerate() {
+                let columns = text.value(values[at]).columns();
+                let of_tokens = gradient.len() / columns == prompt.ids.len();
+                let mut rows = vec![];
+                for (row, g) in gradient.chunks_exact(columns).enumerate() {
+                    let kind = usize::from(of_tokens && prompt.ids[row] < 0);
+                    sums[at][kind].0 += g.iter().map(|x| f64::from(x.abs())).sum::<f64>() / columns as f64;
+                    sums[at][kind].1 += 1;
+                    rows.push(g.iter().map(|x| x * x).sum::<f32>().sqrt());
+                }
+                norms[at].push(rows);
+            }
+        }
+        let mean = |(sum, count): (f64, usize)| if count == 0 { 0.0 } else { sum / count as f64 };
+        let known = zip(linears, zip(sums, norms)).map(|((name, _), (sums, norms))| {
+            let (text, visual) = (mean(sums[0]), mean(sums[1]));
+            let visual_weight = if text > 0.0 && sums[1].1 > 0 { (visual / text) as f32 } else { 1.0 };
+            (name, Known { visual_weight, rows: weights_of(&norms) })
+        });
+        Ok(Importance(known.collect()))
+    }
+}
+
+/// The gradient of the mean cross-entropy of the answer (of the whole text where there is none) by the logits.
+fn upstream(prompt: &PromptInputs, asked: &[i32], logits: &[f32]) -> Vec<f32> {
+    let vocabulary = logits.len() / asked.len().max(1);
+    let answered = prompt.ids.len() > prompt.prompt_tokens;
+    let target = |at: i32| {
+        let next = at as usize + 1;
+        let counts = !answered || next >= prompt.prompt_tokens;
+        prompt.ids.get(next).filter(|id| counts && **id >= 0).map(|id| *id as usize)
+    };
+    let count = asked.iter().filter(|at| target(**at).is_some()).count().max(1) as f32;
+    let mut gradient = vec![0f32; logits.len()];
+    for ((at, row), out) in
+        asked.iter().zip(logits.chunks_exact(vocabulary.max(1))).zip(gradient.chunks_exact_mut(vocabulary.max(1)))
+    {
+        let Some(target) = target(*at) else { continue };
+        let most = row.iter().fold(f32::NEG_INFINITY, |m, x| m.max(*x));
+        let sum: f32 = row.iter().map(|x| (x - most).exp()).sum();
+        for (g, x) in out.iter_mut().zip(row) {
+            *g = (x - most).exp() / sum / count;
+        }
+        out[target] -= 1.0 / count;
+    }
+    gradient
+}
+
+/// Norms of gradients, of each question, as weights of mean 1 over all of them.
+fn weights_of(norms: &[Vec<f32>]) -> Vec<Vec<f32>> {
+    let weights = token_importance(&norms.concat(), POWER, FLOOR);
+    let mut weights = weights.into_iter();
+    norms.iter().map(|rows| weights.by_ref().take(rows.len()).collect()).collect()
+}
