@@ -144,7 +144,12 @@ def rounded(model: nn.Module) -> nn.Module:
     out = copy.deepcopy(model)
     for module in list(out.modules()):
         if parametrize.is_parametrized(module, "weight"):
-            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+            weight = module.weight.detach()
+            # Not torch's remove_parametrizations: it takes `weight` from the class, which copy and original share.
+            plain = parametrize.type_before_parametrizations(module)
+            del module.parametrizations
+            module.__class__ = plain
+            module.weight = nn.Parameter(weight)
     return out
 
 
