@@ -82,15 +82,34 @@ class BlockWeight(nn.Module):
         return self.name
 
 
+def published_step(x, low: int, high: int):
+    """LSQ's start (section 2.1), made for steps that serve a whole layer. x [..., group] -> [..., 1]"""
+    return 2 * x.abs().mean(-1, keepdim=True) / high**0.5
+
+
+def fitted_step(x, low: int, high: int, trials: int = 64):
+    """Of steps up to the one that reaches the extreme number, that of least squared error. x [..., group] -> [..., 1]"""
+    reach = torch.maximum(x.amax(-1, keepdim=True) / high, x.amin(-1, keepdim=True) / low)
+    best, least = reach, torch.full_like(reach, torch.inf)
+    for k in range(trials, trials // 8, -1):
+        s = stored_step(reach * (k / trials))
+        error = (s * (x / s).round().clamp(low, high) - x).square().sum(-1, keepdim=True)
+        best, least = torch.where(error < least, s, best), torch.where(error < least, error, least)
+    return best
+
+
+STARTS = dict(published=published_step, fitted=fitted_step)
+
+
 class LsqWeight(nn.Module):
     """A weight on a grid whose step is learned: [out, in] with a float32 step [out, in / group, 1], used as float16."""
 
-    def __init__(self, weight: torch.Tensor, bits: int, group: int):
+    def __init__(self, weight: torch.Tensor, bits: int, group: int, start: str = "published"):
         super().__init__()
         self.bits, self.group = bits, group
         self.low, self.high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
         x = weight.detach().float().unflatten(-1, (-1, group))
-        self.step = nn.Parameter((2 * x.abs().mean(-1, keepdim=True) / self.high**0.5).clamp(SMALLEST_STEP, LARGEST_STEP))
+        self.step = nn.Parameter(STARTS[start](x, self.low, self.high).clamp(SMALLEST_STEP, LARGEST_STEP))
 
     def forward(self, weight):
         x = weight.unflatten(-1, (-1, self.group))
@@ -100,8 +119,8 @@ class LsqWeight(nn.Module):
         return f"bits={self.bits}, group={self.group}"
 
 
-def make(name: str, weight: torch.Tensor) -> nn.Module:
-    """The rounding that a rule names, for this weight."""
+def make(name: str, weight: torch.Tensor, start: str = "published") -> nn.Module:
+    """The rounding that a rule names, for this weight; learned steps begin as `start` (STARTS) says."""
     kind, _, group = name.partition(":")
     row = weight.shape[-1]
     found = uniform(kind if group == "row" else name)
@@ -109,14 +128,14 @@ def make(name: str, weight: torch.Tensor) -> nn.Module:
         size = row if group == "row" else found[2]
         if row % size:
             raise ValueError(f"a row of {row} is no multiple of a group of {size}")
-        return LsqWeight(weight, found[1], size)
+        return LsqWeight(weight, found[1], size, start)
     size = block(name)[0]
     if row % size:
         raise ValueError(f"a row of {row} is no multiple of the {size} numbers of a block of {name}")
     return BlockWeight(name)
 
 
-def quantize(model: nn.Module, rules: list[tuple[str, str | None]]) -> dict[str, str]:
+def quantize(model: nn.Module, rules: list[tuple[str, str | None]], start: str = "published") -> dict[str, str]:
     """Hangs roundings on the model by rules; says which module got which. A rule that no module meets is an error."""
     got, met = {}, set()
     for name, module in list(model.named_modules()):
@@ -129,7 +148,7 @@ def quantize(model: nn.Module, rules: list[tuple[str, str | None]]) -> dict[str,
         if parametrize.is_parametrized(module, "weight"):
             raise ValueError(f"{name} is quantized already")
         try:
-            rounding = make(rule, module.weight)
+            rounding = make(rule, module.weight, start)
         except ValueError as why:
             raise ValueError(f"{name}: {why}") from None
         parametrize.register_parametrization(module, "weight", rounding)

@@ -62,6 +62,14 @@ def test_lsq_starts_with_the_published_step_and_scales_its_gradient():
         assert torch.allclose(q.step.grad, expected, atol=1e-5)
 
 
+def test_fitted_steps_err_less_than_published_ones_and_than_the_range():
+    w = torch.randn(20, 64, generator=torch.Generator().manual_seed(1))
+    for bits in (2, 3, 4):
+        error = {start: (LsqWeight(w, bits, 32, start)(w) - w).square().mean() for start in ("published", "fitted")}
+        assert error["fitted"] < error["published"]
+        assert error["fitted"] < (round_rows(w, f"int{bits}")[0] - w).square().mean()
+
+
 def test_steps_stay_positive_and_are_float16_whatever_the_optimizer_does():
     q = LsqWeight(torch.randn(2, 64), 4, 32)
     q.step.data = torch.tensor([-1.0, 0.0, 1 / 3, 1e9]).reshape(2, 2, 1)

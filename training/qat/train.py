@@ -23,7 +23,7 @@ import torch
 
 import nano
 from export import reload, write
-from layers import quantize, rounded, steps
+from layers import STARTS, quantize, rounded, steps
 from tokenizer import Tokenizer
 
 
@@ -32,6 +32,7 @@ def arguments(words=None):
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--bits", type=int, choices=[2, 3, 4], required=True)
     p.add_argument("--method", choices=["ste", "lsq"], required=True, help="rounded as the format does, or with learned steps")
+    p.add_argument("--start", choices=list(STARTS), default="fitted", help="lsq: the first steps (layers.py)")
     p.add_argument("--part", choices=["both", "decoder", "vision"], default="both", help="what is quantized and trained")
     p.add_argument("--seconds", type=float, required=True, help="length of the run, earlier parts included; 0: rounded only")
     p.add_argument("--pictures", type=int, help="ends after so many pictures, if that is earlier")
@@ -77,7 +78,7 @@ def main(words=None):
     tok = Tokenizer(nano.NANO / "tokenizer.model")
     teacher = reload(a.weights).requires_grad_(False)
     student = copy.deepcopy(teacher)
-    got = quantize(student, nano.rules(rule(a.bits, a.method), a.part))
+    got = quantize(student, nano.rules(rule(a.bits, a.method), a.part), a.start)
     for _, p in nano.of_part(student, a.part):
         p.requires_grad_(True)
     adam = optimizer(student, a.part, a.rate, a.step_rate)
