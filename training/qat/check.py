@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-import nano
+import nano  # noqa: F401, puts its folder on the path
 from draw import draw
 from evaluate import examples
 from export import reload

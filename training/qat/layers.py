@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from blocks import extreme
 from formats import block, round_rows, uniform
 
 # The smallest normal float16: a step is written as one.
@@ -82,44 +83,53 @@ class BlockWeight(nn.Module):
         return self.name
 
 
-def published_step(x, low: int, high: int):
-    """LSQ's start (section 2.1), made for steps that serve a whole layer. x [..., group] -> [..., 1]"""
-    return 2 * x.abs().mean(-1, keepdim=True) / high**0.5
+def published_start(x, low: int, high: int):
+    """LSQ's start (section 2.1), made for one step a layer. x [..., group] -> step, direction [..., 1]"""
+    return 2 * x.abs().mean(-1, keepdim=True) / high**0.5, torch.ones_like(x[..., :1])
 
 
-def fitted_step(x, low: int, high: int, trials: int = 64):
-    """Of steps up to the one that reaches the extreme number, that of least squared error. x [..., group] -> [..., 1]"""
-    reach = torch.maximum(x.amax(-1, keepdim=True) / high, x.amin(-1, keepdim=True) / low)
-    best, least = reach, torch.full_like(reach, torch.inf)
+def range_start(x, low: int, high: int):
+    """What `intN` rounds with: the extreme number is at the longer end, whichever its sign."""
+    most = extreme(x)
+    return most.abs() / -low, torch.where(most > 0, -1.0, 1.0)
+
+
+def error_start(x, low: int, high: int, trials: int = 64):
+    """Of steps up to that of `range_start`, the one of least squared error."""
+    reach, direction = range_start(x, low, high)
+    x, best, least = x * direction, reach, torch.full_like(reach, torch.inf)
     for k in range(trials, trials // 8, -1):
         s = stored_step(reach * (k / trials))
         error = (s * (x / s).round().clamp(low, high) - x).square().sum(-1, keepdim=True)
         best, least = torch.where(error < least, s, best), torch.where(error < least, error, least)
-    return best
+    return best, direction
 
 
-STARTS = dict(published=published_step, fitted=fitted_step)
+STARTS = dict(published=published_start, range=range_start, error=error_start)
 
 
 class LsqWeight(nn.Module):
-    """A weight on a grid whose step is learned: [out, in] with a float32 step [out, in / group, 1], used as float16."""
+    """A weight on a grid whose step is learned: [out, in] with a float32 step [out, in / group, 1], used as float16. The
+    grid has one number more on the side of zero where `direction` times it is negative; a start chooses, and it stays."""
 
-    def __init__(self, weight: torch.Tensor, bits: int, group: int, start: str = "published"):
+    def __init__(self, weight: torch.Tensor, bits: int, group: int, start: str = "range"):
         super().__init__()
         self.bits, self.group = bits, group
         self.low, self.high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-        x = weight.detach().float().unflatten(-1, (-1, group))
-        self.step = nn.Parameter(STARTS[start](x, self.low, self.high).clamp(SMALLEST_STEP, LARGEST_STEP))
+        step, direction = STARTS[start](weight.detach().float().unflatten(-1, (-1, group)), self.low, self.high)
+        self.step = nn.Parameter(step.clamp(SMALLEST_STEP, LARGEST_STEP))
+        self.register_buffer("direction", direction)
 
     def forward(self, weight):
-        x = weight.unflatten(-1, (-1, self.group))
-        return Lsq.apply(x, self.step, self.low, self.high, (self.group * self.high) ** -0.5).flatten(-2)
+        x = weight.unflatten(-1, (-1, self.group)) * self.direction
+        y = Lsq.apply(x, self.step, self.low, self.high, (self.group * self.high) ** -0.5)
+        return (y * self.direction).flatten(-2)
 
     def extra_repr(self):
         return f"bits={self.bits}, group={self.group}"
 
 
-def make(name: str, weight: torch.Tensor, start: str = "published") -> nn.Module:
+def make(name: str, weight: torch.Tensor, start: str = "range") -> nn.Module:
     """The rounding that a rule names, for this weight; learned steps begin as `start` (STARTS) says."""
     kind, _, group = name.partition(":")
     row = weight.shape[-1]
@@ -135,7 +145,7 @@ def make(name: str, weight: torch.Tensor, start: str = "published") -> nn.Module
     return BlockWeight(name)
 
 
-def quantize(model: nn.Module, rules: list[tuple[str, str | None]], start: str = "published") -> dict[str, str]:
+def quantize(model: nn.Module, rules: list[tuple[str, str | None]], start: str = "range") -> dict[str, str]:
     """Hangs roundings on the model by rules; says which module got which. A rule that no module meets is an error."""
     got, met = {}, set()
     for name, module in list(model.named_modules()):

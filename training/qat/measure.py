@@ -2,10 +2,11 @@
 
     python measure.py float q4_0 int2 uint2 RUN/ste4 RUN/lsq4 --pictures 250
 
-A variant is `float`, a rule of layers.py for both halves or one (`int2/decoder`), applied to the weights as they are, or
-the folder of a run of train.py. Accuracy is exact match over all kinds of questions on held-out pictures and words, with
-Wilson's interval; KL(float || variant) in nats and the share of equal likeliest tokens are taken where a token of an
-answer is predicted, on other held-out pictures. Bytes are those of the weights, packed to the bits that a rule needs.
+A variant is `float`, a rule of layers.py for both halves or one (`int2/decoder`), applied to the weights as they are (with
+`lsqN` the step of each group is that of least error), or the folder of a run of train.py. Accuracy is exact match over all
+kinds of questions on held-out pictures and words, with Wilson's interval; KL(float || variant) in nats and the share of
+equal likeliest tokens are taken where a token of an answer is predicted, on other held-out pictures. Bytes are those of
+the weights, packed to the bits that a rule needs.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def variant(name: str, weights: Path):
         return model, {}
     bits, _, part = name.partition("/")
     model = copy.deepcopy(model)
-    got = quantize(model, nano.rules(bits, part or "both"))
+    got = quantize(model, nano.rules(bits, part or "both"), "error")
     return rounded(model), got
 
 
@@ -72,7 +73,8 @@ def row(name: str, model, got, teacher, tok, pictures: int, seed: str) -> str:
     mean, tail, same = drift(model, teacher, tok, max(16, pictures // 4), seed)
     kinds = sorted(tally.n, key=lambda k: tally.right[k] / tally.n[k])[:3]
     worst = ", ".join(f"{k} {tally.right[k] / tally.n[k]:.2f}" for k in kinds)
-    return f"| {name} | {100 * right / n:.1f} | {100 * low:.1f} - {100 * high:.1f} | {n} | {mean:.4f} | {tail:.3f} | {100 * same:.1f} | {size_bytes(model, got) / 1e6:.2f} | {worst} |"
+    accuracy = f"{100 * right / n:.1f} | {100 * low:.1f} - {100 * high:.1f} | {n}"
+    return f"| {name} | {accuracy} | {mean:.4f} | {tail:.3f} | {100 * same:.1f} | {size_bytes(model, got) / 1e6:.2f} | {worst} |"
 
 
 def main():
@@ -84,7 +86,8 @@ def main():
     a = p.parse_args()
     torch.set_num_threads(1)
     tok, teacher = Tokenizer(nano.NANO / "tokenizer.model"), reload(a.weights)
-    print("| weights | exact % | 95 % interval | n | KL mean | KL 99 % | same token % | MB | worst |\n|---|---|---|---|---|---|---|---|---|", flush=True)
+    print("| weights | exact % | 95 % interval | n | KL mean | KL 99 % | same token % | MB | worst |")
+    print("|---|---|---|---|---|---|---|---|---|", flush=True)
     for name in a.variants:
         model, got = variant(name, a.weights)
         print(row(name, model, got, teacher, tok, a.pictures, a.seed), flush=True)

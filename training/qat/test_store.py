@@ -41,7 +41,7 @@ def test_blocks_hold_a_learned_grid_exactly(bits):
         assert found.all() and torch.equal(got, y), kind
 
 
-@pytest.mark.parametrize("name, kind", [("int2", "Q4_0"), ("int3", "Q4_0"), ("int2:64", "Q4_0"), ("uint2", "Q4_1"), ("uint3", "Q4_1"), ("q4_1", "Q4_1")])
+@pytest.mark.parametrize("name, kind", [("int2", "Q4_0"), ("int3:64", "Q4_0"), ("uint2", "Q4_1"), ("uint3", "Q4_1"), ("q4_1", "Q4_1")])
 def test_blocks_hold_uniform_groups_exactly(name, kind):
     y = round_rows(torch.randn(40, 64, generator=torch.Generator().manual_seed(1)), name)[0]
     got, found = held(y, kind)

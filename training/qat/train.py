@@ -32,7 +32,7 @@ def arguments(words=None):
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--bits", type=int, choices=[2, 3, 4], required=True)
     p.add_argument("--method", choices=["ste", "lsq"], required=True, help="rounded as the format does, or with learned steps")
-    p.add_argument("--start", choices=list(STARTS), default="fitted", help="lsq: the first steps (layers.py)")
+    p.add_argument("--start", choices=list(STARTS), default="range", help="lsq: the first steps (layers.py)")
     p.add_argument("--part", choices=["both", "decoder", "vision"], default="both", help="what is quantized and trained")
     p.add_argument("--seconds", type=float, required=True, help="length of the run, earlier parts included; 0: rounded only")
     p.add_argument("--pictures", type=int, help="ends after so many pictures, if that is earlier")
@@ -96,7 +96,8 @@ def main(words=None):
         os.replace(a.out / "next.pt", a.out / "last.pt")
 
     def note(**what):
-        line = json.dumps(dict(s=round(seconds), cpu_s=round(time.process_time()), step=step, seen=seen) | {k: round(v, 5) for k, v in what.items()})
+        clock = dict(s=round(seconds), cpu_s=round(time.process_time()), step=step, seen=seen)
+        line = json.dumps(clock | {k: round(v, 5) for k, v in what.items()})
         print(line, flush=True)
         with open(a.out / "log.jsonl", "a") as f:
             f.write(line + "\n")
