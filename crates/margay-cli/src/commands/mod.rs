@@ -2,8 +2,10 @@
 
 mod bench;
 mod chat;
+mod compare;
 mod convert;
 mod doctor;
+mod eval;
 mod inspect;
 mod list;
 mod prepack;
@@ -27,6 +29,8 @@ pub(crate) enum Command {
     Pull(pull::Pull),
     Tokenize(tokenize::Tokenize),
     Trace(trace::Trace),
+    Eval(eval::Eval),
+    Compare(compare::Compare),
     Doctor(doctor::Doctor),
     Bench(bench::Bench),
 }
@@ -44,6 +48,8 @@ impl Command {
             Command::Pull(c) => c.run(interrupt),
             Command::Tokenize(c) => c.run(),
             Command::Trace(c) => c.run(interrupt),
+            Command::Eval(c) => c.run(interrupt),
+            Command::Compare(c) => c.run(interrupt),
             Command::Doctor(c) => c.run(),
             Command::Bench(c) => c.run(),
         }
