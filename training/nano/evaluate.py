@@ -1,7 +1,8 @@
 """Exact match per task on held-out seeds and held-out words, each beside the level of a guesser.
 
-    python evaluate.py RUN_FOLDER --pictures 1500                # PyTorch, greedy by one teacher-forced pass
-    python evaluate.py --margay PATH/TO/margay --model nano.gguf # through the engine, question by question
+    python evaluate.py RUN_FOLDER --pictures 1500    # PyTorch, greedy by one teacher-forced pass
+
+`suite.py` writes the same pictures and questions for `margay eval`.
 
 One teacher-forced pass is exact for exact match: greedy decoding equals the target if and only if every argmax does.
 The no-skill level of a kind is the better of two: always giving its most frequent answer, or a guess among the
@@ -11,12 +12,8 @@ answers that the picture makes possible (for instance the colours that occur in 
 from __future__ import annotations
 
 import argparse
-import json
 import random
-import subprocess
-import tempfile
 from collections import Counter, defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -127,58 +124,16 @@ def restore(folder: Path, tokenizer: Path, device="cpu"):
     return model.eval(), aux, Tokenizer(tokenizer), state
 
 
-def through_margay(
-    binary: str, gguf: str | None, pictures: int, jobs: int, seed: str = EVAL_SEED, options: tuple[str, ...] = ()
-) -> Tally:
-    """Every question is one `margay run` with these options; the tally compares its text with the answer."""
-    tally, work = Tally(), []
-    with tempfile.TemporaryDirectory() as folder:
-        for i, (scene, rng, asked) in enumerate(examples(pictures, seed=seed)):
-            path = Path(folder) / f"{i}.png"
-            draw(scene, rng).save(path)
-            work += [(path, qa) for qa in asked]
-
-        def run(item):
-            path, qa = item
-            command = [
-                binary,
-                "run",
-                *([gguf] if gguf else []),
-                "--image",
-                str(path),
-                "--prompt",
-                qa.question,
-                "--json",
-                "--temperature",
-                "0",
-                *options,
-            ]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            return qa, json.loads(done.stdout)["text"].strip()
-
-        with ThreadPoolExecutor(jobs) as pool:
-            for qa, said in pool.map(run, work):
-                tally.add(qa, said == qa.answer)
-    return tally
-
-
 def main():
     p = argparse.ArgumentParser()
-    p.add_argument("run", nargs="?", type=Path)
+    p.add_argument("run", type=Path)
     p.add_argument("--tokenizer", type=Path, default=Path(__file__).parent / "tokenizer.model")
     p.add_argument("--pictures", type=int, default=1000)
-    p.add_argument("--margay")
-    p.add_argument("--model")
-    p.add_argument("--option", action="append", default=[], help="one of `margay run`, such as --option=--int8-encoder")
     p.add_argument("--seed", default=EVAL_SEED, help="another text gives other pictures")
-    p.add_argument("--jobs", type=int, default=2)
     p.add_argument("--device", default="cpu")
     p.add_argument("--symbolic", action="store_true", help="decoder alone, on exact codes")
     p.add_argument("--wrong", type=int, default=0, help="show this many wrong answers")
     a = p.parse_args()
-    if a.margay:
-        print(through_margay(a.margay, a.model, a.pictures, a.jobs, a.seed, tuple(a.option)).table())
-        return
     model, aux, tok, state = restore(a.run, a.tokenizer, a.device)
     wrong = []
     print(f"step {state['step']}, {state['seen']} pictures, {state['seconds']:.0f} s")

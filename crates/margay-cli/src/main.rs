@@ -9,6 +9,7 @@ mod commands;
 mod environment;
 mod hub;
 mod interrupt;
+mod judging;
 mod limits;
 mod messages;
 mod model;
@@ -29,6 +30,7 @@ use std::process::ExitCode;
 mod code {
     pub(crate) const FAILURE: u8 = 1;
     pub(crate) const USAGE: u8 = 2;
+    pub(crate) const LIMIT: u8 = 3;
     pub(crate) const INTERRUPTED: u8 = 130;
 }
 
@@ -39,6 +41,8 @@ enum Outcome {
     Done,
     /// Ctrl-C stopped it.
     Interrupted,
+    /// What was measured breaks a limit that was set.
+    LimitBroken,
 }
 
 /// Words that do not fit together; ends with the usage code rather than the failure code.
@@ -59,6 +63,7 @@ EXAMPLES:
   margay run model.gguf street.png --stats          ask a model of your own, and see the stage times
   margay chat model.gguf                            talk in the terminal
   margay convert ./llava-1.5-7b -o llava.gguf --type q4_k
+  margay compare ./llava-1.5-7b llava.gguf --images photos --max-kl 0.05
 
 MODELS:
   A GGUF file (its mmproj is found beside it), a Hugging Face folder, hf:OWNER/REPO[:FILE] for a model
@@ -68,6 +73,7 @@ EXIT CODES:
   0    done
   1    the model, a file or an input was at fault; one line on stderr says what and why
   2    the command line, or a variable below, was at fault
+  3    what was measured breaks a limit that was set (margay compare --max-kl, --max-drop)
   130  interrupted with Ctrl-C
 
 ENVIRONMENT:
@@ -89,6 +95,7 @@ fn main() -> ExitCode {
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Interrupted) => ExitCode::from(code::INTERRUPTED),
+        Ok(Outcome::LimitBroken) => ExitCode::from(code::LIMIT),
         // Whoever reads our output has enough: `margay ... | head -1`.
         Err(e) if e.is::<Closed>() => ExitCode::SUCCESS,
         Err(e) => {

@@ -115,6 +115,19 @@ impl LoadArgs {
         }
     }
 
+    /// Opens the model at `path`, or the one inside the program, without loading it: with the types and the bound of visual
+    /// tokens asked for.
+    pub(crate) fn source(&self, path: Option<&Path>) -> anyhow::Result<ModelSource> {
+        let mut source = source(path, self.mmproj.as_deref())?;
+        if let Some(dtype) = self.dtype {
+            source = source.with_types(dtype, self.vision_type)?;
+        }
+        if let Some(tokens) = self.max_image_tokens {
+            source = source.with_max_image_tokens(tokens)?;
+        }
+        Ok(source)
+    }
+
     /// Loads the model at `path`, or the one inside the program.
     pub(crate) fn load(&self, path: Option<&Path>) -> anyhow::Result<Model> {
         let path = path.map(hub::local).transpose()?;

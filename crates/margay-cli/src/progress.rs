@@ -68,7 +68,7 @@ impl Meter {
 
     /// A meter of things that are counted.
     pub(crate) fn counting() -> Self {
-        Self::with(false, "{bar:30} {pos}/{len} {elapsed} {wide_msg:.dim}")
+        Self::with(false, "{bar:30} {pos}/{len} {elapsed}, {eta} left {wide_msg:.dim}")
     }
 
     fn with(silent: bool, template: &str) -> Self {

@@ -41,6 +41,16 @@ struct Journal {
     at: u64,
 }
 
+/// Writes a whole file, or leaves what was there.
+///
+/// # Errors
+/// [`FileError::Io`] where it cannot be written.
+pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    let mut file = AtomicFile::create(path)?;
+    file.write(bytes)?;
+    file.commit()
+}
+
 impl AtomicFile {
     pub(crate) fn create(target: &Path) -> Result<Self, FileError> {
         let mut builder = tempfile::Builder::new();

@@ -56,7 +56,7 @@ pub use report::{Report, StageReport, Stop};
 pub use session::{Content, Session, Turn};
 pub use stages::{OpTime, Stages};
 pub use tokenizer::tokenizer_of;
-pub use trace::TraceOptions;
+pub use trace::{TraceOptions, Tracer};
 
 /// The rooms below, for tools that look inside a model.
 pub mod rooms {

@@ -7,6 +7,7 @@ use margay_prompt::{
     layout::{Layout, PictureLayout, Sequence},
     text::{Message, Part, RenderedPart},
 };
+use std::collections::VecDeque;
 
 /// A message of a conversation that was had elsewhere.
 #[derive(Clone, Debug)]
@@ -94,6 +95,29 @@ impl Session {
                 Err(e)
             }
         }
+    }
+
+    /// Asks another question about the pictures of the last one, in its place: the conversation is as if the last question
+    /// had not been asked. The pictures are not looked at again, and what the two prompts share is not computed again.
+    ///
+    /// # Errors
+    /// [`Error::Turns`] where there is no question yet; else as [`Session::ask_with`].
+    pub fn ask_instead(&mut self, text: &str, options: &AskOptions) -> Result<Answer<'_>, Error> {
+        let Some(last) = self.messages.iter().rposition(|m| m.role == "user") else {
+            let what = "there is no question yet that another could stand in for".to_owned();
+            return Err(Error::Turns { what });
+        };
+        let images = self.messages[last].content.iter().filter(|part| **part == Part::Image).count();
+        if text.trim().is_empty() && images == 0 {
+            return Err(Error::EmptyPrompt);
+        }
+        let sampler = Sampler::new(options.sampling)?;
+        let mut messages = self.messages[..last].to_vec();
+        messages.push(Message::user(images, text));
+        let sequence =
+            self.model.source().render(&messages).and_then(|parts| self.place(&parts, &self.images))?;
+        self.messages = messages;
+        Ok(Answer::new(self, sequence, VecDeque::new(), options.clone(), sampler))
     }
 
     /// Goes on with a conversation that was had elsewhere, in place of the one that was held: its last turn is the
@@ -303,6 +327,39 @@ mod tests {
         let half = visual.len() / 2;
         assert_eq!(visual[..half], swapped[half..], "each picture keeps its own rows");
         assert_ne!(visual[..half], visual[half..]);
+    }
+
+    #[test]
+    fn a_question_in_place_of_the_last_gets_the_answer_that_it_gets_first() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/mobilevlm-v2");
+        let options = LoadOptions { kv: KvType::F32, ..LoadOptions::default() };
+        let model = Model::load_with(&folder, &options).unwrap();
+        let picture = [Image::open(folder.join("wide.png")).unwrap()];
+        let ask = AskOptions { max_tokens: 8, ..AskOptions::default() };
+        let mut fresh = model.session().unwrap();
+        let expected = fresh.ask_with(&picture, "two", &ask).unwrap().report().unwrap();
+        let mut session = model.session().unwrap();
+        assert!(matches!(session.ask_instead("two", &ask), Err(Error::Turns { .. })));
+        session.ask_with(&picture, "one and more", &ask).unwrap().report().unwrap();
+        let instead = session.ask_instead("two", &ask).unwrap().report().unwrap();
+        assert_eq!(instead.tokens, expected.tokens);
+        assert_eq!(
+            (instead.stages.encode_ms, instead.stages.visual_tokens),
+            (None, expected.stages.visual_tokens)
+        );
+        assert!(instead.stages.reused_tokens > instead.stages.visual_tokens);
+        let next =
+            |session: &mut Session| session.ask_with(&[], "three", &ask).unwrap().report().unwrap().tokens;
+        assert_eq!(next(&mut session), next(&mut fresh));
+
+        // Stopped before its first token, it leaves nothing that a later question could stumble over.
+        let cancel = session.cancel();
+        let mut answer = session.ask_instead("four", &ask).unwrap();
+        cancel.cancel();
+        assert!(answer.by_ref().all(|event| event.is_ok()));
+        drop(answer);
+        let again = session.ask_with(&picture, "two", &ask).unwrap().report().unwrap();
+        assert!(!again.tokens.is_empty());
     }
 
     #[test]

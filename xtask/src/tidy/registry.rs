@@ -19,6 +19,7 @@ const REGISTRIES: &[Registry] = &[
     Registry { folder: "crates/margay-model/src/decoder", lists: &["const DECODERS: &["] },
     Registry { folder: "crates/margay-model/src/projector", lists: &["const PROJECTORS: &["] },
     Registry { folder: "crates/margay-model/src/vision", lists: &["const TOWERS: &["] },
+    Registry { folder: "crates/margay-eval/src/suites", lists: &["const SUITES: &["] },
     Registry { folder: "crates/margay-cli/src/commands", lists: &["const COMMANDS: &[", "enum Command"] },
 ];
 

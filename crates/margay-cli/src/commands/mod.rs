@@ -3,8 +3,10 @@
 mod bench;
 mod calibrate;
 mod chat;
+mod compare;
 mod convert;
 mod doctor;
+mod eval;
 mod inspect;
 mod list;
 mod prepack;
@@ -31,6 +33,8 @@ pub(crate) enum Command {
     Pull(pull::Pull),
     Tokenize(tokenize::Tokenize),
     Trace(trace::Trace),
+    Eval(eval::Eval),
+    Compare(compare::Compare),
     Doctor(doctor::Doctor),
     Bench(bench::Bench),
 }
@@ -50,6 +54,8 @@ impl Command {
             Command::Pull(c) => c.run(interrupt),
             Command::Tokenize(c) => c.run(),
             Command::Trace(c) => c.run(interrupt),
+            Command::Eval(c) => c.run(interrupt),
+            Command::Compare(c) => c.run(interrupt),
             Command::Doctor(c) => c.run(),
             Command::Bench(c) => c.run(),
         }

@@ -4,7 +4,6 @@ use crate::{
     Outcome,
     answering::open_images,
     interrupt::{Interrupt, Late},
-    model,
     model::LoadArgs,
     output,
     progress::Spinner,
@@ -80,13 +79,7 @@ impl Trace {
     pub(crate) fn run(self, interrupt: &Interrupt) -> anyhow::Result<Outcome> {
         let images = open_images(&self.images)?;
         let spinner = Spinner::start("computing");
-        let mut source = model::source(self.model.as_deref(), self.load.mmproj.as_deref())?;
-        if let Some(dtype) = self.load.dtype {
-            source = source.with_types(dtype, self.load.vision_type)?;
-        }
-        if let Some(tokens) = self.load.max_image_tokens {
-            source = source.with_max_image_tokens(tokens)?;
-        }
+        let source = self.load.source(self.model.as_deref())?;
         let options =
             TraceOptions { load: self.load.options(), raw_prompt: self.raw_prompt, greedy: self.greedy };
         let tensors = source.trace(&images, &self.prompt, &options)?;

@@ -1,0 +1,61 @@
+//! What tells two models apart.
+
+use crate::{EvalError, suite::hex};
+use margay::ModelSource;
+use ring::digest::{Context, SHA256};
+
+/// SHA-256 over a model's weights as they are stored, under their GGUF names, the numbers that say how they are used, and
+/// its chat template, in hexadecimal. The same model has the same digest wherever its files lie; every byte of the weights
+/// is read.
+///
+/// # Errors
+/// [`EvalError::Engine`] where a weight cannot be read.
+pub fn model_digest(source: &ModelSource) -> Result<String, EvalError> {
+    let mut hash = Context::new(&SHA256);
+    let mut add = |bytes: &[u8]| {
+        hash.update(&(bytes.len() as u64).to_le_bytes());
+        hash.update(bytes);
+    };
+    let text = &source.config.text;
+    let numbers = format!(
+        "{:?}",
+        (
+            (source.config.family, text.vocabulary, text.width, text.layers, text.ffn, text.heads),
+            (text.kv_heads, text.head_dim, text.rotary, text.rope_base, text.rope_sections),
+            (text.rope_scaling, text.norm_eps, text.tied, text.mixture),
+        )
+    );
+    add(numbers.as_bytes());
+    add(source.template_source.as_deref().unwrap_or_default().as_bytes());
+    for name in source.weights.names() {
+        let tensor = source.weights.tensor(name).map_err(margay::Error::from)?;
+        add(name.as_bytes());
+        add(tensor.dtype().name().as_bytes());
+        add(tensor.shape().to_string().as_bytes());
+        add(tensor.bytes());
+    }
+    Ok(hex(hash.finish().as_ref()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use margay::{Model, rooms::tensor::Storage};
+    use std::path::Path;
+
+    #[test]
+    fn one_changed_byte_of_one_weight_is_another_model() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../margay/assets/margay-nano.gguf");
+        let mut bytes = std::fs::read(path).unwrap();
+        let digest = |bytes: &[u8]| {
+            model_digest(&ModelSource::from_bytes(Storage::from_bytes(bytes)).unwrap()).unwrap()
+        };
+        let shipped = model_digest(&Model::nano_source().unwrap()).unwrap();
+        assert_eq!(shipped.len(), 64);
+        assert_eq!(digest(&bytes), shipped);
+        // The end of the last weight.
+        let last = bytes.len() - 64;
+        bytes[last] ^= 1;
+        assert_ne!(digest(&bytes), shipped);
+    }
+}
