@@ -210,3 +210,58 @@ fn fastvlm_under_the_names_of_transformers_is_the_same_model() {
     }
     std::fs::remove_dir_all(&out).unwrap();
 }
+
+/// The parts of one repository under the names of LLaVA's, which has the decoder's fields at the top and calls itself after it.
+#[test]
+fn llava_with_phi_and_with_qwen2_are_the_models_that_have_the_same_parts() {
+    const PLACES: [(&str, &str); 3] = [
+        ("vision_tower._vision_tower.", "model.vision_tower.vision_tower."),
+        ("connector._connector.", "model.mm_projector."),
+        ("language_model.", ""),
+    ];
+    for (name, model_type, family) in
+        [("imp", "llava_phi", "llava"), ("tinyllava-clip", "llava_qwen2", "fastvlm")]
+    {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name);
+        let out = tempfile::tempdir().unwrap();
+        let stored = SafeTensors::open(folder.join("model.safetensors")).unwrap();
+        let usual = |name: &str| {
+            let place = PLACES.iter().find(|(own, _)| name.starts_with(own));
+            place.map_or_else(|| name.to_owned(), |(own, usual)| format!("{usual}{}", &name[own.len()..]))
+        };
+        let tensors: Vec<_> =
+            stored.tensors().map(|(name, _)| (usual(name), stored.tensor(name).unwrap())).collect();
+        let named: Vec<_> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+        write_safetensors(out.path().join("model.safetensors"), &named, &BTreeMap::new()).unwrap();
+        let read = |file: &str| std::fs::read_to_string(folder.join(file)).unwrap();
+        let own: Value = serde_json::from_str(&read("config.json")).unwrap();
+        let mut config = own.get("text_config").unwrap_or(&own).clone();
+        for (field, value) in [
+            ("model_type", json!(model_type)),
+            ("vision_config", own["vision_config"].clone()),
+            ("image_aspect_ratio", json!("square")),
+            ("mm_projector_type", json!("mlp2x_gelu")),
+            ("mm_vision_select_layer", json!(-2)),
+        ] {
+            config[field] = value;
+        }
+        std::fs::write(out.path().join("config.json"), config.to_string()).unwrap();
+        for file in ["tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"] {
+            std::fs::write(out.path().join(file), read(file)).unwrap();
+        }
+        let source = ModelSource::open(out.path(), None).unwrap();
+        assert_eq!(source.family.id, family);
+        let prompt: Value = serde_json::from_str(&read("prompt.json")).unwrap();
+        let case = prompt["cases"].as_array().unwrap().iter().find(|case| case["name"] == "wide").unwrap();
+        let image = Image::open(folder.join("wide.png")).unwrap();
+        let options = TraceOptions { raw_prompt: true, ..TraceOptions::default() };
+        let stages = source.trace(&[image], case["prompt"].as_str().unwrap(), &options).unwrap();
+        let got = f32s(&stages.iter().find(|(stage, _)| stage == "logits").unwrap().1);
+        let golden = SafeTensors::open(folder.join("golden.wide.safetensors")).unwrap();
+        let expected = f32s(&golden.tensor("logits").unwrap());
+        let got = &got[got.len() - expected.len()..];
+        let largest = expected.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+        let error = got.iter().zip(&expected).fold(0.0f32, |m, (a, b)| m.max((a - b).abs())) / largest;
+        assert!(error <= LOGITS_TOLERANCE, "{name}: {error:e}");
+    }
+}
