@@ -51,7 +51,7 @@ fn cases(imatrix: u32) -> Vec<(DType, Vec<f32>, Value)> {
     plain
         .filter_map(|case| {
             let dtype = DType::from_name(case["type"].as_str().unwrap())?;
-            margay_quant::format(dtype)?;
+            format(dtype)?;
             Some((dtype, row(case["kind"].as_u64().unwrap() as u32), case.clone()))
         })
         .collect()

@@ -98,8 +98,8 @@ fn optimal(points: &[Point], clusters: usize) -> Vec<f32> {
     for k in 1..clusters {
         let (mut next, mut cut) = (vec![f64::INFINITY; n + 1], vec![0; n + 1]);
         for to in k + 1..=n {
-            for from in k..to {
-                let cost = costs[from] + sums.cost(from, to);
+            for (from, before) in costs.iter().enumerate().take(to).skip(k) {
+                let cost = before + sums.cost(from, to);
                 if cost < next[to] {
                     (next[to], cut[to]) = (cost, from);
                 }
