@@ -69,7 +69,8 @@ pub(crate) fn describe(report: &QuantizeReport) -> String {
     if report.folded > 0 {
         text += &format!("\nmagnitude moved between the weights of {} groups\n", report.folded);
     }
-    let counted = |why: &str, names: &[&str]| format!("{why} (weights: {}, the first {})", names.len(), names[0]);
+    let counted =
+        |why: &str, names: &[&str]| format!("{why} (weights: {}, the first {})", names.len(), names[0]);
     let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (name, _, why) in &report.fallbacks {
         reasons.entry(why).or_default().push(name);
@@ -88,12 +89,11 @@ pub(crate) fn describe(report: &QuantizeReport) -> String {
 
 /// How formats were chosen.
 pub(crate) fn choice_as_json(choice: &Choice, kl: Option<f64>) -> Value {
-    let step = |(name, dtype, gain): &(String, margay::rooms::tensor::DType, f64)| {
-        json!({ "weight": name, "type": dtype.name(), "error_less_a_mib": gain })
-    };
-    let next = choice.next.as_ref().map(|(name, dtype, bytes)| {
-        json!({ "weight": name, "type": dtype.name(), "bytes_more": bytes })
-    });
+    let step = |(name, dtype, gain): &(String, margay::rooms::tensor::DType, f64)| json!({ "weight": name, "type": dtype.name(), "error_less_a_mib": gain });
+    let next = choice
+        .next
+        .as_ref()
+        .map(|(name, dtype, bytes)| json!({ "weight": name, "type": dtype.name(), "bytes_more": bytes }));
     json!({
         "bytes": choice.bytes, "error": choice.error, "steps": choice.steps.iter().map(step).collect::<Vec<_>>(),
         "next": next, "kl": kl,
@@ -108,7 +108,8 @@ pub(crate) fn explain(choice: &Choice, kl: Option<f64>) -> String {
         choice.steps.len()
     );
     if let Some((name, dtype, gain)) = choice.steps.last() {
-        text += &format!("  the last: {} to {dtype}, {gain:.2e} less error for a MiB\n", output::harmless(name));
+        text +=
+            &format!("  the last: {} to {dtype}, {gain:.2e} less error for a MiB\n", output::harmless(name));
     }
     if let Some((name, dtype, more)) = &choice.next {
         text += &format!("  the next: {} to {dtype}, {} more\n", output::harmless(name), bytes(*more));

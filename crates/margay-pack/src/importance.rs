@@ -126,8 +126,10 @@ fn upstream(prompt: &PromptInputs, asked: &[i32], logits: &[f32]) -> Vec<f32> {
     };
     let count = asked.iter().filter(|at| target(**at).is_some()).count().max(1) as f32;
     let mut gradient = vec![0f32; logits.len()];
-    for ((at, row), out) in
-        asked.iter().zip(logits.chunks_exact(vocabulary.max(1))).zip(gradient.chunks_exact_mut(vocabulary.max(1)))
+    for ((at, row), out) in asked
+        .iter()
+        .zip(logits.chunks_exact(vocabulary.max(1)))
+        .zip(gradient.chunks_exact_mut(vocabulary.max(1)))
     {
         let Some(target) = target(*at) else { continue };
         let most = row.iter().fold(f32::NEG_INFINITY, |m, x| m.max(*x));
