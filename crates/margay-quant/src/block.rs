@@ -196,9 +196,10 @@ pub(crate) fn encode_lanes_weighted<const B: usize>(
 /// Writes 32 nibbles, two halves a byte: byte j holds code j in its low nibble, code j + 16 in its high one.
 #[inline]
 pub(crate) fn put_nibbles(codes: &[u8; 32], bytes: &mut [u8]) {
-    let (low, high) = codes.split_at(16);
-    for ((byte, low), high) in bytes.iter_mut().zip(low).zip(high) {
-        *byte = low & 15 | (high & 15) << 4;
+    let bytes: &mut [u8; 16] =
+        bytes.first_chunk_mut().expect("invariant: the nibbles of a block take 16 bytes");
+    for j in 0..16 {
+        bytes[j] = codes[j] & 15 | (codes[j + 16] & 15) << 4;
     }
 }
 

@@ -63,6 +63,16 @@ pub enum QuantError {
         /// Its column, from 0.
         column: usize,
     },
+    /// The smallest choices are too large.
+    #[error(
+        "the smallest choices take {needed} bytes, the budget is {budget}: raise it or allow smaller types"
+    )]
+    Budget {
+        /// Bytes of the smallest choices.
+        needed: u64,
+        /// Bytes there are.
+        budget: u64,
+    },
     /// Calibration did not gather what is needed.
     #[error("{why} needs {what}: calibrate with it first")]
     Missing {

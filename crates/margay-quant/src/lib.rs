@@ -16,6 +16,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod allocate;
 mod block;
 pub mod channel;
 mod compensate;
@@ -26,13 +27,18 @@ mod gram;
 mod hessian;
 mod matrix;
 pub mod methods;
+pub mod observers;
+pub mod outlier;
+pub mod pruning;
 mod quantizer;
 mod recipe;
 mod search;
+mod sensitivity;
 mod stats;
 
 pub(crate) use convert::checked;
 
+pub use allocate::{Allocation, Choice, exact, greedy, greedy_for_loss};
 pub use block::{BlockFormat, f16_at, field, k_scales};
 pub use compensate::{BATCH, Scales, round_compensating};
 pub use convert::{QuantError, decode_into, decode_row, decode_tensor, encode_into, encode_tensor};
@@ -43,4 +49,5 @@ pub use matrix::Matrix;
 pub use methods::{Needs, ROUNDINGS, Rounding, SCALINGS, Scaling};
 pub use quantizer::{Blocks, Grid, Quantizer, Range, Uniform};
 pub use recipe::{Fallback, plan_type, storable};
+pub use sensitivity::{OutputError, output_error};
 pub use stats::{InputStats, Sample, TokenStats};

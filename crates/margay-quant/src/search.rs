@@ -30,6 +30,28 @@ pub(crate) fn truncate(x: f32) -> i32 {
     if x.abs() < 2_147_483_648.0 { x as i32 } else { i32::MIN }
 }
 
+/// The codes that `place` puts numbers at, cut down to whole numbers and to `top`. Places are at least 0 and below 64, or no
+/// numbers at all: those get code 0, as [`truncate`] and a cut to eight bits would have it.
+///
+/// In steps that a vector unit without such a conversion has, several numbers at a time.
+#[inline]
+pub(crate) fn cut_codes<const N: usize>(x: &[f32; N], top: f32, place: impl Fn(f32) -> f32) -> [u8; N] {
+    // Adding and taking away 2^23 rounds to whole numbers.
+    const WHOLE: f32 = 8_388_608.0;
+    let mut codes = [0; N];
+    for (codes, x) in codes.as_chunks_mut::<LANES>().0.iter_mut().zip(x.as_chunks::<LANES>().0) {
+        for g in 0..LANES {
+            let v = place(x[g]);
+            let near = (v + WHOLE) - WHOLE;
+            let below = near - if near > v { 1.0 } else { 0.0 };
+            let code = if below < top { below } else { top };
+            let bits = (code + WHOLE).to_bits();
+            codes[g] = if v.abs() < 64.0 { bits } else { 0 } as u8;
+        }
+    }
+    codes
+}
+
 /// 1/x, or 0 where x is 0.
 #[inline]
 pub(crate) fn inverse(x: f32) -> f32 {
@@ -272,55 +294,56 @@ pub(crate) fn symmetric<const N: usize>(
     scale
 }
 
-/// As [`symmetric`] weighted by x², for few codes: the extreme value at an end of the range, then at most five rounds in
-/// which each code in turn moves to where the others want it.
-pub(crate) fn symmetric_by_descent<const N: usize>(
-    x: &[Lanes; N],
-    codes: &mut [[u8; N]],
-    half: i32,
-) -> Lanes {
-    let max = extremes(x);
-    let iscale: Lanes = max.map(|max| -(half as f32) / max);
-    let mut levels = [[0.0; LANES]; N];
-    let (mut sum_lx, mut sum_l2) = ([0.0; LANES], [0.0; LANES]);
-    for i in 0..N {
-        for g in 0..LANES {
-            let l = nearest_level(iscale[g] * x[i][g], -half, half - 1);
-            levels[i][g] = l;
-            let w = x[i][g] * x[i][g];
-            sum_lx[g] += w * x[i][g] * l;
-            sum_l2[g] += w * l * l;
-        }
+/// As [`symmetric`] weighted by x² for one group and few codes: the extreme value at an end of the range, then at most
+/// five rounds in which each code in turn moves to where the others want it.
+///
+/// Few codes move, so where each would go is worked out for the whole group at once and again only behind one that moved.
+pub(crate) fn symmetric_by_descent(x: &[f32; 16], codes: &mut [u8; 16], half: i32) -> f32 {
+    let max = extreme(x);
+    if max.abs() < ZERO_BELOW {
+        codes.fill(0);
+        return 0.0;
     }
+    let iscale = -(half as f32) / max;
+    let (mut levels, mut w, mut wx) = ([0.0; 16], [0.0; 16], [0.0; 16]);
+    let (mut sum_lx, mut sum_l2) = (0.0, 0.0);
+    for i in 0..16 {
+        let l = nearest_level(iscale * x[i], -half, half - 1);
+        levels[i] = l;
+        w[i] = x[i] * x[i];
+        wx[i] = w[i] * x[i];
+        sum_lx += wx[i] * l;
+        sum_l2 += w[i] * l * l;
+    }
+    let (mut wanted, mut with_lx, mut with_l2, mut better) = ([0.0; 16], [0.0; 16], [0.0; 16], [0u32; 16]);
     for _round in 0..5 {
-        // A group that has settled stays as it is while the others go on.
-        let mut changed = false;
-        for i in 0..N {
-            for g in 0..LANES {
-                let (w, l) = (x[i][g] * x[i][g], levels[i][g]);
-                let wx = w * x[i][g];
-                let others_lx = sum_lx[g] - wx * l;
-                let others_l2 = sum_l2[g] - w * l * l;
-                let wanted = nearest_level(x[i][g] * others_l2 / others_lx, -half, half - 1);
-                let (with_lx, with_l2) = (others_lx + wx * wanted, others_l2 + w * wanted * wanted);
-                let better = others_lx > 0.0
-                    && wanted != l
-                    && with_l2 > 0.0
-                    && with_lx * with_lx * sum_l2[g] > sum_lx[g] * sum_lx[g] * with_l2;
-                levels[i][g] = if better { wanted } else { l };
-                sum_lx[g] = if better { with_lx } else { sum_lx[g] };
-                sum_l2[g] = if better { with_l2 } else { sum_l2[g] };
-                changed |= better;
+        let (mut next, mut changed) = (0, false);
+        while next < 16 {
+            for i in 0..16 {
+                let l = levels[i];
+                let others_lx = sum_lx - wx[i] * l;
+                let others_l2 = sum_l2 - w[i] * l * l;
+                let to = nearest_level(x[i] * others_l2 / others_lx, -half, half - 1);
+                let (lx, l2) = (others_lx + wx[i] * to, others_l2 + w[i] * to * to);
+                (wanted[i], with_lx[i], with_l2[i]) = (to, lx, l2);
+                better[i] = u32::from(others_lx > 0.0)
+                    & u32::from(to != l)
+                    & u32::from(l2 > 0.0)
+                    & u32::from(lx * lx * sum_l2 > sum_lx * sum_lx * l2);
             }
+            let Some(moved) = (next..16).find(|&i| better[i] != 0) else { break };
+            levels[moved] = wanted[moved];
+            (sum_lx, sum_l2) = (with_lx[moved], with_l2[moved]);
+            (next, changed) = (moved + 1, true);
         }
         if !changed {
             break;
         }
     }
-    let mut scale = std::array::from_fn(|g| if sum_l2[g] > 0.0 { sum_lx[g] / sum_l2[g] } else { 0.0 });
-    clear_zeros(&max, &mut scale, &mut levels, half);
-    put_codes(&levels, half as f32, codes);
-    scale
+    for (code, level) in codes.iter_mut().zip(levels) {
+        *code = (level + half as f32) as u8;
+    }
+    if sum_l2 > 0.0 { sum_lx / sum_l2 } else { 0.0 }
 }
 
 /// Gives groups of (almost) zeros the scale 0 and, once `half` is added, the codes 0.

@@ -1,12 +1,11 @@
 //! Encoded bytes and decoded numbers equal those of ggml's own quantizer.
 //!
 //! `gguf_golden.json` holds what `ggml_quantize_chunk` (compiled without fused multiply-add) made of two rows of 256
-//! numbers, whose recipe its `note` gives. Cases with an importance matrix belong to a quantization method, not to a
-//! format, and are left out here.
+//! numbers, whose recipe its `note` gives, with and without an importance matrix.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use margay_quant::{FORMATS, decode_into, encode_into};
+use margay_quant::{FORMATS, decode_into, encode_into, format};
 use margay_tensor::DType;
 use serde_json::Value;
 
@@ -35,14 +34,24 @@ fn unhex(text: &str) -> Vec<u8> {
     digits.iter().map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
 }
 
-/// Type, row and expectation of every case without an importance matrix whose format is registered.
-fn cases() -> Vec<(DType, Vec<f32>, Value)> {
+/// The importances that the file's note describes.
+fn importance() -> Vec<f32> {
+    let mut state = 99u32;
+    let number = |_| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8 & 0xffff) as f32 / 65536.0 + 0.01
+    };
+    (0..ROW).map(number).collect()
+}
+
+/// Type, row and expectation of every case, with or without an importance matrix, whose format is registered.
+fn cases(imatrix: u32) -> Vec<(DType, Vec<f32>, Value)> {
     let file: Value = serde_json::from_str(include_str!("gguf_golden.json")).unwrap();
-    let plain = file["cases"].as_array().unwrap().iter().filter(|case| case["imatrix"] == 0);
+    let plain = file["cases"].as_array().unwrap().iter().filter(|case| case["imatrix"] == imatrix);
     plain
         .filter_map(|case| {
             let dtype = DType::from_name(case["type"].as_str().unwrap())?;
-            margay_quant::format(dtype)?;
+            format(dtype)?;
             Some((dtype, row(case["kind"].as_u64().unwrap() as u32), case.clone()))
         })
         .collect()
@@ -50,7 +59,7 @@ fn cases() -> Vec<(DType, Vec<f32>, Value)> {
 
 #[test]
 fn every_format_but_f32_has_two_golden_rows() {
-    let cases = cases();
+    let cases = cases(0);
     for format in FORMATS.iter().filter(|format| format.dtype() != DType::F32) {
         let rows = cases.iter().filter(|case| case.0 == format.dtype()).count();
         assert_eq!(rows, 2, "{}", format.dtype());
@@ -59,7 +68,7 @@ fn every_format_but_f32_has_two_golden_rows() {
 
 #[test]
 fn encoded_bytes_equal_the_reference() {
-    for (dtype, values, case) in cases() {
+    for (dtype, values, case) in cases(0) {
         let expected = unhex(case["hex"].as_str().unwrap());
         let mut bytes = vec![0xaa; expected.len()];
         encode_into(dtype, &values, &mut bytes).unwrap();
@@ -68,8 +77,20 @@ fn encoded_bytes_equal_the_reference() {
 }
 
 #[test]
+fn bytes_encoded_by_importance_equal_the_reference() {
+    let cases = cases(1);
+    assert_eq!(cases.len(), 2 * 11, "every format that knows importances");
+    for (dtype, values, case) in cases {
+        let expected = unhex(case["hex"].as_str().unwrap());
+        let mut bytes = vec![0xaa; expected.len()];
+        format(dtype).unwrap().encode_weighted(&values, &importance(), &mut bytes);
+        assert_eq!(bytes, expected, "{dtype} row {}", case["kind"]);
+    }
+}
+
+#[test]
 fn decoded_numbers_equal_the_reference() {
-    for (dtype, values, case) in cases() {
+    for (dtype, values, case) in cases(0) {
         let bytes = unhex(case["hex"].as_str().unwrap());
         let mut out = vec![f32::NAN; ROW];
         decode_into(dtype, &bytes, &mut out).unwrap();

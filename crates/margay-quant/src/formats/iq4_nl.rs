@@ -41,7 +41,7 @@ const MIDDLES: [f32; 15] = {
 #[inline]
 fn nearest_code(x: f32) -> u8 {
     // NaN counts as above everything, as the reference's search has it.
-    MIDDLES.iter().map(|&middle| u8::from(!(x < middle))).sum()
+    15 - MIDDLES.iter().map(|&middle| u8::from(x < middle)).sum::<u8>()
 }
 
 /// The level nearest to `x`.

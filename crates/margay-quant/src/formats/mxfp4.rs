@@ -5,7 +5,7 @@ use margay_tensor::DType;
 use crate::{
     BlockFormat,
     block::{decode_each, encode_each, field, put_nibbles, whole},
-    search::{bounds, truncate},
+    search::{LANES, bounds, truncate},
 };
 
 /// Numbers a block.
@@ -29,19 +29,28 @@ fn power(e: u8) -> f32 {
     f32::from_bits(if e < 2 { 0x0020_0000 << e } else { u32::from(e - 1) << 23 })
 }
 
-/// The codes of the levels nearest to the numbers, the first of equals.
+/// The codes of the levels nearest to the numbers, the first of equals: of two neighbours the smaller, of the two zeros
+/// the positive one.
 fn nearest_levels(x: &[f32; ELEMENTS], scale: f32) -> [u8; ELEMENTS] {
-    let (mut best, mut errors) = ([0u32; ELEMENTS], [f32::INFINITY; ELEMENTS]);
-    for (code, &level) in LEVELS.iter().enumerate() {
-        let level = f32::from(level) * scale;
-        for j in 0..ELEMENTS {
-            let error = (level - x[j]).abs();
-            let better = error < errors[j];
-            errors[j] = if better { error } else { errors[j] };
-            best[j] = if better { code as u32 } else { best[j] };
+    let mut codes = [0; ELEMENTS];
+    for (codes, x) in codes.as_chunks_mut::<LANES>().0.iter_mut().zip(x.as_chunks::<LANES>().0) {
+        let (mut best, mut errors) = ([0u32; LANES], [f32::INFINITY; LANES]);
+        // The negative levels mirror the positive ones, so a magnitude finds its code among those.
+        for (code, &level) in LEVELS[..8].iter().enumerate() {
+            let level = f32::from(level) * scale;
+            for g in 0..LANES {
+                let error = (level - x[g].abs()).abs();
+                let better = error < errors[g];
+                errors[g] = if better { error } else { errors[g] };
+                best[g] = if better { code as u32 } else { best[g] };
+            }
+        }
+        for g in 0..LANES {
+            let negative = x[g] < 0.0 && best[g] > 0;
+            codes[g] = (best[g] | if negative { 8 } else { 0 }) as u8;
         }
     }
-    best.map(|code| code as u8)
+    codes
 }
 
 impl BlockFormat for MXFP4 {

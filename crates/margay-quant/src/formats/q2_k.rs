@@ -131,7 +131,7 @@ fn finish(
         block[SCALES + j] = packed;
         let (scale, min) = (d * f32::from(packed & 15), dmin * f32::from(packed >> 4));
         if scale != 0.0 {
-            codes[j] = x.map(|x| nearest_int((x + min) / scale).max(0).min(TRIALS.top) as u8);
+            codes[j] = x.map(|x| nearest_int((x + min) / scale).clamp(0, TRIALS.top) as u8);
         }
     }
     put_pairs(whole(codes.as_flattened()), &mut block[QUANTS..SCALE]);

@@ -66,10 +66,8 @@ impl BlockFormat for Q3_K {
             let groups = x.as_chunks::<GROUP>().0;
             let mut codes = [[0; GROUP]; 16];
             let mut scales = [0.0; 16];
-            for first in [0, LANES] {
-                let x = side_by_side(&groups[first..first + LANES]);
-                let scale = symmetric_by_descent(&x, &mut codes[first..][..LANES], ZERO);
-                scales[first..][..LANES].copy_from_slice(&scale);
+            for ((scale, x), codes) in scales.iter_mut().zip(groups).zip(&mut codes) {
+                *scale = symmetric_by_descent(x, codes, ZERO);
             }
             let max_scale = extreme(&scales);
             let (mut d, mut levels) = (0.0, [0; 16]);
@@ -139,7 +137,7 @@ fn finish(
     for ((x, codes), s) in groups.iter().zip(&mut codes).zip(unpack_scales(field(block, SCALES))) {
         let scale = d * f32::from(s);
         if scale != 0.0 {
-            *codes = x.map(|x| (nearest_int(x / scale).max(-ZERO).min(ZERO - 1) + ZERO) as u8);
+            *codes = x.map(|x| (nearest_int(x / scale).clamp(-ZERO, ZERO - 1) + ZERO) as u8);
         }
     }
     put(whole(codes.as_flattened()), block);

@@ -5,7 +5,7 @@ use margay_tensor::DType;
 use crate::{
     BlockFormat,
     block::{decode_each, encode_each, encode_lanes_weighted, f16_at, field, put_f16, put_nibbles, whole},
-    search::{LANES, extreme, inverse, symmetric, truncate},
+    search::{LANES, cut_codes, extreme, inverse, symmetric},
 };
 
 /// Numbers a block.
@@ -43,7 +43,7 @@ impl BlockFormat for Q4_0 {
             let d = extreme(x) / -8.0;
             let id = inverse(d);
             put_f16(block, SCALE, d);
-            let codes = x.map(|x| truncate(x * id + 8.5).min(15) as u8);
+            let codes = cut_codes(x, 15.0, |x| x * id + 8.5);
             put_nibbles(&codes, &mut block[QUANTS..]);
         });
     }

@@ -5,7 +5,7 @@ use margay_tensor::DType;
 use crate::{
     BlockFormat,
     block::{decode_each, encode_each, encode_lanes_weighted, f16_at, field, put_f16, put_nibbles, whole},
-    search::{AffineTrials, LANES, affine, bounds, inverse, truncate},
+    search::{AffineTrials, LANES, affine, bounds, cut_codes, inverse},
 };
 
 /// Numbers a block.
@@ -45,7 +45,7 @@ impl BlockFormat for Q4_1 {
             let id = inverse(d);
             put_f16(block, SCALE, d);
             put_f16(block, MIN, min);
-            let codes = x.map(|x| truncate((x - min) * id + 0.5).min(15) as u8);
+            let codes = cut_codes(x, 15.0, |x| (x - min) * id + 0.5);
             put_nibbles(&codes, &mut block[QUANTS..]);
         });
     }

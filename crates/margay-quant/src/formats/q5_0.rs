@@ -8,7 +8,7 @@ use crate::{
         decode_each, encode_each, encode_lanes_weighted, f16_at, field, fifth_bits, put_f16, put_nibbles,
         whole,
     },
-    search::{LANES, extreme, inverse, symmetric, truncate},
+    search::{LANES, cut_codes, extreme, inverse, symmetric},
 };
 
 /// Numbers a block.
@@ -50,7 +50,7 @@ impl BlockFormat for Q5_0 {
             let d = extreme(x) / -16.0;
             let id = inverse(d);
             put_f16(block, SCALE, d);
-            put(&x.map(|x| truncate(x * id + 16.5).min(31) as u8), block);
+            put(&cut_codes(x, 31.0, |x| x * id + 16.5), block);
         });
     }
 

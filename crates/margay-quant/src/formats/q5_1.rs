@@ -8,7 +8,7 @@ use crate::{
         decode_each, encode_each, encode_lanes_weighted, f16_at, field, fifth_bits, put_f16, put_nibbles,
         whole,
     },
-    search::{AffineTrials, LANES, affine, bounds, inverse, truncate},
+    search::{AffineTrials, LANES, affine, bounds, cut_codes, inverse},
 };
 
 /// Numbers a block.
@@ -52,7 +52,7 @@ impl BlockFormat for Q5_1 {
             let id = inverse(d);
             put_f16(block, SCALE, d);
             put_f16(block, MIN, min);
-            put(&x.map(|x| truncate((x - min) * id + 0.5).min(31) as u8), block);
+            put(&cut_codes(x, 31.0, |x| (x - min) * id + 0.5), block);
         });
     }
 

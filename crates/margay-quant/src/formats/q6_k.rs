@@ -97,7 +97,7 @@ fn encode_block(x: &[f32; ELEMENTS], weights: &[f32; ELEMENTS], block: &mut [u8;
         block[SCALES + j] = scale as u8;
         let scale = d * f32::from(scale);
         if scale != 0.0 {
-            codes[j] = x.map(|x| (nearest_int(x / scale).max(-ZERO).min(ZERO - 1) + ZERO) as u8);
+            codes[j] = x.map(|x| (nearest_int(x / scale).clamp(-ZERO, ZERO - 1) + ZERO) as u8);
         }
     }
     put(whole(codes.as_flattened()), block);

@@ -67,7 +67,7 @@ fn round(x: f32) -> i32 {
     let whole = truncate(x);
     let part = x - whole as f32;
     // Where there is no whole number, the part is none either.
-    let (up, down) = (part >= 0.5 && part < 1.0, part <= -0.5 && part > -1.0);
+    let (up, down) = ((0.5..1.0).contains(&part), (0.5..1.0).contains(&-part));
     whole + i32::from(up) - i32::from(down)
 }
 

@@ -5,7 +5,11 @@
 use margay_tensor::DType;
 
 use super::{Needs, Scaling};
-use crate::{Blocks, InputStats, Matrix, QuantError, Quantizer, Sample, factor::dot, format, stats::same};
+use crate::{
+    Blocks, InputStats, Matrix, QuantError, Quantizer, format,
+    sensitivity::{OUTPUTS, each_output},
+    stats::same,
+};
 
 /// Exponents tried: 0, 1/20 and so on, below 1.
 pub const GRID: usize = 20;
@@ -118,24 +122,25 @@ fn output_loss(
     quantizer: &dyn Quantizer,
     loss: Loss,
 ) -> f64 {
-    let Sample { rows, visual, .. } = &input.sample;
-    let (mut off, mut total) = (vec![0.0; linear.cols], 0.0);
-    for row in linear.iter_rows() {
-        for ((off, w), s) in off.iter_mut().zip(row).zip(scales) {
-            *off = w * s;
+    let (cols, visual) = (linear.cols, &input.sample.visual);
+    let (mut off, mut total) = (Vec::with_capacity(OUTPUTS * cols), 0.0);
+    for rows in linear.values.chunks((OUTPUTS * cols).max(1)) {
+        off.clear();
+        off.extend(rows.chunks(cols).flat_map(|row| row.iter().zip(scales).map(|(w, s)| w * s)));
+        for (off, row) in off.chunks_mut(cols).zip(rows.chunks(cols)) {
+            quantizer.round_row(off, None);
+            for ((off, w), s) in off.iter_mut().zip(row).zip(scales) {
+                *off = *off / s - w;
+            }
         }
-        quantizer.round_row(&mut off, None);
-        for ((off, w), s) in off.iter_mut().zip(row).zip(scales) {
-            *off = *off / s - w;
-        }
-        for (x, &visual) in rows.chunks_exact(linear.cols).zip(visual) {
-            let d = f64::from(dot(x, &off));
+        each_output(&off, cols, &input.sample.rows, |_, token, d| {
+            let d = f64::from(d);
             total += match loss {
                 Loss::Square => d * d,
-                Loss::Balanced if visual => d.abs() * f64::from(input.visual_weight),
+                Loss::Balanced if visual[token] => d.abs() * f64::from(input.visual_weight),
                 Loss::Balanced => d.abs(),
             };
-        }
+        });
     }
     total / (visual.len() * linear.rows.max(1)) as f64
 }

@@ -8,7 +8,7 @@
 use margay_tensor::DType;
 
 use super::{Needs, Rounding, rtn::Rtn, target};
-use crate::{InputStats, Matrix, QuantError, factor::dot};
+use crate::{InputStats, Matrix, QuantError, sensitivity::each_output};
 
 /// Steps of a tenth by which the range shrinks.
 const STEPS: usize = 7;
@@ -45,19 +45,16 @@ impl Rounding for Qvlm {
         let sample = sample.ok_or(QuantError::Missing { what: "a sample of inputs", why: self.id() })?;
         crate::stats::same("numbers of sampled inputs", sample.len() * weight.cols, sample.rows.len())?;
         Rtn.pack(weight, None, dtype, out)?;
-        let loss = |packed: &[u8]| {
-            let row_bytes = packed.len() / weight.rows.max(1);
-            let mut off = vec![0.0; weight.cols];
-            let mut total = 0.0;
-            for (row, packed) in weight.iter_rows().zip(packed.chunks(row_bytes.max(1))) {
-                format.decode(packed, &mut off);
-                for (off, w) in off.iter_mut().zip(row) {
-                    *off -= w;
-                }
-                for (x, importance) in sample.rows.chunks(weight.cols).zip(&sample.importance) {
-                    total += f64::from(*importance) * f64::from(dot(x, &off)).powi(2);
-                }
+        let mut off = vec![0.0; weight.values.len()];
+        let mut loss = |packed: &[u8]| {
+            format.decode(packed, &mut off);
+            for (off, w) in off.iter_mut().zip(weight.values) {
+                *off -= w;
             }
+            let mut total = 0.0;
+            each_output(&off, weight.cols, &sample.rows, |_, token, d| {
+                total += f64::from(sample.importance[token]) * f64::from(d).powi(2);
+            });
             total
         };
         let mut best = loss(out);
