@@ -105,7 +105,9 @@ impl QuestionArgs {
         let sizes = source.weights.names().filter_map(|name| source.weights.info(name)?.size_bytes().ok());
         let bytes: u64 = sizes.map(|bytes| bytes as u64).sum();
         if bytes > MOST_LOADED_BYTES {
-            output::aside("the model is large, so its answers are not computed; --answer-tokens asks for them");
+            output::aside(
+                "the model is large, so its answers are not computed; --answer-tokens asks for them",
+            );
             return Ok(0);
         }
         Ok(ANSWER_TOKENS)
@@ -127,7 +129,8 @@ fn pictures(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
         return Ok(vec![path.to_owned()]);
     }
     let entries = std::fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let entries = entries.collect::<Result<Vec<_>, _>>().with_context(|| format!("cannot read {}", path.display()))?;
+    let entries =
+        entries.collect::<Result<Vec<_>, _>>().with_context(|| format!("cannot read {}", path.display()))?;
     let is_picture = |path: &PathBuf| {
         let ending = path.extension().map(|e| e.to_string_lossy().to_lowercase());
         ending.is_some_and(|ending| ENDINGS.contains(&ending.as_str()))

@@ -1,10 +1,13 @@
 //! What was written, as text and as JSON.
 
 use crate::output;
-use margay::rooms::observe::{
-    Root,
-    process::peak_rss_bytes,
-    report::{bytes, table},
+use margay::rooms::{
+    observe::{
+        Root,
+        process::peak_rss_bytes,
+        report::{bytes, table},
+    },
+    tensor::DType,
 };
 use margay_pack::{Choice, QuantizeReport};
 use serde_json::{Value, json};
@@ -69,7 +72,8 @@ pub(crate) fn describe(report: &QuantizeReport) -> String {
     if report.folded > 0 {
         text += &format!("\nmagnitude moved between the weights of {} groups\n", report.folded);
     }
-    let counted = |why: &str, names: &[&str]| format!("{why} (weights: {}, the first {})", names.len(), names[0]);
+    let counted =
+        |why: &str, names: &[&str]| format!("{why} (weights: {}, the first {})", names.len(), names[0]);
     let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (name, _, why) in &report.fallbacks {
         reasons.entry(why).or_default().push(name);
@@ -88,16 +92,16 @@ pub(crate) fn describe(report: &QuantizeReport) -> String {
 
 /// How formats were chosen.
 pub(crate) fn choice_as_json(choice: &Choice, kl: Option<f64>) -> Value {
-    let step = |(name, dtype, gain): &(String, margay::rooms::tensor::DType, f64)| {
-        json!({ "weight": name, "type": dtype.name(), "error_less_a_mib": gain })
-    };
-    let next = choice.next.as_ref().map(|(name, dtype, bytes)| {
-        json!({ "weight": name, "type": dtype.name(), "bytes_more": bytes })
-    });
-    json!({
-        "bytes": choice.bytes, "error": choice.error, "steps": choice.steps.iter().map(step).collect::<Vec<_>>(),
-        "next": next, "kl": kl,
-    })
+    let next = choice
+        .next
+        .as_ref()
+        .map(|(name, dtype, bytes)| json!({ "weight": name, "type": dtype.name(), "bytes_more": bytes }));
+    let steps: Vec<Value> = choice.steps.iter().map(step_as_json).collect();
+    json!({ "bytes": choice.bytes, "error": choice.error, "steps": steps, "next": next, "kl": kl })
+}
+
+fn step_as_json((name, dtype, gain): &(String, DType, f64)) -> Value {
+    json!({ "weight": name, "type": dtype.name(), "error_less_a_mib": gain })
 }
 
 /// The same for people: how many steps, the last of them, and what did not fit.
@@ -108,7 +112,8 @@ pub(crate) fn explain(choice: &Choice, kl: Option<f64>) -> String {
         choice.steps.len()
     );
     if let Some((name, dtype, gain)) = choice.steps.last() {
-        text += &format!("  the last: {} to {dtype}, {gain:.2e} less error for a MiB\n", output::harmless(name));
+        text +=
+            &format!("  the last: {} to {dtype}, {gain:.2e} less error for a MiB\n", output::harmless(name));
     }
     if let Some((name, dtype, more)) = &choice.next {
         text += &format!("  the next: {} to {dtype}, {} more\n", output::harmless(name), bytes(*more));

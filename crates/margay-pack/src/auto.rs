@@ -203,7 +203,9 @@ impl Sensitivities {
                     (weight.name.clone(), weight.at[gain.1].0, gain.2)
                 });
             }
-            let Some(&(at, to, more, gain)) = gains.iter().find(|gain| bytes + gain.2 <= budget) else { break };
+            let Some(&(at, to, more, gain)) = gains.iter().find(|gain| bytes + gain.2 <= budget) else {
+                break;
+            };
             chosen[at] = to;
             bytes += more;
             let weight = &self.weights[at];
@@ -249,7 +251,8 @@ mod tests {
     use margay_graph::{Role, Stage};
 
     fn weight(name: &str, at: &[(DType, u64, f64)]) -> Sensitivity {
-        let place = Place { stage: Stage::Text, role: Role::FfnUp, head: false, rank: 2, layer: 0, layers: 1 };
+        let place =
+            Place { stage: Stage::Text, role: Role::FfnUp, head: false, rank: 2, layer: 0, layers: 1 };
         Sensitivity { name: name.to_owned(), place, at: at.to_vec(), measured_output: true }
     }
 

@@ -137,7 +137,8 @@ impl<'a> Base<'a> {
         let program = self.program.as_ref().expect("invariant: begun");
         let value = program.value(visit.node().inputs[0]);
         let columns = value.columns();
-        let mut stats = if needs.hessian { InputStats::with_hessian(columns) } else { InputStats::new(columns) };
+        let mut stats =
+            if needs.hessian { InputStats::with_hessian(columns) } else { InputStats::new(columns) };
         let counts: Vec<usize> = (0..visit.samples()).map(|s| visit.rows(s, 0)).collect();
         let total: usize = counts.iter().sum();
         let keep = sample_rows.min(total);
@@ -210,7 +211,8 @@ impl Walker for Collector<'_> {
         for weight in multiplied(&visit.node().op) {
             let (name, value) = (self.base.name(weight).to_owned(), visit.node().inputs[0]);
             if !self.seen.contains_key(&value) {
-                let stats = self.base.gather(visit, Needs::default(), self.options.sample_rows, &|_, _| None)?;
+                let stats =
+                    self.base.gather(visit, Needs::default(), self.options.sample_rows, &|_, _| None)?;
                 self.found.insert(&name, &stats)?;
                 self.seen.insert(value, name.clone());
             }

@@ -165,16 +165,23 @@ impl Calibration {
                 max_abs: part("max_abs")?,
             })
         };
-        let mut stats = InputStats::new(input.columns);
-        stats.text = tokens("text", input.text_tokens)?;
-        stats.visual = tokens("visual", input.visual_tokens)?;
-        stats.visual_weight = reader.visual_weight;
+        // Nothing is allocated by the size that a file says before it is found to be there.
+        let mut stats = InputStats {
+            columns: input.columns,
+            text: tokens("text", input.text_tokens)?,
+            visual: tokens("visual", input.visual_tokens)?,
+            visual_weight: reader.visual_weight,
+            ..InputStats::default()
+        };
         let rows = input.sample_rows;
         if rows > 0 {
             let values = self.numbers(&format!("{from}.sample.rows"), rows.saturating_mul(input.columns))?;
             let flags = self.tensor(&format!("{from}.sample.visual"))?;
             if flags.bytes().len() != rows {
-                return Err(damaged(format!("{from}.sample.visual has {} flags of {rows}", flags.bytes().len())));
+                return Err(damaged(format!(
+                    "{from}.sample.visual has {} flags of {rows}",
+                    flags.bytes().len()
+                )));
             }
             let flags: Vec<bool> = flags.bytes().iter().map(|flag| *flag != 0).collect();
             let importance = match reader.has_importance {
@@ -369,20 +376,20 @@ pub(crate) fn digest(source: &ModelSource) -> Result<String, PackError> {
 }
 
 /// FNV-1a of 64 bits: nobody gains by a collision here. Source: Fowler, Noll and Vo.
-struct Fnv(u64);
+pub(crate) struct Fnv(u64);
 
 impl Fnv {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Fnv(0xcbf2_9ce4_8422_2325)
     }
 
-    fn add(&mut self, bytes: &[u8]) {
+    pub(crate) fn add(&mut self, bytes: &[u8]) {
         for byte in bytes {
             self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
         }
     }
 
-    fn hex(&self) -> String {
+    pub(crate) fn hex(&self) -> String {
         format!("{:016x}", self.0)
     }
 }

@@ -53,7 +53,9 @@ pub enum PackError {
         what: String,
     },
     /// A method that there is not.
-    #[error("the method {name:?} is not known; known are {known}, and a scaling with a rounding as in awq+gptq")]
+    #[error(
+        "the method {name:?} is not known; known are {known}, and a scaling with a rounding as in awq+gptq"
+    )]
     Method {
         /// What was asked for.
         name: String,

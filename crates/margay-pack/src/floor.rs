@@ -94,7 +94,8 @@ struct Probe<'a> {
 impl Probe<'_> {
     fn packed(&self, name: &str, tensor: &Tensor) -> Result<Option<Tensor>, PackError> {
         let program = self.base.program.as_ref().expect("invariant: begun");
-        let all: BTreeMap<String, _> = places(program).into_iter().map(|(s, place)| (s.name, place)).collect();
+        let all: BTreeMap<String, _> =
+            places(program).into_iter().map(|(s, place)| (s.name, place)).collect();
         let Some(place) = all.get(name) else { return Ok(None) };
         let dtype = self.choice.recipe.format(name, place);
         if !dtype.is_block() {
@@ -120,7 +121,8 @@ impl WeightSource for Probe<'_> {
     fn weight(&self, name: &str) -> Result<Tensor, BackendError> {
         let tensor = self.base.weight(name)?;
         let packed = self.packed(name, &tensor);
-        let packed = packed.map_err(|e| BackendError::Weight { name: name.to_owned(), what: e.to_string() })?;
+        let packed =
+            packed.map_err(|e| BackendError::Weight { name: name.to_owned(), what: e.to_string() })?;
         Ok(packed.unwrap_or(tensor))
     }
 }

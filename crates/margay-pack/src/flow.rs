@@ -44,7 +44,8 @@ impl Rows {
 /// The programs without the outputs that only a trace wants.
 pub(crate) fn bare_programs(source: &ModelSource) -> Result<ModelPrograms, PackError> {
     let mut programs = source.config.programs()?;
-    programs.text = programs.text.with_outputs(|name| name == LOGITS).map_err(margay_model::ModelError::from)?;
+    programs.text =
+        programs.text.with_outputs(|name| name == LOGITS).map_err(margay_model::ModelError::from)?;
     Ok(programs)
 }
 
@@ -125,13 +126,16 @@ pub(crate) fn see<F: Flowing>(
                 None => owners.extend((tile..tile + tiles).map(|tile| (owner, tile))),
                 Some(stitch) => {
                     owners.push((owner, tile));
-                    stitched.insert(tile, Stitched {
-                        features: features[tile..tile + tiles].concat(),
-                        // Below the limits of a picture's tiles, far from what an i32 counts.
-                        map: stitch.map(grid).map(|row| row as i32).collect(),
-                        size: stitch.size(grid).map(|side| side as i32),
-                        bindings: vision.stitched(stitch),
-                    });
+                    stitched.insert(
+                        tile,
+                        Stitched {
+                            features: features[tile..tile + tiles].concat(),
+                            // Below the limits of a picture's tiles, far from what an i32 counts.
+                            map: stitch.map(grid).map(|row| row as i32).collect(),
+                            size: stitch.size(grid).map(|side| side as i32),
+                            bindings: vision.stitched(stitch),
+                        },
+                    );
                 }
             }
             tile += tiles;

@@ -72,7 +72,8 @@ impl Graph<'_> {
             Op::Norm(norm) => {
                 let known = matches!(norm.kind, NormKind::Rms | NormKind::Layer);
                 let whole = self.program.weight(norm.weight).shape.elements() == Some(columns);
-                self.all_own(std::iter::once(norm.weight).chain(norm.bias).collect()).filter(|_| known && whole)
+                self.all_own(std::iter::once(norm.weight).chain(norm.bias).collect())
+                    .filter(|_| known && whole)
             }
             Op::Linear(linear) if linear.activation.is_none() && !linear.residual => {
                 self.all_own(std::iter::once(linear.weight).chain(linear.bias).collect())
@@ -198,7 +199,9 @@ mod tests {
         let shares = source.config.text.heads != source.config.text.kv_heads;
         assert_eq!(text.iter().any(|group| group.starts_with("blk.0.attn_v.weight >")), !shares, "{text:#?}");
         let encode = found(programs.encode.as_ref().unwrap());
-        assert!(encode.contains(&"v.blk.0.attn_v.weight v.blk.0.attn_v.bias > v.blk.0.attn_out.weight".into()));
+        assert!(
+            encode.contains(&"v.blk.0.attn_v.weight v.blk.0.attn_v.bias > v.blk.0.attn_out.weight".into())
+        );
         assert!(!encode.iter().any(|group| group.contains("ffn_down")), "{encode:#?}");
     }
 

@@ -19,7 +19,7 @@ const LEFT: usize = 130;
 const TOP: usize = 24;
 
 /// Steps of a choice that are listed.
-const STEPS: usize = 40;
+const STEPS: usize = 12;
 
 /// A page: what was asked for, how formats were chosen where they were, sizes, a map of each stage's errors by layer and
 /// role, and every tensor.
@@ -48,11 +48,11 @@ pub fn page(
         bytes as f64 * 8.0 / elements.max(1) as f64
     );
     formats(&mut html, report);
-    if let Some(choice) = choice {
-        chosen(&mut html, choice);
-    }
     for stage in ["encode", "project", "text"] {
         map(&mut html, stage, report);
+    }
+    if let Some(choice) = choice {
+        chosen(&mut html, choice);
     }
     list(&mut html, report);
     html
@@ -87,7 +87,8 @@ fn chosen(html: &mut String, choice: &Choice) {
     *html += "</table>";
     if let Some((name, dtype, bytes)) = &choice.next {
         let name = escaped(name);
-        let _ = write!(html, "<p class=\"note\">Next would have been {name} as {dtype}, {bytes} bytes more.</p>");
+        let _ =
+            write!(html, "<p class=\"note\">Next would have been {name} as {dtype}, {bytes} bytes more.</p>");
     }
 }
 
@@ -164,7 +165,12 @@ fn list(html: &mut String, report: &QuantizeReport) {
     }
     *html += "</table></div>";
     for (why, names) in &report.plain {
-        let _ = write!(html, "<p class=\"note\">Rounded to nearest, because {}: {}</p>", escaped(why), names.len());
+        let _ = write!(
+            html,
+            "<p class=\"note\">Rounded to nearest, because {}: {}</p>",
+            escaped(why),
+            names.len()
+        );
     }
 }
 

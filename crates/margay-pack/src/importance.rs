@@ -9,7 +9,7 @@ use crate::{
     flow::see,
 };
 use margay::{ModelSource, PromptInputs};
-use margay_graph::{InputData, Op, ValueId};
+use margay_graph::{InputData, Op, Role, ValueId};
 use margay_model::ModelPrograms;
 use margay_quant::methods::vlmq::token_importance;
 use margay_reference::value_gradients;
@@ -65,12 +65,12 @@ impl Importance {
             return Err(PackError::TooLarge { needs: bytes, most: MOST_BYTES });
         }
         let visual = see(source, programs, prompts, &mut Plain(Base::new(source, programs, &mut *on_step)))?;
-        let mut linears: Vec<(String, ValueId)> = vec![];
+        let mut linears: Vec<(String, Role, ValueId)> = vec![];
         for node in text.nodes().iter().filter(|node| matches!(node.op, Op::Linear(_))) {
-            let names = multiplied(&node.op).into_iter().map(|id| text.weight(id).name.clone());
-            linears.extend(names.map(|name| (name, node.output)));
+            let specs = multiplied(&node.op).into_iter().map(|id| text.weight(id));
+            linears.extend(specs.map(|spec| (spec.name.clone(), spec.role, node.output)));
         }
-        let values: Vec<ValueId> = linears.iter().map(|(_, value)| *value).collect();
+        let values: Vec<ValueId> = linears.iter().map(|(_, _, value)| *value).collect();
         let weights = source.weights.for_program(text);
         // Of each layer: sums of |g| and counts of text and visual tokens, and the norm of each row of each question.
         let mut sums = vec![[(0f64, 0usize); 2]; linears.len()];
@@ -106,10 +106,21 @@ impl Importance {
             }
         }
         let mean = |(sum, count): (f64, usize)| if count == 0 { 0.0 } else { sum / count as f64 };
-        let known = zip(linears, zip(sums, norms)).map(|((name, _), (sums, norms))| {
+        let ratio = |sums: &[(f64, usize); 2]| {
             let (text, visual) = (mean(sums[0]), mean(sums[1]));
-            let visual_weight = if text > 0.0 && sums[1].1 > 0 { (visual / text) as f32 } else { 1.0 };
-            (name, Known { visual_weight, rows: weights_of(&norms) })
+            if text > 0.0 && sums[1].1 > 0 { (visual / text) as f32 } else { 1.0 }
+        };
+        let mut of_role: BTreeMap<&str, Vec<f32>> = BTreeMap::new();
+        for ((_, role, _), sums) in zip(&linears, &sums) {
+            of_role.entry(role.name()).or_default().push(ratio(sums));
+        }
+        // Nobody reads visual tokens behind the last layer, and a weight of 0 would give its columns away: as MBQ, none
+        // counts less than the median of its kind.
+        of_role.values_mut().for_each(|ratios| ratios.sort_by(f32::total_cmp));
+        let known = zip(&linears, zip(&sums, &norms)).map(|((name, role, _), (sums, norms))| {
+            let ratios = &of_role[role.name()];
+            let visual_weight = ratio(sums).max(ratios[ratios.len() / 2]);
+            (name.clone(), Known { visual_weight, rows: weights_of(norms) })
         });
         Ok(Importance(known.collect()))
     }
@@ -126,8 +137,10 @@ fn upstream(prompt: &PromptInputs, asked: &[i32], logits: &[f32]) -> Vec<f32> {
     };
     let count = asked.iter().filter(|at| target(**at).is_some()).count().max(1) as f32;
     let mut gradient = vec![0f32; logits.len()];
-    for ((at, row), out) in
-        asked.iter().zip(logits.chunks_exact(vocabulary.max(1))).zip(gradient.chunks_exact_mut(vocabulary.max(1)))
+    for ((at, row), out) in asked
+        .iter()
+        .zip(logits.chunks_exact(vocabulary.max(1)))
+        .zip(gradient.chunks_exact_mut(vocabulary.max(1)))
     {
         let Some(target) = target(*at) else { continue };
         let most = row.iter().fold(f32::NEG_INFINITY, |m, x| m.max(*x));

@@ -109,7 +109,8 @@ impl Packing<'_> {
         step: &mut dyn FnMut() -> ControlFlow<()>,
     ) -> Result<(), PackError> {
         let count = bytes.len().div_ceil(piece.bytes(piece.from).max(1));
-        let parts = bytes.chunks(piece.bytes(piece.from).max(1)).zip(out.chunks_mut(piece.bytes(piece.to).max(1)));
+        let parts =
+            bytes.chunks(piece.bytes(piece.from).max(1)).zip(out.chunks_mut(piece.bytes(piece.to).max(1)));
         let queue = Mutex::new(parts.enumerate());
         let (stop, failed) = (AtomicBool::new(false), Mutex::new(None));
         let next = || {

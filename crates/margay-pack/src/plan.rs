@@ -15,6 +15,8 @@ pub(crate) struct Planned {
     pub(crate) spec: WeightSpec,
     pub(crate) info: TensorInfo,
     pub(crate) place: Place,
+    /// All blocks of a row share one scale.
+    pub(crate) per_channel: bool,
 }
 
 impl Planned {
@@ -53,7 +55,8 @@ pub(crate) fn plan(
             if let Some(reason) = reason {
                 fallbacks.push((spec.name.clone(), taken, reason.to_string()));
             }
-            planned.push(Planned { info: TensorInfo { dtype: taken, shape }, spec, place });
+            let per_channel = recipe.per_channel(&place) && taken == DType::Q8_0;
+            planned.push(Planned { info: TensorInfo { dtype: taken, shape }, spec, place, per_channel });
         }
     }
     Ok(planned)

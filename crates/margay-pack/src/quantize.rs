@@ -2,6 +2,7 @@
 
 use crate::{
     Calibration, Fold, Folds, Method, PackError, Recipe,
+    calibration::Fnv,
     fold::groups,
     piece::Packing,
     plan::{Fallback, Planned, plan},
@@ -12,7 +13,10 @@ use margay::{ModelSource, PromptInputs};
 use margay_file::gguf::{GgufWriter, Metadata};
 use margay_graph::{Program, Stage};
 use margay_model::ModelPrograms;
-use margay_quant::{InputStats, Matrix, Rounding, decode_tensor, methods::rtn::Rtn};
+use margay_quant::{
+    InputStats, Matrix, Needs, QuantError, Rounding, channel::int8::encode_q8_0, decode_tensor,
+    methods::rtn::Rtn,
+};
 use margay_tensor::{DType, Tensor};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -213,14 +217,16 @@ fn check_needs(options: &QuantizeOptions<'_>) -> Result<(), PackError> {
 fn key(source: &ModelSource, options: &QuantizeOptions<'_>) -> Result<Option<String>, PackError> {
     // A model in memory cannot be told from another, so that what is left of it is of no use.
     let Ok(origins) = source.files.origins() else { return Ok(None) };
-    let mut key = format!("{} {origins:?} {}", env!("CARGO_PKG_VERSION"), options.method.id());
+    let mut hash = Fnv::new();
+    hash.add(format!("{:?} {}", options.recipe, options.method.id()).as_bytes());
     if let Some(calibration) = options.calibration {
-        key += &format!(" {}", calibration.fingerprint());
+        hash.add(calibration.fingerprint().as_bytes());
     }
     for prompt in options.prompts {
-        let pixels: f64 = prompt.tiles.iter().flat_map(|t| &t.data).map(|x| f64::from(*x)).sum();
-        key += &format!(" {:?} {pixels}", prompt.ids);
+        hash.add(format!("{:?}", prompt.ids).as_bytes());
+        prompt.tiles.iter().flat_map(|tile| &tile.data).for_each(|x| hash.add(&x.to_le_bytes()));
     }
+    let key = format!("{} {origins:?} {}", env!("CARGO_PKG_VERSION"), hash.hex());
     Ok(Some(key))
 }
 
@@ -253,7 +259,9 @@ fn folds(
             return Err(PackError::Stopped);
         }
         let rounded: Vec<_> = group.readers.iter().filter_map(|name| planned.get(name.as_str())).collect();
-        let Some(dtype) = rounded.iter().map(|p| p.info.dtype).find(|dtype| dtype.is_block()) else { continue };
+        let Some(dtype) = rounded.iter().map(|p| p.info.dtype).find(|dtype| dtype.is_block()) else {
+            continue;
+        };
         let Some(stats) = calibration.input(&group.readers[0])? else { continue };
         let mut values = vec![];
         for reader in &rounded {
@@ -277,7 +285,7 @@ fn folds(
     Ok(folds)
 }
 
-pub(crate) fn quant(name: &str, source: margay_quant::QuantError) -> PackError {
+pub(crate) fn quant(name: &str, source: QuantError) -> PackError {
     PackError::Quant { name: name.to_owned(), source }
 }
 
@@ -398,6 +406,9 @@ impl Pass<'_, '_> {
 
     /// The method's own, or plain rounding where it knows nothing of the input.
     fn rounding(&mut self, planned: &Planned, input: Option<&InputStats>) -> &'static dyn Rounding {
+        if planned.per_channel {
+            return &PerChannel;
+        }
         let rounding = self.options.method.rounding;
         let needs = rounding.needs();
         let wants = needs.activations || needs.sample || needs.hessian || needs.gradients;
@@ -412,6 +423,33 @@ impl Pass<'_, '_> {
         };
         self.report.plain.entry(why.to_owned()).or_default().push(planned.spec.name.clone());
         &Rtn
+    }
+}
+
+/// Eight bits, one scale a row: the recipe leaves a method no scale to choose, only what is scaled before.
+struct PerChannel;
+
+impl Rounding for PerChannel {
+    fn id(&self) -> &'static str {
+        "channel"
+    }
+
+    fn about(&self) -> &'static str {
+        "eight bits with one scale for each row"
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::default()
+    }
+
+    fn pack(
+        &self,
+        weight: Matrix<'_>,
+        _: Option<&InputStats>,
+        _: DType,
+        out: &mut [u8],
+    ) -> Result<(), QuantError> {
+        encode_q8_0(weight, out)
     }
 }
 

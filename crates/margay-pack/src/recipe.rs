@@ -11,6 +11,7 @@
 //! from = 0.0                          # of the layers: from the first ...
 //! to = 0.125                          # ... up to an eighth of them
 //! type = "q6_k"
+//! scale = "channel"                   # of q8_0: one scale for all blocks of a row, as integer units want it
 //! ```
 //!
 //! What no rule fits, and what has to stay float (norms, biases, positions), is stored as `margay convert` stores it.
@@ -87,6 +88,7 @@ struct Rule {
     from: f64,
     to: f64,
     dtype: DType,
+    per_channel: bool,
 }
 
 #[derive(Deserialize)]
@@ -109,6 +111,8 @@ struct FileRule {
     #[serde(default)]
     to: Option<f64>,
     r#type: String,
+    #[serde(default)]
+    scale: Option<String>,
 }
 
 /// One word or a list of them.
@@ -171,8 +175,7 @@ impl Recipe {
             );
             return Err(bad(name, what));
         }
-        let text =
-            margay_file::read_file(path, MOST_BYTES).map_err(|e| bad(name, e.to_string()))?;
+        let text = margay_file::read_file(path, MOST_BYTES).map_err(|e| bad(name, e.to_string()))?;
         let text = String::from_utf8(text).map_err(|_| bad(name, "is no UTF-8 text".into()))?;
         Self::parse(name, &text)
     }
@@ -183,9 +186,11 @@ impl Recipe {
     /// [`PackError::Recipe`] naming the line, or the word that is not known.
     pub fn parse(id: &str, text: &str) -> Result<Self, PackError> {
         let file: File = toml::from_str(text).map_err(|e| bad(id, e.to_string()))?;
-        let rules = file.rule.iter().enumerate().map(|(at, rule)| {
-            rule.read().map_err(|what| bad(id, format!("rule {}: {what}", at + 1)))
-        });
+        let rules = file
+            .rule
+            .iter()
+            .enumerate()
+            .map(|(at, rule)| rule.read().map_err(|what| bad(id, format!("rule {}: {what}", at + 1))));
         let rules = rules.collect::<Result<Vec<_>, _>>()?;
         Ok(Recipe { id: id.to_owned(), about: file.about, kind: Kind::Rules(rules) })
     }
@@ -200,6 +205,14 @@ impl Recipe {
             }
             Kind::Rules(rules) => rules.iter().find(|r| r.fits(place)).map_or_else(float, |r| r.dtype),
             Kind::Chosen(formats) => formats.get(name).copied().unwrap_or_else(float),
+        }
+    }
+
+    /// Whether all blocks of a row share one scale.
+    pub fn per_channel(&self, place: &Place) -> bool {
+        match &self.kind {
+            Kind::Rules(rules) => rules.iter().find(|r| r.fits(place)).is_some_and(|r| r.per_channel),
+            Kind::Plain { .. } | Kind::Chosen(_) => false,
         }
     }
 
@@ -231,13 +244,22 @@ impl FileRule {
             format!("type {:?} is not known; known are {}", self.r#type, known.join(", "))
         })?;
         if let Some(role) = roles.iter().flatten().find(|role| stays_float(**role) && dtype.is_block()) {
-            return Err(format!("{} weights stay float, not {dtype}: runtimes add them as they are", role.name()));
+            return Err(format!(
+                "{} weights stay float, not {dtype}: runtimes add them as they are",
+                role.name()
+            ));
         }
+        let per_channel = match self.scale.as_deref() {
+            None | Some("block") => false,
+            Some("channel") if dtype == DType::Q8_0 => true,
+            Some("channel") => return Err(format!("scale channel is for q8_0, not {dtype}")),
+            Some(other) => return Err(format!("scale {other:?} is not known; known are block and channel")),
+        };
         let (from, to) = (self.from.unwrap_or(0.0), self.to.unwrap_or(1.0));
         if !(0.0..=1.0).contains(&from) || !(0.0..=1.0).contains(&to) || from >= to {
             return Err(format!("from {from} to {to} is no part of the layers, which lie from 0 to 1"));
         }
-        Ok(Rule { stages, roles, from, to, dtype })
+        Ok(Rule { stages, roles, from, to, dtype, per_channel })
     }
 }
 
@@ -307,6 +329,8 @@ mod tests {
         ] {
             assert_eq!(mobile.format("x", &place(stage, role, 0)), dtype, "{stage:?} {role:?}");
         }
+        assert!(mobile.per_channel(&place(Stage::Encode, Role::AttentionQ, 0)));
+        assert!(!mobile.per_channel(&place(Stage::Text, Role::AttentionQ, 0)));
         let quality = &recipes[2];
         let up = |layer| quality.format("x", &place(Stage::Text, Role::FfnUp, layer));
         assert_eq!([0, 1, 6, 7].map(up), [DType::Q6_K, DType::Q5_K, DType::Q5_K, DType::Q6_K]);
@@ -335,6 +359,8 @@ mod tests {
             ("type = \"q4_0\"\nfrom = 0.5\nto = 0.25", "0.25"),
             ("type = \"q4_0\"\nname = \"blk.0\"", "name"),
             ("type = \"i32\"", "i32"),
+            ("type = \"q4_0\"\nscale = \"channel\"", "q8_0"),
+            ("type = \"q8_0\"\nscale = \"row\"", "row"),
             ("role = \"output\"", "type"),
         ] {
             let error = Recipe::parse("mine", &format!("{about}{rule}")).unwrap_err().to_string();

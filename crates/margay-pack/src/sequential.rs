@@ -63,10 +63,9 @@ impl WeightSource for Sequential<'_, '_, '_> {
         let declared = self.base.weight(name)?;
         match (self.kept.get(name), self.pass.folds.get(name)) {
             // Stored with its sizes split otherwise, the numbers are the same.
-            (Some(tensor), _) => tensor.reshape(declared.shape().clone()).map_err(|e| BackendError::Weight {
-                name: name.to_owned(),
-                what: e.to_string(),
-            }),
+            (Some(tensor), _) => tensor
+                .reshape(declared.shape().clone())
+                .map_err(|e| BackendError::Weight { name: name.to_owned(), what: e.to_string() }),
             (None, Some(fold)) => folded(name, &declared, fold).map_err(fail),
             (None, None) => Ok(declared),
         }
@@ -90,7 +89,8 @@ impl Walker for Sequential<'_, '_, '_> {
             while order[self.pass.next].1.name() != name {
                 self.pass.write_next(None)?;
             }
-            let rounded = order[self.pass.next].1.info.dtype.is_block();
+            let planned = order[self.pass.next].1;
+            let rounded = planned.info.dtype.is_block() && !planned.per_channel;
             if multiplied.contains(&weight) && rounded && !self.pass.is_written() {
                 self.gather(visit, &name)?;
                 let input = self.input.take();

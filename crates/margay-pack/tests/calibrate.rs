@@ -5,7 +5,7 @@
 use margay::{Image, Model, ModelSource, PromptInputs};
 use margay_file::{Gguf, TensorSource};
 use margay_pack::{
-    CalibrateOptions, Calibration, Method, PackError, Question, QuantizeOptions, QuantizeReport, Recipe,
+    CalibrateOptions, Calibration, Method, PackError, QuantizeOptions, QuantizeReport, Question, Recipe,
     calibrate, logits, prompts, quantize,
 };
 use margay_quant::decode_tensor;
@@ -64,7 +64,9 @@ fn every_layer_is_seen_and_text_and_visual_tokens_are_told_apart() {
     assert_eq!(found.tokens("blk.0.attn_q.weight"), Some((all - visual, visual)));
     assert_eq!(found.tokens("output.weight"), Some((all - visual, 0)), "nobody samples behind a picture");
     assert_eq!(found.tokens("mm.0.weight"), Some((0, visual)));
-    assert!(found.tokens("v.blk.0.ffn_down.weight").is_some_and(|(text, seen)| text == 0 && seen > visual / 2));
+    assert!(
+        found.tokens("v.blk.0.ffn_down.weight").is_some_and(|(text, seen)| text == 0 && seen > visual / 2)
+    );
     let linear = |role: margay_graph::Role| role.is_matrix() && role != margay_graph::Role::TokenEmbedding;
     let all = programs.encode.iter().chain(&programs.project).chain([&programs.text]);
     for spec in all.flat_map(|p| p.weights()).filter(|spec| linear(spec.role)) {
@@ -160,7 +162,10 @@ fn every_method_writes_a_model_that_still_answers() {
         let method: Method = id.parse().unwrap();
         assert_eq!(report.folded > 0, method.scaling.is_some(), "{id}");
         let text_blocks = report.tensors.iter().filter(|t| t.stage == "text" && t.dtype == "q4_0");
-        assert!(text_blocks.clone().count() > 0 && text_blocks.clone().all(|t| t.error.unwrap() < 0.2), "{id}");
+        assert!(
+            text_blocks.clone().count() > 0 && text_blocks.clone().all(|t| t.error.unwrap() < 0.2),
+            "{id}"
+        );
         let written = ModelSource::open(&out, None).unwrap();
         let got = logits(&written, &asked, &mut |_| ControlFlow::Continue(())).unwrap();
         let (size, off) = expected[0].iter().zip(&got[0]).fold((0f64, 0f64), |(size, off), (a, b)| {

@@ -12,7 +12,7 @@ use margay::{
         tensor::{DType, Shape, Tensor},
     },
 };
-use margay_pack::{ConvertOptions, QuantizeReport, PackError, convert, mmproj_path};
+use margay_pack::{ConvertOptions, PackError, QuantizeReport, convert, mmproj_path};
 use std::{
     ops::ControlFlow,
     path::{Path, PathBuf},

@@ -11,8 +11,19 @@ use margay_tensor::Tensor;
 use std::path::Path;
 
 /// Families with norms of both kinds, gates and none, shared keys and none, biases, experts and convolutions.
-const FOLDERS: &[&str] =
-    &["fastvlm", "gemma", "imp", "llava", "minicpmv", "mobilevlm-v1", "olmoe", "phi2", "qwen25vl", "qwen3", "smolvlm"];
+const FOLDERS: &[&str] = &[
+    "fastvlm",
+    "gemma",
+    "imp",
+    "llava",
+    "minicpmv",
+    "mobilevlm-v1",
+    "olmoe",
+    "phi2",
+    "qwen25vl",
+    "qwen3",
+    "smolvlm",
+];
 
 /// Two roundings of float32 for each scaled number, over a few layers, relative to the largest number.
 const CLOSE: f32 = 3e-4;
@@ -48,7 +59,13 @@ fn scales(columns: usize, seed: usize) -> Vec<f32> {
     (0..columns).map(|c| (((c * 37 + seed * 101) % 61) as f32 / 10.0 - 3.0).exp2()).collect()
 }
 
-fn outputs(source: &ModelSource, program: &Program, folds: &Folds, input: &WalkInput<'_>, name: &str) -> Vec<f32> {
+fn outputs(
+    source: &ModelSource,
+    program: &Program,
+    folds: &Folds,
+    input: &WalkInput<'_>,
+    name: &str,
+) -> Vec<f32> {
     let mut walker = Folded { source, program, folds };
     let mut outputs = walk(program, std::slice::from_ref(input), &[name], &mut walker).unwrap();
     outputs.remove(0).remove(name).unwrap()

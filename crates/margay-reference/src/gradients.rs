@@ -51,7 +51,8 @@ pub fn gradients(
     }
 
     let caches = &mut Caches::default();
-    let values = evaluate_values(program, &weights, &bindings, &bound, caches, &Cancel::new(), &mut |_, t| Ok(t))?;
+    let values =
+        evaluate_values(program, &weights, &bindings, &bound, caches, &Cancel::new(), &mut |_, t| Ok(t))?;
     let Some(Data::F32(result)) = &values[wanted.index()] else {
         return Err(call(format!("output {output} holds integers, which have no gradient")));
     };

@@ -63,7 +63,8 @@ impl Visit<'_> {
 
     /// Rows of the node's input number `at` in that sample.
     pub fn rows(&self, sample: usize, at: usize) -> usize {
-        let value = self.node().inputs.get(at).and_then(|id| self.samples[sample].values[id.index()].as_ref());
+        let value =
+            self.node().inputs.get(at).and_then(|id| self.samples[sample].values[id.index()].as_ref());
         match value {
             Some(Data::F32(tensor)) => tensor.dims().first().copied().unwrap_or(0),
             Some(Data::I32(values)) => values.len(),
@@ -76,7 +77,8 @@ impl Visit<'_> {
     /// # Errors
     /// [`BackendError::Call`] where there is none, or it holds integers.
     pub fn input(&self, sample: usize, at: usize) -> Result<Vec<f32>, BackendError> {
-        let value = self.node().inputs.get(at).and_then(|id| self.samples[sample].values[id.index()].as_ref());
+        let value =
+            self.node().inputs.get(at).and_then(|id| self.samples[sample].values[id.index()].as_ref());
         match value {
             Some(Data::F32(tensor)) => numbers(tensor),
             _ => Err(call(format!("{} has no input {at} of numbers", self.node().op.name()))),
@@ -208,7 +210,11 @@ fn embed(
     let wrong = |what: String| BackendError::Weight { name: spec.name.clone(), what };
     let stored = source.weight(&spec.name)?;
     if stored.shape() != &spec.shape {
-        return Err(wrong(format!("the model file has {}, the program wants {}", stored.shape(), spec.shape)));
+        return Err(wrong(format!(
+            "the model file has {}, the program wants {}",
+            stored.shape(),
+            spec.shape
+        )));
     }
     let width = spec.shape.row();
     for sample in samples {

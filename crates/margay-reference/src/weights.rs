@@ -65,5 +65,7 @@ fn decoded(spec: &WeightSpec, source: &dyn WeightSource) -> Result<Tensor, Backe
         )));
     }
     let values = margay_quant::decode_tensor(&stored).map_err(|e| wrong(e.to_string()))?;
+    // Of a mapped file, only the numbers are needed from here on.
+    stored.storage().release();
     Tensor::from_vec(values, spec.shape.dims(), &Device::Cpu).map_err(|e| wrong(e.to_string()))
 }

@@ -99,7 +99,15 @@ impl GgufWriter {
         let mut file = AtomicFile::create(path.as_ref())?;
         file.write(&layout.header)?;
         let at = layout.header.len() as u64;
-        Ok(GgufWriter { file, tensors: tensors.to_vec(), ends: layout.ends, next: 0, within: 0, at, start: at })
+        Ok(GgufWriter {
+            file,
+            tensors: tensors.to_vec(),
+            ends: layout.ends,
+            next: 0,
+            within: 0,
+            at,
+            start: at,
+        })
     }
 
     /// As [`GgufWriter::create`], but goes on where a killed process stopped that wrote the same file from the same
