@@ -93,8 +93,8 @@ fn suite(out: &mut String, name: &str, chosen: &str, paired: &Paired) {
             "<p>The candidate loses {drop:.2} points; 95% of where that lies: {:.2} to {:.2}.",
             interval.low, interval.high
         );
-        if let Some(p) = paired.mcnemar_p {
-            let _ = write!(out, " McNemar's exact p is {p:.3}.");
+        if let Some(words) = paired.mcnemar_words() {
+            let _ = write!(out, " {}.", escaped(&words));
         }
         *out += "</p>";
     }

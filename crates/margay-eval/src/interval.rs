@@ -112,7 +112,8 @@ mod tests {
 
     #[test]
     fn the_bootstrap_of_a_mean_is_as_wide_as_its_standard_error_says() {
-        let unit = |at: usize| Unit { stratum: 0, sums: vec![f64::from(u8::from(at % 4 == 0)), 1.0] };
+        let unit =
+            |at: usize| Unit { stratum: 0, sums: vec![f64::from(u8::from(at.is_multiple_of(4))), 1.0] };
         let units: Vec<Unit> = (0..400).map(unit).collect();
         let (low, high) = bootstrap(&units, &|sums| Some(sums[0] / sums[1])).unwrap();
         let expected = 1.96 * (0.25f64 * 0.75 / 400.0).sqrt();

@@ -56,6 +56,14 @@ pub struct Paired {
     pub same_answers: usize,
 }
 
+impl Paired {
+    /// [`Paired::mcnemar_p`] in words.
+    pub fn mcnemar_words(&self) -> Option<String> {
+        let p = self.mcnemar_p?;
+        Some(if p < 0.001 { "McNemar p < 0.001".to_owned() } else { format!("McNemar p = {p:.3}") })
+    }
+}
+
 /// The answers of a record to the chosen questions; what it lacks counts as not asked.
 pub(crate) fn answers<'r>(suite: &dyn Suite, chosen: &[usize], record: &'r Record) -> Vec<Answered<'r>> {
     let text = |at: usize| record.get(&suite.items()[at].id).and_then(|entry| entry.answer.as_deref());

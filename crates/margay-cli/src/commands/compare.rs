@@ -300,7 +300,7 @@ fn of_answers(of: &OfSuite) -> String {
     if let (Some(drop), Some(interval)) = (paired.drop, paired.drop_interval) {
         text +=
             &format!("drop       {drop:.2} points, 95% within {:.2} to {:.2}", interval.low, interval.high);
-        text += &paired.mcnemar_p.map_or(String::new(), |p| format!(", McNemar p {p:.3}"));
+        text += &paired.mcnemar_words().map_or(String::new(), |words| format!(", {words}"));
         text += "\n";
     }
     let Paired { both, only_reference, only_candidate, neither, same_answers, .. } = paired;

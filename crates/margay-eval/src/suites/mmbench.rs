@@ -82,7 +82,7 @@ fn open(folder: &Path) -> Result<Box<dyn Suite>, EvalError> {
     let mut lines = table(&path)?;
     let mut pictures: HashMap<u64, Arc<str>> = HashMap::new();
     for line in &mut lines {
-        let holds = |picture: &mut String| picture.len() >= SHORTEST_PICTURE;
+        let holds = |picture: &&mut String| picture.len() >= SHORTEST_PICTURE;
         if let Some(picture) = line.cells.get_mut("image").filter(holds) {
             pictures.insert(line.index, std::mem::take(picture).into());
         }
