@@ -107,16 +107,18 @@ fn step_as_json((name, dtype, gain): &(String, DType, f64)) -> Value {
 /// The same for people: how many steps, the last of them, and what did not fit.
 pub(crate) fn explain(choice: &Choice, kl: Option<f64>) -> String {
     let mut text = format!(
-        "{} in {} steps up from the smallest formats, each the one that takes away most error for a byte\n",
+        "{}, {} weights raised above their smallest format where that takes away most error for a byte\n",
         bytes(choice.bytes),
         choice.steps.len()
     );
     if let Some((name, dtype, gain)) = choice.steps.last() {
-        text +=
-            &format!("  the last: {} to {dtype}, {gain:.2e} less error for a MiB\n", output::harmless(name));
+        text += &format!(
+            "  the least gain: {} to {dtype}, {gain:.2e} less error for a MiB\n",
+            output::harmless(name)
+        );
     }
     if let Some((name, dtype, more)) = &choice.next {
-        text += &format!("  the next: {} to {dtype}, {} more\n", output::harmless(name), bytes(*more));
+        text += &format!("  the best left: {} to {dtype}, {} more\n", output::harmless(name), bytes(*more));
     }
     if let Some(kl) = kl {
         text += &format!("  mean divergence of the logits from the original's: {kl:.3e} nats\n");

@@ -1,19 +1,18 @@
 //! `auto`: a format for each weight, from what rounding it costs and what it saves.
 //!
 //! Of each matrix the relative error of its output is measured on the calibration's sample at every candidate format.
-//! Beginning with the smallest formats, the step that takes away most error for a byte is taken again and again, until the
-//! budget is used up.
+//! The budget goes where it takes away most error for a byte.
 
 use crate::{
     Calibration, PackError, Place, Recipe,
     plan::{Planned, plan},
     quantize::quant,
-    report::output_errors,
+    report::output_share,
 };
 use margay::ModelSource;
 use margay_graph::Program;
 use margay_quant::{
-    InputStats, Matrix, Rounding, decode_into, decode_tensor,
+    Choice as Offer, InputStats, Matrix, Rounding, decode_into, decode_tensor, greedy,
     methods::{imatrix::Imatrix, rtn::Rtn},
     storable,
 };
@@ -57,9 +56,10 @@ pub struct Choice {
     pub bytes: u64,
     /// Sum of the relative errors.
     pub error: f64,
-    /// Steps that were taken from the smallest formats on, in order: weight, format, error taken away for a MiB.
+    /// Weights that were raised above their smallest format, those that gained most by their last step first: the format
+    /// taken, and the error that this step took away for a MiB.
     pub steps: Vec<(String, DType, f64)>,
-    /// What would have been next, and did not fit.
+    /// The step that would gain most of those not taken: weight, format, bytes more.
     pub next: Option<(String, DType, u64)>,
 }
 
@@ -155,9 +155,8 @@ fn error_at(
     rounding.pack(matrix, input, dtype, &mut out).map_err(fail)?;
     let packed = Tensor::new(dtype, [rows, row].into(), margay_tensor::Storage::from_bytes(&out));
     let got = decode_tensor(&packed.map_err(|e| fail(e.into()))?).map_err(fail)?;
-    let sampled = input.filter(|input| !input.sample.is_empty());
-    if let Some((off, size)) = sampled.and_then(|input| output_errors(values, &got, row, input)) {
-        return Ok(if size > 0.0 { off / size } else { 0.0 });
+    if let Some(share) = output_share(matrix, &got, input).map_err(fail)? {
+        return Ok(share);
     }
     let square = |x: f32| f64::from(x) * f64::from(x);
     let size: f64 = values.iter().map(|w| square(*w)).sum();
@@ -176,41 +175,33 @@ impl Sensitivities {
     /// # Errors
     /// [`PackError::Budget`] where even the smallest formats do not fit.
     pub fn fit(&self, budget: u64) -> Result<Choice, PackError> {
-        let mut chosen = vec![0usize; self.weights.len()];
-        let mut bytes = self.least_bytes();
-        if bytes > budget {
-            return Err(PackError::Budget { budget, least: bytes });
+        let least = self.least_bytes();
+        if least > budget {
+            return Err(PackError::Budget { budget, least });
         }
-        let mut steps = vec![];
-        let mut next = None;
-        loop {
-            // Of each weight the best of its larger formats, however far: a step that is small may lead nowhere.
-            let gains = self.weights.iter().enumerate().filter_map(|(at, weight)| {
-                let (_, from_bytes, from_error) = weight.at[chosen[at]];
-                let larger = weight.at.iter().enumerate().skip(chosen[at] + 1);
-                larger
-                    .map(|(to, (_, bytes, error))| {
-                        let more = bytes - from_bytes;
-                        (at, to, more, (from_error - error) / more.max(1) as f64)
-                    })
-                    .max_by(|a, b| a.3.total_cmp(&b.3))
-            });
-            let mut gains: Vec<_> = gains.collect();
-            gains.sort_by(|a, b| b.3.total_cmp(&a.3));
-            if next.is_none() {
-                next = gains.first().filter(|gain| bytes + gain.2 > budget).map(|gain| {
-                    let weight = &self.weights[gain.0];
-                    (weight.name.clone(), weight.at[gain.1].0, gain.2)
-                });
-            }
-            let Some(&(at, to, more, gain)) = gains.iter().find(|gain| bytes + gain.2 <= budget) else {
-                break;
-            };
-            chosen[at] = to;
-            bytes += more;
-            let weight = &self.weights[at];
-            steps.push((weight.name.clone(), weight.at[to].0, gain * f64::from(1 << 20)));
-        }
+        let offers = |weight: &Sensitivity| {
+            let offer = |(_, bytes, loss): &(DType, u64, f64)| Offer { bytes: *bytes, loss: *loss };
+            weight.at.iter().map(offer).collect::<Vec<_>>()
+        };
+        let offers: Vec<_> = self.weights.iter().map(offers).collect();
+        let bought = greedy(&offers, budget - self.other_bytes).map_err(|e| quant("of the budget", e))?;
+        let (chosen, bytes) = (bought.choices, bought.bytes + self.other_bytes);
+        // What a step from one format to another takes away, for a MiB.
+        let gain = |weight: &Sensitivity, from: usize, to: usize| {
+            let (from, to) = (weight.at[from], weight.at[to]);
+            (from.2 - to.2) / (to.1 - from.1).max(1) as f64 * f64::from(1 << 20)
+        };
+        let weights = || self.weights.iter().zip(&chosen);
+        let raised = weights().filter(|(_, at)| **at > 0);
+        let mut steps: Vec<_> = raised
+            .map(|(weight, &at)| (weight.name.clone(), weight.at[at].0, gain(weight, at - 1, at)))
+            .collect();
+        steps.sort_by(|a, b| b.2.total_cmp(&a.2));
+        let left = weights().filter(|(weight, at)| **at + 1 < weight.at.len());
+        let next = left.max_by(|a, b| gain(a.0, *a.1, a.1 + 1).total_cmp(&gain(b.0, *b.1, b.1 + 1)));
+        let next = next.map(|(weight, &at)| {
+            (weight.name.clone(), weight.at[at + 1].0, weight.at[at + 1].1 - weight.at[at].1)
+        });
         let error = self.weights.iter().zip(&chosen).map(|(weight, at)| weight.at[*at].2).sum();
         let formats: BTreeMap<String, DType> =
             self.weights.iter().zip(&chosen).map(|(w, at)| (w.name.clone(), w.at[*at].0)).collect();

@@ -18,7 +18,7 @@ const CELL: usize = 30;
 const LEFT: usize = 130;
 const TOP: usize = 24;
 
-/// Steps of a choice that are listed.
+/// Weights of a choice that are listed.
 const STEPS: usize = 12;
 
 /// A page: what was asked for, how formats were chosen where they were, sizes, a map of each stage's errors by layer and
@@ -71,17 +71,16 @@ fn formats(html: &mut String, report: &QuantizeReport) {
     *html += "</table>";
 }
 
-/// The last steps, at which the budget decided.
+/// The steps at which the budget decided.
 fn chosen(html: &mut String, choice: &Choice) {
-    let shown = choice.steps.len().min(STEPS);
     let _ = write!(
         html,
-        "<h2>How the formats were chosen</h2><p class=\"note\">From the smallest formats on, {} times the step was taken \
-         that takes away most relative error of an output for a byte. The last {shown}:</p><table><tr><th>weight<th>to\
-         <th>error less for a MiB",
+        "<h2>How the formats were chosen</h2><p class=\"note\">From the smallest formats on, the step was taken that \
+         takes away most relative error of an output for a byte. {} weights were raised; those that gained least by \
+         their last step:</p><table><tr><th>weight<th>to<th>error less for a MiB",
         choice.steps.len()
     );
-    for (name, dtype, gain) in &choice.steps[choice.steps.len() - shown..] {
+    for (name, dtype, gain) in choice.steps.iter().rev().take(STEPS) {
         let _ = write!(html, "<tr><td>{}<td>{dtype}<td>{gain:.2e}", escaped(name));
     }
     *html += "</table>";

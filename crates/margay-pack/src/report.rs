@@ -1,7 +1,7 @@
 //! What a quantization did to each weight.
 
 use crate::{PackError, piece::Packing, plan::Planned, quantize::quant};
-use margay_quant::{InputStats, decode_tensor};
+use margay_quant::{InputStats, Matrix, QuantError, decode_tensor, output_error};
 use margay_tensor::Tensor;
 
 /// Rows of the sample on which outputs are compared: enough for one digit, few enough for a large model.
@@ -68,35 +68,24 @@ pub(crate) fn measured(
     let size = square(&mut wanted.iter().map(|w| f64::from(*w)));
     let off = square(&mut wanted.iter().zip(&got).map(|(w, g)| f64::from(w - g)));
     let share = |off: f64, size: f64| (size > 0.0).then_some(off / size);
-    let output = input.filter(|input| !input.sample.is_empty()).and_then(|input| {
-        let (off, size) = output_errors(&wanted, &got, row, input)?;
-        share(off, size)
-    });
+    let matrix = Matrix::new(&wanted, wanted.len() / row, row).map_err(fail)?;
+    let output = output_share(matrix, &got, input).map_err(fail)?;
     Ok((share(off, size), output))
 }
 
-/// Squares of the output's error and of the output itself, summed over some rows of the sample, visual ones weighted.
-pub(crate) fn output_errors(
-    wanted: &[f32],
+/// The relative error of the output on some rows of the sample; `None` where there is none.
+pub(crate) fn output_share(
+    wanted: Matrix<'_>,
     got: &[f32],
-    row: usize,
-    input: &InputStats,
-) -> Option<(f64, f64)> {
+    input: Option<&InputStats>,
+) -> Result<Option<f64>, QuantError> {
+    let Some(input) = input.filter(|input| !input.sample.is_empty()) else { return Ok(None) };
     let sample = &input.sample;
-    let (mut off, mut size) = (0f64, 0f64);
     let step = sample.len().div_ceil(ROWS).max(1);
+    let mut some = InputStats::new(input.columns);
     for at in (0..sample.len()).step_by(step) {
-        let x = sample.rows.get(at * row..(at + 1) * row)?;
-        let weight = if sample.visual[at] { f64::from(input.visual_weight) } else { 1.0 };
-        for (w, g) in wanted.chunks_exact(row).zip(got.chunks_exact(row)) {
-            let (mut y, mut e) = (0f32, 0f32);
-            for ((x, w), g) in x.iter().zip(w).zip(g) {
-                y += x * w;
-                e += x * (w - g);
-            }
-            size += weight * f64::from(y) * f64::from(y);
-            off += weight * f64::from(e) * f64::from(e);
-        }
+        let row = &sample.rows[at * input.columns..][..input.columns];
+        some.keep(row, &sample.visual[at..=at], Some(&sample.importance[at..=at]))?;
     }
-    Some((off, size))
+    Ok(Some(output_error(wanted, got, &some)?.relative(input.visual_weight)))
 }
