@@ -130,13 +130,15 @@ pub fn quantize(
 
     let key = key(source, options)?;
     let mut writers = vec![];
-    for (path, meta, tensors) in &jobs {
+    // A place that cannot be written is told by the name that was asked for.
+    for (path, meta, tensors) in jobs.iter().rev() {
         let infos: Vec<_> = tensors.iter().map(|t| (t.spec.name.clone(), t.info.clone())).collect();
         writers.push(match &key {
             Some(key) => GgufWriter::resume(path, meta, &infos, key)?,
             None => GgufWriter::create(path, meta, &infos)?,
         });
     }
+    writers.reverse();
     let order: Vec<(usize, &Planned)> = jobs
         .iter()
         .enumerate()
