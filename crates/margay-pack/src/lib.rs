@@ -6,6 +6,7 @@
 //! A [`Recipe`] says which format each weight takes, a [`Method`] how its values are found, and a [`Calibration`] what its
 //! inputs look like.
 #![forbid(unsafe_code)]
+#![cfg_attr(not(feature = "calibrate"), allow(dead_code, unused_imports, reason = "what only a walk uses"))]
 
 mod auto;
 #[cfg(feature = "calibrate")]

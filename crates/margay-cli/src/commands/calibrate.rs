@@ -1,4 +1,5 @@
 //! `margay calibrate`: what the inputs of a model's layers look like, for `margay quantize`.
+#![cfg_attr(not(feature = "reference"), allow(unused_imports, reason = "what only a walk uses"))]
 
 use crate::{
     Outcome, hub,
