@@ -115,7 +115,10 @@ impl QuestionArgs {
 }
 
 /// Lines that say something.
-fn lines(path: &Path) -> anyhow::Result<Vec<String>> {
+///
+/// # Errors
+/// Of a file that cannot be read, is too large, no UTF-8, or without such a line.
+pub(crate) fn lines(path: &Path) -> anyhow::Result<Vec<String>> {
     let bytes = margay::rooms::file::read_file(path, MOST_TEXT_BYTES)?;
     let text = String::from_utf8(bytes).with_context(|| format!("{} is no UTF-8 text", path.display()))?;
     let lines: Vec<String> = text.lines().filter(|l| !l.trim().is_empty()).map(str::to_owned).collect();
@@ -124,7 +127,10 @@ fn lines(path: &Path) -> anyhow::Result<Vec<String>> {
 }
 
 /// The pictures of a folder by name, or the one.
-fn pictures(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
+///
+/// # Errors
+/// Of a folder that cannot be read, or holds none.
+pub(crate) fn pictures(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
     if !path.is_dir() {
         return Ok(vec![path.to_owned()]);
     }

@@ -26,7 +26,7 @@ fn a_calibrated_model_is_a_model_and_its_report_tells_every_tensor() {
     let (out, page) = (word(folder.path(), "small.gguf"), word(folder.path(), "report.html"));
     let words =
         ["quantize", &golden("llava"), "-o", &out, "--recipe", "mobile-int4", "--method", "awq+imatrix"];
-    let report = run(words.into_iter().chain(["--calibration", &stats, "--report", &page, "--json"])).json();
+    let report = run(words.into_iter().chain(["--calibration", &stats, "--html", &page, "--json"])).json();
     assert_eq!((&report["recipe"], &report["method"]), (&"mobile-int4".into(), &"awq+imatrix".into()));
     assert!(report["scaled_groups"].as_u64().unwrap() > 0);
     let tensors = report["tensors"].as_array().unwrap();

@@ -2,14 +2,13 @@
 
 use crate::{
     Outcome, Usage,
-    answering::MAX_QUESTION_BYTES,
     interrupt::{Interrupt, Late},
     judging::{Judging, SuiteArgs, figure_words},
     model::LoadArgs,
     output,
     progress::Meter,
+    questions::{lines, pictures},
 };
-use anyhow::Context;
 use clap::{Args, builder::PossibleValuesParser};
 use margay::{
     BACKENDS, Cancel, Image, Model, ModelSource, TraceOptions, Tracer,
@@ -17,7 +16,7 @@ use margay::{
 };
 use margay_eval::{
     Comparison, Difference, Gate, KlFigures, Limits, Paired, Question, choose, html::Page, open_picture,
-    paired, text_file,
+    paired,
 };
 use serde_json::json;
 use std::{
@@ -49,9 +48,6 @@ const SAMPLES: &str = "32";
 /// Asked about pictures where nobody says what to ask, in turn.
 const QUESTIONS: [&str; 3] =
     ["What is in this picture?", "Describe the picture.", "How many objects are there?"];
-
-/// Endings of pictures in a folder.
-const ENDINGS: [&str; 6] = ["png", "jpg", "jpeg", "webp", "gif", "bmp"];
 
 /// Compare a model with a reference: stages, next tokens, answers; fail where it is too far
 #[derive(Debug, Args)]
@@ -169,7 +165,11 @@ impl Compare {
     fn questions(&self, judging: Option<&Judging>) -> anyhow::Result<Vec<Question>> {
         if let Some(images) = &self.images {
             let asked = match &self.text {
-                Some(path) => lines(path)?,
+                // What stands behind a tab is an answer, for `margay calibrate`.
+                Some(path) => lines(path)?
+                    .iter()
+                    .map(|line| line.split('\t').next().unwrap_or_default().trim().to_owned())
+                    .collect(),
                 None => QUESTIONS.map(str::to_owned).to_vec(),
             };
             let pictures = pictures(images)?;
@@ -324,34 +324,6 @@ fn limit(text: &str) -> Result<f64, String> {
         Ok(number) if number >= 0.0 && number.is_finite() => Ok(number),
         _ => Err("a number of 0 or more is expected, as in 2% or 0.05".to_owned()),
     }
-}
-
-/// Questions, one a line; what stands behind a tab is an answer, for `margay calibrate`.
-fn lines(path: &Path) -> anyhow::Result<Vec<String>> {
-    let text = text_file(path, MAX_QUESTION_BYTES)?;
-    let asked = text.lines().map(|line| line.split('\t').next().unwrap_or_default().trim().to_owned());
-    let asked: Vec<String> = asked.filter(|line| !line.is_empty()).collect();
-    anyhow::ensure!(!asked.is_empty(), "{} holds no question; one a line is expected", path.display());
-    Ok(asked)
-}
-
-/// The pictures of a folder by name, or the one.
-fn pictures(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    if !path.is_dir() {
-        return Ok(vec![path.to_owned()]);
-    }
-    let failed = || format!("cannot read {}", path.display());
-    let mut pictures = vec![];
-    for entry in std::fs::read_dir(path).with_context(failed)? {
-        let path = entry.with_context(failed)?.path();
-        let ending = path.extension().map(|ending| ending.to_string_lossy().to_lowercase());
-        if ending.is_some_and(|ending| ENDINGS.contains(&ending.as_str())) {
-            pictures.push(path);
-        }
-    }
-    pictures.sort();
-    anyhow::ensure!(!pictures.is_empty(), "{} holds no picture ({})", path.display(), ENDINGS.join(", "));
-    Ok(pictures)
 }
 
 #[cfg(test)]

@@ -9,9 +9,8 @@ use crate::{
     questions::QuestionArgs,
     written,
 };
-use anyhow::Context;
 use clap::Args;
-use margay::{Cancel, ModelSource, PromptInputs};
+use margay::{Cancel, ModelSource, PromptInputs, rooms::file::write_file};
 use margay_pack::{
     Calibration, Choice, Method, QuantizeOptions, QuantizeReport, Recipe, WalkProgress, parse_size, quantize,
 };
@@ -79,7 +78,7 @@ pub(crate) struct Quantize {
     single: bool,
     /// Write a page with every tensor's error, bits and size
     #[arg(long, value_name = "FILE.html")]
-    report: Option<PathBuf>,
+    html: Option<PathBuf>,
     /// Print the report as JSON, every tensor's error included
     #[arg(long)]
     json: bool,
@@ -110,10 +109,10 @@ impl Quantize {
             let tensors = report.resumed;
             output::aside(&format!("went on behind {tensors} tensors of a run that was killed"));
         }
-        if let Some(path) = &self.report {
+        if let Some(path) = &self.html {
             let title = format!("{} as {} by {}", source.config.name, recipe.id, method.id());
             let page = margay_pack::page(&title, &recipe, method, &report, choice.as_ref());
-            std::fs::write(path, page).with_context(|| format!("cannot write {}", path.display()))?;
+            write_file(path, page.as_bytes())?;
         }
         if self.json {
             let mut value = written::with_tensors(&report);
@@ -190,7 +189,7 @@ impl Quantize {
             single: self.single,
             calibration: calibration.as_ref(),
             prompts: &prompts,
-            measure: self.json || self.report.is_some(),
+            measure: self.json || self.html.is_some(),
         };
         let mut meter = Meter::start(self.json);
         let report = quantize(source, &self.out, &options, &mut |step| {
