@@ -77,8 +77,7 @@ pub fn f16_at(block: &[u8], at: usize) -> f32 {
 /// Writes `value` as half precision to byte `at` and returns what was stored.
 #[inline]
 pub(crate) fn put_f16(block: &mut [u8], at: usize, value: f32) -> f32 {
-    // Without a question for the processor's own conversion: for one number the answer takes longer than the work.
-    let stored = f16::from_f32_const(value);
+    let stored = f16::from_f32(value);
     block[at..at + 2].copy_from_slice(&stored.to_le_bytes());
     stored.to_f32()
 }
