@@ -58,38 +58,44 @@ pub(crate) fn inverse(x: f32) -> f32 {
     if x != 0.0 { 1.0 / x } else { 0.0 }
 }
 
-/// The value of largest magnitude, with its sign; the first of equals.
+/// The value of largest magnitude, with its sign; the first of equals. 0 of zeros, whatever their signs.
 #[inline]
 pub(crate) fn extreme(values: &[f32]) -> f32 {
     let (min, max) = bounds(values);
     if max > -min {
-        return max.max(0.0);
+        max
+    } else if max < -min {
+        min
+    } else {
+        values.iter().copied().find(|x| *x != 0.0 && x.abs() == max).unwrap_or(0.0)
     }
-    if max < -min {
-        return min.min(0.0);
-    }
-    values.iter().copied().find(|x| x.abs() == max).unwrap_or(0.0)
 }
 
-/// Smallest and largest value, in any order: the numbers are the same.
+/// Smallest and largest value; of zeros of both signs the first.
 #[inline]
 pub(crate) fn bounds(values: &[f32]) -> (f32, f32) {
+    let lower = |a: f32, b: f32| if b < a { b } else { a };
+    let higher = |a: f32, b: f32| if b > a { b } else { a };
     let (rows, rest) = values.as_chunks::<LANES>();
     let (mut min, mut max) = ([f32::MAX; LANES], [-f32::MAX; LANES]);
     for x in rows {
         for g in 0..LANES {
-            min[g] = if x[g] < min[g] { x[g] } else { min[g] };
-            max[g] = if x[g] > max[g] { x[g] } else { max[g] };
+            min[g] = lower(min[g], x[g]);
+            max[g] = higher(max[g], x[g]);
         }
     }
-    let (mut lowest, mut highest) = (f32::MAX, -f32::MAX);
-    for &x in min.iter().chain(rest) {
-        lowest = if x < lowest { x } else { lowest };
+    for half in [4, 2, 1] {
+        for g in 0..half {
+            min[g] = lower(min[g], min[g + half]);
+            max[g] = higher(max[g], max[g + half]);
+        }
     }
-    for &x in max.iter().chain(rest) {
-        highest = if x > highest { x } else { highest };
-    }
-    (lowest, highest)
+    let (min, max) = rest.iter().fold((min[0], max[0]), |(min, max), &x| (lower(min, x), higher(max, x)));
+    // In another order than the reference's, the numbers are the same, but a zero may have another sign.
+    let first_zero = |x: f32| {
+        if x == 0.0 { values.iter().copied().find(|x| *x == 0.0).unwrap_or(x) } else { x }
+    };
+    (first_zero(min), first_zero(max))
 }
 
 /// The sum of squares, left to right.

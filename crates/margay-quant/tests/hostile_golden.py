@@ -55,6 +55,8 @@ def rows():
         "edge": f * F(2e-15),
         "offset": f * F(0.1) + F(5),
         "mixed": f * steps[i // 16 % 7],
+        "zeros": np.where(i % 3 == 0, F(-0.0), F(0)),
+        "half": np.where(f > 0, f, np.where(i % 2 == 0, F(-0.0), F(0))),
         "lone": np.where(i % 64 == 3, F(1), F(0)),
         "signs": np.where(i % 2 == 0, F(1), F(-1)),
         "ties": ((states(777, count) >> np.uint32(8)) % np.uint32(16)).astype(F) * F(0.5) - F(4),

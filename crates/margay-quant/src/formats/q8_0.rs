@@ -40,7 +40,7 @@ impl BlockFormat for Q8_0 {
     fn encode(&self, values: &[f32], out: &mut [u8]) {
         encode_each(values, out, |x: &[f32; ELEMENTS], block: &mut [u8; BYTES]| {
             let (min, max) = bounds(x);
-            let d = max.max(-min) / 127.0;
+            let d = max.max(-min).abs() / 127.0;
             // The codes use the scale before it is rounded to half precision, as the reference does.
             let id = inverse(d);
             put_f16(block, SCALE, d);
