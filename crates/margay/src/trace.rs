@@ -182,7 +182,7 @@ impl<'s> Tracer<'s> {
         Ok(logits)
     }
 
-    /// Calls `each` with the place and the logits [vocabulary] of every token of a text, in order. The ids are taken as
+    /// Calls `each` with the place and the logits `[vocabulary]` of every token of a text, in order. The ids are taken as
     /// they are; the first one is where the context begins.
     ///
     /// # Errors
