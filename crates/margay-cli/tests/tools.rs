@@ -405,14 +405,24 @@ fn bench_times_the_stages_of_a_model_and_does_what_it_is_ordered_to() {
 {"do": "decode", "tokens": 8}
 {"do": "encode"}
 {"do": "limits"}
+{"do": "sustain", "limit": "float32", "ms": 1}
+{"do": "sustain", "limit": "memory read", "ms": 1}
 {"do": "memory"}
 "#;
     let ran = finish(&mut orders, lines).ok();
     let answers: Vec<serde_json::Value> = ran.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
-    let [prefill, decode, encode, limits, memory] = &answers[..] else { panic!("{ran}") };
+    let [prefill, decode, encode, limits, float32, read, memory] = &answers[..] else { panic!("{ran}") };
     assert!([prefill, decode, encode].iter().all(|a| a["ms"].as_f64().unwrap() > 0.0), "{ran}");
     assert!(limits["limits"].as_array().unwrap().len() > 3 && limits["threads"] == 1, "{ran}");
+    assert!([float32, read].iter().all(|a| a["giga_per_second"].as_f64().unwrap() > 0.0), "{ran}");
     assert!(memory["cache_bytes"].as_u64().unwrap() > 0, "{ran}");
+
+    let told = run(["bench", "stages", "--ops", "--rounds", "1", "--depths", "8"]).ok();
+    for part in
+        ["encode", "prefill 8", "decode at 8", "attention 6 x 32", "linear 192 to 768", "% of the stage"]
+    {
+        assert!(told.contains(part), "no {part:?} in: {told}");
+    }
 
     let mut orders = margay();
     let too_many = finish(

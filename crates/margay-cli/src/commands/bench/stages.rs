@@ -311,6 +311,7 @@ impl Bench {
                 serde_json::from_str(&line).map_err(|e| Usage(format!("no such order: {line:?}: {e}")))?;
             match order {
                 Order::Limits => output::json(&Measured::of(&self.limits()?))?,
+                Order::Sustain { limit, ms } => output::json(&self.sustain(limit, ms)?)?,
                 Order::Memory => output::json(&serde_json::json!({
                     "peak_rss_bytes": process::peak_rss_bytes(&Root::system()),
                     "probe_bytes": self.probe.bytes(),
