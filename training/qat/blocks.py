@@ -35,8 +35,9 @@ def extreme(x):
 
 
 def whole(x, low: int, high: int):
-    """As `(x as i32).clamp(low, high)`: towards zero, NaN to 0, never -0."""
-    return x.nan_to_num(0.0, posinf=high, neginf=low).trunc().clamp(low, high) + 0.0
+    """As C converts on x86: towards zero, never -0, and 0 for NaN and for what no 32 bits hold, such as the infinities that
+    a scale too small to be inverted makes."""
+    return torch.where(x.abs() < 2.0**31, x.trunc().clamp(low, high), 0.0) + 0.0
 
 
 def half_away(x):
@@ -64,7 +65,7 @@ def ranged(x, bits: int) -> Rounded:
 
 def q8_0(x) -> Rounded:
     d = extreme(x).abs() / 127
-    q = half_away((x * inverse(d)).nan_to_num(0.0, posinf=127, neginf=-128)).clamp(-128, 127) + 0.0
+    q = whole(half_away(x * inverse(d)), -128, 127)
     return half(d) * q, torch.ones_like(x, dtype=torch.bool)
 
 
