@@ -1,5 +1,10 @@
 #!/usr/bin/env python3
-"""Text logits of Margay and of llama.cpp for the same GGUF file and the same tokens."""
+"""Text logits of Margay and of llama.cpp for the same GGUF file and the same tokens, beside exact ones.
+
+Both engines round activations to 8 bits in the products of quantized weights, each in its own way, so that they differ
+by that noise. How large it is shows beside the reference backend, which multiplies the file's numbers in float32: an
+engine that read the file otherwise would be much further from it than the other.
+"""
 import argparse
 import ctypes
 import subprocess
@@ -12,11 +17,11 @@ import numpy as np
 from safetensors.numpy import load_file
 
 
-def margay_logits(binary, model, prompt):
+def margay_logits(binary, model, prompt, backend):
     """Token ids [T] and logits [T, vocabulary] of `margay trace`."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "stages.safetensors"
-        command = [binary, "trace", model, "--prompt", prompt, "--raw-prompt", "-o", str(out)]
+        command = [binary, "trace", model, "--prompt", prompt, "--raw-prompt", "-o", str(out), "--backend", backend]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         stages = load_file(out)
     return stages["input_ids"].astype(np.int32), stages["logits"]
@@ -57,21 +62,25 @@ def main():
     parser.add_argument("model")
     parser.add_argument("--prompt", default="What is in this picture? A small red square and a sign.")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--least-cosine", type=float, default=0.999)
+    parser.add_argument("--factor", type=float, default=2, help="how many times the other's noise an engine may have")
     args = parser.parse_args()
-    ids, ours = margay_logits(args.binary, args.model, args.prompt)
+    ids, ours = margay_logits(args.binary, args.model, args.prompt, "cpu")
+    _, exact = margay_logits(args.binary, args.model, args.prompt, "reference")
     theirs = llama_cpp_logits(args.model, ids, args.threads)
-    assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
-    cosine = (ours * theirs).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
-    spread = theirs.std()
-    worst = np.abs(ours - theirs).max() / spread
-    same = (ours.argmax(1) == theirs.argmax(1)).mean()
-    print(f"{len(ids)} positions, {ours.shape[1]} logits each")
-    print(f"cosine: least {cosine.min():.6f}, mean {cosine.mean():.6f}")
-    print(f"largest difference: {worst:.3f} of the logits' standard deviation")
-    print(f"same likeliest token: {same:.0%}")
-    if cosine.min() < args.least_cosine:
-        sys.exit(f"the logits differ: cosine {cosine.min():.6f} is below {args.least_cosine}")
+    assert ours.shape == theirs.shape == exact.shape, (ours.shape, theirs.shape, exact.shape)
+
+    def off(a, b):
+        return float(np.linalg.norm(a - b) / np.linalg.norm(exact))
+
+    noise = off(ours, exact), off(theirs, exact)
+    same = [(rows.argmax(1) == exact.argmax(1)).mean() for rows in (ours, theirs)]
+    print(f"{len(ids)} positions, {ours.shape[1]} logits each; distances over the size of the exact logits")
+    print(f"Margay to exact {noise[0]:.5f}, llama.cpp to exact {noise[1]:.5f}, between the two {off(ours, theirs):.5f}")
+    print(f"same likeliest token as exact: Margay {same[0]:.0%}, llama.cpp {same[1]:.0%}")
+    # What float16 in keys, values and tables alone does.
+    least = 1e-3
+    if max(noise) > args.factor * max(min(noise), least):
+        sys.exit(f"the engines do not mean the same: one is {max(noise) / max(min(noise), least):.1f} times as far off")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,10 @@
 //! later than threads usually are, because it was taken off its core, rests for a while before it helps again, longer
 //! each time. Somebody is always a little late: the last task ends after the others.
 //!
+//! Where another process keeps a core busy, the system may also put a thread of the pool on the core of its caller, where
+//! it takes away what it gives. A thread that finds itself there does not help but sleeps, longer each time: when it
+//! wakes, the system looks for a free core anew.
+//!
 //! Cores differ: a phone's small ones take three times as long for a task as its big ones. Claiming shares the tasks out
 //! by speed all by itself, but a small core that claims one of the last keeps everybody waiting. So a thread remembers
 //! how many tasks the others begin during one of its own, and leaves the last ones to them where they will be done
@@ -52,7 +56,9 @@ const USUAL_WEIGHT: f32 = 1.0 / 32.0;
 /// How long a thread that was late rests: at first, and at most. A system's time slices are some milliseconds.
 const REST: Duration = Duration::from_millis(4);
 const LONGEST_REST: Duration = Duration::from_millis(256);
-/// Jobs without being late after which a thread's rests are short again.
+/// How long a thread rests at first that finds itself on its caller's core: enough for the system to place it anew.
+const SHORT_REST: Duration = NAP;
+/// Jobs without being late, or in the way, after which a thread's rests are short again.
 const JOBS_TO_FORGET: u32 = 256;
 
 /// A task panicked; the pool stays usable.
@@ -86,6 +92,11 @@ struct Shared {
     stop: AtomicBool,
     /// The generation whose caller last waited for threads inside for unusually long.
     late: AtomicU64,
+    /// The core on which the caller opened the gate last; [`UNKNOWN_CORE`] where the system does not tell.
+    caller_core: AtomicUsize,
+    /// Whether threads on the caller's core keep out of the way. Only tests say no: on a machine with one core nobody
+    /// but the caller would ever work.
+    keeps_out: AtomicBool,
 }
 
 /// What others may know of a worker.
@@ -124,6 +135,8 @@ impl Pool {
             workers: (0..threads).map(|_| Worker::default()).collect(),
             stop: AtomicBool::new(false),
             late: AtomicU64::new(0),
+            caller_core: AtomicUsize::new(UNKNOWN_CORE),
+            keeps_out: AtomicBool::new(true),
         });
         let handles = (1..threads)
             .map_while(|worker| {
@@ -177,6 +190,7 @@ impl Pool {
         shared.tasks.store(tasks, Ordering::Relaxed);
         shared.team.store(team, Ordering::Relaxed);
         shared.panicked.store(false, Ordering::Relaxed);
+        shared.caller_core.store(core(), Ordering::Relaxed);
         let generation = (shared.gate.load(Ordering::Relaxed) & !(GENERATION - 1)).wrapping_add(GENERATION);
         shared.gate.store(generation | OPEN, Ordering::SeqCst);
         shared.workers[1..team].iter().for_each(Worker::wake);
@@ -225,7 +239,10 @@ impl Shared {
             if self.stop.load(Ordering::Relaxed) {
                 return;
             }
-            if let Some(generation) = self.step_in(worker, seen) {
+            if self.is_for(worker, self.gate.load(Ordering::Relaxed), seen) && self.in_the_way() {
+                spins = 0;
+                self.rest(manners.in_the_way());
+            } else if let Some(generation) = self.step_in(worker, seen) {
                 seen = generation;
                 spins = 0;
                 let body = *self.body.lock().unwrap_or_else(PoisonError::into_inner);
@@ -262,6 +279,14 @@ impl Shared {
     /// generation: a worker too many does no harm, and one that is missing looks again.
     fn is_for(&self, worker: usize, gate: u64, seen: u64) -> bool {
         gate & OPEN != 0 && gate / GENERATION != seen && worker < self.team.load(Ordering::Relaxed)
+    }
+
+    /// Whether this thread is on the core that the caller works on.
+    fn in_the_way(&self) -> bool {
+        let here = core();
+        here != UNKNOWN_CORE
+            && here == self.caller_core.load(Ordering::Relaxed)
+            && self.keeps_out.load(Ordering::Relaxed)
     }
 
     fn sleep(&self, worker: usize, seen: u64) {
@@ -371,22 +396,40 @@ impl Usual {
     }
 }
 
-/// What a thread learns from having been late.
+/// What a thread learns from having been late, or in the way.
 struct Manners {
     /// Times the system had taken this thread off its core, when last asked.
     preemptions: i64,
     next_rest: Duration,
     jobs_on_time: u32,
+    next_short_rest: Duration,
+    jobs_out_of_the_way: u32,
 }
 
 impl Manners {
     fn new() -> Self {
-        Manners { preemptions: preemptions(), next_rest: REST, jobs_on_time: 0 }
+        Manners {
+            preemptions: preemptions(),
+            next_rest: REST,
+            jobs_on_time: 0,
+            next_short_rest: SHORT_REST,
+            jobs_out_of_the_way: 0,
+        }
+    }
+
+    /// How long to rest instead of helping a caller whose core this thread is on.
+    fn in_the_way(&mut self) -> Duration {
+        if self.jobs_out_of_the_way > JOBS_TO_FORGET {
+            self.next_short_rest = SHORT_REST;
+        }
+        self.jobs_out_of_the_way = 0;
+        longer(&mut self.next_short_rest)
     }
 
     /// How long to rest after a job: not at all unless it was late and this thread had been taken off its core. Late
     /// with a long task of its own is no reason.
     fn after_a_job(&mut self, late: bool) -> Duration {
+        self.jobs_out_of_the_way = self.jobs_out_of_the_way.saturating_add(1);
         if !late {
             self.jobs_on_time = self.jobs_on_time.saturating_add(1);
             return Duration::ZERO;
@@ -399,10 +442,30 @@ impl Manners {
             self.next_rest = REST;
         }
         self.jobs_on_time = 0;
-        let rest = self.next_rest;
-        self.next_rest = (rest * 2).min(LONGEST_REST);
-        rest
+        longer(&mut self.next_rest)
     }
+}
+
+/// That rest; the next is twice as long.
+fn longer(next: &mut Duration) -> Duration {
+    let rest = *next;
+    *next = (rest * 2).min(LONGEST_REST);
+    rest
+}
+
+/// What [`core`] says where nobody knows.
+const UNKNOWN_CORE: usize = usize::MAX;
+
+/// The core that the calling thread is on.
+fn core() -> usize {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    {
+        // SAFETY: it takes nothing and writes nothing.
+        let core = unsafe { libc::sched_getcpu() };
+        return usize::try_from(core).unwrap_or(UNKNOWN_CORE);
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    UNKNOWN_CORE
 }
 
 /// Times the system took this thread off its core though it could have gone on; always 0 where it does not tell.
@@ -455,6 +518,13 @@ impl std::fmt::Debug for Pool {
 mod tests {
     use super::*;
     use std::time::Instant;
+
+    /// A pool whose threads work wherever they are, for tests that wait for one of them.
+    fn pushy(threads: usize) -> Pool {
+        let pool = Pool::new(threads, None);
+        pool.shared.keeps_out.store(false, Ordering::Relaxed);
+        pool
+    }
 
     #[test]
     fn every_task_runs_once_whatever_the_number_of_threads() {
@@ -536,6 +606,39 @@ mod tests {
     }
 
     #[test]
+    fn who_is_on_the_callers_core_rests_longer_each_time_and_is_forgiven() {
+        let mut manners = Manners::new();
+        let rests: Vec<_> = (0..14).map(|_| manners.in_the_way()).collect();
+        assert_eq!(rests[..3], [50, 100, 200].map(Duration::from_micros));
+        assert_eq!(rests[13], LONGEST_REST);
+        manners.after_a_job(false);
+        assert_eq!(manners.in_the_way(), LONGEST_REST, "one job elsewhere is no proof");
+        for _ in 0..=JOBS_TO_FORGET {
+            manners.after_a_job(false);
+        }
+        assert_eq!(manners.in_the_way(), SHORT_REST);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn threads_that_share_one_core_leave_the_work_to_the_caller() {
+        let here = core();
+        assert_ne!(here, UNKNOWN_CORE);
+        let Ok(only) = here.to_string().parse::<CoreSet>() else { return };
+        let pool = Pool::new(3, Some(only));
+        let by_others = AtomicUsize::new(0);
+        for _ in 0..20 {
+            // Long enough for the others to come, if they did.
+            pool.run(8, &|worker, _| {
+                by_others.fetch_add(usize::from(worker > 0), Ordering::Relaxed);
+                std::thread::sleep(Duration::from_micros(200));
+            })
+            .unwrap();
+        }
+        assert_eq!(by_others.into_inner(), 0);
+    }
+
+    #[test]
     fn only_who_is_later_than_usual_is_late() {
         let mut usual = Usual::new();
         // Somebody always ends last: waits of always the same length become usual, however long they are.
@@ -552,7 +655,7 @@ mod tests {
 
     #[test]
     fn who_is_late_learns_so_and_who_is_not_does_not() {
-        let pool = Pool::new(2, None);
+        let pool = pushy(2);
         let late = || pool.shared.late.load(Ordering::Relaxed);
         let learned = AtomicBool::new(false);
         let before = late();
@@ -576,7 +679,7 @@ mod tests {
 
     #[test]
     fn a_team_leaves_the_other_threads_out() {
-        let pool = Pool::new(4, None);
+        let pool = pushy(4);
         for team in [2, 4, 1, 3, 2] {
             let hits: [AtomicUsize; 4] = Default::default();
             for round in 0..10 {
@@ -599,7 +702,7 @@ mod tests {
 
     #[test]
     fn a_slow_thread_leaves_the_last_tasks_to_a_fast_one() {
-        let pool = Pool::new(2, None);
+        let pool = pushy(2);
         let (shared, tasks) = (&pool.shared, 60);
         let pace = || shared.workers[1].pace.load(Ordering::Relaxed);
         let patience = Instant::now() + Duration::from_secs(60);

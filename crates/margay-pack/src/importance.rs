@@ -72,7 +72,8 @@ impl Importance {
         }
         let values: Vec<ValueId> = linears.iter().map(|(_, _, value)| *value).collect();
         let weights = source.weights.for_program(text);
-        // Of each layer: sums of |g| and counts of text and visual tokens, and the norm of each row of each question.
+        // Of each layer: sums of |g| and counts of tokens that answer and visual ones, and the norm of each row of each
+        // question.
         let mut sums = vec![[(0f64, 0usize); 2]; linears.len()];
         let mut norms: Vec<Vec<Vec<f32>>> = vec![vec![]; linears.len()];
         for (done, (prompt, visual)) in zip(prompts, &visual).enumerate() {
@@ -97,9 +98,12 @@ impl Importance {
                 let of_tokens = gradient.len() / columns == prompt.ids.len();
                 let mut rows = vec![];
                 for (row, g) in gradient.chunks_exact(columns).enumerate() {
-                    let kind = usize::from(of_tokens && prompt.ids[row] < 0);
-                    sums[at][kind].0 += g.iter().map(|x| f64::from(x.abs())).sum::<f64>() / columns as f64;
-                    sums[at][kind].1 += 1;
+                    let visual = of_tokens && prompt.ids[row] < 0;
+                    if visual || !of_tokens || answers(prompt, row) {
+                        let kind = usize::from(visual);
+                        sums[at][kind].0 += g.iter().map(|x| f64::from(x.abs())).sum::<f64>() / columns as f64;
+                        sums[at][kind].1 += 1;
+                    }
                     rows.push(g.iter().map(|x| x * x).sum::<f32>().sqrt());
                 }
                 norms[at].push(rows);
@@ -114,16 +118,40 @@ impl Importance {
         for ((_, role, _), sums) in zip(&linears, &sums) {
             of_role.entry(role.name()).or_default().push(ratio(sums));
         }
-        // Nobody reads visual tokens behind the last layer, and a weight of 0 would give its columns away: as MBQ, none
-        // counts less than the median of its kind.
-        of_role.values_mut().for_each(|ratios| ratios.sort_by(f32::total_cmp));
+        let mut layer: BTreeMap<&str, usize> = BTreeMap::new();
         let known = zip(&linears, zip(&sums, &norms)).map(|((name, role, _), (sums, norms))| {
-            let ratios = &of_role[role.name()];
-            let visual_weight = ratio(sums).max(ratios[ratios.len() / 2]);
+            let at = layer.entry(role.name()).or_default();
+            let ratios = of_role.get(writer(*role).name()).or_else(|| of_role.get(role.name()));
+            let ratios = ratios.map_or(&[][..], Vec::as_slice);
+            let own = ratios.get(*at).copied().unwrap_or_else(|| ratio(sums));
+            *at += 1;
+            // Nobody reads visual tokens behind the last layer, and a weight of 0 would give its columns away: as MBQ,
+            // none counts less than the median of its kind.
+            let visual_weight = own.max(median(ratios));
             (name.clone(), Known { visual_weight, rows: weights_of(norms) })
         });
         Ok(Importance(known.collect()))
     }
+}
+
+/// What the layers of a block write their result to the stream with: MBQ looks at its gradients for all of them.
+fn writer(role: Role) -> Role {
+    match role {
+        Role::AttentionQ | Role::AttentionK | Role::AttentionV | Role::AttentionOut => Role::AttentionOut,
+        Role::FfnGate | Role::FfnUp | Role::FfnDown => Role::FfnDown,
+        other => other,
+    }
+}
+
+fn median(values: &[f32]) -> f32 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f32::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(0.0)
+}
+
+/// Whether the logits of that row of a question say a token of its answer; of a text without an answer, any does.
+fn answers(prompt: &PromptInputs, row: usize) -> bool {
+    prompt.ids[row] >= 0 && (prompt.ids.len() == prompt.prompt_tokens || row + 1 >= prompt.prompt_tokens)
 }
 
 /// The gradient of the mean cross-entropy of the answer (of the whole text where there is none) by the logits.

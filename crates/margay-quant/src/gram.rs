@@ -2,7 +2,8 @@
 
 use crate::{Hessian, InputStats, QuantError};
 
-/// The sums of x xᵀ over the inputs of neighbouring columns: one square a group, row after row.
+/// The sums of x xᵀ over the inputs of neighbouring columns: one square a group, row after row. Those of a sample count a
+/// visual token [`InputStats::visual_weight`] times.
 pub(crate) struct Grams {
     group: usize,
     squares: Vec<Vec<f32>>,
@@ -17,7 +18,7 @@ impl Grams {
             None if input.sample.is_empty() => {
                 return Err(QuantError::Missing { what: "a Hessian or a sample of inputs", why });
             }
-            None => starts.map(|start| from_rows(&input.sample.rows, input.columns, start, group)).collect(),
+            None => starts.map(|start| from_sample(input, start, group)).collect(),
         };
         Ok(Self { group, squares })
     }
@@ -38,13 +39,14 @@ fn from_hessian(hessian: &Hessian, start: usize, group: usize) -> Vec<f32> {
     square
 }
 
-fn from_rows(rows: &[f32], columns: usize, start: usize, group: usize) -> Vec<f32> {
+fn from_sample(input: &InputStats, start: usize, group: usize) -> Vec<f32> {
     let mut square = vec![0.0; group * group];
-    for row in rows.chunks_exact(columns) {
+    for (row, visual) in input.sample.rows.chunks_exact(input.columns).zip(&input.sample.visual) {
         let x = &row[start..start + group];
+        let weight = if *visual { input.visual_weight.max(0.0) } else { 1.0 };
         for (line, xi) in square.chunks_exact_mut(group).zip(x) {
             for (sum, xj) in line.iter_mut().zip(x) {
-                *sum += xi * xj;
+                *sum += weight * xi * xj;
             }
         }
     }
