@@ -196,8 +196,7 @@ mod tests {
         let fused: Vec<_> = optimize(&program).nodes().iter().map(|n| n.op.name()).collect();
         assert_eq!(fused[7..], ["glu", "linear"]);
         // The bias stays with the matrix, and each sum is what the layer gave.
-        let before = super::tests::program();
-        assert_eq!(program.output("y"), before.output("y"));
+        assert_eq!(program.output("y"), self::program().output("y"));
         let bias = |n: &&Node| matches!(&n.op, Op::Linear(l) if l.bias.is_some());
         assert_eq!(program.nodes().iter().position(|n| bias(&n)), Some(4));
     }
