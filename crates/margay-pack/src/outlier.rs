@@ -51,7 +51,7 @@ pub(crate) fn split(
             continue;
         }
         let rows = whole.info.shape.rows().unwrap_or(0);
-        let (shape, columns) = (Shape::from([rows, columns.len()]), Arc::from(columns));
+        let (shape, columns) = (Shape::from([rows, columns.len()]), Arc::<[usize]>::from(columns));
         let kept = Planned {
             spec: WeightSpec { name: outlier_name(&name), shape: shape.clone(), role: Role::OutlierColumns },
             info: TensorInfo { dtype: DType::F16, shape },
