@@ -54,6 +54,7 @@ pub(crate) fn with_tensors(report: &QuantizeReport) -> Value {
     value["tensors"] = tensors.collect();
     value["rounded_without_method"] = json!(report.plain);
     value["scaled_groups"] = json!(report.folded);
+    value["weights_with_outliers"] = json!(report.split);
     value
 }
 

@@ -263,7 +263,9 @@ impl Prepared {
                 | Op::ConcatColumns
                 | Op::SliceRows { .. }
                 | Op::SliceColumns { .. }
-                | Op::GatherRows => Step::Plain,
+                | Op::GatherRows
+                | Op::SelectColumns { .. }
+                | Op::ZeroColumns { .. } => Step::Plain,
             };
             made.steps.push(step);
         }

@@ -517,6 +517,27 @@ impl Builder {
         Ok(self.push(Op::GatherRows, &[x, rows], vec![len, columns.into()]))
     }
 
+    /// Some columns of `x`, which are ascending.
+    ///
+    /// # Errors
+    /// [`GraphError::Shape`] where there are none, not so many in `x`, or one comes twice.
+    pub fn select_columns(&mut self, x: ValueId, columns: Vec<usize>) -> Built {
+        let (rows, width) = self.matrix("select_columns", x)?;
+        ascending("select_columns", &columns, width)?;
+        let dims = vec![rows, columns.len().into()];
+        Ok(self.push(Op::SelectColumns { columns }, &[x], dims))
+    }
+
+    /// `x` with zeros in some columns, which are ascending.
+    ///
+    /// # Errors
+    /// As [`Builder::select_columns`].
+    pub fn zero_columns(&mut self, x: ValueId, columns: Vec<usize>) -> Built {
+        let (rows, width) = self.matrix("zero_columns", x)?;
+        ascending("zero_columns", &columns, width)?;
+        Ok(self.push(Op::ZeroColumns { columns }, &[x], vec![rows, width.into()]))
+    }
+
     fn elementwise(&mut self, op: Op, a: ValueId, b: ValueId) -> Built {
         let (rows, columns) = self.matrix(op.name(), a)?;
         let (rows_b, columns_b) = self.matrix(op.name(), b)?;
@@ -578,6 +599,23 @@ impl Builder {
     }
 }
 
+/// Checks that `columns` are some of `width`, ascending and each once.
+pub(crate) fn ascending(what: &str, columns: &[usize], width: usize) -> Result<(), GraphError> {
+    if let Some(pair) = columns.windows(2).find(|pair| pair[0] >= pair[1]) {
+        return Err(GraphError::shape(format!(
+            "{what}: column {} follows {}; columns ascend, each comes once",
+            pair[1], pair[0]
+        )));
+    }
+    match columns.last() {
+        None => Err(GraphError::shape(format!("{what}: no columns"))),
+        Some(last) if *last >= width => {
+            Err(GraphError::shape(format!("{what}: column {last} of {width}, counted from 0")))
+        }
+        Some(_) => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -593,6 +631,10 @@ mod tests {
         let y = b.input_f32("y", [Sym::Tokens.into(), 7.into()]);
         assert_eq!(b.add(x, y).unwrap_err().to_string(), "add of [T, 8] and [T, 7]");
         assert!(b.slice_columns(x, 4, 5).is_err());
+        for wrong in [vec![], vec![8], vec![3, 3], vec![4, 1]] {
+            assert!(b.select_columns(x, wrong.clone()).is_err(), "{wrong:?}");
+            assert!(b.zero_columns(x, wrong.clone()).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

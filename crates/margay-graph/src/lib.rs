@@ -28,6 +28,7 @@ mod dim;
 mod error;
 pub mod memory;
 mod op;
+mod outlier;
 pub mod passes;
 mod program;
 
@@ -43,4 +44,5 @@ pub use op::{
     Activation, AdaptivePool, Attention, Axes, Conv2d, Experts, Linear, Mask, Norm, NormKind, Op, Pool2d,
     Rope, RopeStyle, Route,
 };
+pub use outlier::outlier_name;
 pub use program::{CacheSpec, Element, Node, Program, Role, Stage, Value, ValueId, WeightId, WeightSpec};

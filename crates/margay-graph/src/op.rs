@@ -383,6 +383,16 @@ pub enum Op {
     },
     /// Inputs x [R, C], rows `[N]` (int32, each in 0..R): those rows [N, C].
     GatherRows,
+    /// Input x [R, C]: those columns, in their order [R, N].
+    SelectColumns {
+        /// Ascending, each once.
+        columns: Vec<usize>,
+    },
+    /// Input x [R, C]: x with zeros in those columns.
+    ZeroColumns {
+        /// Ascending, each once.
+        columns: Vec<usize>,
+    },
 }
 
 impl Op {
@@ -415,6 +425,8 @@ impl Op {
             Op::SliceRows { .. } => "slice_rows",
             Op::SliceColumns { .. } => "slice_columns",
             Op::GatherRows => "gather_rows",
+            Op::SelectColumns { .. } => "select_columns",
+            Op::ZeroColumns { .. } => "zero_columns",
         }
     }
 

@@ -72,11 +72,13 @@ pub enum Role {
     Projector,
     Convolution,
     RopeFactors,
+    /// Columns of a matrix that stay in half precision beside it.
+    OutlierColumns,
 }
 
 impl Role {
     /// Every role.
-    pub const ALL: [Role; 18] = [
+    pub const ALL: [Role; 19] = [
         Role::TokenEmbedding,
         Role::Output,
         Role::AttentionQ,
@@ -95,6 +97,7 @@ impl Role {
         Role::Projector,
         Role::Convolution,
         Role::RopeFactors,
+        Role::OutlierColumns,
     ];
 
     /// Lower-case name, as recipes and reports write it: `attention_q`, `ffn_down`, ...
@@ -118,6 +121,7 @@ impl Role {
             Role::Projector => "projector",
             Role::Convolution => "convolution",
             Role::RopeFactors => "rope_factors",
+            Role::OutlierColumns => "outlier_columns",
         }
     }
 

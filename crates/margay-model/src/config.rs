@@ -1,6 +1,6 @@
 //! The numbers that describe a model, whatever file they came from.
 
-use crate::{Decoder, ModelError, Projector, TowerConfig, projector::Sizes};
+use crate::{Decoder, ModelError, Outliers, Projector, TowerConfig, projector::Sizes};
 use margay_graph::{Bindings, Sym};
 use margay_prompt::{
     image::{Fit, ImageError, ImageSpec, Stitch, Tiling},
@@ -24,6 +24,8 @@ pub struct ModelConfig {
     pub prompt: PromptStyle,
     /// The chat template that the configuration of a checkpoint means, where that is not the family's.
     pub chat_template: Option<String>,
+    /// Columns of its matrices that the file keeps in half precision beside them.
+    pub outliers: Outliers,
 }
 
 impl ModelConfig {

@@ -1,8 +1,8 @@
 //! A model's configuration as GGUF metadata, read and written.
 
 use crate::{
-    Decoder, Family, GgufPart, GgufParts, Mixture, ModelConfig, ModelError, RopeScaling, TextConfig,
-    TowerConfig, VisionConfig, VisionDefaults, decoder, projector, vision,
+    Decoder, Family, GgufPart, GgufParts, Mixture, ModelConfig, ModelError, Outliers, RopeScaling,
+    TextConfig, TowerConfig, VisionConfig, VisionDefaults, decoder, projector, vision,
 };
 use margay_file::gguf::{Metadata, Value};
 use margay_graph::NormKind;
@@ -59,7 +59,16 @@ pub(crate) fn read(family: &Family, arch: &str, parts: &GgufParts<'_>) -> Result
         ));
     }
     let name = parts.text.metadata.opt_str("general.name")?.unwrap_or(family.id).to_owned();
-    Ok(ModelConfig { family: family.id, name, text, vision, prompt: family.prompt, chat_template: None })
+    let files = std::iter::once(parts.text.metadata).chain(parts.vision.map(|part| part.metadata));
+    Ok(ModelConfig {
+        family: family.id,
+        name,
+        text,
+        vision,
+        prompt: family.prompt,
+        chat_template: None,
+        outliers: Outliers::read(files)?,
+    })
 }
 
 fn read_text(arch: &str, part: GgufPart<'_>) -> Result<TextConfig, ModelError> {

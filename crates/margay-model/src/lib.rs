@@ -12,6 +12,7 @@ mod error;
 mod families;
 pub mod gguf;
 mod hf;
+mod outlier;
 mod projector;
 #[cfg(test)]
 mod renames;
@@ -27,6 +28,7 @@ pub use families::{
     from_gguf, from_hf,
 };
 pub use hf::HfConfig;
+pub use outlier::Outliers;
 pub use projector::{PROJECTORS, Projector};
 pub use vision::{Features, Feed, TOWERS, Tower, TowerConfig};
 pub use weights::{Canonical, Rename, Transform, rope_factors};

@@ -54,7 +54,7 @@ pub enum PackError {
     },
     /// A method that there is not.
     #[error(
-        "the method {name:?} is not known; known are {known}, and a scaling with a rounding as in awq+gptq"
+        "the method {name:?} is not known; known are {known}, and a scaling or outlier with a rounding as in awq+gptq"
     )]
     Method {
         /// What was asked for.

@@ -23,6 +23,7 @@ mod html;
 #[cfg(feature = "calibrate")]
 mod importance;
 mod method;
+mod outlier;
 mod piece;
 mod plan;
 mod prepack;

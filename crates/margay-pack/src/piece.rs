@@ -31,6 +31,8 @@ pub(crate) struct Packing<'a> {
     /// What it becomes.
     pub(crate) info: &'a TensorInfo,
     pub(crate) fold: Option<&'a Fold>,
+    /// Columns that become zeros, because they are kept elsewhere.
+    pub(crate) without: &'a [usize],
     pub(crate) rounding: &'a dyn Rounding,
     pub(crate) input: Option<&'a InputStats>,
     pub(crate) threads: usize,
@@ -52,7 +54,7 @@ impl Packing<'_> {
             (false, false) => (SMALL_ELEMENTS, PIECES * self.threads),
         };
         let piece = Piece { rows: (elements / row).max(1), row, from, to };
-        let copied = from == to && self.fold.is_none();
+        let copied = from == to && self.fold.is_none() && self.without.is_empty();
         let (mut out, mut written, mut behind) = (vec![], 0u64, 0);
         let whole = piece.bytes(from).saturating_mul(pieces).max(1);
         for (batch, bytes) in tensor.bytes().chunks(whole).enumerate() {
@@ -165,6 +167,13 @@ impl Packing<'_> {
             let first = if self.info.shape.rank() == 1 { first_row * piece.row } else { first_row };
             fold.apply(values, width, first);
         }
+        if !self.without.is_empty() {
+            // What is kept elsewhere must be a number as well.
+            Matrix::new(values, values.len() / piece.row, piece.row)?.finite()?;
+            for row in values.chunks_exact_mut(piece.row) {
+                self.without.iter().for_each(|&column| row[column] = 0.0);
+            }
+        }
         let matrix = Matrix::new(values, values.len() / piece.row, piece.row)?;
         self.rounding.pack(matrix, self.input, piece.to, out).map_err(|e| match e {
             QuantError::NotFinite { value, row, column } => {
@@ -235,8 +244,16 @@ mod tests {
 
     fn packed(tensor: &Tensor, dtype: DType, threads: usize) -> Result<Tensor, PackError> {
         let info = TensorInfo { dtype, shape: tensor.shape().clone() };
-        let packing =
-            Packing { name: "w", tensor, info: &info, fold: None, rounding: &Rtn, input: None, threads };
+        let packing = Packing {
+            name: "w",
+            tensor,
+            info: &info,
+            fold: None,
+            without: &[],
+            rounding: &Rtn,
+            input: None,
+            threads,
+        };
         packing.tensor(&mut |_| ControlFlow::Continue(()))
     }
 

@@ -7,7 +7,10 @@ use margay_graph::{Op, Program, Role, WeightSpec};
 use margay_model::RopeScaling;
 use margay_quant::storable;
 use margay_tensor::DType;
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// A weight that will be written.
 #[derive(Clone, Debug)]
@@ -17,11 +20,40 @@ pub(crate) struct Planned {
     pub(crate) place: Place,
     /// All blocks of a row share one scale.
     pub(crate) per_channel: bool,
+    /// Which of its columns lie elsewhere.
+    pub(crate) columns: Columns,
+}
+
+/// Which columns of a weight of the source a weight that is written holds.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Columns {
+    /// All.
+    All,
+    /// All but these, in whose place zeros stand.
+    Without(Arc<[usize]>),
+    /// These of the weight of that name.
+    Only(String, Arc<[usize]>),
 }
 
 impl Planned {
     pub(crate) fn name(&self) -> &str {
         &self.spec.name
+    }
+
+    /// Name of the weight it is made of.
+    pub(crate) fn made_of(&self) -> &str {
+        match &self.columns {
+            Columns::Only(name, _) => name,
+            Columns::All | Columns::Without(_) => self.name(),
+        }
+    }
+
+    /// Columns that are zeros here and kept elsewhere.
+    pub(crate) fn without(&self) -> &[usize] {
+        match &self.columns {
+            Columns::Without(columns) => columns,
+            Columns::All | Columns::Only(..) => &[],
+        }
     }
 
     /// Bytes it takes.
@@ -56,7 +88,13 @@ pub(crate) fn plan(
                 fallbacks.push((spec.name.clone(), taken, reason.to_string()));
             }
             let per_channel = recipe.per_channel(&place) && taken == DType::Q8_0;
-            planned.push(Planned { info: TensorInfo { dtype: taken, shape }, spec, place, per_channel });
+            planned.push(Planned {
+                info: TensorInfo { dtype: taken, shape },
+                spec,
+                place,
+                per_channel,
+                columns: Columns::All,
+            });
         }
     }
     Ok(planned)

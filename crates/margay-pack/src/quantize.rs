@@ -4,8 +4,9 @@ use crate::{
     Calibration, Fold, Folds, Method, PackError, Recipe,
     calibration::Fnv,
     fold::groups,
+    outlier,
     piece::Packing,
-    plan::{Fallback, Planned, plan},
+    plan::{Columns, Fallback, Planned, plan},
     report::{TensorReport, measured},
     vocabulary,
 };
@@ -79,6 +80,8 @@ pub struct QuantizeReport {
     pub notes: Vec<String>,
     /// Groups of weights between which magnitude was moved.
     pub folded: usize,
+    /// Weights some of whose columns are kept beside them.
+    pub split: usize,
     /// Tensors that a run which was killed had written already.
     pub resumed: usize,
 }
@@ -104,14 +107,26 @@ pub fn quantize(
     let vision: Vec<&Program> = programs.encode.iter().chain(&programs.project).collect();
     let vision = plan(source, &vision, options.recipe, &mut report.fallbacks)?;
     let text = plan(source, &[&programs.text], options.recipe, &mut report.fallbacks)?;
+    let split = |planned| match options.calibration.filter(|_| options.method.outliers) {
+        Some(calibration) => outlier::split(source, &programs, planned, calibration),
+        None => Ok(planned),
+    };
+    let (vision, text) = (split(vision)?, split(text)?);
 
     let mut text_meta = margay_model::gguf::text_metadata(&source.config);
     text_meta.insert("general.file_type", file_type(options.recipe, Stage::Text, &text));
     report.notes.extend(vocabulary::write(source, &mut text_meta)?);
-    let vision_meta = margay_model::gguf::vision_metadata(&source.config).map(|mut meta| {
+    let text_kept = outlier::put(source, &mut text_meta, &text);
+    let mut vision_meta = margay_model::gguf::vision_metadata(&source.config).map(|mut meta| {
         meta.insert("general.file_type", file_type(options.recipe, Stage::Encode, &vision));
         meta
     });
+    let mut vision_kept = outlier::Kept::default();
+    if let Some(meta) = &mut vision_meta {
+        vision_kept = outlier::put(source, meta, &vision);
+    }
+    report.split = text_kept.weights + vision_kept.weights;
+    report.notes.extend(outlier::note(text_kept + vision_kept));
     // The order of the flow: what a walk meets first is written first.
     let mut jobs: Vec<(PathBuf, Metadata, Vec<Planned>)> = vec![];
     match vision_meta {
@@ -205,7 +220,8 @@ fn check_needs(options: &QuantizeOptions<'_>) -> Result<(), PackError> {
     if needs.hessian && options.prompts.is_empty() {
         return lacks("questions to walk over: give a folder of pictures, or a file of texts");
     }
-    if needs.activations && !needs.hessian && options.calibration.is_none() {
+    let stored = needs.activations && (!needs.hessian || options.method.outliers);
+    if stored && options.calibration.is_none() {
         return lacks("a calibration: run `margay calibrate`, or give an importance matrix of another tool");
     }
     let knows = options.calibration.is_some_and(Calibration::has_gradients);
@@ -329,12 +345,17 @@ impl Pass<'_, '_> {
             };
             let input = input.or(stored.as_ref());
             let rounding = self.rounding(planned, input);
-            let tensor = self.source.weights.tensor(name)?;
+            let tensor = self.source.weights.tensor(planned.made_of())?;
+            let tensor = match &planned.columns {
+                Columns::Only(_, columns) => outlier::kept(planned.made_of(), &tensor, columns)?,
+                Columns::All | Columns::Without(_) => tensor,
+            };
             let packing = Packing {
                 name,
                 tensor: &tensor,
                 info: &planned.info,
                 fold: self.folds.get(name),
+                without: planned.without(),
                 rounding,
                 input,
                 threads: self.threads,
@@ -373,13 +394,19 @@ impl Pass<'_, '_> {
         Ok(())
     }
 
-    /// The weight just written, as it was written.
+    /// The weight just written, as it was written; with its kept columns, which are written next.
     pub(crate) fn read_back(&mut self) -> Result<Tensor, PackError> {
         let (job, planned) = self.order[self.next - 1];
         let bytes = self.writers[job].read_back(planned.name())?;
         let storage = margay_tensor::Storage::from_bytes(&bytes);
-        Tensor::new(planned.info.dtype, planned.info.shape.clone(), storage)
-            .map_err(|e| quant(planned.name(), e.into()))
+        let tensor = Tensor::new(planned.info.dtype, planned.info.shape.clone(), storage)
+            .map_err(|e| quant(planned.name(), e.into()))?;
+        match planned.without() {
+            [] => Ok(tensor),
+            columns => {
+                outlier::whole(planned.name(), &tensor, &self.source.weights.tensor(planned.name())?, columns)
+            }
+        }
     }
 
     /// What the calibration knows of the weight's input, as it will be.
@@ -403,6 +430,7 @@ impl Pass<'_, '_> {
         if let Some(scales) = self.folds.input_scales(planned.name()) {
             divide(&mut stats, scales);
         }
+        stats.clear(planned.without());
         Ok(Some(stats))
     }
 

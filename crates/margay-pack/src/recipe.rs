@@ -275,9 +275,9 @@ impl Rule {
     }
 }
 
-/// Small weights that every runtime reads as float32.
+/// Small weights that every runtime reads as float32, and columns that were kept because of what rounding does to them.
 fn stays_float(role: Role) -> bool {
-    weight_format(role, DType::F16, 2) == DType::F32
+    weight_format(role, DType::F16, 2) == DType::F32 || role == Role::OutlierColumns
 }
 
 fn stage(word: &str) -> Result<Stage, String> {

@@ -1,7 +1,7 @@
 //! What a quantization did to each weight.
 
 use crate::{PackError, piece::Packing, plan::Planned, quantize::quant};
-use margay_quant::{InputStats, Matrix, QuantError, decode_tensor, output_error};
+use margay_quant::{InputStats, Matrix, QuantError, decode_tensor, outlier::join, output_error};
 use margay_tensor::Tensor;
 
 /// Rows of the sample on which outputs are compared: enough for one digit, few enough for a large model.
@@ -63,7 +63,8 @@ pub(crate) fn measured(
     if let Some(fold) = packing.fold {
         fold.apply(&mut wanted, row, 0);
     }
-    let got = decode_tensor(packed).map_err(fail)?;
+    let mut got = decode_tensor(packed).map_err(fail)?;
+    join(&mut got, &wanted, row, packing.without);
     let square = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>();
     let size = square(&mut wanted.iter().map(|w| f64::from(*w)));
     let off = square(&mut wanted.iter().zip(&got).map(|(w, g)| f64::from(w - g)));

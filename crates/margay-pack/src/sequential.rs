@@ -53,8 +53,8 @@ struct Sequential<'w, 'a, 'p> {
     needs: Needs,
     /// Weights of this node, and those that a later node reads too, as they were written.
     kept: BTreeMap<String, Tensor>,
-    /// What was gathered last, and of which value.
-    input: Option<(ValueId, InputStats)>,
+    /// What was gathered last, of which value, and without which of its columns.
+    input: Option<(ValueId, Vec<usize>, InputStats)>,
 }
 
 impl WeightSource for Sequential<'_, '_, '_> {
@@ -92,9 +92,9 @@ impl Walker for Sequential<'_, '_, '_> {
             let planned = order[self.pass.next].1;
             let rounded = planned.info.dtype.is_block() && !planned.per_channel;
             if multiplied.contains(&weight) && rounded && !self.pass.is_written() {
-                self.gather(visit, &name)?;
+                self.gather(visit, &name, planned.without())?;
                 let input = self.input.take();
-                self.pass.write_next(input.as_ref().map(|(_, stats)| stats))?;
+                self.pass.write_next(input.as_ref().map(|(.., stats)| stats))?;
                 self.input = input;
             } else {
                 self.pass.write_next(None)?;
@@ -108,10 +108,11 @@ impl Walker for Sequential<'_, '_, '_> {
 
 impl Sequential<'_, '_, '_> {
     /// Queries, keys and values read one input, which is looked at once unless each weighs its tokens otherwise.
-    fn gather(&mut self, visit: &Visit<'_>, name: &str) -> Result<(), PackError> {
+    fn gather(&mut self, visit: &Visit<'_>, name: &str, without: &[usize]) -> Result<(), PackError> {
         let value = visit.node().inputs[0];
         let known = self.importance.of(name);
-        let same = self.input.as_ref().is_some_and(|(of, _)| *of == value) && known.is_none();
+        let seen = self.input.as_ref().is_some_and(|(of, cleared, _)| *of == value && cleared == without);
+        let same = seen && known.is_none();
         if !same {
             self.input = None;
             let weighs = self.needs.gradients;
@@ -123,7 +124,8 @@ impl Sequential<'_, '_, '_> {
             let rows = if self.needs.sample { SAMPLE_ROWS } else { 0 };
             let mut stats = self.base.gather(visit, self.needs, rows, &weigh)?;
             stats.visual_weight = known.map_or(1.0, |known| known.visual_weight);
-            self.input = Some((value, stats));
+            stats.clear(without);
+            self.input = Some((value, without.to_vec(), stats));
         }
         Ok(())
     }

@@ -117,6 +117,21 @@ impl Hessian {
         Ok(())
     }
 
+    /// Makes the rows and columns of these inputs zero.
+    ///
+    /// # Panics
+    /// Beyond the last input.
+    pub(crate) fn clear(&mut self, inputs: &[usize]) {
+        for &input in inputs {
+            assert!(input < self.columns, "input {input} of {}", self.columns);
+            for other in 0..self.columns {
+                let (i, j) = (input.min(other), input.max(other));
+                let at = self.start(i) + j - i;
+                self.upper[at] = 0.0;
+            }
+        }
+    }
+
     /// Takes in what `other` summed.
     ///
     /// # Errors

@@ -1,8 +1,8 @@
 //! Input columns far larger than the rest, which stay in half precision while the others are quantized.
 //!
-//! A GGUF tensor has one type, so an ordinary model file cannot hold such a weight as one tensor: its sum
-//! `y = W x = W_rest x + W_kept x_kept` needs two products. What can be had in one tensor is [`is_worth_it`]'s answer: where
-//! few columns carry most of the error, the tensor as a whole is better stored in a wider type.
+//! A GGUF tensor has one type, so that a file holds such a weight as two: `y = W x = W_rest x_rest + W_kept x_kept`. What can
+//! be had in one tensor is [`is_worth_it`]'s answer: where few columns carry most of the error, the tensor as a whole is
+//! better stored in a wider type.
 //! Source: LLM.int8() (arXiv 2208.07339), which takes |x| > 6; three standard deviations are the task's own rule.
 
 use margay_tensor::DType;
@@ -11,6 +11,19 @@ use crate::{InputStats, Matrix, QuantError, decode_into, methods, stats::same};
 
 /// Standard deviations above the mean of all columns' root mean squares from which a column is an outlier.
 pub const SIGMAS: f32 = 3.0;
+
+/// Of so many columns one may be kept: at sixteen bits beside four, each thirty-second part costs a tenth more.
+pub const MOST: usize = 16;
+
+/// The columns that [`columns`] finds, and of those, where they are too many, the largest: one in `most` of all columns.
+pub fn largest(input: &InputStats, sigmas: f32, most: usize) -> Vec<usize> {
+    let mut found = columns(input, sigmas);
+    let importance = input.importance();
+    found.sort_by(|a, b| importance[*b].total_cmp(&importance[*a]).then(a.cmp(b)));
+    found.truncate(importance.len() / most.max(1));
+    found.sort_unstable();
+    found
+}
 
 /// The columns whose inputs' root mean square is more than `sigmas` standard deviations above the mean over the columns.
 pub fn columns(input: &InputStats, sigmas: f32) -> Vec<usize> {
@@ -49,6 +62,18 @@ pub fn split(weight: Matrix<'_>, columns: Vec<usize>) -> Result<Split, QuantErro
     Ok(Split { columns, kept, rest })
 }
 
+/// Puts `columns` of `original`, in half precision, over those of `values`: whole rows of `cols` numbers in both.
+///
+/// # Panics
+/// For a column beyond the last.
+pub fn join(values: &mut [f32], original: &[f32], cols: usize, columns: &[usize]) {
+    for (to, from) in values.chunks_exact_mut(cols.max(1)).zip(original.chunks_exact(cols.max(1))) {
+        for &column in columns {
+            to[column] = half::f16::from_f32(from[column]).to_f32();
+        }
+    }
+}
+
 /// The numbers that a weight comes back as where `columns` are kept in half precision and the rest is rounded by the
 /// method named `rounding` to `dtype`: what a runtime with two products would compute with.
 ///
@@ -65,19 +90,14 @@ pub fn round_trip(
     let rounding = methods::rounding(rounding);
     let rounding = rounding.ok_or(QuantError::Missing { what: "a known rounding", why: "outlier" })?;
     weight.finite()?;
-    let Split { columns, kept, rest } = split(weight, columns)?;
+    let Split { columns, rest, .. } = split(weight, columns)?;
     let bytes = dtype.row_bytes(weight.cols).and_then(|bytes| bytes.checked_mul(weight.rows));
     let mut packed =
         vec![0; bytes.ok_or(QuantError::Length { dtype, values: weight.values.len(), bytes: 0 })?];
     rounding.pack(Matrix { values: &rest, ..weight }, input, dtype, &mut packed)?;
     let mut back = vec![0.0; weight.values.len()];
     decode_into(dtype, &packed, &mut back)?;
-    let count = columns.len();
-    for (r, row) in back.chunks_mut(weight.cols.max(1)).enumerate() {
-        for (&j, w) in columns.iter().zip(&kept[r * count..]) {
-            row[j] = half::f16::from_f32(*w).to_f32();
-        }
-    }
+    join(&mut back, weight.values, weight.cols, &columns);
     Ok(back)
 }
 
@@ -127,6 +147,31 @@ mod tests {
         assert_eq!(split.kept, [5.0, 69.0]);
         assert_eq!((split.rest[5], split.rest[69], split.rest[6]), (0.0, 0.0, 6.0));
         assert!(super::split(weight, vec![64]).is_err());
+    }
+
+    #[test]
+    fn of_too_many_outliers_the_largest_are_kept() {
+        let mut stats = InputStats::new(64);
+        let row: Vec<f32> = (0..64).map(|i| if i % 16 == 3 { 40.0 + i as f32 } else { 1.0 }).collect();
+        stats.add(&row, &[false]).unwrap();
+        assert_eq!(columns(&stats, 2.0), [3, 19, 35, 51]);
+        assert_eq!(largest(&stats, 2.0, 16), [3, 19, 35, 51]);
+        assert_eq!(largest(&stats, 2.0, 32), [35, 51]);
+        assert!(largest(&stats, 2.0, 65).is_empty());
+    }
+
+    #[test]
+    fn an_input_without_columns_is_one_that_was_zero_there() {
+        let mut kept = InputStats::with_hessian(3);
+        let mut zeroed = kept.clone();
+        for (stats, middle) in [(&mut kept, 7.0), (&mut zeroed, 0.0)] {
+            let rows = [1.0, middle, 2.0, -3.0, 2.0 * middle, 5.0];
+            stats.add(&rows, &[false, true]).unwrap();
+            stats.keep(&rows, &[false, true], None).unwrap();
+        }
+        assert_ne!(kept, zeroed);
+        kept.clear(&[1]);
+        assert_eq!(kept, zeroed);
     }
 
     #[test]

@@ -188,6 +188,26 @@ impl InputStats {
         Ok(())
     }
 
+    /// Forgets what was seen of some columns, as if each token had been zero there.
+    ///
+    /// # Panics
+    /// For a column beyond the last.
+    pub fn clear(&mut self, columns: &[usize]) {
+        for stats in [&mut self.text, &mut self.visual] {
+            for &column in columns {
+                stats.mean_abs[column] = 0.0;
+                stats.mean_square[column] = 0.0;
+                stats.max_abs[column] = 0.0;
+            }
+        }
+        for row in self.sample.rows.chunks_exact_mut(self.columns.max(1)) {
+            columns.iter().for_each(|&column| row[column] = 0.0);
+        }
+        if let Some(hessian) = &mut self.hessian {
+            hessian.clear(columns);
+        }
+    }
+
     /// Tokens of both kinds.
     pub fn tokens(&self) -> u64 {
         self.text.tokens.saturating_add(self.visual.tokens)

@@ -20,7 +20,7 @@ pub fn weight_format(role: Role, dtype: DType, rank: usize) -> DType {
         | Role::RopeFactors
         | Role::PositionEmbedding
         | Role::ClassEmbedding => DType::F32,
-        Role::PatchEmbedding | Role::Convolution => float,
+        Role::PatchEmbedding | Role::Convolution | Role::OutlierColumns => float,
         // The head decides every token; public quantizers keep it at six bits under four-bit types.
         Role::Output if dtype.is_block() && dtype != DType::Q8_0 => DType::Q6_K,
         // A stack of matrices is as many matrices.

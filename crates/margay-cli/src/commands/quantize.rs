@@ -37,9 +37,10 @@ RECIPES:
     for (id, about) in Method::all() {
         text += &format!("  {id:<13} {about}\n");
     }
-    text += "  A+B           the scaling A, then the rounding B\n\n";
+    text += "  A+B           the scaling A (or outlier), then the rounding B\n\n";
     text += "Ctrl-C stops it; no file is left behind. Where it was killed instead, the same command goes on behind\n\
-             the last whole tensor. What comes out is a standard GGUF file, whatever the method.";
+             the last whole tensor. What comes out is a standard GGUF file, whatever the method; with outlier alone it is\n\
+             Margay's own, which other runtimes do not read.";
     text
 }
 
@@ -93,6 +94,10 @@ impl Quantize {
         let usage = |e: margay_pack::PackError| crate::Usage(e.to_string());
         let wanted = self.wanted()?;
         let method: Method = self.method.parse().map_err(usage)?;
+        if method.outliers && !matches!(wanted, Wanted::Recipe(_)) {
+            let what = "the method outlier stores more than the formats that --fit and --max-kl choose; give --recipe";
+            return Err(crate::Usage(what.to_owned()).into());
+        }
         let source = model::source(self.source.as_deref(), self.mmproj.as_deref())?;
         // Waited for rather than left: the unfinished files have to go.
         let cancel = Cancel::new();
@@ -157,7 +162,10 @@ impl Quantize {
         let chooses = !matches!(wanted, Wanted::Recipe(_));
         let on_the_way = self.calibration.is_none()
             && !questions.is_empty()
-            && (chooses || method.scaling.is_some() || (needs.activations || needs.sample) && !needs.hessian);
+            && (chooses
+                || method.scaling.is_some()
+                || method.outliers
+                || (needs.activations || needs.sample) && !needs.hessian);
         let calibration = match &self.calibration {
             Some(path) => Some(Calibration::open(path, source)?),
             None if on_the_way => {

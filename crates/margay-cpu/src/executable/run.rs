@@ -284,6 +284,12 @@ impl<'a> Run<'a> {
                 }
                 rows::copy_rows(engine, x, 0, out, |row| wanted[row] as usize)
             }
+            (Op::SelectColumns { columns }, _) => {
+                rows::select_columns(engine, self.view(input(0))?, columns, out)
+            }
+            (Op::ZeroColumns { columns }, _) => {
+                rows::zero_columns(engine, self.view(input(0))?, columns, out)
+            }
             (op, _) => {
                 let what = format!("{}: it was not prepared", op.name());
                 return Err(BackendError::Unsupported { backend: ID, what });

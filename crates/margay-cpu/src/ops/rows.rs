@@ -236,6 +236,35 @@ pub(crate) fn copy_rows(
     })
 }
 
+/// Those columns of each row.
+pub(crate) fn select_columns(
+    engine: &Engine,
+    x: View<'_>,
+    columns: &[usize],
+    out: Out<'_>,
+) -> Result<(), TaskPanic> {
+    for_rows(engine, out.rows, out.columns, |_, row| {
+        // SAFETY: each row is one task's own; `out` does not lie on `x`.
+        let (from, to) = unsafe { (x.row(row), out.row(row)) };
+        to.iter_mut().zip(columns).for_each(|(to, column)| *to = from[*column]);
+    })
+}
+
+/// Each row, with zeros in those columns.
+pub(crate) fn zero_columns(
+    engine: &Engine,
+    x: View<'_>,
+    columns: &[usize],
+    out: Out<'_>,
+) -> Result<(), TaskPanic> {
+    for_rows(engine, out.rows, out.columns, |_, row| {
+        // SAFETY: each row is one task's own; `out` does not lie on `x`.
+        let (from, to) = unsafe { (x.row(row), out.row(row)) };
+        to.copy_from_slice(from);
+        columns.iter().for_each(|column| to[*column] = 0.0);
+    })
+}
+
 /// a's rows, then b's.
 pub(crate) fn concat_rows(engine: &Engine, a: View<'_>, b: View<'_>, out: Out<'_>) -> Result<(), TaskPanic> {
     for_rows(engine, out.rows, out.columns, |_, row| {

@@ -4,7 +4,8 @@
 
 use super::{Family, HfParts, LLAVA_VISION, Published, bad_processor, llava, processor_image, rename_vlm};
 use crate::{
-    Features, HfConfig, ModelConfig, ModelError, PromptStyle, VisionConfig, decoder, projector, vision,
+    Features, HfConfig, ModelConfig, ModelError, Outliers, PromptStyle, VisionConfig, decoder, projector,
+    vision,
 };
 use serde_json::{Value, json};
 
@@ -75,6 +76,7 @@ fn read_hf(config: &HfConfig<'_>, parts: &HfParts<'_>) -> Result<ModelConfig, Mo
         vision: Some(vision),
         prompt: FASTVLM.prompt,
         chat_template: None,
+        outliers: Outliers::default(),
     })
 }
 

@@ -4,7 +4,7 @@
 
 use super::{Family, LLAVA_VISION, Published, processor_image, rename_vlm};
 use crate::{
-    Features, HfConfig, ModelConfig, ModelError, PromptStyle, VisionConfig, decoder,
+    Features, HfConfig, ModelConfig, ModelError, Outliers, PromptStyle, VisionConfig, decoder,
     hf::{clip_l14_336, siglip_so400m_14_384},
     projector, vision,
 };
@@ -75,6 +75,7 @@ fn read_hf(config: &HfConfig<'_>, parts: &super::HfParts<'_>) -> Result<ModelCon
         vision: Some(vision),
         prompt: LLAVA.prompt,
         chat_template: None,
+        outliers: Outliers::default(),
     })
 }
 
@@ -133,6 +134,7 @@ pub(super) fn original(
         vision: Some(vision),
         prompt: VICUNA,
         chat_template: None,
+        outliers: Outliers::default(),
     })
 }
 

@@ -4,8 +4,8 @@
 
 use super::{Family, HfParts, Published, VisionDefaults, bad_processor, processor_image};
 use crate::{
-    Features, HfConfig, ModelConfig, ModelError, PromptStyle, Rename, TowerConfig, Transform, VisionConfig,
-    decoder, projector, vision,
+    Features, HfConfig, ModelConfig, ModelError, Outliers, PromptStyle, Rename, TowerConfig, Transform,
+    VisionConfig, decoder, projector, vision,
 };
 use margay_prompt::{
     image::{Around, ImageSpec, Marks, Tiling},
@@ -69,6 +69,7 @@ fn read_hf(config: &HfConfig<'_>, parts: &HfParts<'_>) -> Result<ModelConfig, Mo
         vision: Some(vision),
         prompt: MINICPMV.prompt,
         chat_template: None,
+        outliers: Outliers::default(),
     })
 }
 

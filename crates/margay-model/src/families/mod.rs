@@ -20,7 +20,8 @@ mod smolvlm;
 mod tinyllava;
 
 use crate::{
-    Features, HfConfig, ModelConfig, ModelError, PromptStyle, Rename, TowerConfig, decoder, projector, vision,
+    Features, HfConfig, ModelConfig, ModelError, Outliers, PromptStyle, Rename, TowerConfig, decoder,
+    projector, vision,
 };
 use margay_file::{TensorSource, gguf::Metadata};
 use margay_graph::Program;
@@ -169,12 +170,14 @@ impl ModelConfig {
     /// [`ModelError::Graph`] where its sizes do not fit together.
     pub fn programs(&self) -> Result<ModelPrograms, ModelError> {
         let text = decoder::text(&self.text, self.vision.is_some())?;
-        let Some(vision) = &self.vision else {
-            return Ok(ModelPrograms { encode: None, project: None, text });
+        let plain = match &self.vision {
+            None => ModelPrograms { encode: None, project: None, text },
+            Some(vision) => {
+                let project = (vision.projector.build)(&vision.project_sizes(self.text.width))?;
+                ModelPrograms { encode: Some(vision.tower.encode()?), project: Some(project), text }
+            }
         };
-        let project = (vision.projector.build)(&vision.project_sizes(self.text.width))?;
-        let encode = vision.tower.encode()?;
-        Ok(ModelPrograms { encode: Some(encode), project: Some(project), text })
+        self.outliers.apply(plain)
     }
 }
 
@@ -235,6 +238,7 @@ fn text_only(family: &'static Family, config: &HfConfig<'_>) -> Result<ModelConf
         vision: None,
         prompt: family.prompt,
         chat_template: None,
+        outliers: Outliers::default(),
     })
 }
 

@@ -4,8 +4,8 @@
 
 use super::{Family, HfParts, Published, VisionDefaults};
 use crate::{
-    Features, HfConfig, ModelConfig, ModelError, PromptStyle, Rename, TowerConfig, Transform, VisionConfig,
-    decoder, projector, vision,
+    Features, HfConfig, ModelConfig, ModelError, Outliers, PromptStyle, Rename, TowerConfig, Transform,
+    VisionConfig, decoder, projector, vision,
 };
 use margay_prompt::{
     image::{Filter, ImageSpec, Tiling},
@@ -102,6 +102,7 @@ fn read_hf(config: &HfConfig<'_>, parts: &HfParts<'_>) -> Result<ModelConfig, Mo
         vision: Some(vision),
         prompt: MOONDREAM.prompt,
         chat_template: own_template(&own)?,
+        outliers: Outliers::default(),
     })
 }
 

@@ -5,7 +5,8 @@
 
 use super::{Family, HfParts, Published, VisionDefaults, bad_processor, processor_image, rename_vlm};
 use crate::{
-    Features, HfConfig, ModelConfig, ModelError, PromptStyle, VisionConfig, decoder, projector, vision,
+    Features, HfConfig, ModelConfig, ModelError, Outliers, PromptStyle, VisionConfig, decoder, projector,
+    vision,
 };
 use margay_prompt::{
     image::{Fit, ImageSpec},
@@ -69,6 +70,7 @@ fn read_hf(config: &HfConfig<'_>, parts: &HfParts<'_>) -> Result<ModelConfig, Mo
         vision: Some(vision),
         prompt: QWEN2VL.prompt,
         chat_template: None,
+        outliers: Outliers::default(),
     })
 }
 

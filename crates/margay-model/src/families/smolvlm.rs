@@ -4,8 +4,8 @@
 
 use super::{Family, HfParts, Published, VisionDefaults, bad_processor, processor_image, rename_vlm};
 use crate::{
-    Features, HfConfig, ModelConfig, ModelError, PromptStyle, TowerConfig, VisionConfig, decoder, projector,
-    vision,
+    Features, HfConfig, ModelConfig, ModelError, Outliers, PromptStyle, TowerConfig, VisionConfig, decoder,
+    projector, vision,
 };
 use margay_prompt::image::{Alpha, Around, Filter, ImageSpec, Marks, Tiling};
 
@@ -54,6 +54,7 @@ fn read_hf(config: &HfConfig<'_>, parts: &HfParts<'_>) -> Result<ModelConfig, Mo
         vision: Some(vision),
         prompt: SMOLVLM.prompt,
         chat_template: None,
+        outliers: Outliers::default(),
     })
 }
 

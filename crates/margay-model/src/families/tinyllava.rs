@@ -2,7 +2,9 @@
 //! Source: TinyLLaVA/TinyLLaVA_Factory.
 
 use super::{Family, HfParts, LLAVA_VISION, Published, llava, processor_image, rename_vlm};
-use crate::{Features, HfConfig, ModelConfig, ModelError, Rename, VisionConfig, decoder, projector, vision};
+use crate::{
+    Features, HfConfig, ModelConfig, ModelError, Outliers, Rename, VisionConfig, decoder, projector, vision,
+};
 
 pub(super) const TINYLLAVA: Family = Family {
     id: "tinyllava",
@@ -89,6 +91,7 @@ fn read_hf(config: &HfConfig<'_>, parts: &HfParts<'_>) -> Result<ModelConfig, Mo
         vision: Some(vision),
         prompt: TINYLLAVA.prompt,
         chat_template: None,
+        outliers: Outliers::default(),
     })
 }
 

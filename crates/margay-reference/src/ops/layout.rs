@@ -77,3 +77,26 @@ pub(super) fn gather_rows(context: &Context<'_>) -> OpResult {
     let checked: Vec<u32> = checked.collect::<Result<_, BackendError>>()?;
     Ok(x.index_select(&Tensor::from_vec(checked, rows.len(), &Device::Cpu)?, 0)?)
 }
+
+/// Those columns.
+pub(super) fn select_columns(x: &Tensor, columns: &[usize]) -> OpResult {
+    let width = x.dim(1)?;
+    if let Some(column) = columns.iter().find(|column| **column >= width) {
+        return Err(call(format!("column {column} is outside the {width} columns")).into());
+    }
+    let columns: Vec<u32> = columns.iter().map(|column| *column as u32).collect();
+    let count = columns.len();
+    Ok(x.index_select(&Tensor::from_vec(columns, count, &Device::Cpu)?, 1)?)
+}
+
+/// x, with zeros in those columns.
+pub(super) fn zero_columns(x: &Tensor, columns: &[usize]) -> OpResult {
+    let width = x.dim(1)?;
+    let mut kept = vec![1f32; width];
+    for column in columns {
+        *kept
+            .get_mut(*column)
+            .ok_or_else(|| call(format!("column {column} is outside the {width} columns")))? = 0.0;
+    }
+    Ok(x.broadcast_mul(&Tensor::from_vec(kept, (1, width), &Device::Cpu)?)?)
+}

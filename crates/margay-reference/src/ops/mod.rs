@@ -73,5 +73,7 @@ fn dispatch(context: &mut Context<'_>) -> OpResult {
         Op::SliceRows { start, .. } => layout::slice(context.tensor(0)?, 0, *start, context.dims[0]),
         Op::SliceColumns { start, len } => layout::slice(context.tensor(0)?, 1, *start, *len),
         Op::GatherRows => layout::gather_rows(context),
+        Op::SelectColumns { columns } => layout::select_columns(context.tensor(0)?, columns),
+        Op::ZeroColumns { columns } => layout::zero_columns(context.tensor(0)?, columns),
     }
 }

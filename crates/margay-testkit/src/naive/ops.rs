@@ -95,6 +95,14 @@ pub(super) fn run(op: &Op, frame: &Frame<'_>, cache: &mut NaiveState) -> Result<
             let (x, rows) = (frame.numbers(0)?, frame.integers(1)?);
             frame.fill(|r, c| x[rows[r] as usize * frame.size[1] + c])
         }
+        Op::SelectColumns { columns } => {
+            let (x, width) = (frame.numbers(0)?, frame.input_sizes[0][1]);
+            frame.fill(|r, c| x[r * width + columns[c]])
+        }
+        Op::ZeroColumns { columns } => {
+            let (x, width) = (frame.numbers(0)?, frame.size[1]);
+            frame.fill(|r, c| if columns.contains(&c) { 0.0 } else { x[r * width + c] })
+        }
     })
 }
 

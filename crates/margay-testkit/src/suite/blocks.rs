@@ -11,7 +11,10 @@ use margay_tensor::DType;
 pub(super) fn cases(cases: &mut Vec<Case>) {
     for dtype in [DType::F32, DType::F16, DType::Q8_0, DType::Q4_0, DType::Q4_K] {
         for fused in [false, true] {
-            cases.push(decoder(dtype, fused));
+            cases.push(decoder(dtype, fused, "", &[]));
+            for (name, outliers) in OUTLIERS {
+                cases.push(decoder(dtype, fused, name, outliers));
+            }
             cases.push(encoder(dtype, fused));
         }
     }
@@ -19,6 +22,23 @@ pub(super) fn cases(cases: &mut Vec<Case>) {
         cases.push(ldp(fused));
     }
 }
+
+/// Columns of a decoder's layer that are kept apart: of all that are fused with others, and of one in each fusion.
+const OUTLIERS: [(&str, &[(&str, &[usize])]); 2] = [
+    (
+        " with outliers",
+        &[
+            ("q", &[0, 200, 255]),
+            ("k", &[0, 200, 255]),
+            ("v", &[0, 200, 255]),
+            ("out", &[17]),
+            ("gate", &[31, 32]),
+            ("up", &[31, 32]),
+            ("down", &[500]),
+        ],
+    ),
+    (" with some outliers", &[("k", &[77]), ("up", &[3, 4, 5]), ("head", &[255])]),
+];
 
 fn draft(dtype: DType, name: &str, fused: bool, float: Class) -> Draft {
     let class = if dtype.is_block() { Class::Int8Chain } else { float };
@@ -28,7 +48,12 @@ fn draft(dtype: DType, name: &str, fused: bool, float: Class) -> Draft {
 
 /// A layer of a LLaMA decoder with its embedding and head: E 256, 4 of 2 heads of 64, F 512; prompt with visual rows,
 /// then token by token.
-fn decoder(dtype: DType, fused: bool) -> Case {
+fn decoder(
+    dtype: DType,
+    fused: bool,
+    kind: &str,
+    outliers: &'static [(&'static str, &'static [usize])],
+) -> Case {
     let calls = [(9, 3, 2), (1, 0, 1), (1, 0, 1), (6, 2, 6), (1, 0, 0)];
     let size = |(t, v, r): &(usize, usize, usize)| {
         Sizes::of(&[(Sym::Tokens, *t), (Sym::Visual, *v), (Sym::Outputs, *r)])
@@ -45,7 +70,8 @@ fn decoder(dtype: DType, fused: bool) -> Case {
                 _ => at as i32,
             }
         },
-        ..draft(dtype, "llama decoder", fused, Class::HalfCache)
+        outliers,
+        ..draft(dtype, &format!("llama decoder{kind}"), fused, Class::HalfCache)
     };
     let mut case = draft.finish(|b| {
         let ids = b.input_i32("ids", Sym::Tokens);

@@ -77,6 +77,8 @@ pub(super) struct Draft {
     pub(super) class: Class,
     /// Whether the passes run before the backend sees the program.
     pub(super) fused: bool,
+    /// Weights some of whose columns are kept apart.
+    pub(super) outliers: &'static [(&'static str, &'static [usize])],
     pub(super) sizes: Vec<Sizes>,
     pub(super) capacity: Option<usize>,
     /// Standard deviation of float32 inputs.
@@ -95,6 +97,7 @@ impl Draft {
             dtype: DType::F32,
             class: Class::Float,
             fused: false,
+            outliers: &[],
             sizes: vec![Sizes::of(&[])],
             capacity: None,
             deviation: 1.0,
@@ -120,6 +123,10 @@ impl Draft {
         let output = build(&mut builder).unwrap_or_else(|e| panic!("{label}: {e}"));
         builder.output("y", output);
         let mut program = builder.finish().unwrap_or_else(|e| panic!("{label}: {e}"));
+        if !self.outliers.is_empty() {
+            let columns = self.outliers.iter().map(|(name, columns)| ((*name).to_owned(), columns.to_vec()));
+            program = program.with_outliers(&columns.collect()).unwrap_or_else(|e| panic!("{label}: {e}"));
+        }
         if self.fused {
             program = margay_graph::passes::optimize(&program);
         }

@@ -83,6 +83,22 @@ fn moves(cases: &mut Vec<Case>, columns: usize) {
             },
         ));
     }
+    // The first, the last, all, every third.
+    let some = [vec![0], vec![columns - 1], (0..columns).collect(), (0..columns).step_by(3).collect()];
+    for some in BTreeSet::<Vec<usize>>::from(some) {
+        let name = format!("{} of {columns} from {}", some.len(), some[0]);
+        let zeroed = some.clone();
+        cases.push(copy("select_columns", name.clone(), &[3, 0, 1, 33]).finish(|b| {
+            let x = b.input_f32("x", [Sym::Patches.into(), columns.into()]);
+            b.select_columns(x, some)
+        }));
+        cases.push(copy("zero_columns", name, &[3, 0, 1, 33]).finish(|b| {
+            let x = b.input_f32("x", [Sym::Patches.into(), columns.into()]);
+            let rest = b.zero_columns(x, zeroed)?;
+            // Who reads x afterwards still sees it whole.
+            b.concat_columns(rest, x)
+        }));
+    }
     cases.push(copy("concat_columns", format!("{columns} and 3"), &[3, 0, 1, 33]).finish(|b| {
         let a = b.input_f32("a", [Sym::Patches.into(), columns.into()]);
         let narrow = b.input_f32("b", [Sym::Patches.into(), 3.into()]);
