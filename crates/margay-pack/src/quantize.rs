@@ -45,7 +45,7 @@ pub struct QuantizeOptions<'a> {
 /// How far it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Progress<'a> {
-    /// The tensor being written, or what is done before one can be.
+    /// The tensor being written.
     pub tensor: &'a str,
     /// Tensors written.
     pub done: usize,
@@ -360,21 +360,17 @@ impl Pass<'_, '_> {
         self.report.tensors.push(TensorReport::new(planned, errors));
         self.next += 1;
         self.done_bytes += bytes;
-        if self.tell(name).is_break() {
-            return Err(PackError::Stopped);
-        }
-        Ok(())
-    }
-
-    /// Says what is done between weights, and hears whether to stop.
-    pub(crate) fn tell(&mut self, doing: &str) -> ControlFlow<()> {
-        (self.progress)(&Progress {
-            tensor: doing,
+        let step = Progress {
+            tensor: name,
             done: self.next,
             of: self.order.len(),
             done_bytes: self.done_bytes,
             of_bytes: self.of_bytes,
-        })
+        };
+        if (self.progress)(&step).is_break() {
+            return Err(PackError::Stopped);
+        }
+        Ok(())
     }
 
     /// The weight just written, as it was written.
