@@ -56,7 +56,7 @@ def main():
     x = np.random.default_rng(0).standard_normal((ROWS, COLUMNS), dtype=np.float32) * np.float32(0.02)
     importance = np.maximum(x[0] * x[0], np.float32(1e-6))
     out = np.zeros(x.size * 4, np.uint8)
-    pointer = lambda a: a.ctypes.data_as(ctypes.c_void_p)  # noqa: E731
+    pointer = lambda a: a.ctypes.data_as(ctypes.c_void_p)
     with tempfile.TemporaryDirectory() as folder:
         numbers, packed = f"{folder}/numbers", f"{folder}/packed"
         x.tofile(numbers)
