@@ -84,7 +84,7 @@ pub(crate) fn put_f16(block: &mut [u8], at: usize, value: f32) -> f32 {
 }
 
 /// The float32 of a half-precision number's bits. Here and in [`to_half`] without the look at the processor that `half` takes
-/// each time, which is a third of packing a small block.
+/// each time.
 #[inline(always)]
 fn from_half(bits: u16) -> f32 {
     let (sign, rest) = (u32::from(bits & 0x8000) << 16, u32::from(bits & 0x7fff));
