@@ -1,6 +1,5 @@
 //! What a block format is, and the small readers every format shares.
 
-use half::f16;
 use margay_tensor::DType;
 
 use crate::search::{LANES, Lanes, side_by_side, sum_squares, weigh};
@@ -60,7 +59,7 @@ pub trait BlockFormat: Sync {
 ///
 /// # Panics
 /// Where the block ends before them.
-#[inline]
+#[inline(always)]
 pub fn field<const N: usize>(block: &[u8], at: usize) -> &[u8; N] {
     block[at..at + N].first_chunk().expect("invariant: the range is N bytes long")
 }
@@ -69,19 +68,56 @@ pub fn field<const N: usize>(block: &[u8], at: usize) -> &[u8; N] {
 ///
 /// # Panics
 /// Where the block ends before it.
-#[inline]
+#[inline(always)]
 pub fn f16_at(block: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes(*field(block, at)).to_f32()
+    from_half(u16::from_le_bytes(*field(block, at)))
 }
 
 /// Writes `value` as half precision to byte `at` and returns what was stored.
-#[inline]
+#[inline(always)]
 pub(crate) fn put_f16(block: &mut [u8], at: usize, value: f32) -> f32 {
     // Rows too large for the search for a scale give NaN, whose sign differs from processor to processor: that of x86, which
     // the reference's bytes have.
-    let stored = if value.is_nan() { f16::from_bits(0xfe00) } else { f16::from_f32(value) };
+    let stored = if value.is_nan() { 0xfe00 } else { to_half(value) };
     block[at..at + 2].copy_from_slice(&stored.to_le_bytes());
-    stored.to_f32()
+    from_half(stored)
+}
+
+/// The float32 of a half-precision number's bits. Here and in [`to_half`] without the look at the processor that `half` takes
+/// each time.
+#[inline(always)]
+fn from_half(bits: u16) -> f32 {
+    let (sign, rest) = (u32::from(bits & 0x8000) << 16, u32::from(bits & 0x7fff));
+    let small = (rest as f32 / 16_777_216.0).to_bits(); // subnormal: so many times 2^-24
+    let usual = (rest << 13) + (112 << 23);
+    let quiet = if rest > 0x7c00 { 1 << 22 } else { 0 };
+    let none = rest << 13 | 0xff << 23 | quiet;
+    f32::from_bits(
+        sign | if rest < 0x400 {
+            small
+        } else if rest < 0x7c00 {
+            usual
+        } else {
+            none
+        },
+    )
+}
+
+/// The bits of the half-precision number nearest to `x`, halves to even; `x` is no NaN.
+#[inline(always)]
+fn to_half(x: f32) -> u16 {
+    let (sign, rest) = (x.to_bits() >> 16 & 0x8000, x.to_bits() & 0x7fff_ffff);
+    // Subnormal below 2^-14: at 0.5 a float32's steps are 2^-24 as well, so that adding rounds.
+    let small = (f32::from_bits(rest) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
+    let usual = rest.wrapping_add(0x0fff + (rest >> 13 & 1)).wrapping_sub(112 << 23) >> 13;
+    let half = if rest < 113 << 23 {
+        small
+    } else if rest < 143 << 23 {
+        usual
+    } else {
+        0x7c00
+    };
+    (sign | half) as u16
 }
 
 /// The eight 6-bit scales and the eight 6-bit minima that `Q4_K` and `Q5_K` pack into 12 bytes.
@@ -89,7 +125,7 @@ pub(crate) fn put_f16(block: &mut [u8], at: usize, value: f32) -> f32 {
 /// The first four of each are the low 6 bits of bytes 0-3 and 4-7. The last four have their low nibbles in bytes 8-11
 /// (scale low, minimum high) and their top two bits in the spare bits of bytes 0-7.
 /// Source: `get_scale_min_k4` in `ggml-quants.c`.
-#[inline]
+#[inline(always)]
 pub fn k_scales(packed: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
     let (mut scales, mut mins) = ([0; 8], [0; 8]);
     for j in 0..4 {
@@ -102,6 +138,7 @@ pub fn k_scales(packed: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
 }
 
 /// The reverse of [`k_scales`]; every number is below 64.
+#[inline(always)]
 pub(crate) fn pack_k_scales(scales: &[u8; 8], mins: &[u8; 8]) -> [u8; 12] {
     let mut packed = [0; 12];
     for j in 0..4 {
@@ -112,8 +149,16 @@ pub(crate) fn pack_k_scales(scales: &[u8; 8], mins: &[u8; 8]) -> [u8; 12] {
     packed
 }
 
+/// Runs `work`, compiled a second time for the vectors of AVX2 where the processor has them. Only what is marked
+/// `#[inline(always)]`, closures included, becomes part of that; nothing is fused or reordered by it, so that results are the
+/// same bit for bit.
+#[inline(always)]
+pub(crate) fn wide<R>(work: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(work)
+}
+
 /// Runs `decode` on each block of `B` bytes and its `E` numbers.
-#[inline]
+#[inline(always)]
 pub(crate) fn decode_each<const B: usize, const E: usize>(
     blocks: &[u8],
     out: &mut [f32],
@@ -124,26 +169,36 @@ pub(crate) fn decode_each<const B: usize, const E: usize>(
         part_block.is_empty() && part_out.is_empty() && blocks.len() == out.len(),
         "bytes and numbers must hold the same number of whole blocks"
     );
-    for (block, numbers) in blocks.iter().zip(out) {
-        decode(block, numbers);
-    }
+    wide(
+        #[inline(always)]
+        || {
+            for (block, numbers) in blocks.iter().zip(out) {
+                decode(block, numbers);
+            }
+        },
+    );
 }
 
 /// Runs `encode` on each group of `E` numbers and its block of `B` bytes.
-#[inline]
+#[inline(always)]
 pub(crate) fn encode_each<const E: usize, const B: usize>(
     values: &[f32],
     out: &mut [u8],
     encode: impl Fn(&[f32; E], &mut [u8; B]),
 ) {
     let (values, out) = whole_blocks(values, out);
-    for (numbers, block) in values.iter().zip(out) {
-        encode(numbers, block);
-    }
+    wide(
+        #[inline(always)]
+        || {
+            for (numbers, block) in values.iter().zip(out) {
+                encode(numbers, block);
+            }
+        },
+    );
 }
 
 /// Groups of `E` numbers and as many blocks of `B` bytes.
-#[inline]
+#[inline(always)]
 pub(crate) fn whole_blocks<'a, 'b, const E: usize, const B: usize>(
     values: &'a [f32],
     out: &'b mut [u8],
@@ -157,7 +212,7 @@ pub(crate) fn whole_blocks<'a, 'b, const E: usize, const B: usize>(
 }
 
 /// Runs `encode` on each group of `E` numbers, their importances and its block of `B` bytes.
-#[inline]
+#[inline(always)]
 pub(crate) fn encode_each_weighted<const E: usize, const B: usize>(
     row: &[f32],
     importance: &[f32],
@@ -166,14 +221,20 @@ pub(crate) fn encode_each_weighted<const E: usize, const B: usize>(
 ) {
     assert_eq!(row.len(), importance.len(), "one importance a column");
     let (values, out) = whole_blocks(row, out);
-    for ((numbers, importance), block) in values.iter().zip(importance.as_chunks().0).zip(out) {
-        encode(numbers, importance, block);
-    }
+    wide(
+        #[inline(always)]
+        || {
+            for ((numbers, importance), block) in values.iter().zip(importance.as_chunks().0).zip(out) {
+                encode(numbers, importance, block);
+            }
+        },
+    );
 }
 
 /// Runs `encode` on up to [`LANES`] blocks at a time: their numbers and weights side by side, and their bytes. The
 /// weights of a row follow from its importances and the mean of its squares, as the reference has it for the formats of
 /// 32 numbers.
+#[inline(always)]
 pub(crate) fn encode_lanes_weighted<const B: usize>(
     row: &[f32],
     importance: &[f32],
@@ -184,19 +245,24 @@ pub(crate) fn encode_lanes_weighted<const B: usize>(
     let (values, out) = whole_blocks::<32, B>(row, out);
     let spread = sum_squares(row) / row.len() as f32;
     let importance = importance.as_chunks::<32>().0;
-    for ((x, importance), blocks) in
-        values.chunks(LANES).zip(importance.chunks(LANES)).zip(out.chunks_mut(LANES))
-    {
-        let mut weights = [[0.0; 32]; LANES];
-        for ((weights, x), importance) in weights.iter_mut().zip(x).zip(importance) {
-            *weights = weigh(x, importance, spread);
-        }
-        encode(&side_by_side(x), &side_by_side(&weights), blocks);
-    }
+    wide(
+        #[inline(always)]
+        || {
+            for ((x, importance), blocks) in
+                values.chunks(LANES).zip(importance.chunks(LANES)).zip(out.chunks_mut(LANES))
+            {
+                let mut weights = [[0.0; 32]; LANES];
+                for ((weights, x), importance) in weights.iter_mut().zip(x).zip(importance) {
+                    *weights = weigh(x, importance, spread);
+                }
+                encode(&side_by_side(x), &side_by_side(&weights), blocks);
+            }
+        },
+    );
 }
 
 /// Writes 32 nibbles, two halves a byte: byte j holds code j in its low nibble, code j + 16 in its high one.
-#[inline]
+#[inline(always)]
 pub(crate) fn put_nibbles(codes: &[u8; 32], bytes: &mut [u8]) {
     let bytes: &mut [u8; 16] =
         bytes.first_chunk_mut().expect("invariant: the nibbles of a block take 16 bytes");
@@ -206,17 +272,19 @@ pub(crate) fn put_nibbles(codes: &[u8; 32], bytes: &mut [u8]) {
 }
 
 /// The fifth bits of 32 codes: bit i belongs to code i.
-#[inline]
+#[inline(always)]
 pub(crate) fn fifth_bits(codes: &[u8; 32]) -> [u8; 4] {
-    let mut bits = 0u32;
-    for (i, code) in codes.iter().enumerate() {
-        bits |= u32::from(code >> 4 & 1) << i;
+    // Eight bytes of one bit each are a number; multiplied, its bits meet in the top byte and nowhere else.
+    let mut bits = [0; 4];
+    for (bits, codes) in bits.iter_mut().zip(codes.as_chunks::<8>().0) {
+        let fifth = u64::from_le_bytes(*codes) >> 4 & 0x0101_0101_0101_0101;
+        *bits = (fifth.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8;
     }
-    bits.to_le_bytes()
+    bits
 }
 
 /// Writes the low bit pairs of 256 codes: of each 128, code i has bits 2 (i / 32) of byte i % 32.
-#[inline]
+#[inline(always)]
 pub(crate) fn put_pairs(codes: &[u8; 256], bytes: &mut [u8]) {
     for (codes, bytes) in codes.as_chunks::<128>().0.iter().zip(bytes.as_chunks_mut::<32>().0) {
         let quarters = codes.as_chunks::<32>().0;
@@ -230,13 +298,15 @@ pub(crate) fn put_pairs(codes: &[u8; 256], bytes: &mut [u8]) {
 }
 
 /// The codes of one block as an array.
-#[inline]
+#[inline(always)]
 pub(crate) fn whole<const N: usize>(codes: &[u8]) -> &[u8; N] {
     codes.try_into().expect("the codes of one block")
 }
 
 #[cfg(test)]
 mod tests {
+    use half::f16;
+
     use super::*;
 
     #[test]
@@ -245,6 +315,30 @@ mod tests {
         let mins = [63, 1, 2, 3, 60, 61, 16, 15];
         assert_eq!(k_scales(&pack_k_scales(&scales, &mins)), (scales, mins));
         assert_eq!(k_scales(&[255; 12]), ([63; 8], [63; 8]));
+    }
+
+    #[test]
+    fn half_precision_is_that_of_the_half_crate() {
+        for bits in 0..=u16::MAX {
+            assert_eq!(from_half(bits).to_bits(), f16::from_bits(bits).to_f32().to_bits(), "{bits:#x}");
+        }
+        // Every exponent with the mantissas around each halfway point.
+        for top in 0..=u16::MAX {
+            for low in [0u32, 1, 0x0fff, 0x1000, 0x1001, 0x1fff, 0x7fff, 0x8000, 0x8001, 0xffff] {
+                let x = f32::from_bits(u32::from(top) << 16 | low);
+                assert!(x.is_nan() || to_half(x) == f16::from_f32(x).to_bits(), "{x:e}");
+            }
+        }
+    }
+
+    #[test]
+    fn fifth_bits_stand_in_the_order_of_the_codes() {
+        for i in 0..32 {
+            let mut codes = [0x0f; 32];
+            codes[i] = 0x1f;
+            assert_eq!(fifth_bits(&codes), (1u32 << i).to_le_bytes());
+        }
+        assert_eq!(fifth_bits(&[0xff; 32]), [0xff; 4]);
     }
 
     #[test]

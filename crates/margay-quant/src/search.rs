@@ -18,14 +18,14 @@ pub(crate) type Lanes = [f32; LANES];
 
 /// Nearest integer, halves to even, as adding 1.5 x 2^23 rounds the mantissa. Anything that is not a small number
 /// (NaN, infinities) gives some integer of 23 bits.
-#[inline]
+#[inline(always)]
 pub(crate) fn nearest_int(x: f32) -> i32 {
     ((x + 12_582_912.0).to_bits() & 0x007f_ffff) as i32 - 0x0040_0000
 }
 
 /// The whole number that x truncates to, or the smallest one where there is none, as the conversion of the reference's
 /// processors has it.
-#[inline]
+#[inline(always)]
 pub(crate) fn truncate(x: f32) -> i32 {
     if x.abs() < 2_147_483_648.0 { x as i32 } else { i32::MIN }
 }
@@ -34,7 +34,7 @@ pub(crate) fn truncate(x: f32) -> i32 {
 /// numbers at all: those get code 0, as [`truncate`] and a cut to eight bits would have it.
 ///
 /// In steps that a vector unit without such a conversion has, several numbers at a time.
-#[inline]
+#[inline(always)]
 pub(crate) fn cut_codes<const N: usize>(x: &[f32; N], top: f32, place: impl Fn(f32) -> f32) -> [u8; N] {
     // Adding and taking away 2^23 rounds to whole numbers.
     const WHOLE: f32 = 8_388_608.0;
@@ -52,14 +52,20 @@ pub(crate) fn cut_codes<const N: usize>(x: &[f32; N], top: f32, place: impl Fn(f
     codes
 }
 
+/// The closure itself: a place to mark it `#[inline(always)]`, which a `let` has not.
+#[inline(always)]
+pub(crate) fn inlined<F>(closure: F) -> F {
+    closure
+}
+
 /// 1/x, or 0 where x is 0.
-#[inline]
+#[inline(always)]
 pub(crate) fn inverse(x: f32) -> f32 {
     if x != 0.0 { 1.0 / x } else { 0.0 }
 }
 
 /// The value of largest magnitude, with its sign; the first of equals. 0 of zeros, whatever their signs.
-#[inline]
+#[inline(always)]
 pub(crate) fn extreme(values: &[f32]) -> f32 {
     let (min, max) = bounds(values);
     if max > -min {
@@ -72,7 +78,7 @@ pub(crate) fn extreme(values: &[f32]) -> f32 {
 }
 
 /// Smallest and largest value; of zeros of both signs the first.
-#[inline]
+#[inline(always)]
 pub(crate) fn bounds(values: &[f32]) -> (f32, f32) {
     let lower = |a: f32, b: f32| if b < a { b } else { a };
     let higher = |a: f32, b: f32| if b > a { b } else { a };
@@ -99,13 +105,13 @@ pub(crate) fn bounds(values: &[f32]) -> (f32, f32) {
 }
 
 /// The sum of squares, left to right.
-#[inline]
+#[inline(always)]
 pub(crate) fn sum_squares(values: &[f32]) -> f32 {
     values.iter().fold(0.0, |sum, x| sum + x * x)
 }
 
 /// Up to [`LANES`] groups side by side: number i of each in row i. Lanes without a group are zero.
-#[inline]
+#[inline(always)]
 pub(crate) fn side_by_side<const N: usize>(groups: &[[f32; N]]) -> [Lanes; N] {
     let mut rows = [[0.0; LANES]; N];
     for (lane, group) in groups.iter().enumerate() {
@@ -117,7 +123,7 @@ pub(crate) fn side_by_side<const N: usize>(groups: &[[f32; N]]) -> [Lanes; N] {
 }
 
 /// The codes of each lane's group, from rows of whole numbers.
-#[inline]
+#[inline(always)]
 fn put_codes<const N: usize>(levels: &[Lanes; N], offset: f32, codes: &mut [[u8; N]]) {
     for (lane, codes) in codes.iter_mut().enumerate() {
         for (code, level) in codes.iter_mut().zip(levels) {
@@ -127,7 +133,7 @@ fn put_codes<const N: usize>(levels: &[Lanes; N], offset: f32, codes: &mut [[u8;
 }
 
 /// [`extreme`] of every lane.
-#[inline]
+#[inline(always)]
 pub(crate) fn extremes<const N: usize>(x: &[Lanes; N]) -> Lanes {
     let (mut largest, mut signed) = ([0.0; LANES], [0.0; LANES]);
     for x in x {
@@ -140,7 +146,7 @@ pub(crate) fn extremes<const N: usize>(x: &[Lanes; N]) -> Lanes {
     signed
 }
 
-#[inline]
+#[inline(always)]
 fn nearest_level(x: f32, low: i32, high: i32) -> f32 {
     nearest_int(x).max(low).min(high) as f32
 }
@@ -164,6 +170,7 @@ impl AffineTrials {
 /// Scale and minimum of each group with `x ≈ scale * code - minimum`, both usually positive, and the codes: a start at the
 /// range, then a weighted least-squares fit for each trial, kept where its error is smaller. `ABSOLUTE` judges by
 /// weighted absolute error rather than squared.
+#[inline(always)]
 pub(crate) fn affine<const N: usize, const ABSOLUTE: bool>(
     x: &[Lanes; N],
     weights: &[Lanes; N],
@@ -186,23 +193,29 @@ pub(crate) fn affine<const N: usize, const ABSOLUTE: bool>(
     let top = t.top as f32;
 
     let mut levels = [[0.0; LANES]; N];
-    let assign = |iscale: &Lanes, min: &Lanes, levels: &mut [Lanes; N]| {
-        for (level, x) in levels.iter_mut().zip(x) {
-            for g in 0..LANES {
-                level[g] = nearest_level(iscale[g] * (x[g] - min[g]), 0, t.top);
+    let assign = inlined(
+        #[inline(always)]
+        |iscale: &Lanes, min: &Lanes, levels: &mut [Lanes; N]| {
+            for (level, x) in levels.iter_mut().zip(x) {
+                for g in 0..LANES {
+                    level[g] = nearest_level(iscale[g] * (x[g] - min[g]), 0, t.top);
+                }
             }
-        }
-    };
-    let errors = |scale: &Lanes, min: &Lanes, levels: &[Lanes; N]| {
-        let mut sum = [0.0; LANES];
-        for i in 0..N {
-            for g in 0..LANES {
-                let diff = scale[g] * levels[i][g] + min[g] - x[i][g];
-                sum[g] += weights[i][g] * if ABSOLUTE { diff.abs() } else { diff * diff };
+        },
+    );
+    let errors = inlined(
+        #[inline(always)]
+        |scale: &Lanes, min: &Lanes, levels: &[Lanes; N]| {
+            let mut sum = [0.0; LANES];
+            for i in 0..N {
+                for g in 0..LANES {
+                    let diff = scale[g] * levels[i][g] + min[g] - x[i][g];
+                    sum[g] += weights[i][g] * if ABSOLUTE { diff.abs() } else { diff * diff };
+                }
             }
-        }
-        sum
-    };
+            sum
+        },
+    );
 
     let iscale: Lanes = std::array::from_fn(|g| top / (max[g] - min[g]));
     let mut scale = iscale.map(|iscale| 1.0 / iscale);
@@ -254,6 +267,7 @@ pub(crate) fn affine<const N: usize, const ABSOLUTE: bool>(
 
 /// Scale of each group with `x ≈ scale * (code - half)` and the codes 0 to `2 * half - 1`: the extreme value at an end of
 /// the range, then 18 trials around it, judged by the weighted fit. Groups of (almost) zeros have scale 0 and codes 0.
+#[inline(always)]
 pub(crate) fn symmetric<const N: usize>(
     x: &[Lanes; N],
     weights: &[Lanes; N],
@@ -261,17 +275,20 @@ pub(crate) fn symmetric<const N: usize>(
     half: i32,
 ) -> Lanes {
     let max = extremes(x);
-    let sums = |iscale: &Lanes| {
-        let (mut sum_lx, mut sum_l2) = ([0.0; LANES], [0.0; LANES]);
-        for (x, w) in x.iter().zip(weights) {
-            for g in 0..LANES {
-                let l = nearest_level(iscale[g] * x[g], -half, half - 1);
-                sum_lx[g] += w[g] * x[g] * l;
-                sum_l2[g] += w[g] * l * l;
+    let sums = inlined(
+        #[inline(always)]
+        |iscale: &Lanes| {
+            let (mut sum_lx, mut sum_l2) = ([0.0; LANES], [0.0; LANES]);
+            for (x, w) in x.iter().zip(weights) {
+                for g in 0..LANES {
+                    let l = nearest_level(iscale[g] * x[g], -half, half - 1);
+                    sum_lx[g] += w[g] * x[g] * l;
+                    sum_l2[g] += w[g] * l * l;
+                }
             }
-        }
-        (sum_lx, sum_l2)
-    };
+            (sum_lx, sum_l2)
+        },
+    );
     let mut best_iscale: Lanes = max.map(|max| -(half as f32) / max);
     let (sum_lx, sum_l2) = sums(&best_iscale);
     let mut scale: Lanes =
@@ -304,6 +321,7 @@ pub(crate) fn symmetric<const N: usize>(
 /// five rounds in which each code in turn moves to where the others want it.
 ///
 /// Few codes move, so where each would go is worked out for the whole group at once and again only behind one that moved.
+#[inline(always)]
 pub(crate) fn symmetric_by_descent(x: &[f32; 16], codes: &mut [u8; 16], half: i32) -> f32 {
     let max = extreme(x);
     if max.abs() < ZERO_BELOW {
@@ -353,6 +371,7 @@ pub(crate) fn symmetric_by_descent(x: &[f32; 16], codes: &mut [u8; 16], half: i3
 }
 
 /// Gives groups of (almost) zeros the scale 0 and, once `half` is added, the codes 0.
+#[inline(always)]
 fn clear_zeros<const N: usize>(max: &Lanes, scale: &mut Lanes, levels: &mut [Lanes; N], half: i32) {
     for g in (0..LANES).filter(|&g| max[g].abs() < ZERO_BELOW) {
         scale[g] = 0.0;
@@ -363,6 +382,7 @@ fn clear_zeros<const N: usize>(max: &Lanes, scale: &mut Lanes, levels: &mut [Lan
 /// Scale with `x ≈ scale * code` for numbers that are usually not negative (the scales of a block's groups) and codes 0
 /// to `top`: the largest at the end of the range, eight trials around it, then at most five rounds of descent. A negative
 /// number's code wraps around, as the reference's does.
+#[inline(always)]
 pub(crate) fn positive<const N: usize>(
     x: &[f32; N],
     weights: &[f32; N],
@@ -427,13 +447,13 @@ pub(crate) fn positive<const N: usize>(
 }
 
 /// The weight of every number where an importance is given: `importance * sqrt(spread + x²)`.
-#[inline]
+#[inline(always)]
 pub(crate) fn weigh<const N: usize>(x: &[f32; N], importance: &[f32; N], spread: f32) -> [f32; N] {
     std::array::from_fn(|i| importance[i] * (spread + x[i] * x[i]).sqrt())
 }
 
 /// The sum of a group's weights, left to right.
-#[inline]
+#[inline(always)]
 pub(crate) fn total<const N: usize>(weights: &[f32; N]) -> f32 {
     weights.iter().fold(0.0, |sum, w| sum + w)
 }

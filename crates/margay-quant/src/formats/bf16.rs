@@ -16,12 +16,20 @@ impl BlockFormat for BF16 {
     }
 
     fn decode(&self, blocks: &[u8], out: &mut [f32]) {
-        decode_each(blocks, out, |block, [y]| {
-            *y = f32::from_bits(u32::from(u16::from_le_bytes(*block)) << 16)
-        });
+        decode_each(
+            blocks,
+            out,
+            #[inline(always)]
+            |block, [y]| *y = f32::from_bits(u32::from(u16::from_le_bytes(*block)) << 16),
+        );
     }
 
     fn encode(&self, values: &[f32], out: &mut [u8]) {
-        encode_each(values, out, |[x], block| *block = half::bf16::from_f32(*x).to_le_bytes());
+        encode_each(
+            values,
+            out,
+            #[inline(always)]
+            |[x], block| *block = half::bf16::from_f32(*x).to_le_bytes(),
+        );
     }
 }

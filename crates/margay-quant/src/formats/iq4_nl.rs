@@ -4,8 +4,8 @@ use margay_tensor::DType;
 
 use crate::{
     BlockFormat,
-    block::{decode_each, f16_at, field, put_f16, put_nibbles, whole, whole_blocks},
-    search::{LANES, Lanes, ZERO_BELOW, extremes, inverse, side_by_side, sum_squares, weigh},
+    block::{decode_each, f16_at, field, put_f16, put_nibbles, whole, whole_blocks, wide},
+    search::{LANES, Lanes, ZERO_BELOW, extremes, inlined, inverse, side_by_side, sum_squares, weigh},
 };
 
 /// Numbers a block.
@@ -38,14 +38,14 @@ const MIDDLES: [f32; 15] = {
 };
 
 /// The code of the level nearest to `x`; the upper one of two equally near.
-#[inline]
+#[inline(always)]
 fn nearest_code(x: f32) -> u8 {
     // NaN counts as above everything, as the reference's search has it.
     15 - MIDDLES.iter().map(|&middle| u8::from(x < middle)).sum::<u8>()
 }
 
 /// The level nearest to `x`.
-#[inline]
+#[inline(always)]
 fn nearest_level(x: f32) -> f32 {
     let mut level = f32::from(LEVELS[0]);
     for (i, &middle) in MIDDLES.iter().enumerate() {
@@ -55,18 +55,22 @@ fn nearest_level(x: f32) -> f32 {
 }
 
 /// The scale of each group that the best of the trials fits, 0 for a group of (almost) zeros.
+#[inline(always)]
 pub(crate) fn fitted_scales(x: &[Lanes; ELEMENTS], weights: &[Lanes; ELEMENTS]) -> Lanes {
-    let fit = |id: &Lanes| {
-        let (mut sum_qx, mut sum_q2) = ([0.0; LANES], [0.0; LANES]);
-        for (x, w) in x.iter().zip(weights) {
-            for g in 0..LANES {
-                let q = nearest_level(id[g] * x[g]);
-                sum_qx[g] += w[g] * q * x[g];
-                sum_q2[g] += w[g] * q * q;
+    let fit = inlined(
+        #[inline(always)]
+        |id: &Lanes| {
+            let (mut sum_qx, mut sum_q2) = ([0.0; LANES], [0.0; LANES]);
+            for (x, w) in x.iter().zip(weights) {
+                for g in 0..LANES {
+                    let q = nearest_level(id[g] * x[g]);
+                    sum_qx[g] += w[g] * q * x[g];
+                    sum_q2[g] += w[g] * q * q;
+                }
             }
-        }
-        (sum_qx, sum_q2)
-    };
+            (sum_qx, sum_q2)
+        },
+    );
     let max = extremes(x);
     let lowest = f32::from(LEVELS[0]);
     let (sum_qx, sum_q2) = fit(&max.map(|max| 1.0 / (-max / lowest)));
@@ -85,11 +89,13 @@ pub(crate) fn fitted_scales(x: &[Lanes; ELEMENTS], weights: &[Lanes; ELEMENTS]) 
 }
 
 /// Writes the nearest levels of `x * id`, two halves of the block a byte.
+#[inline(always)]
 pub(crate) fn put_levels(x: &[f32; ELEMENTS], id: f32, quants: &mut [u8]) {
     put_nibbles(&x.map(|x| nearest_code(id * x)), quants);
 }
 
 /// Packs up to [`LANES`] blocks whose numbers and weights stand side by side in `lanes` and `weights`.
+#[inline(always)]
 fn encode_blocks(
     x: &[[f32; ELEMENTS]],
     lanes: &[Lanes; ELEMENTS],
@@ -108,37 +114,52 @@ impl BlockFormat for IQ4_NL {
     }
 
     fn decode(&self, blocks: &[u8], out: &mut [f32]) {
-        decode_each(blocks, out, |block: &[u8; BYTES], y: &mut [f32; ELEMENTS]| {
-            let d = f16_at(block, SCALE);
-            let (low, high) = y.split_at_mut(16);
-            for (j, &q) in field::<16>(block, QUANTS).iter().enumerate() {
-                low[j] = d * f32::from(LEVELS[usize::from(q & 15)]);
-                high[j] = d * f32::from(LEVELS[usize::from(q >> 4)]);
-            }
-        });
+        decode_each(
+            blocks,
+            out,
+            #[inline(always)]
+            |block: &[u8; BYTES], y: &mut [f32; ELEMENTS]| {
+                let d = f16_at(block, SCALE);
+                let (low, high) = y.split_at_mut(16);
+                for (j, &q) in field::<16>(block, QUANTS).iter().enumerate() {
+                    low[j] = d * f32::from(LEVELS[usize::from(q & 15)]);
+                    high[j] = d * f32::from(LEVELS[usize::from(q >> 4)]);
+                }
+            },
+        );
     }
 
     fn encode(&self, values: &[f32], out: &mut [u8]) {
         let (values, out) = whole_blocks(values, out);
-        for (x, blocks) in values.chunks(LANES).zip(out.chunks_mut(LANES)) {
-            let lanes = side_by_side(x);
-            encode_blocks(x, &lanes, &lanes.map(|x| x.map(|x| x * x)), blocks);
-        }
+        wide(
+            #[inline(always)]
+            || {
+                for (x, blocks) in values.chunks(LANES).zip(out.chunks_mut(LANES)) {
+                    let lanes = side_by_side(x);
+                    encode_blocks(x, &lanes, &lanes.map(|x| x.map(|x| x * x)), blocks);
+                }
+            },
+        );
     }
 
     fn encode_weighted(&self, row: &[f32], importance: &[f32], out: &mut [u8]) {
         assert_eq!(row.len(), importance.len(), "one importance a column");
         let (values, out) = whole_blocks(row, out);
         let importance = importance.as_chunks::<ELEMENTS>().0;
-        for ((x, importance), blocks) in
-            values.chunks(LANES).zip(importance.chunks(LANES)).zip(out.chunks_mut(LANES))
-        {
-            let mut weights = [[0.0; ELEMENTS]; LANES];
-            for ((weights, x), importance) in weights.iter_mut().zip(x).zip(importance) {
-                *weights = weigh(x, importance, sum_squares(x) * (2.0 / ELEMENTS as f32));
-            }
-            encode_blocks(x, &side_by_side(x), &side_by_side(&weights), blocks);
-        }
+        wide(
+            #[inline(always)]
+            || {
+                for ((x, importance), blocks) in
+                    values.chunks(LANES).zip(importance.chunks(LANES)).zip(out.chunks_mut(LANES))
+                {
+                    let mut weights = [[0.0; ELEMENTS]; LANES];
+                    for ((weights, x), importance) in weights.iter_mut().zip(x).zip(importance) {
+                        *weights = weigh(x, importance, sum_squares(x) * (2.0 / ELEMENTS as f32));
+                    }
+                    encode_blocks(x, &side_by_side(x), &side_by_side(&weights), blocks);
+                }
+            },
+        );
     }
 
     fn codes(&self) -> usize {

@@ -33,28 +33,38 @@ impl BlockFormat for IQ4_XS {
     }
 
     fn decode(&self, blocks: &[u8], out: &mut [f32]) {
-        decode_each(blocks, out, |block: &[u8; BYTES], y: &mut [f32; ELEMENTS]| {
-            let d = f16_at(block, SCALE);
-            let high_bits = u16::from_le_bytes(*field(block, SCALES_HIGH));
-            for (g, y) in y.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
-                let low = block[SCALES_LOW + g / 2] >> (4 * (g % 2)) & 15;
-                let high = (high_bits >> (2 * g) & 3) as u8;
-                let scale = d * f32::from((low | high << 4) as i8 - 32);
-                let (first, second) = y.split_at_mut(16);
-                for (j, &q) in field::<16>(block, QUANTS + 16 * g).iter().enumerate() {
-                    first[j] = scale * f32::from(LEVELS[usize::from(q & 15)]);
-                    second[j] = scale * f32::from(LEVELS[usize::from(q >> 4)]);
+        decode_each(
+            blocks,
+            out,
+            #[inline(always)]
+            |block: &[u8; BYTES], y: &mut [f32; ELEMENTS]| {
+                let d = f16_at(block, SCALE);
+                let high_bits = u16::from_le_bytes(*field(block, SCALES_HIGH));
+                for (g, y) in y.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
+                    let low = block[SCALES_LOW + g / 2] >> (4 * (g % 2)) & 15;
+                    let high = (high_bits >> (2 * g) & 3) as u8;
+                    let scale = d * f32::from((low | high << 4) as i8 - 32);
+                    let (first, second) = y.split_at_mut(16);
+                    for (j, &q) in field::<16>(block, QUANTS + 16 * g).iter().enumerate() {
+                        first[j] = scale * f32::from(LEVELS[usize::from(q & 15)]);
+                        second[j] = scale * f32::from(LEVELS[usize::from(q >> 4)]);
+                    }
                 }
-            }
-        });
+            },
+        );
     }
 
     fn encode(&self, values: &[f32], out: &mut [u8]) {
-        encode_each(values, out, |x: &[f32; ELEMENTS], block: &mut [u8; BYTES]| {
-            let groups = x.as_chunks::<GROUP>().0;
-            let lanes = side_by_side(groups);
-            finish(groups, &fitted_scales(&lanes, &lanes.map(|x| x.map(|x| x * x))), block);
-        });
+        encode_each(
+            values,
+            out,
+            #[inline(always)]
+            |x: &[f32; ELEMENTS], block: &mut [u8; BYTES]| {
+                let groups = x.as_chunks::<GROUP>().0;
+                let lanes = side_by_side(groups);
+                finish(groups, &fitted_scales(&lanes, &lanes.map(|x| x.map(|x| x * x))), block);
+            },
+        );
     }
 
     fn encode_weighted(&self, row: &[f32], importance: &[f32], out: &mut [u8]) {
@@ -62,6 +72,7 @@ impl BlockFormat for IQ4_XS {
             row,
             importance,
             out,
+            #[inline(always)]
             |x: &[f32; ELEMENTS], importance, block: &mut [u8; BYTES]| {
                 let spread = sum_squares(x) * (2.0 / ELEMENTS as f32);
                 let (groups, importance) = (x.as_chunks::<GROUP>().0, importance.as_chunks::<GROUP>().0);
@@ -90,6 +101,7 @@ impl BlockFormat for IQ4_XS {
 }
 
 /// Writes the scales as multiples of one, and the levels that they ask for.
+#[inline(always)]
 fn finish(groups: &[[f32; GROUP]], scales: &Lanes, block: &mut [u8; BYTES]) {
     block.fill(0);
     let d = -extreme(scales) / 32.0;

@@ -25,12 +25,14 @@ pub struct MXFP4;
 
 /// 2^(e - 128), the two smallest as subnormals. The NaN of the OCP specification, e = 255, is a number here, as it is
 /// to the reference.
+#[inline(always)]
 fn power(e: u8) -> f32 {
     f32::from_bits(if e < 2 { 0x0020_0000 << e } else { u32::from(e - 1) << 23 })
 }
 
 /// The codes of the levels nearest to the numbers, the first of equals: of two neighbours the smaller, of the two zeros
 /// the positive one.
+#[inline(always)]
 fn nearest_levels(x: &[f32; ELEMENTS], scale: f32) -> [u8; ELEMENTS] {
     let mut codes = [0; ELEMENTS];
     for (codes, x) in codes.as_chunks_mut::<LANES>().0.iter_mut().zip(x.as_chunks::<LANES>().0) {
@@ -59,26 +61,36 @@ impl BlockFormat for MXFP4 {
     }
 
     fn decode(&self, blocks: &[u8], out: &mut [f32]) {
-        decode_each(blocks, out, |block: &[u8; BYTES], y: &mut [f32; ELEMENTS]| {
-            let d = power(block[EXPONENT]);
-            let (low, high) = y.split_at_mut(16);
-            for (j, &q) in field::<16>(block, QUANTS).iter().enumerate() {
-                low[j] = d * f32::from(LEVELS[usize::from(q & 15)]);
-                high[j] = d * f32::from(LEVELS[usize::from(q >> 4)]);
-            }
-        });
+        decode_each(
+            blocks,
+            out,
+            #[inline(always)]
+            |block: &[u8; BYTES], y: &mut [f32; ELEMENTS]| {
+                let d = power(block[EXPONENT]);
+                let (low, high) = y.split_at_mut(16);
+                for (j, &q) in field::<16>(block, QUANTS).iter().enumerate() {
+                    low[j] = d * f32::from(LEVELS[usize::from(q & 15)]);
+                    high[j] = d * f32::from(LEVELS[usize::from(q >> 4)]);
+                }
+            },
+        );
     }
 
     fn encode(&self, values: &[f32], out: &mut [u8]) {
-        encode_each(values, out, |x: &[f32; ELEMENTS], block: &mut [u8; BYTES]| {
-            let (min, max) = bounds(x);
-            let largest = max.max(-min);
-            // An exponent below the smallest wraps around, as the reference's does.
-            let e = if largest > 0.0 { truncate(largest.log2().floor() - 2.0 + 127.0) as u8 } else { 0 };
-            let d = power(e);
-            block[EXPONENT] = e;
-            put_nibbles(&nearest_levels(x, d), &mut block[QUANTS..]);
-        });
+        encode_each(
+            values,
+            out,
+            #[inline(always)]
+            |x: &[f32; ELEMENTS], block: &mut [u8; BYTES]| {
+                let (min, max) = bounds(x);
+                let largest = max.max(-min);
+                // An exponent below the smallest wraps around, as the reference's does.
+                let e = if largest > 0.0 { truncate(largest.log2().floor() - 2.0 + 127.0) as u8 } else { 0 };
+                let d = power(e);
+                block[EXPONENT] = e;
+                put_nibbles(&nearest_levels(x, d), &mut block[QUANTS..]);
+            },
+        );
     }
 
     fn codes(&self) -> usize {

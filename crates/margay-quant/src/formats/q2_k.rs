@@ -35,43 +35,53 @@ impl BlockFormat for Q2_K {
     }
 
     fn decode(&self, blocks: &[u8], out: &mut [f32]) {
-        decode_each(blocks, out, |block: &[u8; BYTES], y: &mut [f32; ELEMENTS]| {
-            let (d, dmin) = (f16_at(block, SCALE), f16_at(block, MIN));
-            for (j, y) in y.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
-                let packed = block[SCALES + j];
-                let (scale, min) = (d * f32::from(packed & 15), dmin * f32::from(packed >> 4));
-                let shift = 2 * (j / 2 % 4);
-                let quants = field::<GROUP>(block, QUANTS + 32 * (j / 8) + 16 * (j % 2));
-                for (y, q) in y.iter_mut().zip(quants) {
-                    *y = scale * f32::from(q >> shift & 3) - min;
+        decode_each(
+            blocks,
+            out,
+            #[inline(always)]
+            |block: &[u8; BYTES], y: &mut [f32; ELEMENTS]| {
+                let (d, dmin) = (f16_at(block, SCALE), f16_at(block, MIN));
+                for (j, y) in y.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
+                    let packed = block[SCALES + j];
+                    let (scale, min) = (d * f32::from(packed & 15), dmin * f32::from(packed >> 4));
+                    let shift = 2 * (j / 2 % 4);
+                    let quants = field::<GROUP>(block, QUANTS + 32 * (j / 8) + 16 * (j % 2));
+                    for (y, q) in y.iter_mut().zip(quants) {
+                        *y = scale * f32::from(q >> shift & 3) - min;
+                    }
                 }
-            }
-        });
+            },
+        );
     }
 
     fn encode(&self, values: &[f32], out: &mut [u8]) {
-        encode_each(values, out, |x: &[f32; ELEMENTS], block: &mut [u8; BYTES]| {
-            let groups = x.as_chunks::<GROUP>().0;
-            let mut codes = [[0; GROUP]; 16];
-            let (mut scales, mut mins) = ([0.0; 16], [0.0; 16]);
-            for first in [0, LANES] {
-                let x = side_by_side(&groups[first..first + LANES]);
-                let weights = x.map(|x| x.map(f32::abs));
-                let (scale, min) = affine::<_, true>(&x, &weights, &mut codes[first..][..LANES], &TRIALS);
-                scales[first..][..LANES].copy_from_slice(&scale);
-                mins[first..][..LANES].copy_from_slice(&min);
-            }
-            let four_bits = |values: &[f32; 16], max: f32| {
-                let inverse = if max > 0.0 { 15.0 / max } else { 0.0 };
-                values.map(|v| nearest_int(inverse * v).clamp(0, 15) as u8)
-            };
-            let largest =
-                |values: &[f32; 16]| values.iter().fold(0.0, |max, &v| if v > max { v } else { max });
-            let (max_scale, max_min) = (largest(&scales), largest(&mins));
-            put_f16(block, SCALE, max_scale / 15.0);
-            put_f16(block, MIN, max_min / 15.0);
-            finish(groups, &four_bits(&scales, max_scale), &four_bits(&mins, max_min), codes, block);
-        });
+        encode_each(
+            values,
+            out,
+            #[inline(always)]
+            |x: &[f32; ELEMENTS], block: &mut [u8; BYTES]| {
+                let groups = x.as_chunks::<GROUP>().0;
+                let mut codes = [[0; GROUP]; 16];
+                let (mut scales, mut mins) = ([0.0; 16], [0.0; 16]);
+                for first in [0, LANES] {
+                    let x = side_by_side(&groups[first..first + LANES]);
+                    let weights = x.map(|x| x.map(f32::abs));
+                    let (scale, min) = affine::<_, true>(&x, &weights, &mut codes[first..][..LANES], &TRIALS);
+                    scales[first..][..LANES].copy_from_slice(&scale);
+                    mins[first..][..LANES].copy_from_slice(&min);
+                }
+                let four_bits = |values: &[f32; 16], max: f32| {
+                    let inverse = if max > 0.0 { 15.0 / max } else { 0.0 };
+                    values.map(|v| nearest_int(inverse * v).clamp(0, 15) as u8)
+                };
+                let largest =
+                    |values: &[f32; 16]| values.iter().fold(0.0, |max, &v| if v > max { v } else { max });
+                let (max_scale, max_min) = (largest(&scales), largest(&mins));
+                put_f16(block, SCALE, max_scale / 15.0);
+                put_f16(block, MIN, max_min / 15.0);
+                finish(groups, &four_bits(&scales, max_scale), &four_bits(&mins, max_min), codes, block);
+            },
+        );
     }
 
     fn encode_weighted(&self, row: &[f32], importance: &[f32], out: &mut [u8]) {
@@ -79,6 +89,7 @@ impl BlockFormat for Q2_K {
             row,
             importance,
             out,
+            #[inline(always)]
             |x: &[f32; ELEMENTS], importance, block: &mut [u8; BYTES]| {
                 let spread = sum_squares(x) / ELEMENTS as f32;
                 let (groups, importance) = (x.as_chunks::<GROUP>().0, importance.as_chunks::<GROUP>().0);
@@ -118,6 +129,7 @@ impl BlockFormat for Q2_K {
 
 /// Writes scales and minima beside the d and dmin that are there, and the codes that they ask for. A group whose scale
 /// rounds to zero keeps the codes of the search.
+#[inline(always)]
 fn finish(
     groups: &[[f32; GROUP]],
     scales: &[u8; 16],

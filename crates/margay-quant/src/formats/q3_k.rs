@@ -31,6 +31,7 @@ pub const ZERO: i32 = 4;
 pub struct Q3_K;
 
 /// The 16 scales, -32 to 31: their low nibbles fill 8 bytes (first 8 low, last 8 high), their top pairs 4.
+#[inline(always)]
 fn unpack_scales(packed: &[u8; 12]) -> [i8; 16] {
     std::array::from_fn(|j| {
         let low = packed[j % 8] >> (4 * (j / 8)) & 15;
@@ -45,39 +46,49 @@ impl BlockFormat for Q3_K {
     }
 
     fn decode(&self, blocks: &[u8], out: &mut [f32]) {
-        decode_each(blocks, out, |block: &[u8; BYTES], y: &mut [f32; ELEMENTS]| {
-            let d = f16_at(block, SCALE);
-            let scales = unpack_scales(field(block, SCALES)).map(|s| d * f32::from(s));
-            for (j, y) in y.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
-                let first = 16 * (j % 2);
-                let quants = field::<GROUP>(block, QUANTS + 32 * (j / 8) + first);
-                let high_bits = field::<GROUP>(block, HIGH_BITS + first);
-                let (pair, bit) = (2 * (j / 2 % 4), j / 2);
-                for ((y, q), high) in y.iter_mut().zip(quants).zip(high_bits) {
-                    let q = q >> pair & 3 | (high >> bit & 1) << 2;
-                    *y = scales[j] * (i32::from(q) - ZERO) as f32;
+        decode_each(
+            blocks,
+            out,
+            #[inline(always)]
+            |block: &[u8; BYTES], y: &mut [f32; ELEMENTS]| {
+                let d = f16_at(block, SCALE);
+                let scales = unpack_scales(field(block, SCALES)).map(|s| d * f32::from(s));
+                for (j, y) in y.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
+                    let first = 16 * (j % 2);
+                    let quants = field::<GROUP>(block, QUANTS + 32 * (j / 8) + first);
+                    let high_bits = field::<GROUP>(block, HIGH_BITS + first);
+                    let (pair, bit) = (2 * (j / 2 % 4), j / 2);
+                    for ((y, q), high) in y.iter_mut().zip(quants).zip(high_bits) {
+                        let q = q >> pair & 3 | (high >> bit & 1) << 2;
+                        *y = scales[j] * (i32::from(q) - ZERO) as f32;
+                    }
                 }
-            }
-        });
+            },
+        );
     }
 
     fn encode(&self, values: &[f32], out: &mut [u8]) {
-        encode_each(values, out, |x: &[f32; ELEMENTS], block: &mut [u8; BYTES]| {
-            let groups = x.as_chunks::<GROUP>().0;
-            let mut codes = [[0; GROUP]; 16];
-            let mut scales = [0.0; 16];
-            for ((scale, x), codes) in scales.iter_mut().zip(groups).zip(&mut codes) {
-                *scale = symmetric_by_descent(x, codes, ZERO);
-            }
-            let max_scale = extreme(&scales);
-            let (mut d, mut levels) = (0.0, [0; 16]);
-            if max_scale != 0.0 {
-                let iscale = -32.0 / max_scale;
-                levels = scales.map(|scale| (nearest_int(iscale * scale) as i8).clamp(-32, 31) + 32);
-                d = 1.0 / iscale;
-            }
-            finish(groups, d, &levels.map(|level| level as u8), codes, block);
-        });
+        encode_each(
+            values,
+            out,
+            #[inline(always)]
+            |x: &[f32; ELEMENTS], block: &mut [u8; BYTES]| {
+                let groups = x.as_chunks::<GROUP>().0;
+                let mut codes = [[0; GROUP]; 16];
+                let mut scales = [0.0; 16];
+                for ((scale, x), codes) in scales.iter_mut().zip(groups).zip(&mut codes) {
+                    *scale = symmetric_by_descent(x, codes, ZERO);
+                }
+                let max_scale = extreme(&scales);
+                let (mut d, mut levels) = (0.0, [0; 16]);
+                if max_scale != 0.0 {
+                    let iscale = -32.0 / max_scale;
+                    levels = scales.map(|scale| (nearest_int(iscale * scale) as i8).clamp(-32, 31) + 32);
+                    d = 1.0 / iscale;
+                }
+                finish(groups, d, &levels.map(|level| level as u8), codes, block);
+            },
+        );
     }
 
     fn encode_weighted(&self, row: &[f32], importance: &[f32], out: &mut [u8]) {
@@ -85,6 +96,7 @@ impl BlockFormat for Q3_K {
             row,
             importance,
             out,
+            #[inline(always)]
             |x: &[f32; ELEMENTS], importance, block: &mut [u8; BYTES]| {
                 let spread = 2.0 * sum_squares(x) / ELEMENTS as f32;
                 let (groups, importance) = (x.as_chunks::<GROUP>().0, importance.as_chunks::<GROUP>().0);
@@ -121,6 +133,7 @@ impl BlockFormat for Q3_K {
 
 /// Writes d, the scales (32 more than they are) and the codes that they ask for. A group whose scale rounds to zero keeps
 /// the codes of the search.
+#[inline(always)]
 fn finish(
     groups: &[[f32; GROUP]],
     d: f32,
@@ -144,6 +157,7 @@ fn finish(
 }
 
 /// Writes the codes of a block.
+#[inline(always)]
 fn put(codes: &[u8; ELEMENTS], block: &mut [u8]) {
     put_pairs(codes, &mut block[QUANTS..SCALES]);
     let eighths = codes.as_chunks::<32>().0;

@@ -28,35 +28,51 @@ impl BlockFormat for Q4_0 {
     }
 
     fn decode(&self, blocks: &[u8], out: &mut [f32]) {
-        decode_each(blocks, out, |block: &[u8; BYTES], y: &mut [f32; ELEMENTS]| {
-            let d = f16_at(block, SCALE);
-            let (low, high) = y.split_at_mut(16);
-            for (j, &q) in field::<16>(block, QUANTS).iter().enumerate() {
-                low[j] = d * (i32::from(q & 15) - ZERO) as f32;
-                high[j] = d * (i32::from(q >> 4) - ZERO) as f32;
-            }
-        });
+        decode_each(
+            blocks,
+            out,
+            #[inline(always)]
+            |block: &[u8; BYTES], y: &mut [f32; ELEMENTS]| {
+                let d = f16_at(block, SCALE);
+                let (low, high) = y.split_at_mut(16);
+                for (j, &q) in field::<16>(block, QUANTS).iter().enumerate() {
+                    low[j] = d * (i32::from(q & 15) - ZERO) as f32;
+                    high[j] = d * (i32::from(q >> 4) - ZERO) as f32;
+                }
+            },
+        );
     }
 
     fn encode(&self, values: &[f32], out: &mut [u8]) {
-        encode_each(values, out, |x: &[f32; ELEMENTS], block: &mut [u8; BYTES]| {
-            let d = extreme(x) / -8.0;
-            let id = inverse(d);
-            put_f16(block, SCALE, d);
-            let codes = cut_codes(x, 15.0, |x| x * id + 8.5);
-            put_nibbles(&codes, &mut block[QUANTS..]);
-        });
+        encode_each(
+            values,
+            out,
+            #[inline(always)]
+            |x: &[f32; ELEMENTS], block: &mut [u8; BYTES]| {
+                let d = extreme(x) / -8.0;
+                let id = inverse(d);
+                put_f16(block, SCALE, d);
+                let codes = cut_codes(x, 15.0, |x| x * id + 8.5);
+                put_nibbles(&codes, &mut block[QUANTS..]);
+            },
+        );
     }
 
     fn encode_weighted(&self, row: &[f32], importance: &[f32], out: &mut [u8]) {
-        encode_lanes_weighted(row, importance, out, |x, weights, blocks: &mut [[u8; BYTES]]| {
-            let mut codes = [[0; ELEMENTS]; LANES];
-            let scales = symmetric(x, weights, &mut codes, ZERO);
-            for ((block, codes), scale) in blocks.iter_mut().zip(&codes).zip(scales) {
-                put_f16(block, SCALE, scale);
-                put_nibbles(codes, &mut block[QUANTS..]);
-            }
-        });
+        encode_lanes_weighted(
+            row,
+            importance,
+            out,
+            #[inline(always)]
+            |x, weights, blocks: &mut [[u8; BYTES]]| {
+                let mut codes = [[0; ELEMENTS]; LANES];
+                let scales = symmetric(x, weights, &mut codes, ZERO);
+                for ((block, codes), scale) in blocks.iter_mut().zip(&codes).zip(scales) {
+                    put_f16(block, SCALE, scale);
+                    put_nibbles(codes, &mut block[QUANTS..]);
+                }
+            },
+        );
     }
 
     fn codes(&self) -> usize {

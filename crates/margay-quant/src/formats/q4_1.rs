@@ -28,38 +28,54 @@ impl BlockFormat for Q4_1 {
     }
 
     fn decode(&self, blocks: &[u8], out: &mut [f32]) {
-        decode_each(blocks, out, |block: &[u8; BYTES], y: &mut [f32; ELEMENTS]| {
-            let (d, m) = (f16_at(block, SCALE), f16_at(block, MIN));
-            let (low, high) = y.split_at_mut(16);
-            for (j, &q) in field::<16>(block, QUANTS).iter().enumerate() {
-                low[j] = d * f32::from(q & 15) + m;
-                high[j] = d * f32::from(q >> 4) + m;
-            }
-        });
+        decode_each(
+            blocks,
+            out,
+            #[inline(always)]
+            |block: &[u8; BYTES], y: &mut [f32; ELEMENTS]| {
+                let (d, m) = (f16_at(block, SCALE), f16_at(block, MIN));
+                let (low, high) = y.split_at_mut(16);
+                for (j, &q) in field::<16>(block, QUANTS).iter().enumerate() {
+                    low[j] = d * f32::from(q & 15) + m;
+                    high[j] = d * f32::from(q >> 4) + m;
+                }
+            },
+        );
     }
 
     fn encode(&self, values: &[f32], out: &mut [u8]) {
-        encode_each(values, out, |x: &[f32; ELEMENTS], block: &mut [u8; BYTES]| {
-            let (min, max) = bounds(x);
-            let d = (max - min) / 15.0;
-            let id = inverse(d);
-            put_f16(block, SCALE, d);
-            put_f16(block, MIN, min);
-            let codes = cut_codes(x, 15.0, |x| (x - min) * id + 0.5);
-            put_nibbles(&codes, &mut block[QUANTS..]);
-        });
+        encode_each(
+            values,
+            out,
+            #[inline(always)]
+            |x: &[f32; ELEMENTS], block: &mut [u8; BYTES]| {
+                let (min, max) = bounds(x);
+                let d = (max - min) / 15.0;
+                let id = inverse(d);
+                put_f16(block, SCALE, d);
+                put_f16(block, MIN, min);
+                let codes = cut_codes(x, 15.0, |x| (x - min) * id + 0.5);
+                put_nibbles(&codes, &mut block[QUANTS..]);
+            },
+        );
     }
 
     fn encode_weighted(&self, row: &[f32], importance: &[f32], out: &mut [u8]) {
-        encode_lanes_weighted(row, importance, out, |x, weights, blocks: &mut [[u8; BYTES]]| {
-            let mut codes = [[0; ELEMENTS]; LANES];
-            let (scales, mins) = affine::<_, false>(x, weights, &mut codes, &AffineTrials::weighted(15));
-            for (lane, block) in blocks.iter_mut().enumerate() {
-                put_f16(block, SCALE, scales[lane]);
-                put_f16(block, MIN, -mins[lane]);
-                put_nibbles(&codes[lane], &mut block[QUANTS..]);
-            }
-        });
+        encode_lanes_weighted(
+            row,
+            importance,
+            out,
+            #[inline(always)]
+            |x, weights, blocks: &mut [[u8; BYTES]]| {
+                let mut codes = [[0; ELEMENTS]; LANES];
+                let (scales, mins) = affine::<_, false>(x, weights, &mut codes, &AffineTrials::weighted(15));
+                for (lane, block) in blocks.iter_mut().enumerate() {
+                    put_f16(block, SCALE, scales[lane]);
+                    put_f16(block, MIN, -mins[lane]);
+                    put_nibbles(&codes[lane], &mut block[QUANTS..]);
+                }
+            },
+        );
     }
 
     fn codes(&self) -> usize {

@@ -39,24 +39,34 @@ impl BlockFormat for Q4_K {
     }
 
     fn decode(&self, blocks: &[u8], out: &mut [f32]) {
-        decode_each(blocks, out, |block: &[u8; BYTES], y: &mut [f32; ELEMENTS]| {
-            let (d, dmin) = (f16_at(block, SCALE), f16_at(block, MIN));
-            let (scales, mins) = k_scales(field(block, SCALES));
-            let quants = field::<128>(block, QUANTS).as_chunks::<GROUP>().0;
-            for (j, y) in y.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
-                let (scale, min) = (d * f32::from(scales[j]), dmin * f32::from(mins[j]));
-                let shift = 4 * (j % 2);
-                for (y, q) in y.iter_mut().zip(&quants[j / 2]) {
-                    *y = scale * f32::from(q >> shift & 15) - min;
+        decode_each(
+            blocks,
+            out,
+            #[inline(always)]
+            |block: &[u8; BYTES], y: &mut [f32; ELEMENTS]| {
+                let (d, dmin) = (f16_at(block, SCALE), f16_at(block, MIN));
+                let (scales, mins) = k_scales(field(block, SCALES));
+                let quants = field::<128>(block, QUANTS).as_chunks::<GROUP>().0;
+                for (j, y) in y.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
+                    let (scale, min) = (d * f32::from(scales[j]), dmin * f32::from(mins[j]));
+                    let shift = 4 * (j % 2);
+                    for (y, q) in y.iter_mut().zip(&quants[j / 2]) {
+                        *y = scale * f32::from(q >> shift & 15) - min;
+                    }
                 }
-            }
-        });
+            },
+        );
     }
 
     fn encode(&self, values: &[f32], out: &mut [u8]) {
-        encode_each(values, out, |x: &[f32; ELEMENTS], block: &mut [u8; BYTES]| {
-            put(&encode_groups(x, block, &TRIALS), block);
-        });
+        encode_each(
+            values,
+            out,
+            #[inline(always)]
+            |x: &[f32; ELEMENTS], block: &mut [u8; BYTES]| {
+                put(&encode_groups(x, block, &TRIALS), block);
+            },
+        );
     }
 
     fn encode_weighted(&self, row: &[f32], importance: &[f32], out: &mut [u8]) {
@@ -64,6 +74,7 @@ impl BlockFormat for Q4_K {
             row,
             importance,
             out,
+            #[inline(always)]
             |x: &[f32; ELEMENTS], importance, block: &mut [u8; BYTES]| {
                 // Scales beyond 6 bits spill into their neighbours, as the reference has it for this format only.
                 put(&encode_groups_weighted(x, importance, block, TRIALS.top, u8::MAX), block);
@@ -81,6 +92,7 @@ impl BlockFormat for Q4_K {
 }
 
 /// Writes the codes of a block.
+#[inline(always)]
 fn put(codes: &[u8; ELEMENTS], block: &mut [u8]) {
     for (codes, bytes) in codes.as_chunks::<64>().0.iter().zip(block[QUANTS..].as_chunks_mut::<GROUP>().0) {
         let (low, high) = codes.split_at(GROUP);
@@ -91,6 +103,7 @@ fn put(codes: &[u8; ELEMENTS], block: &mut [u8]) {
 }
 
 /// Finds and writes the scales of a `Q4_K` or `Q5_K` block, whose headers are the same, and returns the codes.
+#[inline(always)]
 pub(crate) fn encode_groups(x: &[f32; ELEMENTS], block: &mut [u8], t: &AffineTrials) -> [u8; ELEMENTS] {
     let groups = x.as_chunks::<GROUP>().0;
     let lanes = side_by_side(groups);
@@ -117,6 +130,7 @@ pub(crate) fn encode_groups(x: &[f32; ELEMENTS], block: &mut [u8], t: &AffineTri
 }
 
 /// As [`encode_groups`] where errors matter by `importance`; the codes of the scales are cut off at `limit`.
+#[inline(always)]
 pub(crate) fn encode_groups_weighted(
     x: &[f32; ELEMENTS],
     importance: &[f32; ELEMENTS],
@@ -142,6 +156,7 @@ pub(crate) fn encode_groups_weighted(
 
 /// Writes the packed scales beside the d and dmin that are there and returns the codes that they ask for. A group whose
 /// scale rounds to zero keeps the codes of the search.
+#[inline(always)]
 fn finish(
     groups: &[[f32; GROUP]],
     packed: [u8; 12],

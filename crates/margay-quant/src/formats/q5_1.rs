@@ -33,39 +33,55 @@ impl BlockFormat for Q5_1 {
     }
 
     fn decode(&self, blocks: &[u8], out: &mut [f32]) {
-        decode_each(blocks, out, |block: &[u8; BYTES], y: &mut [f32; ELEMENTS]| {
-            let (d, m) = (f16_at(block, SCALE), f16_at(block, MIN));
-            let high_bits = u32::from_le_bytes(*field(block, HIGH_BITS));
-            let (low, high) = y.split_at_mut(16);
-            for (j, &q) in field::<16>(block, QUANTS).iter().enumerate() {
-                let (q0, q1) = (u32::from(q & 15), u32::from(q >> 4));
-                low[j] = d * (q0 | (high_bits >> j & 1) << 4) as f32 + m;
-                high[j] = d * (q1 | (high_bits >> (j + 16) & 1) << 4) as f32 + m;
-            }
-        });
+        decode_each(
+            blocks,
+            out,
+            #[inline(always)]
+            |block: &[u8; BYTES], y: &mut [f32; ELEMENTS]| {
+                let (d, m) = (f16_at(block, SCALE), f16_at(block, MIN));
+                let high_bits = u32::from_le_bytes(*field(block, HIGH_BITS));
+                let (low, high) = y.split_at_mut(16);
+                for (j, &q) in field::<16>(block, QUANTS).iter().enumerate() {
+                    let (q0, q1) = (u32::from(q & 15), u32::from(q >> 4));
+                    low[j] = d * (q0 | (high_bits >> j & 1) << 4) as f32 + m;
+                    high[j] = d * (q1 | (high_bits >> (j + 16) & 1) << 4) as f32 + m;
+                }
+            },
+        );
     }
 
     fn encode(&self, values: &[f32], out: &mut [u8]) {
-        encode_each(values, out, |x: &[f32; ELEMENTS], block: &mut [u8; BYTES]| {
-            let (min, max) = bounds(x);
-            let d = (max - min) / 31.0;
-            let id = inverse(d);
-            put_f16(block, SCALE, d);
-            put_f16(block, MIN, min);
-            put(&cut_codes(x, 31.0, |x| (x - min) * id + 0.5), block);
-        });
+        encode_each(
+            values,
+            out,
+            #[inline(always)]
+            |x: &[f32; ELEMENTS], block: &mut [u8; BYTES]| {
+                let (min, max) = bounds(x);
+                let d = (max - min) / 31.0;
+                let id = inverse(d);
+                put_f16(block, SCALE, d);
+                put_f16(block, MIN, min);
+                put(&cut_codes(x, 31.0, |x| (x - min) * id + 0.5), block);
+            },
+        );
     }
 
     fn encode_weighted(&self, row: &[f32], importance: &[f32], out: &mut [u8]) {
-        encode_lanes_weighted(row, importance, out, |x, weights, blocks: &mut [[u8; BYTES]]| {
-            let mut codes = [[0; ELEMENTS]; LANES];
-            let (scales, mins) = affine::<_, false>(x, weights, &mut codes, &AffineTrials::weighted(31));
-            for (lane, block) in blocks.iter_mut().enumerate() {
-                put_f16(block, SCALE, scales[lane]);
-                put_f16(block, MIN, -mins[lane]);
-                put(&codes[lane], block);
-            }
-        });
+        encode_lanes_weighted(
+            row,
+            importance,
+            out,
+            #[inline(always)]
+            |x, weights, blocks: &mut [[u8; BYTES]]| {
+                let mut codes = [[0; ELEMENTS]; LANES];
+                let (scales, mins) = affine::<_, false>(x, weights, &mut codes, &AffineTrials::weighted(31));
+                for (lane, block) in blocks.iter_mut().enumerate() {
+                    put_f16(block, SCALE, scales[lane]);
+                    put_f16(block, MIN, -mins[lane]);
+                    put(&codes[lane], block);
+                }
+            },
+        );
     }
 
     fn codes(&self) -> usize {
@@ -78,6 +94,7 @@ impl BlockFormat for Q5_1 {
 }
 
 /// Writes the codes of a block.
+#[inline(always)]
 fn put(codes: &[u8; ELEMENTS], block: &mut [u8]) {
     block[HIGH_BITS..QUANTS].copy_from_slice(&fifth_bits(codes));
     put_nibbles(codes, &mut block[QUANTS..]);

@@ -39,25 +39,35 @@ impl BlockFormat for Q5_K {
     }
 
     fn decode(&self, blocks: &[u8], out: &mut [f32]) {
-        decode_each(blocks, out, |block: &[u8; BYTES], y: &mut [f32; ELEMENTS]| {
-            let (d, dmin) = (f16_at(block, SCALE), f16_at(block, MIN));
-            let (scales, mins) = k_scales(field(block, SCALES));
-            let high_bits = field::<GROUP>(block, HIGH_BITS);
-            let quants = field::<128>(block, QUANTS).as_chunks::<GROUP>().0;
-            for (j, y) in y.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
-                let (scale, min) = (d * f32::from(scales[j]), dmin * f32::from(mins[j]));
-                let shift = 4 * (j % 2);
-                for ((y, q), high) in y.iter_mut().zip(&quants[j / 2]).zip(high_bits) {
-                    *y = scale * f32::from(q >> shift & 15 | (high >> j & 1) << 4) - min;
+        decode_each(
+            blocks,
+            out,
+            #[inline(always)]
+            |block: &[u8; BYTES], y: &mut [f32; ELEMENTS]| {
+                let (d, dmin) = (f16_at(block, SCALE), f16_at(block, MIN));
+                let (scales, mins) = k_scales(field(block, SCALES));
+                let high_bits = field::<GROUP>(block, HIGH_BITS);
+                let quants = field::<128>(block, QUANTS).as_chunks::<GROUP>().0;
+                for (j, y) in y.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
+                    let (scale, min) = (d * f32::from(scales[j]), dmin * f32::from(mins[j]));
+                    let shift = 4 * (j % 2);
+                    for ((y, q), high) in y.iter_mut().zip(&quants[j / 2]).zip(high_bits) {
+                        *y = scale * f32::from(q >> shift & 15 | (high >> j & 1) << 4) - min;
+                    }
                 }
-            }
-        });
+            },
+        );
     }
 
     fn encode(&self, values: &[f32], out: &mut [u8]) {
-        encode_each(values, out, |x: &[f32; ELEMENTS], block: &mut [u8; BYTES]| {
-            put(&encode_groups(x, block, &TRIALS), block);
-        });
+        encode_each(
+            values,
+            out,
+            #[inline(always)]
+            |x: &[f32; ELEMENTS], block: &mut [u8; BYTES]| {
+                put(&encode_groups(x, block, &TRIALS), block);
+            },
+        );
     }
 
     fn encode_weighted(&self, row: &[f32], importance: &[f32], out: &mut [u8]) {
@@ -65,6 +75,7 @@ impl BlockFormat for Q5_K {
             row,
             importance,
             out,
+            #[inline(always)]
             |x: &[f32; ELEMENTS], importance, block: &mut [u8; BYTES]| {
                 put(&encode_groups_weighted(x, importance, block, TRIALS.top, 63), block);
             },
@@ -81,6 +92,7 @@ impl BlockFormat for Q5_K {
 }
 
 /// Writes the codes of a block.
+#[inline(always)]
 fn put(codes: &[u8; ELEMENTS], block: &mut [u8]) {
     let groups = codes.as_chunks::<GROUP>().0;
     for (l, byte) in block[HIGH_BITS..QUANTS].iter_mut().enumerate() {

@@ -35,27 +35,37 @@ impl BlockFormat for Q6_K {
     }
 
     fn decode(&self, blocks: &[u8], out: &mut [f32]) {
-        decode_each(blocks, out, |block: &[u8; BYTES], y: &mut [f32; ELEMENTS]| {
-            let d = f16_at(block, SCALE);
-            let scales = field::<16>(block, SCALES).map(|s| d * f32::from(s as i8));
-            let quants = field::<128>(block, QUANTS).as_chunks::<32>().0;
-            let high_bits = field::<64>(block, HIGH_BITS).as_chunks::<32>().0;
-            for (quarter, y) in y.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-                let (half, t) = (quarter / 4, quarter % 4);
-                let (low, high) = (&quants[2 * half + t % 2], &high_bits[half]);
-                let (nibble, pair) = (4 * (t / 2), 2 * t);
-                for l in 0..32 {
-                    let q = low[l] >> nibble & 15 | (high[l] >> pair & 3) << 4;
-                    y[l] = scales[2 * quarter + l / 16] * (i32::from(q) - ZERO) as f32;
+        decode_each(
+            blocks,
+            out,
+            #[inline(always)]
+            |block: &[u8; BYTES], y: &mut [f32; ELEMENTS]| {
+                let d = f16_at(block, SCALE);
+                let scales = field::<16>(block, SCALES).map(|s| d * f32::from(s as i8));
+                let quants = field::<128>(block, QUANTS).as_chunks::<32>().0;
+                let high_bits = field::<64>(block, HIGH_BITS).as_chunks::<32>().0;
+                for (quarter, y) in y.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+                    let (half, t) = (quarter / 4, quarter % 4);
+                    let (low, high) = (&quants[2 * half + t % 2], &high_bits[half]);
+                    let (nibble, pair) = (4 * (t / 2), 2 * t);
+                    for l in 0..32 {
+                        let q = low[l] >> nibble & 15 | (high[l] >> pair & 3) << 4;
+                        y[l] = scales[2 * quarter + l / 16] * (i32::from(q) - ZERO) as f32;
+                    }
                 }
-            }
-        });
+            },
+        );
     }
 
     fn encode(&self, values: &[f32], out: &mut [u8]) {
-        encode_each(values, out, |x: &[f32; ELEMENTS], block: &mut [u8; BYTES]| {
-            encode_block(x, &x.map(|x| x * x), block);
-        });
+        encode_each(
+            values,
+            out,
+            #[inline(always)]
+            |x: &[f32; ELEMENTS], block: &mut [u8; BYTES]| {
+                encode_block(x, &x.map(|x| x * x), block);
+            },
+        );
     }
 
     fn encode_weighted(&self, row: &[f32], importance: &[f32], out: &mut [u8]) {
@@ -72,6 +82,7 @@ impl BlockFormat for Q6_K {
     }
 }
 
+#[inline(always)]
 fn encode_block(x: &[f32; ELEMENTS], weights: &[f32; ELEMENTS], block: &mut [u8; BYTES]) {
     let (groups, weights) = (x.as_chunks::<GROUP>().0, weights.as_chunks::<GROUP>().0);
     let mut codes = [[0; GROUP]; 16];
@@ -104,6 +115,7 @@ fn encode_block(x: &[f32; ELEMENTS], weights: &[f32; ELEMENTS], block: &mut [u8;
 }
 
 /// Writes the codes of a block.
+#[inline(always)]
 fn put(codes: &[u8; ELEMENTS], block: &mut [u8]) {
     for (half, codes) in codes.as_chunks::<128>().0.iter().enumerate() {
         let quarters = codes.as_chunks::<32>().0;

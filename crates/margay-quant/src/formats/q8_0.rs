@@ -29,25 +29,35 @@ impl BlockFormat for Q8_0 {
     }
 
     fn decode(&self, blocks: &[u8], out: &mut [f32]) {
-        decode_each(blocks, out, |block: &[u8; BYTES], y: &mut [f32; ELEMENTS]| {
-            let d = f16_at(block, SCALE);
-            for (y, &q) in y.iter_mut().zip(field::<ELEMENTS>(block, QUANTS)) {
-                *y = d * f32::from(q as i8);
-            }
-        });
+        decode_each(
+            blocks,
+            out,
+            #[inline(always)]
+            |block: &[u8; BYTES], y: &mut [f32; ELEMENTS]| {
+                let d = f16_at(block, SCALE);
+                for (y, &q) in y.iter_mut().zip(field::<ELEMENTS>(block, QUANTS)) {
+                    *y = d * f32::from(q as i8);
+                }
+            },
+        );
     }
 
     fn encode(&self, values: &[f32], out: &mut [u8]) {
-        encode_each(values, out, |x: &[f32; ELEMENTS], block: &mut [u8; BYTES]| {
-            let (min, max) = bounds(x);
-            let d = max.max(-min).abs() / 127.0;
-            // The codes use the scale before it is rounded to half precision, as the reference does.
-            let id = inverse(d);
-            put_f16(block, SCALE, d);
-            for (q, x) in block[QUANTS..].iter_mut().zip(x) {
-                *q = round(x * id) as u8;
-            }
-        });
+        encode_each(
+            values,
+            out,
+            #[inline(always)]
+            |x: &[f32; ELEMENTS], block: &mut [u8; BYTES]| {
+                let (min, max) = bounds(x);
+                let d = max.max(-min).abs() / 127.0;
+                // The codes use the scale before it is rounded to half precision, as the reference does.
+                let id = inverse(d);
+                put_f16(block, SCALE, d);
+                for (q, x) in block[QUANTS..].iter_mut().zip(x) {
+                    *q = round(x * id) as u8;
+                }
+            },
+        );
     }
 
     fn codes(&self) -> usize {
@@ -62,7 +72,7 @@ impl BlockFormat for Q8_0 {
 }
 
 /// Nearest whole number, halves away from zero; in steps that a vector unit without a rounding instruction has.
-#[inline]
+#[inline(always)]
 fn round(x: f32) -> i32 {
     let whole = truncate(x);
     let part = x - whole as f32;
