@@ -5,13 +5,16 @@ use clap::{
     Args,
     builder::{PossibleValuesParser, TypedValueParser},
 };
-use margay::{AskOptions, BACKENDS, KvType, LoadOptions, Model, ModelSource, Sampling, rooms::tensor::DType};
+use margay::{
+    AskOptions, BACKENDS, KvType, LoadOptions, Model, ModelSource, Sampling,
+    rooms::{quant::FORMATS, tensor::DType},
+};
 use std::{
     num::NonZeroUsize,
     path::{Path, PathBuf},
 };
 
-/// Formats that a model can be converted to, or quantized to at load.
+/// Formats that a model can be quantized to at load.
 const TYPES: [DType; 11] = [
     DType::F32,
     DType::F16,
@@ -29,6 +32,12 @@ const TYPES: [DType; 11] = [
 /// Reads one of them.
 pub(crate) fn types() -> impl TypedValueParser<Value = DType> {
     PossibleValuesParser::new(TYPES.map(DType::name))
+        .map(|name| DType::from_name(&name).expect("invariant: the possible values are names of types"))
+}
+
+/// Reads any format that a file can hold.
+pub(crate) fn stored_types() -> impl TypedValueParser<Value = DType> {
+    PossibleValuesParser::new(FORMATS.iter().map(|format| format.dtype().name()))
         .map(|name| DType::from_name(&name).expect("invariant: the possible values are names of types"))
 }
 

@@ -40,6 +40,20 @@ fn a_model_quantized_at_load_answers_as_the_converted_one() {
 }
 
 #[test]
+fn every_format_of_a_file_can_be_converted_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let formats = "f32 f16 bf16 q8_0 q6_k q5_k q5_1 q5_0 q4_k q4_1 q4_0 iq4_nl iq4_xs mxfp4 q3_k q2_k";
+    for dtype in formats.split(' ') {
+        let out = word(folder.path(), "m.gguf");
+        let report = run(["convert", &golden("awq"), "-o", &out, "--type", dtype, "--json"]).json();
+        let tensors = report["formats"][dtype]["tensors"].as_u64().unwrap_or(0);
+        // Blocks of 256 fit `ffn_down` of its two layers alone.
+        assert!(tensors >= 2, "{dtype}: {report}");
+        run(["inspect", &out]).ok();
+    }
+}
+
+#[test]
 fn weights_of_awq_and_gptq_are_read_as_numbers() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["awq", "gptq"] {

@@ -2,13 +2,13 @@
 
 use crate::{
     Calibration, OnStep, PackError, WalkProgress,
-    flow::{Flowing, LOGITS, Rows, bare_programs, flow},
+    flow::{Flowing, LOGITS, Rows, bare_programs, flow, walked},
     importance::Importance,
 };
 use margay::{ModelSource, PromptInputs};
 use margay_graph::{BackendError, Op, Program, ValueId, WeightId, WeightSource, WeightSpec};
 use margay_quant::{InputStats, Needs};
-use margay_reference::{Visit, Walker};
+use margay_reference::{Visit, Walker, steps};
 use margay_tensor::Tensor;
 use std::{collections::BTreeMap, ops::ControlFlow};
 
@@ -45,7 +45,7 @@ pub fn calibrate(
         false => None,
     };
     let mut collector = Collector {
-        base: Base::new(source, &programs, on_step),
+        base: Base::new(source, &walked(&programs, prompts), on_step),
         found: Calibration::new(source, made_from.to_owned())?,
         options: *options,
         importance: importance.as_ref(),
@@ -65,7 +65,13 @@ pub fn logits(
     on_step: OnStep<'_>,
 ) -> Result<Vec<Vec<f32>>, PackError> {
     let programs = bare_programs(source)?;
-    flow(source, &programs, prompts, true, &mut Plain(Base::new(source, &programs, on_step)))
+    flow(
+        source,
+        &programs,
+        prompts,
+        true,
+        &mut Plain(Base::new(source, &walked(&programs, prompts), on_step)),
+    )
 }
 
 /// What every walker over a model has: its weights, where it is, and whom it tells.
@@ -81,20 +87,15 @@ pub(crate) struct Base<'a> {
 }
 
 impl<'a> Base<'a> {
-    pub(crate) fn new(
-        source: &'a ModelSource,
-        programs: &margay_model::ModelPrograms,
-        on_step: OnStep<'a>,
-    ) -> Self {
-        let all: Vec<&Program> =
-            programs.encode.iter().chain(&programs.project).chain([&programs.text]).collect();
-        let specs = all.iter().flat_map(|p| p.weights()).map(|spec| (spec.name.clone(), spec.clone()));
+    /// Of a walk over these programs.
+    pub(crate) fn new(source: &'a ModelSource, programs: &[&Program], on_step: OnStep<'a>) -> Self {
+        let specs = programs.iter().flat_map(|p| p.weights()).map(|spec| (spec.name.clone(), spec.clone()));
         Base {
             source,
             specs: specs.collect(),
             on_step,
             done: 0,
-            of: all.iter().map(|p| p.nodes().len()).sum(),
+            of: programs.iter().map(|p| steps(p)).sum(),
             program: None,
             rows: None,
         }

@@ -3,7 +3,7 @@
 use crate::{
     Calibration, Choice, OnStep, PackError, Sensitivities,
     calibrate::{Base, divergence, logits},
-    flow::{Flowing, Rows, bare_programs, flow},
+    flow::{Flowing, Rows, bare_programs, flow, walked},
     piece::Packing,
     plan::places,
 };
@@ -49,7 +49,11 @@ pub fn keep_below(
     let vocabulary = source.config.text.vocabulary.max(1);
     let mut measure = |choice: &Choice| -> Result<f64, PackError> {
         let programs = bare_programs(source)?;
-        let mut probe = Probe { base: Base::new(source, &programs, &mut *on_step), choice, calibration };
+        let mut probe = Probe {
+            base: Base::new(source, &walked(&programs, prompts), &mut *on_step),
+            choice,
+            calibration,
+        };
         let got = flow(source, &programs, prompts, true, &mut probe)?;
         let rows = expected.iter().zip(&got).flat_map(|(a, b)| {
             a.chunks_exact(vocabulary).zip(b.chunks_exact(vocabulary)).map(|(a, b)| divergence(a, b))

@@ -51,6 +51,20 @@ pub(crate) fn bare_programs(source: &ModelSource) -> Result<ModelPrograms, PackE
 
 pub(crate) const LOGITS: &str = "logits";
 
+/// The programs that [`see`] walks: none where there are no pictures.
+pub(crate) fn seeing<'p>(programs: &'p ModelPrograms, prompts: &[PromptInputs]) -> Vec<&'p Program> {
+    let pictures = prompts.iter().any(|prompt| !prompt.tiles.is_empty());
+    match (&programs.encode, &programs.project) {
+        (Some(encode), Some(project)) if pictures => vec![encode, project],
+        _ => vec![],
+    }
+}
+
+/// The programs that [`flow`] walks.
+pub(crate) fn walked<'p>(programs: &'p ModelPrograms, prompts: &[PromptInputs]) -> Vec<&'p Program> {
+    [seeing(programs, prompts), vec![&programs.text]].concat()
+}
+
 /// Walks all programs; gives each input's logits, [rows, vocabulary], of its text tokens, where `logits` says so.
 pub(crate) fn flow<F: Flowing>(
     source: &ModelSource,

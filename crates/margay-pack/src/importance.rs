@@ -6,7 +6,7 @@
 use crate::{
     OnStep, PackError, WalkProgress,
     calibrate::{Base, OUTPUT, Plain, multiplied},
-    flow::see,
+    flow::{see, seeing},
 };
 use margay::{ModelSource, PromptInputs};
 use margay_graph::{InputData, Op, Role, ValueId};
@@ -64,7 +64,12 @@ impl Importance {
         if bytes > MOST_BYTES {
             return Err(PackError::TooLarge { needs: bytes, most: MOST_BYTES });
         }
-        let visual = see(source, programs, prompts, &mut Plain(Base::new(source, programs, &mut *on_step)))?;
+        let visual = see(
+            source,
+            programs,
+            prompts,
+            &mut Plain(Base::new(source, &seeing(programs, prompts), &mut *on_step)),
+        )?;
         let mut linears: Vec<(String, Role, ValueId)> = vec![];
         for node in text.nodes().iter().filter(|node| matches!(node.op, Op::Linear(_))) {
             let specs = multiplied(&node.op).into_iter().map(|id| text.weight(id));
@@ -108,6 +113,10 @@ impl Importance {
                 }
                 norms[at].push(rows);
             }
+        }
+        let step = WalkProgress { doing: "backward pass", done: prompts.len(), of: prompts.len() };
+        if on_step(&step).is_break() {
+            return Err(PackError::Stopped);
         }
         let mean = |(sum, count): (f64, usize)| if count == 0 { 0.0 } else { sum / count as f64 };
         let ratio = |sums: &[(f64, usize); 2]| {

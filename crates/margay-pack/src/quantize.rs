@@ -46,7 +46,7 @@ pub struct QuantizeOptions<'a> {
 /// How far it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Progress<'a> {
-    /// The tensor being written.
+    /// The tensor being written, or what is done before one can be.
     pub tensor: &'a str,
     /// Tensors written.
     pub done: usize,
@@ -381,17 +381,21 @@ impl Pass<'_, '_> {
         self.report.tensors.push(TensorReport::new(planned, errors));
         self.next += 1;
         self.done_bytes += bytes;
-        let step = Progress {
-            tensor: name,
+        if self.tell(name).is_break() {
+            return Err(PackError::Stopped);
+        }
+        Ok(())
+    }
+
+    /// Says what is done between weights, and hears whether to stop.
+    pub(crate) fn tell(&mut self, doing: &str) -> ControlFlow<()> {
+        (self.progress)(&Progress {
+            tensor: doing,
             done: self.next,
             of: self.order.len(),
             done_bytes: self.done_bytes,
             of_bytes: self.of_bytes,
-        };
-        if (self.progress)(&step).is_break() {
-            return Err(PackError::Stopped);
-        }
-        Ok(())
+        })
     }
 
     /// The weight just written, as it was written; with its kept columns, which are written next.

@@ -6,7 +6,7 @@
 use crate::{
     PackError, WalkProgress,
     calibrate::{Base, multiplied},
-    flow::{Flowing, Rows, bare_programs, flow},
+    flow::{Flowing, Rows, bare_programs, flow, walked},
     importance::Importance,
     quantize::{Pass, folded, read_again},
 };
@@ -26,14 +26,15 @@ const SAMPLE_ROWS: usize = 256;
 pub(crate) fn run(pass: &mut Pass<'_, '_>) -> Result<(), PackError> {
     let (source, prompts, needs) = (pass.source, pass.options.prompts, pass.options.method.needs());
     let programs = bare_programs(source)?;
-    let mut go_on = |_: &WalkProgress<'_>| ControlFlow::Continue(());
     let importance = match needs.gradients {
-        true => Importance::find(source, &programs, prompts, &mut go_on)?,
+        true => Importance::find(source, &programs, prompts, &mut |step| pass.tell(step.doing))?,
         false => Importance::default(),
     };
+    // The walk itself tells and stops with each weight that it writes.
+    let mut go_on = |_: &WalkProgress<'_>| ControlFlow::Continue(());
     let again = read_again(&programs);
     let mut walker = Sequential {
-        base: Base::new(source, &programs, &mut go_on),
+        base: Base::new(source, &walked(&programs, prompts), &mut go_on),
         pass,
         importance: &importance,
         again: &again,

@@ -150,6 +150,48 @@ fn what_a_method_lacks_is_said_before_any_work() {
 }
 
 #[test]
+fn a_walk_ends_when_all_of_its_steps_are_done() {
+    let (source, mut asked) = tiny();
+    let options = CalibrateOptions { sample_rows: 24, gradients: false };
+    for pictures in [true, false] {
+        let mut steps = vec![];
+        calibrate(&source, &asked, "two questions", &options, &mut |step| {
+            steps.push((step.done, step.of));
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        let of = steps.len();
+        assert_eq!(steps, (1..=of).map(|done| (done, of)).collect::<Vec<_>>(), "pictures: {pictures}");
+        let words = Question { images: vec![], text: "one two".to_owned(), answer: vec![] };
+        asked = prompts(&source, &[words]).unwrap();
+    }
+}
+
+#[test]
+fn the_backward_pass_before_vlmq_can_be_stopped_and_leaves_nothing() {
+    let (source, asked) = tiny();
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = Recipe::plain(DType::Q4_0, None);
+    let method: Method = "vlmq".parse().unwrap();
+    let options = QuantizeOptions {
+        recipe: &recipe,
+        method,
+        single: true,
+        calibration: None,
+        prompts: &asked,
+        measure: false,
+    };
+    let mut heard = vec![];
+    let stopped = quantize(&source, &folder.path().join("m.gguf"), &options, &mut |step| {
+        heard.push(step.tensor.to_owned());
+        if step.tensor == "backward pass" { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    assert!(matches!(stopped, Err(PackError::Stopped)), "{heard:?}");
+    assert_eq!(heard.last().unwrap(), "backward pass");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
 fn every_method_writes_a_model_that_still_answers() {
     let (source, asked) = tiny();
     let expected = logits(&source, &asked, &mut |_| ControlFlow::Continue(())).unwrap();

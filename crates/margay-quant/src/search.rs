@@ -39,15 +39,14 @@ pub(crate) fn cut_codes<const N: usize>(x: &[f32; N], top: f32, place: impl Fn(f
     // Adding and taking away 2^23 rounds to whole numbers.
     const WHOLE: f32 = 8_388_608.0;
     let mut codes = [0; N];
-    for (codes, x) in codes.as_chunks_mut::<LANES>().0.iter_mut().zip(x.as_chunks::<LANES>().0) {
-        for g in 0..LANES {
-            let v = place(x[g]);
-            let near = (v + WHOLE) - WHOLE;
-            let below = near - if near > v { 1.0 } else { 0.0 };
-            let code = if below < top { below } else { top };
-            let bits = (code + WHOLE).to_bits();
-            codes[g] = if v.abs() < 64.0 { bits } else { 0 } as u8;
-        }
+    // One flat loop: the compiler gives each eight numbers a vector; of a loop over eights it makes columns.
+    for (code, x) in codes.iter_mut().zip(x) {
+        let v = place(*x);
+        let near = (v + WHOLE) - WHOLE;
+        let below = near - if near > v { 1.0 } else { 0.0 };
+        let cut = if below < top { below } else { top };
+        let bits = (cut + WHOLE).to_bits();
+        *code = if v.abs() < 64.0 { bits } else { 0 } as u8;
     }
     codes
 }
@@ -68,35 +67,25 @@ pub(crate) fn inverse(x: f32) -> f32 {
 #[inline(always)]
 pub(crate) fn extreme(values: &[f32]) -> f32 {
     let (min, max) = bounds(values);
-    if max > -min {
-        max
-    } else if max < -min {
-        min
-    } else {
-        values.iter().copied().find(|x| *x != 0.0 && x.abs() == max).unwrap_or(0.0)
+    if max == -min {
+        return values.iter().copied().find(|x| *x != 0.0 && x.abs() == max).unwrap_or(0.0);
     }
+    if max > -min { max } else { min }
 }
 
 /// Smallest and largest value; of zeros of both signs the first.
 #[inline(always)]
 pub(crate) fn bounds(values: &[f32]) -> (f32, f32) {
-    let lower = |a: f32, b: f32| if b < a { b } else { a };
-    let higher = |a: f32, b: f32| if b > a { b } else { a };
-    let (rows, rest) = values.as_chunks::<LANES>();
-    let (mut min, mut max) = ([f32::MAX; LANES], [-f32::MAX; LANES]);
-    for x in rows {
-        for g in 0..LANES {
-            min[g] = lower(min[g], x[g]);
-            max[g] = higher(max[g], x[g]);
-        }
+    // As whole numbers in the order of the floats: the compiler may take those in any order, and does it in vectors.
+    let key = |bits: i32| bits ^ (bits >> 31 & i32::MAX);
+    let number = |key: i32| f32::from_bits((key ^ (key >> 31 & i32::MAX)) as u32);
+    let (mut min, mut max) = (key(f32::MAX.to_bits() as i32), key((-f32::MAX).to_bits() as i32));
+    for x in values {
+        let key = key(x.to_bits() as i32);
+        min = min.min(if x.is_nan() { i32::MAX } else { key });
+        max = max.max(if x.is_nan() { i32::MIN } else { key });
     }
-    for half in [4, 2, 1] {
-        for g in 0..half {
-            min[g] = lower(min[g], min[g + half]);
-            max[g] = higher(max[g], max[g + half]);
-        }
-    }
-    let (min, max) = rest.iter().fold((min[0], max[0]), |(min, max), &x| (lower(min, x), higher(max, x)));
+    let (min, max) = (number(min), number(max));
     // In another order than the reference's, the numbers are the same, but a zero may have another sign.
     let first_zero = |x: f32| {
         if x == 0.0 { values.iter().copied().find(|x| *x == 0.0).unwrap_or(x) } else { x }

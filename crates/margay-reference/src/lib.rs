@@ -40,4 +40,4 @@ mod weights;
 
 pub use backend::ReferenceBackend;
 pub use gradients::{Gradients, gradients, value_gradients};
-pub use walk::{Visit, WalkInput, Walker, walk};
+pub use walk::{Visit, WalkInput, Walker, steps, walk};

@@ -141,6 +141,12 @@ pub fn walk<W: Walker>(
     Ok(samples.iter().map(outputs_of).collect::<Result<_, _>>()?)
 }
 
+/// How many nodes a walk of the program visits.
+pub fn steps(program: &Program) -> usize {
+    let visited = Plan::new(program, &[]).visited;
+    program.nodes().iter().zip(visited).filter(|(node, visited)| *visited && node.op != Op::Input).count()
+}
+
 /// Which nodes are visited, which values are read, and by which node last.
 struct Plan {
     visited: Vec<bool>,

@@ -34,11 +34,11 @@ pub(crate) struct Convert {
     /// The file to write; a vision side goes to mmproj-FILE beside it
     #[arg(long, short, value_name = "FILE")]
     out: PathBuf,
-    /// Format of the decoder's matrices
-    #[arg(long = "type", value_name = "TYPE", default_value = "f16", value_parser = model::types())]
+    /// Format of the decoder's matrices; a row that its blocks do not divide takes the nearest format that does
+    #[arg(long = "type", value_name = "TYPE", default_value = "f16", value_parser = model::stored_types())]
     dtype: DType,
     /// Format of the vision side's matrices: the decoder's where that has 8 bits or more, else f16, unless given
-    #[arg(long, value_name = "TYPE", value_parser = model::types())]
+    #[arg(long, value_name = "TYPE", value_parser = model::stored_types())]
     vision_type: Option<DType>,
     /// Write one file, with the vision side inside
     #[arg(long)]

@@ -70,7 +70,13 @@ impl BlockFormat for Q6_K {
 
     fn encode_weighted(&self, row: &[f32], importance: &[f32], out: &mut [u8]) {
         // Alone among the formats this one weighs by the importance itself.
-        encode_each_weighted(row, importance, out, encode_block);
+        encode_each_weighted(
+            row,
+            importance,
+            out,
+            #[inline(always)]
+            |x, importance, block| encode_block(x, importance, block),
+        );
     }
 
     fn codes(&self) -> usize {
