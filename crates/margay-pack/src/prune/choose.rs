@@ -297,7 +297,7 @@ fn parts_of(program: &Program) -> impl Fn(Role, usize) -> Vec<WeightSpec> {
     }
 }
 
-/// Whether one norm goes over the queries, or keys, of all heads.
+/// Whether one norm goes over the queries of all heads (and then over the keys).
 fn normed_together(program: &Program) -> bool {
     let projected = |value| {
         program.nodes().iter().find(|node| node.output == value).and_then(|node| match &node.op {
@@ -309,10 +309,7 @@ fn normed_together(program: &Program) -> bool {
         let Op::Norm(_) = &node.op else { return false };
         let norm = node.op.weights().first().map(|id| program.weight(*id).shape.row());
         let from = node.inputs.first().and_then(|value| projected(*value));
-        from.is_some_and(|spec| {
-            matches!(spec.role, Role::AttentionQ | Role::AttentionK)
-                && spec.shape.dims().first().copied() == norm
-        })
+        from.is_some_and(|spec| spec.role == Role::AttentionQ && spec.shape.dims().first().copied() == norm)
     })
 }
 
