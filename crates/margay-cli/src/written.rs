@@ -9,7 +9,7 @@ use margay::rooms::{
     },
     tensor::DType,
 };
-use margay_pack::{Choice, QuantizeReport};
+use margay_pack::{Choice, PruneMethod, PruneReport, QuantizeReport};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
@@ -86,6 +86,100 @@ pub(crate) fn describe(report: &QuantizeReport) -> String {
         counted(why, &names)
     });
     list(&mut text, "rounded to nearest instead, because", &plain.collect::<Vec<_>>());
+    list(&mut text, "not used by the model, left out", &report.unused);
+    list(&mut text, "different elsewhere", &report.notes);
+    text
+}
+
+/// A pruning: every tensor with its zeros, every layer with the parts that stayed.
+pub(crate) fn pruned_as_json(method: PruneMethod, report: &PruneReport) -> Value {
+    let files = report.files.iter().map(|(path, size)| json!({ "path": path, "bytes": size }));
+    let tensors = report.tensors.iter().map(|t| {
+        json!({
+            "name": t.name, "from": t.from, "stage": t.stage, "role": t.role, "type": t.dtype, "shape": t.shape,
+            "elements": t.elements, "bytes": t.bytes, "zeros": t.zeros, "error": t.error,
+            "output_error": t.output_error,
+        })
+    });
+    let kept = report
+        .kept
+        .iter()
+        .map(|k| json!({ "what": k.what, "stage": k.stage, "layer": k.layer, "parts": k.parts }));
+    let fallbacks = report
+        .fallbacks
+        .iter()
+        .map(|(name, taken, why)| json!({ "weight": name, "type": taken.name(), "why": why }));
+    let ((pruned, zeros), (elements, bytes)) = (report.zeros(), report.after());
+    json!({
+        "method": method.id(),
+        "files": files.collect::<Vec<_>>(),
+        "before": { "elements": report.before.0, "bytes": report.before.1 },
+        "after": { "elements": elements, "bytes": bytes },
+        "pruned_elements": pruned,
+        "zeros": zeros,
+        "bytes_as_mask_and_values": (pruned > 0).then(|| report.as_mask_bytes()),
+        "layers": report.layers,
+        "kept": kept.collect::<Vec<_>>(),
+        "by_magnitude_alone": report.plain,
+        "encoded_again": report.encoded_again,
+        "fallbacks": fallbacks.collect::<Vec<_>>(),
+        "unused": report.unused,
+        "notes": report.notes,
+        "resumed_tensors": report.resumed,
+        "tensors": tensors.collect::<Vec<_>>(),
+        "peak_rss_bytes": peak_rss_bytes(&Root::system()),
+    })
+}
+
+/// The same for people.
+pub(crate) fn describe_pruned(report: &PruneReport) -> String {
+    let mut text = String::new();
+    for (path, size) in &report.files {
+        text += &format!("{}  {}\n", path.display(), bytes(*size));
+    }
+    let ((elements, size), (elements_now, size_now)) = (report.before, report.after());
+    text += &format!("\n{elements} numbers in {}, now {elements_now} in {}\n", bytes(size), bytes(size_now));
+    let (pruned, zeros) = report.zeros();
+    if pruned > 0 {
+        text += &format!(
+            "{zeros} of the {pruned} numbers of the pruned matrices are zero ({:.1}%)\n\
+             the file is no smaller for that; as a mask and the other numbers it would be {}\n",
+            100.0 * zeros as f64 / pruned as f64,
+            bytes(report.as_mask_bytes())
+        );
+    }
+    let errors: Vec<f64> = report.tensors.iter().filter_map(|t| t.output_error).collect();
+    if !errors.is_empty() {
+        let mean = errors.iter().sum::<f64>() / errors.len() as f64;
+        text += &format!("mean relative error of the outputs of {} pruned layers: {mean:.4}\n", errors.len());
+    }
+    if let Some(layers) = &report.layers {
+        let layers: Vec<String> = layers.iter().map(ToString::to_string).collect();
+        text += &format!("layers that stay, by their former numbers: {}\n", layers.join(", "));
+    }
+    let mut kept: BTreeMap<(&str, &str), (usize, usize)> = BTreeMap::new();
+    for k in &report.kept {
+        let entry = kept.entry((k.stage, k.what)).or_default();
+        *entry = (entry.0 + 1, k.parts.len());
+    }
+    for ((stage, what), (layers, parts)) in kept {
+        let what = if what == "heads" { "heads (or groups that share keys and values)" } else { what };
+        text += &format!("{stage}: {parts} {what} stay in each of {layers} layers (--json lists them)\n");
+    }
+    if report.encoded_again > 0 {
+        text += &format!(
+            "{} weights were decoded, pruned and encoded again in the type they had\n",
+            report.encoded_again
+        );
+    }
+    let fallbacks: Vec<String> =
+        report.fallbacks.iter().map(|(name, _, why)| format!("{name}: {why}")).collect();
+    list(&mut text, "not stored as asked", &fallbacks);
+    let plain = report
+        .plain
+        .iter()
+        .map(|(why, names)| format!("{why} (weights: {}, the first {})", names.len(), names[0]));
+    list(&mut text, "pruned by magnitude alone, because", &plain.collect::<Vec<_>>());
     list(&mut text, "not used by the model, left out", &report.unused);
     list(&mut text, "different elsewhere", &report.notes);
     text

@@ -117,10 +117,15 @@ fn start(model: &str, out: &str, dtype: &str) -> Child {
 /// Starts a conversion and kills it once so many tensors of its text file are whole.
 #[track_caller]
 fn killed(model: &str, out: &str, dtype: &str, tensors: usize) {
+    kill(start(model, out, dtype), out, tensors);
+}
+
+/// Kills it once so many tensors of its text file are whole.
+#[track_caller]
+fn kill(mut child: Child, out: &str, tensors: usize) {
     let out = Path::new(out);
     let journal =
         out.with_file_name(format!(".{}.margay-journal", out.file_name().unwrap().to_str().unwrap()));
-    let mut child = start(model, out.to_str().unwrap(), dtype);
     let began = Instant::now();
     // The key and the head have a line each.
     while std::fs::read_to_string(&journal).unwrap_or_default().lines().count() < 2 + tensors {
@@ -180,6 +185,36 @@ fn a_killed_conversion_leaves_no_file_of_the_name_and_is_gone_on_with() {
     assert_eq!(again()["resumed_tensors"], 0);
     assert!(std::fs::read(&out).unwrap() != whole, "it is another checkpoint");
     assert_eq!(names(&target), ["m.gguf"]);
+}
+
+#[test]
+fn a_killed_pruning_is_gone_on_with_and_counts_the_zeros_it_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let (source, target) = (folder.path().join("source"), folder.path().join("target"));
+    std::fs::create_dir(&source).unwrap();
+    std::fs::create_dir(&target).unwrap();
+    let model = checkpoint(&source, &Shape { width: 256, ffn: 1024, layers: 8, heads: 4 }, true);
+    let (whole, out) = (word(folder.path(), "whole.gguf"), word(&target, "m.gguf"));
+    let words = |out: &str, pattern: &str| {
+        ["prune", &model, "-o", out, "--pattern", pattern, "--json"].map(str::to_owned)
+    };
+    let expected = run(words(&whole, "2:4")).json();
+    for (pattern, kept) in [("2:4", 20), ("1:4", 0)] {
+        let mut command = margay();
+        command.args(words(&out, pattern)).stdout(Stdio::null()).stderr(Stdio::null());
+        kill(command.spawn().unwrap(), &out, 20);
+        assert_eq!(names(&target), [".m.gguf.margay-journal", ".m.gguf.margay-part"]);
+        let report = run(words(&out, "2:4")).json();
+        let resumed = report["resumed_tensors"].as_u64().unwrap();
+        assert!(if kept == 0 { resumed == 0 } else { resumed >= kept }, "{pattern}: {resumed}");
+        assert_eq!(report["zeros"], expected["zeros"]);
+        assert!(
+            std::fs::read(&out).unwrap() == std::fs::read(&whole).unwrap(),
+            "the same bytes as without a kill"
+        );
+        assert_eq!(names(&target), ["m.gguf"]);
+        std::fs::remove_file(&out).unwrap();
+    }
 }
 
 #[test]

@@ -62,6 +62,20 @@ pub enum PackError {
         /// What there is.
         known: String,
     },
+    /// A method of pruning that there is not.
+    #[error("the method {name:?} is not known; known are {known}")]
+    PruneMethod {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        known: String,
+    },
+    /// What cannot be pruned.
+    #[error("cannot prune: {what}")]
+    Prune {
+        /// What, and why.
+        what: String,
+    },
     /// A method without what it needs.
     #[error("{method} needs {what}")]
     Needs {
@@ -101,7 +115,7 @@ pub enum PackError {
     },
     /// A model that does not fit a backward pass.
     #[error(
-        "a backward pass over this model takes about {} MiB, more than the {} MiB it may; calibrate without gradients",
+        "a backward pass over this model takes about {} MiB, more than the {} MiB it may; calibrate without gradients, or prune by another method",
         needs >> 20, most >> 20
     )]
     TooLarge {

@@ -164,7 +164,7 @@ fn answers(prompt: &PromptInputs, row: usize) -> bool {
 }
 
 /// The gradient of the mean cross-entropy of the answer (of the whole text where there is none) by the logits.
-fn upstream(prompt: &PromptInputs, asked: &[i32], logits: &[f32]) -> Vec<f32> {
+pub(crate) fn upstream(prompt: &PromptInputs, asked: &[i32], logits: &[f32]) -> Vec<f32> {
     let vocabulary = logits.len() / asked.len().max(1);
     let answered = prompt.ids.len() > prompt.prompt_tokens;
     let target = |at: i32| {

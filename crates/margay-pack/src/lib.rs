@@ -24,9 +24,11 @@ mod html;
 mod importance;
 mod method;
 mod outlier;
+mod output;
 mod piece;
 mod plan;
 mod prepack;
+mod prune;
 mod quantize;
 mod questions;
 mod recipe;
@@ -46,8 +48,13 @@ pub use floor::{Floored, keep_below};
 pub use fold::{Fold, Folds, Group, groups};
 pub use html::page;
 pub use method::Method;
+pub use output::mmproj_path;
 pub use prepack::{PrepackOutcome, PrepackProgress, Prepacked, prepack, verify_packed};
-pub use quantize::{OnProgress, Progress, QuantizeOptions, QuantizeReport, mmproj_path, quantize};
+pub use prune::{
+    Amount, Kept, Parts, PruneMethod, PruneOptions, PruneReport, PruneTarget, PrunedTensor, parse_pattern,
+    prune,
+};
+pub use quantize::{OnProgress, Progress, QuantizeOptions, QuantizeReport, quantize};
 pub use questions::{OnStep, Question, WalkProgress, answer, load, prompts};
 pub use recipe::{Place, Recipe};
 pub use report::TensorReport;

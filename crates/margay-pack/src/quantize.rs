@@ -2,16 +2,16 @@
 
 use crate::{
     Calibration, Fold, Folds, Method, PackError, Recipe,
-    calibration::Fnv,
     fold::groups,
     outlier,
+    output::{finish, inputs_key, jobs, writers},
     piece::Packing,
     plan::{Columns, Fallback, Planned, plan},
     report::{TensorReport, measured},
     vocabulary,
 };
 use margay::{ModelSource, PromptInputs};
-use margay_file::gguf::{GgufWriter, Metadata};
+use margay_file::gguf::GgufWriter;
 use margay_graph::{Program, Stage};
 use margay_model::ModelPrograms;
 use margay_quant::{
@@ -114,11 +114,11 @@ pub fn quantize(
     let (vision, text) = (split(vision)?, split(text)?);
 
     let mut text_meta = margay_model::gguf::text_metadata(&source.config);
-    text_meta.insert("general.file_type", file_type(options.recipe, Stage::Text, &text));
+    text_meta.insert("general.file_type", file_type(Some(options.recipe), Stage::Text, &text));
     report.notes.extend(vocabulary::write(source, &mut text_meta)?);
     let text_kept = outlier::put(source, &mut text_meta, &text);
     let mut vision_meta = margay_model::gguf::vision_metadata(&source.config).map(|mut meta| {
-        meta.insert("general.file_type", file_type(options.recipe, Stage::Encode, &vision));
+        meta.insert("general.file_type", file_type(Some(options.recipe), Stage::Encode, &vision));
         meta
     });
     let mut vision_kept = outlier::Kept::default();
@@ -127,33 +127,9 @@ pub fn quantize(
     }
     report.split = text_kept.weights + vision_kept.weights;
     report.notes.extend(outlier::note(text_kept + vision_kept));
-    // The order of the flow: what a walk meets first is written first.
-    let mut jobs: Vec<(PathBuf, Metadata, Vec<Planned>)> = vec![];
-    match vision_meta {
-        Some(vision_meta) if options.single => {
-            for (key, value) in vision_meta.iter().filter(|(key, _)| !key.starts_with("general.")) {
-                text_meta.insert(key, value.clone());
-            }
-            jobs.push((out.to_owned(), text_meta, vision.into_iter().chain(text).collect()));
-        }
-        Some(vision_meta) => {
-            jobs.push((mmproj_path(out), vision_meta, vision));
-            jobs.push((out.to_owned(), text_meta, text));
-        }
-        None => jobs.push((out.to_owned(), text_meta, text)),
-    }
-
-    let key = key(source, options)?;
-    let mut writers = vec![];
-    // A place that cannot be written is told by the name that was asked for.
-    for (path, meta, tensors) in jobs.iter().rev() {
-        let infos: Vec<_> = tensors.iter().map(|t| (t.spec.name.clone(), t.info.clone())).collect();
-        writers.push(match &key {
-            Some(key) => GgufWriter::resume(path, meta, &infos, key)?,
-            None => GgufWriter::create(path, meta, &infos)?,
-        });
-    }
-    writers.reverse();
+    let jobs = jobs(out, options.single, (text_meta, text), vision_meta.map(|meta| (meta, vision)));
+    let key = key(source, options);
+    let mut writers = writers(&jobs, |planned| planned, key.as_deref())?;
     let order: Vec<(usize, &Planned)> = jobs
         .iter()
         .enumerate()
@@ -180,22 +156,8 @@ pub fn quantize(
     while pass.next < order.len() {
         pass.write_next(None)?;
     }
-    for ((path, _, _), writer) in jobs.iter().zip(&writers) {
-        report.files.push((path.clone(), writer.size_bytes()));
-    }
-    // The file that was asked for stands first.
-    report.files.reverse();
-    // All files appear together, when all are whole.
-    for writer in writers {
-        writer.finish()?;
-    }
+    report.files = finish(&jobs, writers)?;
     Ok(report)
-}
-
-/// `mmproj-NAME` in the same folder, where public runtimes and Margay look for it.
-pub fn mmproj_path(out: &Path) -> PathBuf {
-    let name = out.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    out.with_file_name(format!("mmproj-{name}"))
 }
 
 #[cfg(feature = "calibrate")]
@@ -232,20 +194,9 @@ fn check_needs(options: &QuantizeOptions<'_>) -> Result<(), PackError> {
 }
 
 /// What a killed run must have been given for this one to go on with what it left.
-fn key(source: &ModelSource, options: &QuantizeOptions<'_>) -> Result<Option<String>, PackError> {
-    // A model in memory cannot be told from another, so that what is left of it is of no use.
-    let Ok(origins) = source.files.origins() else { return Ok(None) };
-    let mut hash = Fnv::new();
-    hash.add(format!("{:?} {}", options.recipe, options.method.id()).as_bytes());
-    if let Some(calibration) = options.calibration {
-        hash.add(calibration.fingerprint().as_bytes());
-    }
-    for prompt in options.prompts {
-        hash.add(format!("{:?}", prompt.ids).as_bytes());
-        prompt.tiles.iter().flat_map(|tile| &tile.data).for_each(|x| hash.add(&x.to_le_bytes()));
-    }
-    let key = format!("{} {origins:?} {}", env!("CARGO_PKG_VERSION"), hash.hex());
-    Ok(Some(key))
+fn key(source: &ModelSource, options: &QuantizeOptions<'_>) -> Option<String> {
+    let what = format!("{:?} {}", options.recipe, options.method.id());
+    inputs_key(source, &what, options.calibration, options.prompts)
 }
 
 /// The scales that the method asks for, of every group of weights that will be rounded.
@@ -461,7 +412,7 @@ impl Pass<'_, '_> {
 }
 
 /// Eight bits, one scale a row: the recipe leaves a method no scale to choose, only what is scaled before.
-struct PerChannel;
+pub(crate) struct PerChannel;
 
 impl Rounding for PerChannel {
     fn id(&self) -> &'static str {
@@ -510,7 +461,7 @@ pub(crate) fn folded(name: &str, tensor: &Tensor, fold: &Fold) -> Result<Tensor,
 }
 
 /// `general.file_type`. Source: `llama_ftype` in llama.cpp's `llama.h`.
-fn file_type(recipe: &Recipe, stage: Stage, tensors: &[Planned]) -> u32 {
+pub(crate) fn file_type(recipe: Option<&Recipe>, stage: Stage, tensors: &[Planned]) -> u32 {
     // Of a mixture, what most numbers are stored in.
     let most = || {
         let mut elements: BTreeMap<DType, usize> = BTreeMap::new();
@@ -519,7 +470,7 @@ fn file_type(recipe: &Recipe, stage: Stage, tensors: &[Planned]) -> u32 {
         }
         elements.into_iter().max_by_key(|(_, count)| *count).map_or(DType::F16, |(dtype, _)| dtype)
     };
-    match recipe.main_type(stage).unwrap_or_else(most) {
+    match recipe.and_then(|recipe| recipe.main_type(stage)).unwrap_or_else(most) {
         DType::F32 => 0,
         DType::F16 => 1,
         DType::Q4_0 => 2,

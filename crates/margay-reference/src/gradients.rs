@@ -137,6 +137,58 @@ pub fn value_gradients(
     values.iter().map(gradient).collect()
 }
 
+/// Gradients with respect to some weights, each in the weight's shape, row-major: of `sum(output * upstream)`, where
+/// `upstream` is what `of` makes of the output.
+///
+/// The program runs once with an empty KV cache. The memory is that of all weights as float32, of the gradients, and of all
+/// values together.
+///
+/// # Errors
+/// As [`gradients`]; [`BackendError::Weight`] for a name that the program does not declare.
+pub fn weight_gradients(
+    program: &Program,
+    weights: &dyn WeightSource,
+    bindings: &Bindings,
+    inputs: &[InputData<'_>],
+    output: &str,
+    of: &dyn Fn(&[f32]) -> Vec<f32>,
+    names: &[&str],
+) -> Result<Vec<Vec<f32>>, BackendError> {
+    let candle = |e: candle_core::Error| call(format!("gradients of {output}: {e}"));
+    let wanted = program.output(output).ok_or_else(|| call(format!("the program has no output {output}")))?;
+    let bindings = bindings.with(Sym::Past, 0);
+    let mut specs = program.weights().iter();
+    let variable = |tensor: Tensor| {
+        let spec = specs.next().expect("invariant: a tensor for each weight");
+        if !names.contains(&spec.name.as_str()) {
+            return Ok(tensor);
+        }
+        Var::from_tensor(&tensor).map(|v| v.as_tensor().clone())
+    };
+    let weights = Weights::load(program, weights)?.try_map(variable).map_err(candle)?;
+    let bound = bind_inputs(program, &bindings, inputs)?;
+    let caches = &mut Caches::default();
+    let values =
+        evaluate_values(program, &weights, &bindings, &bound, caches, &Cancel::new(), &mut |_, t| Ok(t))?;
+    let Some(Data::F32(result)) = &values[wanted.index()] else {
+        return Err(call(format!("output {output} holds integers, which have no gradient")));
+    };
+    let numbers_of = result.flatten_all().and_then(|t| t.to_vec1::<f32>()).map_err(candle)?;
+    let upstream = Tensor::from_vec(of(&numbers_of), result.dims(), &Device::Cpu).map_err(candle)?;
+    let loss = (result * upstream).and_then(|t| t.sum_all()).map_err(candle)?;
+    let store = loss.backward().map_err(candle)?;
+    let gradient = |name: &&str| {
+        let place = program.weights().iter().position(|spec| spec.name == *name);
+        let weight = place.and_then(|place| weights.all().nth(place));
+        let missing = || BackendError::Weight {
+            name: (*name).to_owned(),
+            what: "the program does not declare it".to_owned(),
+        };
+        numbers(Some(&store), weight.ok_or_else(missing)?).map_err(candle)
+    };
+    names.iter().map(gradient).collect()
+}
+
 /// The gradient of `tensor`, or zeros where the loss does not depend on it.
 fn numbers(store: Option<&GradStore>, tensor: &Tensor) -> candle_core::Result<Vec<f32>> {
     match store.and_then(|s| s.get(tensor)) {

@@ -39,5 +39,5 @@ mod walk;
 mod weights;
 
 pub use backend::ReferenceBackend;
-pub use gradients::{Gradients, gradients, value_gradients};
+pub use gradients::{Gradients, gradients, value_gradients, weight_gradients};
 pub use walk::{Visit, WalkInput, Walker, steps, walk};

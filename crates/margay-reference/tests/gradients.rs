@@ -7,7 +7,7 @@ use common::{Weights, noise, text_program, vision_program};
 use margay_graph::{
     Activation, Bindings, Builder, Element, InputData, Op, Program, RopeStyle, Stage, Sym, passes,
 };
-use margay_reference::{Gradients, gradients};
+use margay_reference::{Gradients, gradients, weight_gradients};
 use std::collections::BTreeSet;
 
 /// Step of the central difference. Its error is of order STEP^2 (truncation), and that of float32 results over STEP.
@@ -267,4 +267,24 @@ fn an_upstream_gradient_of_another_size_is_refused() {
     let err =
         gradients(&setup.program, &setup.weights, &setup.bindings, &inputs, "z", &[0.0; 12]).unwrap_err();
     assert!(err.to_string().contains("no output z"), "{err}");
+}
+
+#[test]
+fn gradients_of_some_weights_are_those_of_all() {
+    let mut setup = text(RopeStyle::Half, true, 4);
+    setup.output = "hidden";
+    setup.upstream = noise(5, 60);
+    let all = setup.gradients().weights;
+    let names: Vec<&str> = all.keys().rev().map(String::as_str).step_by(2).collect();
+    let inputs = views(&setup.inputs);
+    let upstream = |_: &[f32]| setup.upstream.clone();
+    let some = |names: &[&str]| {
+        weight_gradients(&setup.program, &setup.weights, &setup.bindings, &inputs, "hidden", &upstream, names)
+    };
+    let found = some(&names).unwrap();
+    assert!(names.len() > 2 && found.iter().flatten().any(|g| *g != 0.0));
+    for (name, gradient) in names.iter().zip(&found) {
+        assert_eq!(gradient, &all[*name], "{name}");
+    }
+    assert!(some(&["nobody"]).unwrap_err().to_string().contains("nobody"));
 }

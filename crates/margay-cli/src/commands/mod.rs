@@ -10,6 +10,7 @@ mod eval;
 mod inspect;
 mod list;
 mod prepack;
+mod prune;
 mod pull;
 mod quantize;
 mod run;
@@ -29,6 +30,7 @@ pub(crate) enum Command {
     Convert(convert::Convert),
     Calibrate(calibrate::Calibrate),
     Quantize(quantize::Quantize),
+    Prune(prune::Prune),
     Prepack(prepack::Prepack),
     Pull(pull::Pull),
     Tokenize(tokenize::Tokenize),
@@ -50,6 +52,7 @@ impl Command {
             Command::Convert(c) => c.run(interrupt),
             Command::Calibrate(c) => c.run(interrupt),
             Command::Quantize(c) => c.run(interrupt),
+            Command::Prune(c) => c.run(interrupt),
             Command::Prepack(c) => c.run(interrupt),
             Command::Pull(c) => c.run(interrupt),
             Command::Tokenize(c) => c.run(),

@@ -104,6 +104,15 @@ pub trait TowerConfig: Any + Debug + Send + Sync {
         let _ = info;
         vec![]
     }
+    /// Width of its feed-forward layers, where all have one and [`TowerConfig::with_ffn`] can change it.
+    fn ffn(&self) -> Option<usize> {
+        None
+    }
+    /// The same tower with feed-forward layers of another width, of which there is at least 1; `None` where it cannot be.
+    fn with_ffn(&self, ffn: usize) -> Option<Arc<dyn TowerConfig>> {
+        let _ = ffn;
+        None
+    }
     /// Writes its numbers as GGUF metadata.
     fn put(&self, meta: &mut Metadata);
     /// Whether both are one.

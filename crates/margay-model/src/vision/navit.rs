@@ -136,6 +136,16 @@ impl TowerConfig for NavitConfig {
         self.0.exchanged(info)
     }
 
+    fn ffn(&self) -> Option<usize> {
+        Some(self.0.ffn)
+    }
+
+    fn with_ffn(&self, ffn: usize) -> Option<Arc<dyn TowerConfig>> {
+        let mut vit = self.0.clone();
+        vit.ffn = ffn;
+        Some(Arc::new(NavitConfig(vit)))
+    }
+
     fn put(&self, meta: &mut Metadata) {
         self.0.put(meta);
         meta.insert("clip.has_minicpmv_projector", true);

@@ -289,6 +289,14 @@ impl TowerConfig for VitConfig {
         super::fused_qkv(config::bound::LAYERS, self.width)
     }
 
+    fn ffn(&self) -> Option<usize> {
+        Some(self.ffn)
+    }
+
+    fn with_ffn(&self, ffn: usize) -> Option<Arc<dyn TowerConfig>> {
+        Some(Arc::new(VitConfig { ffn, ..self.clone() }))
+    }
+
     fn put(&self, meta: &mut Metadata) {
         put_activation(self.activation, meta);
         for (name, value) in [
