@@ -81,6 +81,10 @@ impl PruneOptions<'_> {
         let lacks = |what| Err(PackError::Needs { method: self.method.id().to_owned(), what });
         let refuse = |what: String| Err(PackError::Prune { what });
         self.target.check()?;
+        if !source.config.outliers.is_empty() {
+            let what = "the file keeps outlier columns apart; prune the model it was made from, then quantize";
+            return refuse(what.to_owned());
+        }
         let encodes = self.target.stages().iter().any(|stage| *stage != Stage::Text);
         if encodes && source.config.vision.is_none() {
             return refuse(format!("{} has no vision side", source.config.name));

@@ -202,5 +202,5 @@ impl<'a, 'p> Pass<'a, 'p> {
 fn packing<'t>(item: &'t Item, tensor: &'t Tensor, threads: usize) -> Packing<'t> {
     let rounding: &dyn Rounding = if item.planned.per_channel { &PerChannel } else { &Rtn };
     let (name, info) = (item.planned.name(), &item.planned.info);
-    Packing { name, tensor, info, fold: None, rounding, input: None, threads }
+    Packing { name, tensor, info, fold: None, without: &[], rounding, input: None, threads }
 }

@@ -3,7 +3,7 @@
 use super::{PruneOptions, PruneTarget, choose::Chosen, cut::Cut, zeros::holds_zeros};
 use crate::{
     PackError, Place, Recipe,
-    plan::{Fallback, Planned, places},
+    plan::{Columns, Fallback, Planned, places},
 };
 use margay::{ModelSource, weight_format};
 use margay_file::TensorInfo;
@@ -84,7 +84,8 @@ pub(super) fn plan(
                 return Err(PackError::Prune { what });
             }
             let per_channel = options.recipe.is_some_and(|r| r.per_channel(&place)) && taken == DType::Q8_0;
-            let planned = Planned { info: TensorInfo { dtype: taken, shape }, spec, place, per_channel };
+            let info = TensorInfo { dtype: taken, shape };
+            let planned = Planned { info, spec, place, per_channel, columns: Columns::All };
             items.push(Item { planned, old: old.clone(), from, cut, zeros });
         }
     }
