@@ -113,6 +113,7 @@ impl Probe<'_> {
             tensor,
             info: &info,
             fold: None,
+            without: &[],
             rounding,
             input: input.as_ref(),
             threads: margay::default_threads(),

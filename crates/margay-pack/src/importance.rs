@@ -106,7 +106,8 @@ impl Importance {
                     let visual = of_tokens && prompt.ids[row] < 0;
                     if visual || !of_tokens || answers(prompt, row) {
                         let kind = usize::from(visual);
-                        sums[at][kind].0 += g.iter().map(|x| f64::from(x.abs())).sum::<f64>() / columns as f64;
+                        sums[at][kind].0 +=
+                            g.iter().map(|x| f64::from(x.abs())).sum::<f64>() / columns as f64;
                         sums[at][kind].1 += 1;
                     }
                     rows.push(g.iter().map(|x| x * x).sum::<f32>().sqrt());

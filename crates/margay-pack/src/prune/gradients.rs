@@ -6,7 +6,7 @@
 use crate::{
     OnStep, PackError, WalkProgress,
     calibrate::{Base, OUTPUT, Plain},
-    flow::{bare_programs, see},
+    flow::{bare_programs, see, seeing},
     importance::upstream,
     quantize::quant,
 };
@@ -89,7 +89,8 @@ fn backward(
     if bytes > MOST_BYTES {
         return Err(PackError::TooLarge { needs: bytes, most: MOST_BYTES });
     }
-    let visual = see(source, &programs, prompts, &mut Plain(Base::new(source, &programs, &mut *on_step)))?;
+    let mut plain = Plain(Base::new(source, &seeing(&programs, prompts), &mut *on_step));
+    let visual = see(source, &programs, prompts, &mut plain)?;
     let weights = source.weights.for_program(text);
     for (done, (prompt, visual)) in zip(prompts, &visual).enumerate() {
         if on_step(&WalkProgress { doing: "backward pass", done, of: prompts.len() }).is_break() {

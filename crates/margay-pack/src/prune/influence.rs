@@ -3,7 +3,7 @@
 use crate::{
     OnStep, PackError,
     calibrate::Base,
-    flow::{Flowing, Rows, flow},
+    flow::{Flowing, Rows, flow, walked},
     quantize::quant,
 };
 use margay::{ModelSource, PromptInputs};
@@ -28,7 +28,7 @@ pub(super) fn of_layers(
     let hidden =
         (0..=layers).filter_map(|at| Some((programs.text.output(&format!("hidden.{at}"))?, at))).collect();
     let mut watcher = Watcher {
-        base: Base::new(source, programs, on_step),
+        base: Base::new(source, &walked(programs, prompts), on_step),
         hidden,
         before: None,
         sums: vec![(0.0, 0); layers],

@@ -82,7 +82,8 @@ impl PruneOptions<'_> {
         let refuse = |what: String| Err(PackError::Prune { what });
         self.target.check()?;
         if !source.config.outliers.is_empty() {
-            let what = "the file keeps outlier columns apart; prune the model it was made from, then quantize";
+            let what =
+                "the file keeps outlier columns apart; prune the model it was made from, then quantize";
             return refuse(what.to_owned());
         }
         let encodes = self.target.stages().iter().any(|stage| *stage != Stage::Text);

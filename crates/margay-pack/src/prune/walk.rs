@@ -6,7 +6,7 @@ use super::{PruneMethod, as_progress, pass::Pass};
 use crate::{
     PackError,
     calibrate::{Base, multiplied},
-    flow::{Flowing, Rows, bare_programs, flow},
+    flow::{Flowing, Rows, bare_programs, flow, walked},
     quantize::read_again,
 };
 use margay_graph::{BackendError, Program, ValueId, WeightSource};
@@ -29,7 +29,7 @@ pub(super) fn run(pass: &mut Pass<'_, '_>, all: &ModelPrograms) -> Result<(), Pa
     let again = read_again(all);
     let mut go_on = |_: &crate::WalkProgress<'_>| ControlFlow::Continue(());
     let mut walker = Pruning {
-        base: Base::new(source, &programs, &mut go_on),
+        base: Base::new(source, &walked(&programs, prompts), &mut go_on),
         pass,
         again: &again,
         kept: BTreeMap::new(),
