@@ -47,21 +47,21 @@ fn what_is_asked_wrongly_is_said_and_nothing_is_written() {
     let folder = tempfile::tempdir().unwrap();
     let out = word(folder.path(), "out.gguf");
     for (words, code, part) in [
-        (&[][..], 2, "--pattern"),
-        (&["--pattern", "4:2"], 2, "keeps 4 of 2"),
-        (&["--pattern", "2:4", "--heads", "1"], 2, "cannot be used with"),
-        (&["--pattern", "2:4", "--method", "magic"], 2, "sparsegpt"),
-        (&["--pattern", "2:4", "--stage", "hear"], 2, "hear"),
-        (&["--heads", "1", "--stage", "encode"], 2, "--stage"),
-        (&["--heads", "0"], 1, "is none"),
-        (&["--heads", "6"], 1, "leaves none"),
-        (&["--channels", "100%"], 2, "100%"),
-        (&["--layers", "0"], 2, "--layers"),
-        (&["--layers", "1"], 1, "questions"),
-        (&["--pattern", "2:4", "--type", "q4_k"], 1, "--type"),
-        (&["--pattern", "2:4", "--method", "wanda"], 1, "calibration"),
+        ("", 2, "--pattern"),
+        ("--pattern 4:2", 2, "keeps 4 of 2"),
+        ("--pattern 2:4 --heads 1", 2, "cannot be used with"),
+        ("--pattern 2:4 --method magic", 2, "sparsegpt"),
+        ("--pattern 2:4 --stage hear", 2, "hear"),
+        ("--heads 1 --stage encode", 2, "--stage"),
+        ("--heads 0", 1, "is none"),
+        ("--heads 6", 1, "leaves none"),
+        ("--channels 100%", 2, "100%"),
+        ("--layers 0", 2, "--layers"),
+        ("--layers 1", 1, "questions"),
+        ("--pattern 2:4 --type q4_k", 1, "--type"),
+        ("--pattern 2:4 --method wanda", 1, "calibration"),
     ] {
-        run(["prune", "-o", &out].iter().chain(words)).fails(code, &[part]);
+        run(["prune", "-o", &out].into_iter().chain(words.split_whitespace())).fails(code, &[part]);
     }
     let model = word(folder.path(), "m.gguf");
     run(["convert", "-o", &model, "--single"]).ok();
