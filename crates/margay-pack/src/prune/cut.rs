@@ -120,8 +120,10 @@ mod tests {
             let some = cut(&[0, 2], cols).apply("w", &tensor).unwrap();
             assert_eq!(some.shape().dims(), [2, cols.len()]);
             assert_eq!(some.dtype() == dtype, stays, "{dtype}");
-            let expected: Vec<f32> =
-                [0, 2].iter().flat_map(|row| cols.iter().map(|col| all[row * 96 + col])).collect();
+            let expected: Vec<f32> = [0, 2]
+                .iter()
+                .flat_map(|row| cols.iter().map(|col| all[*row * 96 + *col]).collect::<Vec<_>>())
+                .collect();
             assert_eq!(decode_tensor(&some).unwrap(), expected, "{dtype}");
         }
         let vector = Tensor::from_f32(Shape::from([3]), &[1.0, 2.0, 3.0]).unwrap();
