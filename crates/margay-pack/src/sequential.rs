@@ -122,7 +122,7 @@ impl Sequential<'_, '_, '_> {
                 Some(known) => known.rows.get(sample).cloned(),
                 None => weighs.then(|| vec![1.0; count]),
             };
-            let rows = if self.needs.sample { SAMPLE_ROWS } else { 0 };
+            let rows = if self.needs.sample || self.pass.options.measure { SAMPLE_ROWS } else { 0 };
             let mut stats = self.base.gather(visit, self.needs, rows, &weigh)?;
             stats.visual_weight = known.map_or(1.0, |known| known.visual_weight);
             stats.clear(without);
