@@ -457,14 +457,16 @@ fn longer(next: &mut Duration) -> Duration {
 const UNKNOWN_CORE: usize = usize::MAX;
 
 /// The core that the calling thread is on.
+#[cfg(any(target_os = "linux", target_os = "android"))]
 fn core() -> usize {
-    #[cfg(any(target_os = "linux", target_os = "android"))]
-    {
-        // SAFETY: it takes nothing and writes nothing.
-        let core = unsafe { libc::sched_getcpu() };
-        return usize::try_from(core).unwrap_or(UNKNOWN_CORE);
-    }
-    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    // SAFETY: it takes nothing and writes nothing.
+    let core = unsafe { libc::sched_getcpu() };
+    usize::try_from(core).unwrap_or(UNKNOWN_CORE)
+}
+
+/// The system does not tell.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn core() -> usize {
     UNKNOWN_CORE
 }
 
