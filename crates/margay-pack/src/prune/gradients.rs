@@ -71,13 +71,16 @@ fn roots(sums: &mut [f32], count: usize) {
     sums.iter_mut().for_each(|sum| *sum = (*sum / count.max(1) as f32).sqrt());
 }
 
+/// Takes the gradient of a weight.
+type Take<'t> = &'t mut dyn FnMut(&str, Vec<f32>) -> Result<(), PackError>;
+
 /// Hands the gradient of each weight to `take`, question by question.
 fn backward(
     source: &ModelSource,
     prompts: &[PromptInputs],
     names: &[&str],
     on_step: OnStep<'_>,
-    take: &mut dyn FnMut(&str, Vec<f32>) -> Result<(), PackError>,
+    take: Take<'_>,
 ) -> Result<(), PackError> {
     let programs = bare_programs(source)?;
     let text = &programs.text;

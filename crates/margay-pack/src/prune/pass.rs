@@ -35,6 +35,9 @@ pub(super) struct Pass<'a, 'p> {
     threads: usize,
 }
 
+/// How many numbers are zero, and the relative error of the weight and of its output.
+type Zeroed = (Option<u64>, (Option<f64>, Option<f64>));
+
 impl<'a, 'p> Pass<'a, 'p> {
     pub(super) fn new(
         source: &'a ModelSource,
