@@ -122,7 +122,7 @@ impl<'a, 'p> Pass<'a, 'p> {
         item: &Item,
         pattern: Pattern,
         input: Option<&InputStats>,
-    ) -> Result<(Option<u64>, (Option<f64>, Option<f64>)), PackError> {
+    ) -> Result<Zeroed, PackError> {
         let fail = |e| quant(&item.from, e);
         let tensor = self.source.weights.tensor(&item.from)?;
         let stored = match (input, self.options.calibration) {
