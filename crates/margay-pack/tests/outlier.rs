@@ -301,7 +301,8 @@ fn hostile_columns_are_errors_that_name_them() {
         assert!(error.contains(expected), "{columns:?}: {error}");
     }
     let set = |key: &'static str| move |meta: &mut Metadata| drop(meta.insert(key, vec![1i32]));
-    let changes: [(&dyn Fn(&mut Metadata), &str); 5] = [
+    type Change<'c> = &'c dyn Fn(&mut Metadata);
+    let changes: [(Change<'_>, &str); 5] = [
         (&|meta| drop(meta.insert(key, "3")), key),
         (&set("margay.outlier.blk.9.attn_q.weight"), "no weight of that name"),
         (&set("margay.outlier.token_embd.weight"), "not read by one linear layer"),

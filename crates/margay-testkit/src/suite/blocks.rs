@@ -23,8 +23,11 @@ pub(super) fn cases(cases: &mut Vec<Case>) {
     }
 }
 
+/// Weights of a layer and their columns that are kept apart.
+type Kept = &'static [(&'static str, &'static [usize])];
+
 /// Columns of a decoder's layer that are kept apart: of all that are fused with others, and of one in each fusion.
-const OUTLIERS: [(&str, &[(&str, &[usize])]); 2] = [
+const OUTLIERS: [(&str, Kept); 2] = [
     (
         " with outliers",
         &[
