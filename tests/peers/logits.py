@@ -77,8 +77,8 @@ def main():
     print(f"{len(ids)} positions, {ours.shape[1]} logits each; distances over the size of the exact logits")
     print(f"Margay to exact {noise[0]:.5f}, llama.cpp to exact {noise[1]:.5f}, between the two {off(ours, theirs):.5f}")
     print(f"same likeliest token as exact: Margay {same[0]:.0%}, llama.cpp {same[1]:.0%}")
-    # What float16 in keys, values and tables alone does.
-    least = 1e-3
+    # What float16 in inputs, keys and values alone does: a float16 file is 0.006 off in llama.cpp, and exact here.
+    least = 5e-3
     if max(noise) > args.factor * max(min(noise), least):
         sys.exit(f"the engines do not mean the same: one is {max(noise) / max(min(noise), least):.1f} times as far off")
 
