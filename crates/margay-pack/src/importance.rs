@@ -3,20 +3,12 @@
 //! Source: MBQ (arXiv 2412.19509) for the ratio of visual to text tokens, VLMQ (arXiv 2508.03351) for the weight of each
 //! token. Both take gradients at the outputs of layers; VLMQ's are of a layer's own error, these of the answer.
 
-use crate::{
-    OnStep, PackError, WalkProgress,
-    calibrate::{Base, OUTPUT, Plain, multiplied},
-    flow::{see, seeing},
-};
+use crate::{OnStep, PackError, backward::backward, calibrate::multiplied};
 use margay::{ModelSource, PromptInputs};
-use margay_graph::{InputData, Op, Role, ValueId};
+use margay_graph::{Op, Role, ValueId};
 use margay_model::ModelPrograms;
 use margay_quant::methods::vlmq::token_importance;
-use margay_reference::value_gradients;
 use std::{collections::BTreeMap, iter::zip};
-
-/// Bytes that a backward pass may take: weights as float32, and beside them values and their gradients.
-const MOST_BYTES: u64 = 4 << 30;
 
 /// How the norm of a gradient becomes a weight: in proportion, and no token counts less than a tenth of the mean.
 const POWER: f32 = 1.0;
@@ -29,7 +21,7 @@ pub(crate) struct Importance(BTreeMap<String, Known>);
 /// Of one layer.
 #[derive(Clone, Debug)]
 pub(crate) struct Known {
-    /// Mean gradient at visual tokens over that at text tokens.
+    /// Mean gradient at visual tokens over that at tokens of the answer, where its block writes to the stream.
     pub(crate) visual_weight: f32,
     /// Of each question, how much each row matters; mean 1 over all of them.
     pub(crate) rows: Vec<Vec<f32>>,
@@ -57,48 +49,19 @@ impl Importance {
         on_step: OnStep<'_>,
     ) -> Result<Self, PackError> {
         let text = &programs.text;
-        let elements: usize = text.weights().iter().filter_map(|spec| spec.shape.elements()).sum();
-        let tokens = prompts.iter().map(|p| p.ids.len()).max().unwrap_or(0);
-        let columns: usize = text.values().iter().map(|value| value.columns()).sum();
-        let bytes = 4 * (elements as u64 + 3 * (columns as u64).saturating_mul(tokens as u64));
-        if bytes > MOST_BYTES {
-            return Err(PackError::TooLarge { needs: bytes, most: MOST_BYTES });
-        }
-        let visual = see(
-            source,
-            programs,
-            prompts,
-            &mut Plain(Base::new(source, &seeing(programs, prompts), &mut *on_step)),
-        )?;
         let mut linears: Vec<(String, Role, ValueId)> = vec![];
         for node in text.nodes().iter().filter(|node| matches!(node.op, Op::Linear(_))) {
             let specs = multiplied(&node.op).into_iter().map(|id| text.weight(id));
             linears.extend(specs.map(|spec| (spec.name.clone(), spec.role, node.output)));
         }
         let values: Vec<ValueId> = linears.iter().map(|(_, _, value)| *value).collect();
-        let weights = source.weights.for_program(text);
         // Of each layer: sums of |g| and counts of tokens that answer and visual ones, and the norm of each row of each
         // question.
         let mut sums = vec![[(0f64, 0usize); 2]; linears.len()];
         let mut norms: Vec<Vec<Vec<f32>>> = vec![vec![]; linears.len()];
-        for (done, (prompt, visual)) in zip(prompts, &visual).enumerate() {
-            let step = WalkProgress { doing: "backward pass", done, of: prompts.len() };
-            if on_step(&step).is_break() {
-                return Err(PackError::Stopped);
-            }
-            let asked: Vec<i32> =
-                zip(0.., &prompt.ids).filter(|(_, id)| **id >= 0).map(|(at, _)| at).collect();
-            let all = [
-                InputData::I32(&prompt.ids),
-                InputData::I32(&prompt.positions),
-                InputData::I32(&asked),
-                InputData::F32(visual),
-            ];
-            let inputs = &all[..text.inputs().len()];
-            let bindings = prompt.text_bindings(asked.len());
-            let loss = |logits: &[f32]| upstream(prompt, &asked, logits);
-            let gradients = value_gradients(text, &weights, &bindings, inputs, OUTPUT, &loss, &values)?;
-            for (at, gradient) in gradients.iter().enumerate() {
+        backward(source, programs, prompts, 1, on_step, &mut |asked| {
+            let prompt = asked.prompt;
+            for (at, gradient) in asked.by_values(&values)?.iter().enumerate() {
                 let columns = text.value(values[at]).columns();
                 let of_tokens = gradient.len() / columns == prompt.ids.len();
                 let mut rows = vec![];
@@ -114,11 +77,8 @@ impl Importance {
                 }
                 norms[at].push(rows);
             }
-        }
-        let step = WalkProgress { doing: "backward pass", done: prompts.len(), of: prompts.len() };
-        if on_step(&step).is_break() {
-            return Err(PackError::Stopped);
-        }
+            Ok(())
+        })?;
         let mean = |(sum, count): (f64, usize)| if count == 0 { 0.0 } else { sum / count as f64 };
         let ratio = |sums: &[(f64, usize); 2]| {
             let (text, visual) = (mean(sums[0]), mean(sums[1]));
@@ -162,33 +122,6 @@ fn median(values: &[f32]) -> f32 {
 /// Whether the logits of that row of a question say a token of its answer; of a text without an answer, any does.
 fn answers(prompt: &PromptInputs, row: usize) -> bool {
     prompt.ids[row] >= 0 && (prompt.ids.len() == prompt.prompt_tokens || row + 1 >= prompt.prompt_tokens)
-}
-
-/// The gradient of the mean cross-entropy of the answer (of the whole text where there is none) by the logits.
-pub(crate) fn upstream(prompt: &PromptInputs, asked: &[i32], logits: &[f32]) -> Vec<f32> {
-    let vocabulary = logits.len() / asked.len().max(1);
-    let answered = prompt.ids.len() > prompt.prompt_tokens;
-    let target = |at: i32| {
-        let next = at as usize + 1;
-        let counts = !answered || next >= prompt.prompt_tokens;
-        prompt.ids.get(next).filter(|id| counts && **id >= 0).map(|id| *id as usize)
-    };
-    let count = asked.iter().filter(|at| target(**at).is_some()).count().max(1) as f32;
-    let mut gradient = vec![0f32; logits.len()];
-    for ((at, row), out) in asked
-        .iter()
-        .zip(logits.chunks_exact(vocabulary.max(1)))
-        .zip(gradient.chunks_exact_mut(vocabulary.max(1)))
-    {
-        let Some(target) = target(*at) else { continue };
-        let most = row.iter().fold(f32::NEG_INFINITY, |m, x| m.max(*x));
-        let sum: f32 = row.iter().map(|x| (x - most).exp()).sum();
-        for (g, x) in out.iter_mut().zip(row) {
-            *g = (x - most).exp() / sum / count;
-        }
-        out[target] -= 1.0 / count;
-    }
-    gradient
 }
 
 /// Norms of gradients, of each question, as weights of mean 1 over all of them.

@@ -10,6 +10,8 @@
 
 mod auto;
 #[cfg(feature = "calibrate")]
+mod backward;
+#[cfg(feature = "calibrate")]
 mod calibrate;
 mod calibration;
 mod convert;

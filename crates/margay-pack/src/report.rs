@@ -65,13 +65,23 @@ pub(crate) fn measured(
     }
     let mut got = decode_tensor(packed).map_err(fail)?;
     join(&mut got, &wanted, row, packing.without);
+    errors(&wanted, &got, row, input).map_err(fail)
+}
+
+/// The relative errors of a weight of rows of `row`, and of its output on some rows of the sample.
+pub(crate) fn errors(
+    wanted: &[f32],
+    got: &[f32],
+    row: usize,
+    input: Option<&InputStats>,
+) -> Result<(Option<f64>, Option<f64>), QuantError> {
     let square = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>();
     let size = square(&mut wanted.iter().map(|w| f64::from(*w)));
-    let off = square(&mut wanted.iter().zip(&got).map(|(w, g)| f64::from(w - g)));
+    let off = square(&mut wanted.iter().zip(got).map(|(w, g)| f64::from(w - g)));
     let share = |off: f64, size: f64| (size > 0.0).then_some(off / size);
-    let matrix = Matrix::new(&wanted, wanted.len() / row, row).map_err(fail)?;
-    let output = output_share(matrix, &got, input).map_err(fail)?;
-    Ok((share(off, size), output))
+    let row = row.max(1);
+    let matrix = Matrix::new(wanted, wanted.len() / row, row)?;
+    Ok((share(off, size), output_share(matrix, got, input)?))
 }
 
 /// The relative error of the output on some rows of the sample; `None` where there is none.

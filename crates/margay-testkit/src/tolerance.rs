@@ -41,12 +41,12 @@ pub const INT8_RMS: f64 = 0.02;
 pub const INT8_MAX: f64 = 0.10;
 
 /// Layers behind one another, as in [`INT8_RMS`]: each adds errors of its own and passes on those before it. A block
-/// has 5 in a row (value, attention output, up, down, head), the first four added to a residual: at most `sqrt(5)` of
-/// one, allowed with the same margin.
-pub const INT8_CHAIN_RMS: f64 = 2.25 * INT8_RMS;
+/// has 4 in a row (value, attention output, up, down), each added to a residual: at most `sqrt(4)` of one, allowed
+/// with the same margin.
+pub const INT8_CHAIN_RMS: f64 = 2.0 * INT8_RMS;
 
 /// The largest error that goes with [`INT8_CHAIN_RMS`].
-pub const INT8_CHAIN_MAX: f64 = 2.25 * INT8_MAX;
+pub const INT8_CHAIN_MAX: f64 = 2.0 * INT8_MAX;
 
 /// What kind of arithmetic a case asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

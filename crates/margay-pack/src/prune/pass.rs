@@ -9,13 +9,11 @@ use crate::{
     OnProgress, PackError, Progress,
     piece::Packing,
     quantize::{PerChannel, quant},
-    report::output_share,
+    report::errors,
 };
 use margay::ModelSource;
 use margay_file::gguf::GgufWriter;
-use margay_quant::{
-    Factor, InputStats, Matrix, Rounding, decode_tensor, methods::rtn::Rtn, pruning::Pattern,
-};
+use margay_quant::{Factor, InputStats, Rounding, decode_tensor, methods::rtn::Rtn, pruning::Pattern};
 use margay_tensor::{Storage, Tensor};
 use std::collections::BTreeMap;
 
@@ -161,19 +159,16 @@ impl<'a, 'p> Pass<'a, 'p> {
         self.report.encoded_again +=
             usize::from(tensor.dtype().is_block() && packed.dtype() == tensor.dtype());
         let got = decode_tensor(&packed).map_err(fail)?;
-        let mut errors = (None, None);
-        if self.options.measure {
-            let wanted = decode_tensor(&tensor).map_err(fail)?;
-            let sum = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>();
-            let size = sum(&mut wanted.iter().map(|w| f64::from(*w)));
-            let off = sum(&mut wanted.iter().zip(&got).map(|(w, g)| f64::from(w - g)));
-            let cols = tensor.shape().row().max(1);
-            let matrix = Matrix::new(&wanted, wanted.len() / cols, cols).map_err(fail)?;
-            errors = ((size > 0.0).then_some(off / size), output_share(matrix, &got, input).map_err(fail)?);
-        }
+        let lost = match self.options.measure {
+            true => {
+                let wanted = decode_tensor(&tensor).map_err(fail)?;
+                errors(&wanted, &got, tensor.shape().row(), input).map_err(fail)?
+            }
+            false => (None, None),
+        };
         tensor.storage().release();
         self.writers[self.order[self.next].0].write_bytes(item.planned.name(), packed.bytes())?;
-        Ok((Some(count(&got)), errors))
+        Ok((Some(count(&got)), lost))
     }
 
     /// The weight written last, as it stands in its file.
