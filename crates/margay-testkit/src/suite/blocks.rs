@@ -40,7 +40,7 @@ const OUTLIERS: [(&str, Kept); 2] = [
             ("down", &[500]),
         ],
     ),
-    (" with some outliers", &[("k", &[77]), ("up", &[3, 4, 5]), ("head", &[255])]),
+    (" with some outliers", &[("k", &[77]), ("up", &[3, 4, 5]), ("head", &[0, 255])]),
 ];
 
 fn draft(dtype: DType, name: &str, fused: bool, float: Class) -> Draft {
