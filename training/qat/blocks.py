@@ -18,6 +18,11 @@ ZERO_BELOW = 1e-15  # a group whose largest magnitude is smaller counts as zero
 Rounded = tuple[torch.Tensor, torch.Tensor]
 
 
+def over(a: float, b):
+    """a / b as one division: Python's `a / b` of a number and a tensor is a product with the reciprocal, two roundings."""
+    return torch.tensor(float(a)) / b
+
+
 def half(x):
     """Through float16 and back."""
     return x.half().float()
@@ -80,7 +85,7 @@ def iq4_nl(x) -> Rounded:
     """y = d T[q]; the scale is the best of 16 weighted fits. [..., 32]"""
     levels = torch.tensor(LEVELS_IQ4_NL, dtype=torch.float32, device=x.device)
     most = extreme(x)
-    trials = [1 / (most / 127), *((trial - 127) / most for trial in range(-7, 8))]
+    trials = [1 / (most / 127), *(over(trial - 127, most) for trial in range(-7, 8))]
     x_t = x.movedim(-1, 0)
     ids = torch.stack([t.squeeze(-1) for t in trials])  # [16, blocks]
     sum_qx, sum_q2 = torch.zeros_like(ids), torch.zeros_like(ids)
@@ -105,7 +110,8 @@ def mxfp4(x) -> Rounded:
     most = extreme(x).abs()
     # The logarithm of a float32, rounded to a float32 before it is cut.
     e = most.double().log2().float().floor() - 2 + 127
-    e = torch.where(most > 0, e, 0.0).clamp(0, 255)
+    # Below the smallest power the reference lets the byte wrap around.
+    e = (torch.where(most > 0, e, 0.0).int() & 255).float()
     d = torch.exp2(e.double() - 128).float()
     levels = torch.tensor(LEVELS_MXFP4, dtype=torch.float32, device=x.device)
     best = levels[0] * d

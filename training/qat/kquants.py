@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from blocks import ZERO_BELOW, Rounded, extreme, half
+from blocks import ZERO_BELOW, Rounded, extreme, half, over
 
 
 def nearest(x):
@@ -33,7 +33,7 @@ def affine(x, w, top: int, first: float, delta: float, steps: int, absolute: boo
     def assign(iscale, low):
         return nearest(iscale * (x - low)).clamp(0, top)
 
-    iscale = top / (high - low)
+    iscale = over(top, high - low)
     scale, start = 1 / iscale, low
     codes = assign(iscale, low)
     best = error(scale, low, codes)
@@ -76,7 +76,7 @@ def with_minimum(x, size: int, top: int, most: int, weights, fit, **trials) -> R
     scale, minimum, codes = affine(g, weights(g), top, **trials)  # [blocks, groups]
     largest = lambda v: v.amax(-1, keepdim=True).clamp(min=0)  # noqa: E731
     max_scale, max_min = largest(scale), largest(minimum)
-    quantized = lambda v, m: fit(nearest(torch.where(m > 0, most / m, 0.0) * v))  # noqa: E731
+    quantized = lambda v, m: fit(nearest(torch.where(m > 0, over(most, m), 0.0) * v))  # noqa: E731
     s, m = quantized(scale, max_scale), quantized(minimum, max_min)
     a, b = half(max_scale / most) * s, half(max_min / most) * m
     v = (g + b) / a
@@ -86,7 +86,8 @@ def with_minimum(x, size: int, top: int, most: int, weights, fit, **trials) -> R
 
 
 def typical(g):
-    return (sum_left(g * g) / len(g)).sqrt() + g.abs()
+    """Some of PyTorch's square roots of float32 are a unit in the last place off; those of float64, rounded, are not."""
+    return (sum_left(g * g) / len(g)).double().sqrt().float() + g.abs()
 
 
 def low_byte(v):
@@ -124,7 +125,7 @@ def symmetric(x, top: int):
         w = x * x
         return q, sum_left(w * x * q), sum_left(w * q * q)
 
-    codes, lx, l2 = assign(-float(top) / most)
+    codes, lx, l2 = assign(over(-top, most))
     scale = torch.where(l2 != 0, lx / l2, 0.0)
     best = scale * lx
     for step in (s for s in range(-9, 10) if s):
@@ -152,7 +153,7 @@ def by_descent(x, top: int):
     """As `symmetric` for few codes: at most five rounds in which each code in turn moves to where the others want it."""
     most = extreme(x.movedim(0, -1)).squeeze(-1)
     w = x * x
-    codes = nearest(-float(top) / most * x).clamp(-top, top - 1)
+    codes = nearest(over(-top, most) * x).clamp(-top, top - 1)
     lx, l2 = sum_left(w * x * codes), sum_left(w * codes * codes)
     codes = list(codes)
     for _ in range(5):

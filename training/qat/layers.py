@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from blocks import extreme
+from blocks import extreme, over
 from formats import block, round_rows, uniform
 
 # The smallest normal float16: a step is written as one.
@@ -190,7 +190,7 @@ class Int8Groups(torch.autograd.Function):
         g = x.float().unflatten(-1, (-1, 32))
         most = g.abs().amax(-1, keepdim=True)
         # Rows of almost nothing become zeros: 127 over them is near the end of float32.
-        to_code = torch.where(most > 1e-36, 127 / most, 0.0)
+        to_code = torch.where(most > 1e-36, over(127, most), 0.0)
         return (g * to_code).round().mul(most / 127).flatten(-2)
 
     @staticmethod
