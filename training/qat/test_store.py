@@ -110,7 +110,7 @@ def test_margay_computes_the_logits_of_training(run, runs, margay, tmp_path):
 
 
 def test_numbers_that_are_not_rounded_are_refused(margay, tmp_path):
-    with pytest.raises(ValueError, match=r"token_embd\.weight: no block of Q4_0 holds the numbers of \d+ of 4608 groups"):
+    with pytest.raises(ValueError, match=r"\.weight: no block of Q4_0 holds the numbers of [1-9]\d* of \d+ groups exactly"):
         store(NANO / "weights", tmp_path / "no.gguf", margay)
     assert not list(tmp_path.iterdir())
 
