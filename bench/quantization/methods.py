@@ -6,7 +6,7 @@
 The model is margay-nano, 256 channels wide (`training/nano/widen.py`), so that every format fits; SUITE is what
 `training/nano/suite.py` writes, DIR another such folder, of other pictures: `--seed calibration`. A cell is a file
 made by `margay quantize` and judged by `margay compare` against float16: answers to the whole suite, and the
-divergence of the logits (KL, nats, mean over the positions of question and answer of 128 of its questions: what stands
+divergence of the logits (KL, nats, mean over the positions of question and answer of 512 of its questions: what stands
 behind a visual token nobody reads). `imatrix` is what llama.cpp's quantizer makes, byte for byte: `same_as_llama.py`.
 
 Each cell is appended to --out when it is measured. Ctrl-C stops; the same command goes on behind it.
@@ -23,7 +23,7 @@ from pathlib import Path
 
 TYPES = {8: "q8_0", 6: "q6_k", 5: "q5_k", 4: "q4_k", 3: "q3_k", 2: "q2_k"}
 SIDES = {"vision": ["encode", "project"], "decoder": ["text"], "both": ["encode", "project", "text"]}
-METHODS = ["rtn", "imatrix", "clip", "smoothquant", "awq+rtn", "mbq", "awq", "mbq+clip", "gptq", "vlmq", "outlier", "outlier+gptq"]
+METHODS = ["rtn", "imatrix", "clip", "smoothquant", "awq+rtn", "mbq", "awq", "mbq+clip", "qvlm", "gptq", "awq+gptq", "vlmq", "outlier", "outlier+gptq"]
 # Those that tell visual tokens from others, which a tower cannot.
 BY_MODALITY = ("mbq", "mbq+clip", "vlmq")
 # At 5 bits and more methods do not differ by what could be measured here.
@@ -121,7 +121,7 @@ class Bench:
         self.quantize(side, bits, method, out)
         told = json.loads(
             self.margay(
-                "compare", self.args.model, out, "--suite", "nano", "--data", self.args.suite, "--samples", 128,
+                "compare", self.args.model, out, "--suite", "nano", "--data", self.args.suite, "--samples", 512,
                 "--ref-answers", self.args.out.with_suffix(".reference"), "--threads", self.args.threads, "--json",
             )
         )  # fmt: skip

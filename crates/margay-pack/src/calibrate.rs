@@ -7,7 +7,7 @@ use crate::{
 };
 use margay::{ModelSource, PromptInputs};
 use margay_graph::{BackendError, Op, Program, ValueId, WeightId, WeightSource, WeightSpec};
-use margay_quant::{InputStats, Needs};
+use margay_quant::{Hessian, InputStats, Needs};
 use margay_reference::{Visit, Walker, steps};
 use margay_tensor::Tensor;
 use std::{collections::BTreeMap, ops::ControlFlow};
@@ -138,8 +138,8 @@ impl<'a> Base<'a> {
         let program = self.program.as_ref().expect("invariant: begun");
         let value = program.value(visit.node().inputs[0]);
         let columns = value.columns();
-        let mut stats =
-            if needs.hessian { InputStats::with_hessian(columns) } else { InputStats::new(columns) };
+        let mut stats = InputStats::new(columns);
+        stats.hessian = needs.hessian.then(|| Hessian::by(columns, margay::default_threads()));
         let counts: Vec<usize> = (0..visit.samples()).map(|s| visit.rows(s, 0)).collect();
         let total: usize = counts.iter().sum();
         let keep = sample_rows.min(total);

@@ -15,10 +15,8 @@ use std::{
 
 /// Elements that are converted between two looks at whether to stop: some milliseconds of work in any format.
 const SMALL_ELEMENTS: usize = 1 << 15;
-/// The same of a method that looks at whole rows of the input for each piece.
+/// The same of a method that looks at whole rows of the input, or at a matrix of them, for each piece.
 const SAMPLE_ELEMENTS: usize = 1 << 21;
-/// The same of a method that factors a matrix for each piece: all but the largest weights are one.
-const HESSIAN_ELEMENTS: usize = 1 << 26;
 /// Small pieces that a thread takes between two waits for the others.
 const PIECES: usize = 8;
 /// Bytes of a stored weight that may stay in memory behind what was read of it.
@@ -48,10 +46,9 @@ impl Packing<'_> {
         let Packing { tensor, info, .. } = self;
         let (from, to, row) = (tensor.dtype(), info.dtype, info.shape.row().max(1));
         let needs = self.rounding.needs();
-        let (elements, pieces) = match (self.input.is_some() && needs.hessian, needs.sample) {
-            (true, _) => (HESSIAN_ELEMENTS, 1),
-            (false, true) => (SAMPLE_ELEMENTS, self.threads),
-            (false, false) => (SMALL_ELEMENTS, PIECES * self.threads),
+        let (elements, pieces) = match needs.hessian || needs.sample {
+            true => (SAMPLE_ELEMENTS, self.threads),
+            false => (SMALL_ELEMENTS, PIECES * self.threads),
         };
         let piece = Piece { rows: (elements / row).max(1), row, from, to };
         let copied = from == to && self.fold.is_none() && self.without.is_empty();

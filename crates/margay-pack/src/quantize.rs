@@ -285,17 +285,23 @@ impl Pass<'_, '_> {
 
     /// Packs and writes the next weight. `input` is what is known of its input where a walk knows it better than the
     /// calibration.
-    pub(crate) fn write_next(&mut self, input: Option<&InputStats>) -> Result<(), PackError> {
+    /// What a method makes of `input` stays there, for the other weights that read it.
+    pub(crate) fn write_next(&mut self, input: Option<&mut InputStats>) -> Result<(), PackError> {
         let (job, planned) = self.order[self.next];
         let name = planned.name();
         let mut errors = (None, None);
         if !self.is_written() {
-            let stored = match input {
+            let mut stored = match input {
                 Some(_) => None,
                 None => self.stored_input(planned)?,
             };
-            let input = input.or(stored.as_ref());
-            let rounding = self.rounding(planned, input);
+            let mut input = input.or(stored.as_mut());
+            let rounding = self.rounding(planned, input.as_deref());
+            if let Some(input) = &mut input {
+                let fail = |source| PackError::Quant { name: name.to_owned(), source };
+                rounding.prepare(input).map_err(fail)?;
+            }
+            let input = input.as_deref();
             let tensor = self.source.weights.tensor(planned.made_of())?;
             let tensor = match &planned.columns {
                 Columns::Only(_, columns) => outlier::kept(planned.made_of(), &tensor, columns)?,
@@ -402,7 +408,9 @@ impl Pass<'_, '_> {
         }
         let why = match input {
             None => "nothing is known of its input",
-            Some(input) if needs.hessian && input.hessian.is_none() => "no walk came by",
+            Some(input) if needs.hessian && input.hessian.is_none() && input.factor.is_none() => {
+                "no walk came by"
+            }
             Some(input) if input.tokens() == 0 => "its input saw no token",
             Some(_) => return rounding,
         };

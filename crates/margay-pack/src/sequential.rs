@@ -94,8 +94,8 @@ impl Walker for Sequential<'_, '_, '_> {
             let rounded = planned.info.dtype.is_block() && !planned.per_channel;
             if multiplied.contains(&weight) && rounded && !self.pass.is_written() {
                 self.gather(visit, &name, planned.without())?;
-                let input = self.input.take();
-                self.pass.write_next(input.as_ref().map(|(.., stats)| stats))?;
+                let mut input = self.input.take();
+                self.pass.write_next(input.as_mut().map(|(.., stats)| stats))?;
                 self.input = input;
             } else {
                 self.pass.write_next(None)?;

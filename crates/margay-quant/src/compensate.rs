@@ -1,12 +1,17 @@
 //! Rounding column by column, each column's error made up for in those after it.
 
-use crate::{Factor, Grid, Matrix, QuantError, Quantizer, stats::same};
+use crate::{
+    Factor, Grid, Matrix, QuantError, Quantizer,
+    stats::same,
+    triangle::{PANEL, matrix, matrix_mut, part},
+};
+use ndarray::linalg::general_mat_mul;
 
 /// Columns whose errors are gathered before they reach the columns after them. Source: `blocksize` of the GPTQ code.
-pub const BATCH: usize = 128;
+pub const BATCH: usize = PANEL;
 
-/// Rows worked on together, so that a row of the factor that is read serves that many.
-const TILE: usize = 16;
+/// Rows worked on together, so that what is read of the factor serves that many.
+const TILE: usize = 64;
 
 /// When the scales of a group are chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +53,17 @@ pub fn round_compensating(
     if n == 0 {
         return Ok(());
     }
-    let mut tile = Tile { n, group, factor, quantizer, importance, scales, rows: Vec::new() };
+    let mut tile = Tile {
+        n,
+        group,
+        factor,
+        quantizer,
+        importance,
+        scales,
+        weights: Vec::new(),
+        errors: Vec::new(),
+        rows: Vec::new(),
+    };
     for (t, rows) in weight.values.chunks(TILE * n).enumerate() {
         let count = rows.len() / n;
         let packed = &mut out[t * TILE * row_bytes..][..count * row_bytes];
@@ -72,15 +87,11 @@ pub fn round_compensating(
 }
 
 struct Row {
-    /// The weights in the factor's order, corrected as far as the work has come.
-    weights: Vec<f32>,
     /// The grids of the groups: all of them, or the one that is under way.
     grids: Vec<Grid>,
     /// Codes and what they stand for, in the weight's own order.
     codes: Vec<u8>,
     values: Vec<f32>,
-    /// What each column of the batch is off by, over its diagonal.
-    errors: Vec<f32>,
 }
 
 struct Tile<'a> {
@@ -90,21 +101,22 @@ struct Tile<'a> {
     quantizer: &'a dyn Quantizer,
     importance: Option<&'a [f32]>,
     scales: Scales,
+    /// The weights of all rows in the factor's order, corrected as far as the work has come, `[rows, n]`.
+    weights: Vec<f32>,
+    /// What each column of the batch is off by, over its diagonal, `[rows, BATCH]`.
+    errors: Vec<f32>,
     rows: Vec<Row>,
 }
 
 impl Tile<'_> {
     fn load(&mut self, rows: &[f32], packed: &mut [u8], row_bytes: usize) -> Result<(), QuantError> {
         let n = self.n;
-        self.rows.resize_with(rows.len() / n, || Row {
-            weights: vec![0.0; n],
-            grids: Vec::new(),
-            codes: vec![0; n],
-            values: vec![0.0; n],
-            errors: vec![0.0; BATCH],
-        });
+        let count = rows.len() / n;
+        self.rows.resize_with(count, || Row { grids: Vec::new(), codes: vec![0; n], values: vec![0.0; n] });
+        self.weights.resize(count * n, 0.0);
+        self.errors.resize(count * BATCH, 0.0);
         for (r, (row, source)) in self.rows.iter_mut().zip(rows.chunks(n)).enumerate() {
-            self.factor.arrange(source, &mut row.weights)?;
+            self.factor.arrange(source, &mut self.weights[r * n..][..n])?;
             row.grids.clear();
             if self.scales == Scales::First {
                 let packed = &mut packed[r * row_bytes..][..row_bytes];
@@ -122,11 +134,13 @@ impl Tile<'_> {
 
     /// Rounds the columns `first` to `end` and corrects those after them.
     fn batch(&mut self, first: usize, end: usize, packed: &mut [u8], row_bytes: usize) {
+        let n = self.n;
         for (r, row) in self.rows.iter_mut().enumerate() {
+            let all = &mut self.weights[r * n..][..n];
             // What groups that start in this batch choose their scales by.
             let reached = match self.scales {
                 Scales::First => Vec::new(),
-                Scales::Reached => row.weights[first..].to_vec(),
+                Scales::Reached => all[first..].to_vec(),
             };
             for i in first..end {
                 let column = self.factor.order()[i];
@@ -139,28 +153,23 @@ impl Tile<'_> {
                     row.grids = vec![self.quantizer.fit(x, weights, packed)];
                 }
                 let grid = &row.grids[if self.scales == Scales::First { g } else { 0 }];
-                let weight = row.weights[i];
+                let weight = all[i];
                 let (code, value) = grid.round(column % self.group, weight);
                 (row.codes[column], row.values[column]) = (code, value);
                 let u = &self.factor.row(i)[..end - i];
                 let error = (weight - value) / u[0];
-                row.errors[i - first] = error;
-                for (w, u) in row.weights[i..end].iter_mut().zip(u) {
+                self.errors[r * BATCH + i - first] = error;
+                for (w, u) in all[i..end].iter_mut().zip(u) {
                     *w -= error * u;
                 }
             }
         }
-        if end == self.n {
+        if end == n {
             return;
         }
-        for i in first..end {
-            let u = &self.factor.row(i)[end - i..];
-            for row in &mut self.rows {
-                let error = row.errors[i - first];
-                for (w, u) in row.weights[end..].iter_mut().zip(u) {
-                    *w -= error * u;
-                }
-            }
-        }
+        let count = self.rows.len();
+        let errors = matrix(count, BATCH, &self.errors);
+        let mut weights = part(matrix_mut(count, n, &mut self.weights), 0..count, end..n);
+        general_mat_mul(-1.0, &errors, &self.factor.behind(first / BATCH), 1.0, &mut weights);
     }
 }

@@ -35,6 +35,7 @@ mod recipe;
 mod search;
 mod sensitivity;
 mod stats;
+mod triangle;
 
 pub(crate) use convert::checked;
 

@@ -3,7 +3,7 @@
 //! Text and visual tokens are kept apart: a picture brings hundreds of tokens that resemble each other and carry
 //! smaller gradients, and a mean over both is a mean over the picture.
 
-use crate::{Hessian, QuantError};
+use crate::{Factor, Hessian, QuantError};
 
 /// What was seen of one kind of token, per input column: each `[in]`.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -87,6 +87,8 @@ pub struct InputStats {
     pub sample: Sample,
     /// The sum of x xᵀ over the tokens, where it was asked for.
     pub hessian: Option<Hessian>,
+    /// What a method has made of the Hessian, in its place.
+    pub factor: Option<Factor>,
     /// How much an error at a visual token matters beside one at a text token: MBQ's ratio of their mean gradients; 1
     /// where unknown.
     pub visual_weight: f32,
@@ -101,6 +103,7 @@ impl InputStats {
             visual: TokenStats::new(columns),
             sample: Sample::default(),
             hessian: None,
+            factor: None,
             visual_weight: 1.0,
         }
     }

@@ -66,7 +66,7 @@ fn gptq_equals_the_published_code() {
         ("gptq_g3_asym_g16", 3, 16, Range::Asymmetric, Scales::Reached),
         ("gptq_g4_sym_g16_act_static", 4, 16, Range::Symmetric, Scales::First),
     ] {
-        let factor = Factor::new(&hessian, scales == Scales::First).unwrap();
+        let factor = Factor::new(hessian.clone(), scales == Scales::First).unwrap();
         let mut rounded = vec![0.0; w.len()];
         let quantizer = Uniform { bits, group, range };
         round_compensating(weight, &factor, &quantizer, scales, None, &mut [], Some(&mut rounded)).unwrap();
@@ -151,7 +151,9 @@ fn output_error(weight: Matrix<'_>, packed: &[u8], format: &dyn BlockFormat, sta
 
 fn pack(method: &str, weight: Matrix<'_>, stats: &InputStats, dtype: DType) -> Vec<u8> {
     let mut out = vec![0xaa; dtype.row_bytes(weight.values.len()).unwrap()];
-    methods::rounding(method).unwrap().pack(weight, Some(stats), dtype, &mut out).unwrap();
+    let (method, mut stats) = (methods::rounding(method).unwrap(), stats.clone());
+    method.prepare(&mut stats).unwrap();
+    method.pack(weight, Some(&stats), dtype, &mut out).unwrap();
     out
 }
 

@@ -69,7 +69,7 @@ impl<'a, 'p> Pass<'a, 'p> {
     }
 
     /// Makes and writes the next weight. `input` is what a walk saw of its input.
-    pub(super) fn write_next(&mut self, input: Option<&InputStats>) -> Result<(), PackError> {
+    pub(super) fn write_next(&mut self, input: Option<&mut InputStats>) -> Result<(), PackError> {
         let (_, item) = self.order[self.next];
         let (mut zeros, mut errors) = (None, (None, None));
         if !self.is_written() {
@@ -119,26 +119,28 @@ impl<'a, 'p> Pass<'a, 'p> {
         &mut self,
         item: &Item,
         pattern: Pattern,
-        input: Option<&InputStats>,
+        input: Option<&mut InputStats>,
     ) -> Result<Zeroed, PackError> {
         let fail = |e| quant(&item.from, e);
         let tensor = self.source.weights.tensor(&item.from)?;
-        let stored = match (input, self.options.calibration) {
+        let mut stored = match (&input, self.options.calibration) {
             (None, Some(calibration)) => calibration.input(&item.from)?,
             _ => None,
         };
-        let input = input.or(stored.as_ref()).filter(|input| input.tokens() > 0);
-        if let Some(input) = input.filter(|input| input.columns != tensor.shape().row()) {
+        let mut input = input.or(stored.as_mut()).filter(|input| input.tokens() > 0);
+        if let Some(input) = input.as_ref().filter(|input| input.columns != tensor.shape().row()) {
             let (cols, row) = (input.columns, tensor.shape().row());
             let what = format!("the input of {} has {cols} columns, the weight {row}", item.from);
             return Err(PackError::Calibration { what });
         }
-        let hessian = input.and_then(|input| input.hessian.as_ref());
-        let factor = match (self.options.method, hessian) {
-            (PruneMethod::SparseGpt, Some(hessian)) => Some(Factor::new(hessian, false).map_err(fail)?),
-            _ => None,
-        };
-        let scores = match (self.options.method, input, &factor, self.gradients.get(&item.from)) {
+        if let (PruneMethod::SparseGpt, Some(input)) = (self.options.method, &mut input)
+            && let Some(hessian) = input.hessian.take()
+        {
+            input.factor = Some(Factor::new(hessian, false).map_err(fail)?);
+        }
+        let input = input.as_deref();
+        let factor = input.and_then(|input| input.factor.as_ref());
+        let scores = match (self.options.method, input, factor, self.gradients.get(&item.from)) {
             (PruneMethod::Magnitude, ..) => Ok(Scores::Magnitude),
             (PruneMethod::Wanda, Some(input), ..) => Ok(Scores::Wanda(input)),
             (PruneMethod::SparseGpt, _, Some(factor), _) => Ok(Scores::SparseGpt(factor)),

@@ -89,8 +89,8 @@ impl Walker for Pruning<'_, '_, '_> {
             }
             if multiplied.contains(&weight) && order[self.pass.next].1.zeros && !self.pass.is_written() {
                 self.gather(visit)?;
-                let input = self.input.take();
-                self.pass.write_next(input.as_ref().map(|(_, stats)| stats))?;
+                let mut input = self.input.take();
+                self.pass.write_next(input.as_mut().map(|(_, stats)| stats))?;
                 self.input = input;
             } else {
                 self.pass.write_next(None)?;

@@ -8,9 +8,7 @@
 use margay_tensor::DType;
 
 use super::{Needs, Rounding, target};
-use crate::{
-    Blocks, Factor, Hessian, InputStats, Matrix, QuantError, Scales, round_compensating, stats::same,
-};
+use crate::{Blocks, Factor, InputStats, Matrix, QuantError, Scales, round_compensating};
 
 /// Error compensation by second-order statistics.
 pub struct Gptq;
@@ -28,6 +26,10 @@ impl Rounding for Gptq {
         Needs { hessian: true, ..Needs::default() }
     }
 
+    fn prepare(&self, input: &mut InputStats) -> Result<(), QuantError> {
+        factor(input)
+    }
+
     fn pack(
         &self,
         weight: Matrix<'_>,
@@ -35,28 +37,35 @@ impl Rounding for Gptq {
         dtype: DType,
         out: &mut [u8],
     ) -> Result<(), QuantError> {
-        let hessian = input.and_then(|input| input.hessian.as_ref());
-        let hessian = hessian.ok_or(QuantError::Missing { what: "a Hessian", why: self.id() })?;
-        pack_compensating(weight, hessian, dtype, out)
+        pack_compensating(self.id(), weight, input, dtype, out)
     }
 }
 
-/// Packs `weight` so that its outputs lose least in the sense of `hessian`.
+/// Factors the Hessian in its place, unless it saw nothing.
+pub(super) fn factor(input: &mut InputStats) -> Result<(), QuantError> {
+    if let Some(hessian) = input.hessian.take_if(|hessian| hessian.tokens() > 0) {
+        input.factor = Some(Factor::new(hessian, true)?);
+    }
+    Ok(())
+}
+
+/// Packs `weight` so that its outputs lose least in the sense of the prepared `input`.
 pub(super) fn pack_compensating(
+    why: &'static str,
     weight: Matrix<'_>,
-    hessian: &Hessian,
+    input: Option<&InputStats>,
     dtype: DType,
     out: &mut [u8],
 ) -> Result<(), QuantError> {
     let format = target(weight, dtype, out)?;
-    same("columns of a weight and its Hessian", hessian.columns(), weight.cols)?;
-    if format.codes() == 0 || hessian.tokens() == 0 {
+    let unseen = input.is_some_and(|input| input.hessian.as_ref().is_some_and(|h| h.tokens() == 0));
+    if format.codes() == 0 || unseen {
         // Floats have no error worth making up for; inputs never seen make none.
         format.encode(weight.values, out);
         return Ok(());
     }
-    let factor = Factor::new(hessian, true)?;
-    let count = hessian.tokens() as f32;
-    let importance: Vec<f32> = hessian.diagonal().iter().map(|sum| sum / count).collect();
-    round_compensating(weight, &factor, &Blocks(format), Scales::First, Some(&importance), out, None)
+    let factor = input.and_then(|input| input.factor.as_ref());
+    let factor = factor.ok_or(QuantError::Missing { what: "a factored Hessian", why })?;
+    let importance = Some(factor.mean_squares());
+    round_compensating(weight, factor, &Blocks(format), Scales::First, importance, out, None)
 }

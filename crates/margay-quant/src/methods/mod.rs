@@ -41,6 +41,14 @@ pub trait Rounding: Sync {
     /// What it has to know of the inputs.
     fn needs(&self) -> Needs;
 
+    /// Makes of `input` what [`Self::pack`] works with, once for all weights and pieces of weights that read it.
+    ///
+    /// # Errors
+    /// [`QuantError::Missing`] where `input` lacks what it takes.
+    fn prepare(&self, _input: &mut InputStats) -> Result<(), QuantError> {
+        Ok(())
+    }
+
     /// Packs `weight` into `out`, rows one after the other, in any block format.
     ///
     /// # Errors

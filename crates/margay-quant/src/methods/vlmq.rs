@@ -8,7 +8,10 @@
 
 use margay_tensor::DType;
 
-use super::{Needs, Rounding, gptq::pack_compensating};
+use super::{
+    Needs, Rounding,
+    gptq::{factor, pack_compensating},
+};
 use crate::{Hessian, InputStats, Matrix, QuantError};
 
 /// Error compensation by token-weighted second-order statistics.
@@ -27,6 +30,18 @@ impl Rounding for Vlmq {
         Needs { hessian: true, gradients: true, ..Needs::default() }
     }
 
+    fn prepare(&self, input: &mut InputStats) -> Result<(), QuantError> {
+        if !input.hessian.as_ref().is_some_and(Hessian::weighted) && input.factor.is_none() {
+            if input.sample.is_empty() {
+                return Err(QuantError::Missing { what: "a Hessian of weighted tokens", why: self.id() });
+            }
+            let mut hessian = Hessian::new(input.columns);
+            hessian.add(&input.sample.rows, Some(&input.sample.importance))?;
+            input.hessian = Some(hessian);
+        }
+        factor(input)
+    }
+
     fn pack(
         &self,
         weight: Matrix<'_>,
@@ -34,17 +49,7 @@ impl Rounding for Vlmq {
         dtype: DType,
         out: &mut [u8],
     ) -> Result<(), QuantError> {
-        let missing = || QuantError::Missing { what: "a Hessian of weighted tokens", why: self.id() };
-        let input = input.ok_or_else(missing)?;
-        match &input.hessian {
-            Some(hessian) if hessian.weighted() => pack_compensating(weight, hessian, dtype, out),
-            _ if input.sample.is_empty() => Err(missing()),
-            _ => {
-                let mut hessian = Hessian::new(input.columns);
-                hessian.add(&input.sample.rows, Some(&input.sample.importance))?;
-                pack_compensating(weight, &hessian, dtype, out)
-            }
-        }
+        pack_compensating(self.id(), weight, input, dtype, out)
     }
 }
 

@@ -95,7 +95,7 @@ mod tests {
         stats.add(&x, &vec![false; tokens]).unwrap();
         let mut hessian = Hessian::new(cols);
         hessian.add(&x, None).unwrap();
-        let factor = Factor::new(&hessian, false).unwrap();
+        let factor = Factor::new(hessian.clone(), false).unwrap();
         for pattern in [Pattern::Row(0.5), Pattern::Groups { keep: 2, of: 4 }] {
             let pruned = sparse_gpt(weight, &factor, pattern).unwrap();
             let mut chosen = weights.clone();
@@ -110,6 +110,6 @@ mod tests {
             let (corrected, alone) = (output_error(weight, &pruned, &x), output_error(weight, &chosen, &x));
             assert!(corrected < 0.7 * alone, "{pattern:?} {corrected} {alone}");
         }
-        assert!(sparse_gpt(weight, &Factor::new(&hessian, true).unwrap(), Pattern::Row(0.5)).is_err());
+        assert!(sparse_gpt(weight, &Factor::new(hessian, true).unwrap(), Pattern::Row(0.5)).is_err());
     }
 }
