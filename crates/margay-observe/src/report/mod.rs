@@ -1,6 +1,41 @@
-//! Text tables.
+//! Reports: text tables, and a timeline in every form that people and programs read.
 
-use crate::{Stage, StageTimes};
+mod csv;
+mod html;
+mod json;
+mod terminal;
+mod trace;
+
+use crate::{Stage, StageTimes, Timeline};
+
+/// A form of report.
+pub trait Writer: Sync + std::fmt::Debug {
+    /// Name of it, which is that of its file here.
+    fn id(&self) -> &'static str;
+
+    /// What it is for, in a few words.
+    fn summary(&self) -> &'static str;
+
+    /// The whole report.
+    ///
+    /// # Errors
+    /// Where the timeline holds what the form cannot say; of those here, none does.
+    fn write(&self, timeline: &Timeline) -> std::io::Result<String>;
+}
+
+/// Every form of report.
+pub const WRITERS: &[&dyn Writer] =
+    &[&terminal::Terminal::DEFAULT, &json::Json, &csv::Csv, &html::Html, &trace::Trace];
+
+/// The form of an id.
+pub fn writer(id: &str) -> Option<&'static dyn Writer> {
+    WRITERS.iter().copied().find(|writer| writer.id() == id)
+}
+
+/// The terminal's report at another width than 100 columns.
+pub fn terminal_report(timeline: &Timeline, columns: usize) -> String {
+    terminal::Terminal { columns }.text(timeline)
+}
 
 /// A table of aligned columns: the first to the left, the others (numbers) to the right. A row that is too short is
 /// filled with blanks; cells beyond the header are dropped.
