@@ -8,7 +8,7 @@ const CAPPED: f64 = 0.995;
 /// Sentences about a series: caps, cooling, voltage, what power is of, what the sampling cost.
 pub(crate) fn notes(series: &Series) -> Vec<String> {
     let (channels, samples) = (&series.channels, &series.samples);
-    let mut notes = vec![of_power(series)];
+    let mut notes: Vec<String> = of_power(series).into_iter().collect();
     notes.extend(caps(channels, samples));
     notes.extend(cooling(channels, samples));
     if let Some(first) = samples.iter().find(|sample| sample.undervoltage == Some(true)) {
@@ -40,20 +40,14 @@ pub(crate) fn notes(series: &Series) -> Vec<String> {
     notes
 }
 
-fn of_power(series: &Series) -> String {
-    let known = series.samples.iter().any(|sample| sample.power_watts.is_some());
-    match (&series.channels.power_scope, known) {
-        (Some(scope), true) => {
-            let update = series.power_update().map_or_else(String::new, |period| {
-                format!("; its numbers change every {} ms", (period.as_secs_f64() * 1e3).round())
-            });
-            format!("power is of {scope}{update}")
-        }
-        (Some(scope), false) => {
-            format!("power unknown: {scope}: {}", crate::tracks::why_unknown(&series.findings, "power"))
-        }
-        (None, _) => format!("power unknown: {}", crate::tracks::why_unknown(&series.findings, "power")),
-    }
+/// What power is of; where it is unknown, its curve says why.
+fn of_power(series: &Series) -> Option<String> {
+    series.samples.iter().find(|sample| sample.power_watts.is_some())?;
+    let scope = series.channels.power_scope.as_ref()?;
+    let update = series.power_update().map_or_else(String::new, |period| {
+        format!("; its numbers change every {} ms", (period.as_secs_f64() * 1e3).round())
+    });
+    Some(format!("power is of {scope}{update}"))
 }
 
 fn seconds(sample: &Sample) -> f64 {

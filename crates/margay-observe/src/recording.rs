@@ -85,7 +85,7 @@ struct Head {
 type Versions = Vec<(usize, Option<Box<[u8]>>)>;
 
 /// A recorded tree, in memory.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Recording {
     about: About,
     moments: Vec<Duration>,

@@ -67,7 +67,10 @@ fn adreno_phone() {
     assert_eq!(watts, [None, None, Some(11.165), Some(11.165), Some(10.062), Some(10.062)]);
     assert_eq!(all(&series, |s| s.charging)[5], Some(false));
     assert_eq!(all(&series, |s| s.core_cap_hertz[7]).last().unwrap(), &Some(2_702_400_000.0));
-    assert_eq!((all(&series, |s| s.npu_percent)[3], all(&series, |s| s.process_gpu_percent)[3]), (None, None));
+    assert_eq!(
+        (all(&series, |s| s.npu_percent)[3], all(&series, |s| s.process_gpu_percent)[3]),
+        (None, None)
+    );
     assert_eq!(all(&series, |s| s.peak_rss_bytes)[3], Some(2_400_000 * 1024));
 }
 

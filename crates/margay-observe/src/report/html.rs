@@ -2,7 +2,7 @@
 
 use super::{Writer, terminal};
 use crate::{
-    MeanMax, Stage, StageStatistics, Timeline, Track,
+    MeanMax, Part, Span, Stage, StageStatistics, Timeline, Track,
     notes::notes,
     plot::{Band, Figure, Line, escaped},
     report::bytes,
@@ -77,7 +77,7 @@ fn figures(timeline: &Timeline) -> String {
     text += &lines(timeline, &figure("cpu", "CPU", "percent, 100 is one core"), &cpu, &[], Some(0.0));
     let cores = details("processor", "%");
     if !cores.is_empty() {
-        let heading = figure("cores", "Cores", "busy share of each core, darker is busier");
+        let heading = figure("cores", "Cores", "busy share of each core, the stronger the colour the busier");
         let lines: Vec<Line<'_>> = cores.iter().map(|track| line(timeline, track, String::new())).collect();
         text += &section(&heading, "", &heading.heat(&lines, 100.0));
     }
@@ -170,20 +170,21 @@ fn bands(timeline: &Timeline) -> Vec<Band> {
     spans.sort_by_key(|span| span.start);
     let mut bands: Vec<Band> = Vec::new();
     for span in spans {
-        let part = span.part.map(crate::Part::name).filter(|part| *part != "token");
+        let part = span.part.map(Part::name).filter(|part| *part != "token");
         let name =
             part.map_or_else(|| span.stage.name().to_owned(), |part| format!("{} {part}", span.stage.name()));
         let goes_on = |band: &&mut Band| band.name == name && span.start <= band.to + gap;
         match bands.last_mut().filter(goes_on) {
             Some(band) => band.to = band.to.max(span.end()),
-            None => bands.push(Band { name, class: class(span.stage), from: span.start, to: span.end() }),
+            None => bands.push(Band { name, class: class(span), from: span.start, to: span.end() }),
         }
     }
     bands
 }
 
-fn class(stage: Stage) -> &'static str {
-    match stage {
+fn class(span: &Span) -> &'static str {
+    match span.stage {
+        Stage::Prefill if span.part == Some(Part::Text) => "s6",
         Stage::Load => "s0",
         Stage::Preprocess => "s1",
         Stage::Encode => "s2",
@@ -197,44 +198,64 @@ fn legend_of_stages(bands: &[Band]) -> String {
     let mut seen: Vec<&str> = Vec::new();
     let mut text = String::new();
     for band in bands {
-        let stage = band.name.split(' ').next().unwrap_or_default();
-        if !seen.contains(&stage) {
-            seen.push(stage);
-            text += &format!("<span><i class=\"swatch {}\"></i>{}</span> ", band.class, escaped(stage));
+        if !seen.contains(&band.name.as_str()) {
+            seen.push(&band.name);
+            text += &format!("<span><i class=\"swatch {}\"></i>{}</span> ", band.class, escaped(&band.name));
         }
     }
     if text.is_empty() { text } else { format!("<p class=\"legend\">Stages: {text}</p>\n") }
 }
 
+/// A column of the table of stages: its name, and a cell where it is known.
+type Column = (&'static str, fn(&StageStatistics) -> Option<String>);
+
+const COLUMNS: &[Column] = &[
+    ("CPU, %", |s| two(s.cpu_percent, 0)),
+    ("process, %", |s| two(s.process_cpu_percent, 0)),
+    ("GPU, %", |s| two(s.gpu_percent, 0)),
+    ("NPU, %", |s| two(s.npu_percent, 0)),
+    ("power, W", |s| two(s.power_watts, 1)),
+    ("energy, J", |s| one(s.gross_joules, 2)),
+    ("beyond idle, J", |s| one(s.net_joules, 2)),
+    ("peak, °C", |s| one(s.peak_celsius, 1)),
+    ("RSS", |s| s.peak_rss_bytes.map(bytes)),
+];
+
+fn two(value: Option<MeanMax>, digits: usize) -> Option<String> {
+    value.map(|v| format!("{:.digits$} <small>/ {:.digits$}</small>", v.mean, v.max))
+}
+
+fn one(value: Option<f64>, digits: usize) -> Option<String> {
+    value.map(|v| format!("{v:.digits$}"))
+}
+
+/// A row for each stage; columns that no stage knows are named below it.
 fn stage_table(stages: &[StageStatistics]) -> String {
-    let two = |value: Option<MeanMax>, digits: usize| {
-        value.map_or_else(unknown, |v| format!("{:.digits$} <small>/ {:.digits$}</small>", v.mean, v.max))
-    };
-    let one = |value: Option<f64>, digits: usize| value.map_or_else(unknown, |v| format!("{v:.digits$}"));
-    let mut text = "<h2>Stages <small>mean / greatest</small></h2>\n<div class=\"wide\"><table><thead><tr><th>stage</th>\
-        <th>spans</th><th>time</th><th>CPU, %</th><th>process, %</th><th>GPU, %</th><th>NPU, %</th><th>power, W</th>\
-        <th>energy, J</th><th>beyond idle, J</th><th>peak, °C</th><th>RSS</th></tr></thead><tbody>\n".to_owned();
+    let (shown, hidden): (Vec<&Column>, Vec<&Column>) =
+        COLUMNS.iter().partition(|(_, cell)| stages.iter().any(|stage| cell(stage).is_some()));
+    let mut text = "<h2>Stages <small>mean / greatest</small></h2>\n<div class=\"wide\"><table><thead>\
+                    <tr><th>stage</th><th>spans</th><th>time</th>"
+        .to_owned();
+    text += &shown.iter().map(|(name, _)| format!("<th>{name}</th>")).collect::<String>();
+    text += "</tr></thead><tbody>\n";
     for s in stages {
         let time = Duration::try_from_secs_f64(s.seconds).unwrap_or_default();
-        let cells = [
-            s.spans.to_string(),
-            format!("{time:.1?}"),
-            two(s.cpu_percent, 0),
-            two(s.process_cpu_percent, 0),
-            two(s.gpu_percent, 0),
-            two(s.npu_percent, 0),
-            two(s.power_watts, 1),
-            one(s.gross_joules, 2),
-            one(s.net_joules, 2),
-            one(s.peak_celsius, 1),
-            s.peak_rss_bytes.map_or_else(unknown, bytes),
-        ];
         let row = if s.stage.is_none() { "<tr class=\"all\">" } else { "<tr>" };
-        text += &format!("{row}<th scope=\"row\">{}</th>", escaped(&terminal::name(s)));
-        text += &cells.map(|cell| format!("<td>{cell}</td>")).concat();
+        text += &format!(
+            "{row}<th scope=\"row\">{}</th><td>{}</td><td>{time:.1?}</td>",
+            escaped(&terminal::name(s)),
+            s.spans
+        );
+        let cells = shown.iter().map(|(_, cell)| format!("<td>{}</td>", cell(s).unwrap_or_else(unknown)));
+        text += &cells.collect::<String>();
         text += "</tr>\n";
     }
-    text + "</tbody></table></div>\n"
+    text += "</tbody></table></div>\n";
+    if !hidden.is_empty() {
+        let names: Vec<&str> = hidden.iter().map(|(name, _)| *name).collect();
+        text += &format!("<p class=\"unknown\">Unknown in every stage: {}.</p>\n", names.join("; "));
+    }
+    text
 }
 
 fn unknown() -> String {

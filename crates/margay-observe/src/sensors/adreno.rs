@@ -61,7 +61,12 @@ impl Sensor for Adreno {
         if let Some((path, _)) = &self.busy {
             findings.push(Finding::of(&FAMILY, "GPU", path, told(sample.gpu_percent, 0, "%"), root));
         } else {
-            findings.push(Finding::of(&FAMILY, "GPU", format!("{FOLDER}/{}", BUSY[0].0), None, root));
+            // Of another vendor's device there is nothing to say.
+            let path = format!("{FOLDER}/{}", BUSY[0].0);
+            let finding = Finding::of(&FAMILY, "GPU", path, None, root);
+            let absent = ["no such file", "not in the recording"];
+            findings
+                .extend(Some(finding).filter(|f| !f.why.as_deref().is_some_and(|why| absent.contains(&why))));
         }
         if let Some(path) = &self.clock {
             let clock = told(sample.gpu_hertz.map(|hertz| hertz / 1e6), 0, "MHz");

@@ -224,3 +224,76 @@ pub(crate) fn told(value: Option<f64>, digits: usize, unit: &str) -> Option<Stri
 pub(crate) fn at<T: Copy>(list: &[Option<T>], position: usize) -> Option<T> {
     list.get(position).copied().flatten()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{parse, recording, root};
+    use proptest::prelude::*;
+
+    /// A percent, or unknown.
+    fn is_share(share: Option<f64>) -> bool {
+        share.is_none_or(|share| (0.0..=100.0).contains(&share))
+    }
+
+    fn within(value: Option<f64>, range: std::ops::RangeInclusive<f64>) -> bool {
+        value.is_none_or(|value| range.contains(&value))
+    }
+
+    /// Every parser meets the text, and says nothing that cannot be.
+    fn meet(text: &str) {
+        assert!(
+            is_share(parse::percent(text)) && is_share(adreno::pair(text)) && is_share(tegra::permille(text))
+        );
+        assert!(within(parse::hertz_of_load(text), 1.0..=1e11) && within(frequency::hertz(text), 1.0..=1e11));
+        assert!(
+            within(thermal::celsius(text), -40.0..=150.0) && within(battery::tenths(text), -40.0..=120.0)
+        );
+        assert!(
+            within(ina3221::watts(text, "1000"), 0.0..=1e4)
+                && within(ina3221::watts("5000", text), 0.0..=1e4)
+        );
+        let (_, _, _) = (parse::number(text), parse::signed(text), cgroup::group(text));
+        for ticks in cpu::cores(text).into_values() {
+            assert!(ticks.busy <= ticks.whole);
+            assert!(is_share(cpu::busy_percent(cpu::Ticks::default(), ticks)));
+        }
+        let (_, _, _) = (process::stat(text), process::schedstat(text), pressure::some_total(text));
+        let (_, _) = (drm::engines(text), thermal::is_temperature(text));
+        let _ = raspberry::bits(text).map(raspberry::describe);
+        let (_, _) = (raspberry::alarm(text), battery::refusal(Some(text), false));
+        let (_, _) = (root::kib_field(text, "VmRSS"), root::stays_inside(text));
+        assert_eq!(recording::unescape(&recording::escape(text)).as_deref(), Some(text));
+        let _ = recording::unescape(text);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
+
+        #[test]
+        fn every_parser_meets_any_text(text in any::<String>()) {
+            meet(&text);
+        }
+
+        #[test]
+        fn every_parser_meets_what_looks_like_its_own(
+            text in "(cpu[0-9]{1,4}|some|VmRSS:|drm-driver:|drm-engine-x:|utilization|throttled|0::/)?[ =:]?\
+                     (-?[0-9]{0,21}[ %@.x\n]{0,2}){0,12}(Hz|ns|kB|total=[0-9]{1,21})?",
+        ) {
+            meet(&text);
+        }
+
+        #[test]
+        fn watts_of_a_battery_are_possible_or_unknown(current: i64, voltage: i64, greatest: u64) {
+            prop_assert!(within(battery::watts(current, voltage, greatest), 0.0..=250.0));
+        }
+
+        #[test]
+        fn a_counter_gives_what_was_spent(before: u64, spent in 0..1u64 << 40, range in 1u64 << 41..u64::MAX) {
+            let before = before % range;
+            // What the counter shows: it steps from `range` to 0.
+            let now = ((u128::from(before) + u128::from(spent)) % (u128::from(range) + 1)) as u64;
+            prop_assert_eq!(rapl::spent(before, now, Some(range)), Some(spent));
+        }
+    }
+}

@@ -86,11 +86,15 @@ pub(crate) fn alarm(text: &str) -> Option<bool> {
     number(text).filter(|n| *n <= 1).map(|n| n == 1)
 }
 
-/// Hexadecimal bits, as the node (`50005`) and as `vcgencmd` (`throttled=0x50005`) write them.
+/// Bits that are defined.
+const DEFINED: u32 = 0xf_000f;
+
+/// Hexadecimal bits, as the node (`50005`) and as `vcgencmd` (`throttled=0x50005`) write them; one with a bit that is not defined is something
+/// else.
 pub(crate) fn bits(text: &str) -> Option<u32> {
     let text = text.trim();
     let text = text.strip_prefix("throttled=").unwrap_or(text);
-    u32::from_str_radix(text.strip_prefix("0x").unwrap_or(text), 16).ok()
+    u32::from_str_radix(text.strip_prefix("0x").unwrap_or(text), 16).ok().filter(|bits| bits & !DEFINED == 0)
 }
 
 #[cfg(test)]
