@@ -11,7 +11,7 @@ fn folder(device: &str) -> PathBuf {
 }
 
 fn recording(device: &str) -> Recording {
-    Recording::open(&folder(device)).unwrap()
+    Recording::open(&folder(device)).expect("the fixture is a recording")
 }
 
 fn series(device: &str) -> Series {

@@ -26,7 +26,7 @@ const GARBAGE: &[&[u8]] = &[
 
 fn recording(device: &str) -> Recording {
     Recording::open(&PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/devices")).join(device))
-        .unwrap()
+        .expect("the fixture is a recording")
 }
 
 /// Every number that a series says, by the reports' own way of telling it.
@@ -40,7 +40,7 @@ fn numbers(series: &Series) -> Vec<f64> {
         }
     }
     let mut found = Vec::new();
-    collect(&serde_json::to_value(&series.samples).unwrap(), &mut found);
+    collect(&serde_json::to_value(&series.samples).expect("samples are JSON"), &mut found);
     found
 }
 
@@ -123,8 +123,11 @@ fn names_from_a_recording_are_text_and_nothing_else() {
     assert!(page.contains("&lt;script&gt;") && !page.contains("<script") && !page.contains('\x1b'));
 }
 
+/// Path and content of a file in a tar.
+type Entry<'e> = (&'e str, &'e [u8]);
+
 /// A tar file of entries.
-fn tar(entries: &[(&str, &[u8])]) -> Vec<u8> {
+fn tar(entries: &[Entry<'_>]) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     for (path, content) in entries {
         let mut header = tar::Header::new_gnu();
@@ -133,9 +136,9 @@ fn tar(entries: &[(&str, &[u8])]) -> Vec<u8> {
         name[..path.len()].copy_from_slice(path.as_bytes());
         header.set_size(content.len() as u64);
         header.set_cksum();
-        builder.append(&header, *content).unwrap();
+        builder.append(&header, *content).expect("memory takes it");
     }
-    builder.into_inner().unwrap()
+    builder.into_inner().expect("memory takes it")
 }
 
 const ABOUT: (&str, &[u8]) =
@@ -145,7 +148,7 @@ const MOMENT: (&str, &[u8]) = ("000000/moment.json", br#"{"at_seconds":0.0}"#);
 #[test]
 fn hostile_tar_files_are_errors_that_say_what_is_wrong() {
     assert!(Recording::from_tar(&tar(&[ABOUT, MOMENT])[..]).is_ok(), "an honest one, to compare");
-    let cases: &[(&[(&str, &[u8])], &str)] = &[
+    let cases: &[(&[Entry<'_>], &str)] = &[
         (&[], "no recording.json"),
         (&[ABOUT], "no sample"),
         (&[MOMENT], "no recording.json"),

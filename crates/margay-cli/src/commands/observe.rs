@@ -192,7 +192,9 @@ impl Record {
                 break "the process ended";
             }
         };
-        if let Some(child) = child.as_mut().filter(|child| matches!(child.try_wait(), Ok(None))) {
+        if let Some(child) = &mut child
+            && child.try_wait()?.is_none()
+        {
             // It was started for this recording alone.
             child.kill().and_then(|()| child.wait()).context("cannot end the command")?;
         }
