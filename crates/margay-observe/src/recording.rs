@@ -8,7 +8,7 @@
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     path::Path,
     sync::{Mutex, PoisonError},
     time::Duration,
@@ -110,7 +110,13 @@ impl Recording {
     /// # Errors
     /// As [`Recording::open`].
     pub fn from_tar(file: impl Read) -> Result<Self, RecordingError> {
-        let failed = |source| RecordingError::Io { doing: "read the tar file".to_owned(), source };
+        let failed = |source: std::io::Error| match source.kind() {
+            // The reader's messages quote what it read, which may be anything.
+            ErrorKind::Other | ErrorKind::InvalidData | ErrorKind::UnexpectedEof => {
+                malformed("it is no whole tar file")
+            }
+            _ => RecordingError::Io { doing: "read the tar file".to_owned(), source },
+        };
         // A longer file ends early, and is noticed by that.
         let mut archive = tar::Archive::new(file.take(MOST_BYTES));
         let mut loading = Loading::default();

@@ -1,7 +1,8 @@
 //! Time on the processors of the watched process and its threads.
 //!
 //! `/proc/PID/stat` counts ticks of 10 ms and includes threads that have ended; `/proc/PID/task/TID/schedstat` counts
-//! nanoseconds of threads that live. The nanoseconds are taken where they agree with the ticks. Sources: Linux,
+//! nanoseconds of threads that live. The nanoseconds are taken, kept within two ticks of
+//! what the ticks say in all. Sources: Linux,
 //! `Documentation/filesystems/proc.rst` (1.1, table 1-4) and `Documentation/scheduler/sched-stats.rst`.
 
 use super::{Family, Finding, Moment, Sensor, told};
@@ -11,7 +12,9 @@ use std::collections::BTreeMap;
 pub(super) const FAMILY: Family = Family {
     id: "process",
     summary: "processor time of the watched process and its threads",
-    probe: |_, what| Box::new(Process { folder: what.process.folder(), threads: what.threads, before: None }),
+    probe: |_, what| {
+        Box::new(Process { folder: what.process.folder(), threads: what.threads, before: None, counted: 0 })
+    },
 };
 
 /// Nanoseconds of a tick in /proc. The interface fixes 100 ticks a second on every architecture Margay is built for.
@@ -28,6 +31,8 @@ struct Process {
     folder: Option<String>,
     threads: bool,
     before: Option<Times>,
+    /// Nanoseconds that samples were told so far, from where the ticks stood at the first.
+    counted: u64,
 }
 
 #[derive(Default)]
@@ -69,10 +74,21 @@ impl Sensor for Process {
             };
             let threads: Vec<(u32, u64)> = now.by_thread.iter().filter_map(ran).collect();
             let fine = threads.iter().fold(0u64, |sum, (_, nanos)| sum.saturating_add(*nanos));
-            let spent = now.nanos.checked_sub(before.nanos);
-            moment.sample.process_cpu_percent = spent.map(|ticks| percent(agreed(ticks, fine)));
+            // Counters that fall are of another process under the same number.
+            if now.nanos >= before.nanos {
+                let counted = match now.by_thread.is_empty() {
+                    true => now.nanos.max(self.counted),
+                    false => agreed(self.counted, fine, now.nanos),
+                };
+                moment.sample.process_cpu_percent = Some(percent(counted - self.counted));
+                self.counted = counted;
+            }
             let cpu = |(tid, nanos): (u32, u64)| ThreadCpu { tid, percent: percent(nanos) };
             moment.sample.thread_cpu = threads.into_iter().map(cpu).collect();
+        }
+        if let Some(now) = now.as_ref().filter(|now| self.before.as_ref().is_none_or(|b| b.nanos > now.nanos))
+        {
+            self.counted = now.nanos;
         }
         self.before = now;
     }
@@ -94,10 +110,13 @@ impl Sensor for Process {
     }
 }
 
-/// Nanoseconds between two readings, of what ticks and threads say. Ticks lag by less than one for each reading; threads
-/// that ended are missing from the threads' sum.
-fn agreed(ticks_nanos: u64, threads_nanos: u64) -> u64 {
-    if ticks_nanos.abs_diff(threads_nanos) <= 2 * TICK_NANOS { threads_nanos } else { ticks_nanos }
+/// Nanoseconds so far: what the threads ran more, kept within two ticks of what the ticks say in all. Ticks lag by less than
+/// one for each reading; threads that ended, or were never seen, are missing from the threads' sum. The sum over a series is
+/// therefore that of the ticks, whatever single samples say.
+fn agreed(counted: u64, threads_nanos: u64, ticks_nanos: u64) -> u64 {
+    let fine = counted.saturating_add(threads_nanos);
+    let bounds = (ticks_nanos.saturating_sub(2 * TICK_NANOS), ticks_nanos.saturating_add(2 * TICK_NANOS));
+    fine.clamp(bounds.0, bounds.1).max(counted)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,8 +161,13 @@ mod tests {
 
     #[test]
     fn nanoseconds_count_unless_a_thread_is_missing() {
-        assert_eq!(agreed(100_000_000, 95_500_000), 95_500_000);
-        assert_eq!(agreed(100_000_000, 40_000_000), 100_000_000);
-        assert_eq!(agreed(10_000_000, 0), 0, "a tick that was charged to it by chance");
+        let millis = |n: u64| n * 1_000_000;
+        assert_eq!(agreed(millis(500), millis(95), millis(600)), millis(595));
+        assert_eq!(agreed(millis(500), millis(40), millis(600)), millis(580), "a thread ended");
+        assert_eq!(agreed(millis(500), millis(90), millis(540)), millis(560), "nor does it run away");
+        // Readings that come late each time add up to what the ticks say.
+        let end =
+            (1..=100u64).fold(0, |counted, step| agreed(counted, millis(step % 3 * 30), millis(35 * step)));
+        assert!(end.abs_diff(millis(3500)) <= 2 * TICK_NANOS, "{end}");
     }
 }
