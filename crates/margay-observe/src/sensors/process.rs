@@ -1,9 +1,8 @@
 //! Time on the processors of the watched process and its threads.
 //!
 //! `/proc/PID/stat` counts ticks of 10 ms and includes threads that have ended; `/proc/PID/task/TID/schedstat` counts
-//! nanoseconds of threads that live. The nanoseconds are taken, kept within two ticks of
-//! what the ticks say in all. Sources: Linux,
-//! `Documentation/filesystems/proc.rst` (1.1, table 1-4) and `Documentation/scheduler/sched-stats.rst`.
+//! nanoseconds of threads that live. The nanoseconds are taken, kept within two ticks of what the ticks say in all.
+//! Sources: Linux, `Documentation/filesystems/proc.rst` (1.1, table 1-4) and `Documentation/scheduler/sched-stats.rst`.
 
 use super::{Family, Finding, Moment, Sensor, told};
 use crate::{Channels, Root, Sample, ThreadCpu};
