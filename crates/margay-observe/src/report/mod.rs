@@ -24,8 +24,7 @@ pub trait Writer: Sync + std::fmt::Debug {
 }
 
 /// Every form of report.
-pub const WRITERS: &[&dyn Writer] =
-    &[&terminal::Terminal::DEFAULT, &json::Json, &csv::Csv, &html::Html, &trace::Trace];
+pub const WRITERS: &[&dyn Writer] = &[&terminal::DEFAULT, &json::Json, &csv::Csv, &html::Html, &trace::Trace];
 
 /// The form of an id.
 pub fn writer(id: &str) -> Option<&'static dyn Writer> {

@@ -19,9 +19,10 @@ pub(super) struct Terminal {
     pub columns: usize,
 }
 
-impl Terminal {
-    pub(super) const DEFAULT: Terminal = Terminal { columns: 100 };
+/// The width that a terminal has mostly.
+pub(super) const DEFAULT: Terminal = Terminal { columns: 100 };
 
+impl Terminal {
     pub(super) fn text(&self, timeline: &Timeline) -> String {
         let series = &timeline.series;
         let mut text = String::new();
