@@ -1,4 +1,4 @@
-//! Clocks, stage spans and process memory: the only room that reads a clock or /proc.
+//! Clocks, stage spans, sensors and their reports: the only room that reads a clock or the system.
 //!
 //! ```
 //! use margay_observe::{Recorder, Stage, report};
@@ -17,11 +17,32 @@
 
 mod clock;
 pub mod machine;
+mod notes;
+mod parse;
+mod plot;
+mod power;
 pub mod process;
+mod record;
+mod recording;
 pub mod report;
 mod root;
+mod sample;
+mod sampler;
+mod sensors;
 mod spans;
+mod timeline;
+mod tracks;
 
 pub use clock::{Clock, Stopwatch};
+pub use power::{POWER_SOURCES, PowerSource, power_source};
+pub use record::{RecordOptions, TreeRecorder};
+pub use recording::{About, MOST_BYTES, Recording, RecordingError};
 pub use root::Root;
-pub use spans::{OpenSpan, Recorder, Span, Stage, StageTimes, Total};
+pub use sample::{Channels, Sample, ThreadCpu};
+pub use sampler::{Energy, Overhead, PERIOD, Sampler, Series, replay};
+pub use sensors::{Family, Finding, SENSORS, Sensors, Watched, What};
+pub use spans::{OpSpan, OpenSpan, Part, Recorder, Span, Stage, StageTimes, Total};
+pub use timeline::{MeanMax, StageStatistics, Timeline};
+pub use tracks::{Track, tracks};
+
+use clock::thread_cpu_time;

@@ -62,22 +62,68 @@ impl Stage {
     }
 }
 
+/// Which part of a stage a span is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Part {
+    /// Prefill of a picture's visual tokens.
+    Image,
+    /// Prefill of text.
+    Text,
+    /// One token of decode, counted from 0.
+    Token(u32),
+}
+
+impl Part {
+    /// Lower-case name: `image`, `text`, `token`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Part::Image => "image",
+            Part::Text => "text",
+            Part::Token(_) => "token",
+        }
+    }
+}
+
 /// One stretch of work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
     /// What was done.
     pub stage: Stage,
+    /// Which part of it; `None` where the span is the whole stage, or nobody knows.
+    pub part: Option<Part>,
     /// When it began, since the recorder's start.
     pub start: Duration,
     /// How long it took.
     pub duration: Duration,
 }
 
+impl Span {
+    /// When it ended, since the recorder's start.
+    pub fn end(&self) -> Duration {
+        self.start + self.duration
+    }
+}
+
+/// One op of a program within a stage, where somebody asked for that much.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpSpan {
+    /// Name of the op, such as `matmul blk.3.ffn_down`.
+    pub name: String,
+    /// When it began, since the recorder's start.
+    pub start: Duration,
+    /// How long it took.
+    pub duration: Duration,
+}
+
+/// Ops that are kept: a minute of decode has about a million, and no viewer shows more.
+const MOST_OPS: usize = 1 << 18;
+
 /// A span that has begun; hand it to [`Recorder::end`]. Dropping it records nothing.
 #[derive(Debug)]
 #[must_use = "a span is recorded by Recorder::end"]
 pub struct OpenSpan {
     stage: Stage,
+    part: Option<Part>,
     start: Duration,
 }
 
@@ -86,6 +132,8 @@ pub struct OpenSpan {
 pub struct Recorder {
     clock: Clock,
     spans: Vec<Span>,
+    ops: Vec<OpSpan>,
+    ops_dropped: usize,
 }
 
 impl Recorder {
@@ -97,18 +145,23 @@ impl Recorder {
     /// An empty recorder that shares a clock, so that its spans compare with others.
     pub fn with_clock(clock: Clock) -> Self {
         // Room for a question's stages and a short answer: decode then allocates nothing here.
-        Recorder { clock, spans: Vec::with_capacity(256) }
+        Recorder { clock, spans: Vec::with_capacity(256), ops: Vec::new(), ops_dropped: 0 }
     }
 
     /// Begins a span.
     pub fn begin(&self, stage: Stage) -> OpenSpan {
-        OpenSpan { stage, start: self.clock.now() }
+        OpenSpan { stage, part: None, start: self.clock.now() }
+    }
+
+    /// Begins a span of a part of a stage.
+    pub fn begin_part(&self, stage: Stage, part: Part) -> OpenSpan {
+        OpenSpan { stage, part: Some(part), start: self.clock.now() }
     }
 
     /// Ends a span, records it and tells how long it took.
     pub fn end(&mut self, open: OpenSpan) -> Duration {
         let duration = self.clock.now().saturating_sub(open.start);
-        self.spans.push(Span { stage: open.stage, start: open.start, duration });
+        self.spans.push(Span { stage: open.stage, part: open.part, start: open.start, duration });
         duration
     }
 
@@ -125,6 +178,16 @@ impl Recorder {
         self.spans.push(span);
     }
 
+    /// Records an op; beyond 262144 of them they are only counted.
+    pub fn push_op(&mut self, op: OpSpan) {
+        if self.ops.len() < MOST_OPS { self.ops.push(op) } else { self.ops_dropped += 1 }
+    }
+
+    /// The ops so far, and how many more there were.
+    pub fn ops(&self) -> (&[OpSpan], usize) {
+        (&self.ops, self.ops_dropped)
+    }
+
     /// The clock the spans count on.
     pub fn clock(&self) -> Clock {
         self.clock
@@ -135,9 +198,11 @@ impl Recorder {
         &self.spans
     }
 
-    /// Forgets the spans and keeps the clock.
+    /// Forgets the spans and ops, and keeps the clock.
     pub fn clear(&mut self) {
         self.spans.clear();
+        self.ops.clear();
+        self.ops_dropped = 0;
     }
 
     /// Time and number of spans of each stage.
@@ -209,7 +274,7 @@ mod tests {
         recorder.time(Stage::Prefill, || std::thread::sleep(Duration::from_millis(1)));
         for start in [10, 20] {
             let [start, duration] = [start, 4].map(Duration::from_millis);
-            recorder.push(Span { stage: Stage::Decode, start, duration });
+            recorder.push(Span { stage: Stage::Decode, part: None, start, duration });
         }
         let end = recorder.clock().now();
         let prefill = recorder.spans()[0];

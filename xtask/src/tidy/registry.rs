@@ -20,6 +20,9 @@ const REGISTRIES: &[Registry] = &[
     Registry { folder: "crates/margay-model/src/projector", lists: &["const PROJECTORS: &["] },
     Registry { folder: "crates/margay-model/src/vision", lists: &["const TOWERS: &["] },
     Registry { folder: "crates/margay-eval/src/suites", lists: &["const SUITES: &["] },
+    Registry { folder: "crates/margay-observe/src/sensors", lists: &["const SENSORS: &["] },
+    Registry { folder: "crates/margay-observe/src/power", lists: &["const POWER_SOURCES: &["] },
+    Registry { folder: "crates/margay-observe/src/report", lists: &["const WRITERS: &["] },
     Registry { folder: "crates/margay-cli/src/commands", lists: &["const COMMANDS: &[", "enum Command"] },
 ];
 

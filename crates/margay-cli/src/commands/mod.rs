@@ -9,6 +9,7 @@ mod doctor;
 mod eval;
 mod inspect;
 mod list;
+mod observe;
 mod prepack;
 mod prune;
 mod pull;
@@ -38,6 +39,7 @@ pub(crate) enum Command {
     Eval(eval::Eval),
     Compare(compare::Compare),
     Doctor(doctor::Doctor),
+    Observe(observe::Observe),
     Bench(bench::Bench),
 }
 
@@ -60,6 +62,7 @@ impl Command {
             Command::Eval(c) => c.run(interrupt),
             Command::Compare(c) => c.run(interrupt),
             Command::Doctor(c) => c.run(),
+            Command::Observe(c) => c.run(interrupt),
             Command::Bench(c) => c.run(),
         }
     }

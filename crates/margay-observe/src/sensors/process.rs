@@ -1,0 +1,172 @@
+//! Time on the processors of the watched process and its threads.
+//!
+//! `/proc/PID/stat` counts ticks of 10 ms and includes threads that have ended; `/proc/PID/task/TID/schedstat` counts
+//! nanoseconds of threads that live. The nanoseconds are taken, kept within two ticks of what the ticks say in all.
+//! Sources: Linux, `Documentation/filesystems/proc.rst` (1.1, table 1-4) and `Documentation/scheduler/sched-stats.rst`.
+
+use super::{Family, Finding, Moment, Sensor, told};
+use crate::{Channels, Root, Sample, ThreadCpu};
+use std::collections::BTreeMap;
+
+pub(super) const FAMILY: Family = Family {
+    id: "process",
+    summary: "processor time of the watched process and its threads",
+    probe: |_, what| {
+        Box::new(Process { folder: what.process.folder(), threads: what.threads, before: None, counted: 0 })
+    },
+};
+
+/// Nanoseconds of a tick in /proc. The interface fixes 100 ticks a second on every architecture Margay is built for.
+/// Source: `USER_HZ`, `include/asm-generic/param.h` of Linux.
+const TICK_NANOS: u64 = 10_000_000;
+
+/// Threads beyond this are not looked at one by one.
+const MOST_THREADS: usize = 256;
+
+/// Names of threads that are kept: a pool that is made anew for each answer must not fill memory.
+const MOST_NAMES: usize = 1024;
+
+struct Process {
+    folder: Option<String>,
+    threads: bool,
+    before: Option<Times>,
+    /// Nanoseconds that samples were told so far, from where the ticks stood at the first.
+    counted: u64,
+}
+
+#[derive(Default)]
+struct Times {
+    /// All threads, ended ones too.
+    nanos: u64,
+    by_thread: BTreeMap<u32, u64>,
+}
+
+impl Process {
+    fn times(&self, root: &Root, folder: &str, channels: &mut Channels) -> Option<Times> {
+        let stat = stat(&root.read(&format!("{folder}/stat"))?)?;
+        let mut times = Times { nanos: stat.ticks.checked_mul(TICK_NANOS)?, ..Times::default() };
+        if self.threads {
+            for name in root.list(&format!("{folder}/task")).into_iter().take(MOST_THREADS) {
+                let Ok(tid) = name.parse::<u32>() else { continue };
+                let task = format!("{folder}/task/{tid}");
+                if !channels.threads.contains_key(&tid) && channels.threads.len() < MOST_NAMES {
+                    let name = root.read(&format!("{task}/comm")).map(|n| n.trim().to_owned());
+                    channels.threads.insert(tid, name.unwrap_or_default());
+                }
+                let nanos = root.read(&format!("{task}/schedstat")).and_then(|text| schedstat(&text));
+                times.by_thread.extend(nanos.map(|nanos| (tid, nanos)));
+            }
+        }
+        Some(times)
+    }
+}
+
+impl Sensor for Process {
+    fn read(&mut self, root: &Root, moment: &mut Moment<'_>) {
+        let Some(folder) = self.folder.clone() else { return };
+        let now = self.times(root, &folder, moment.channels);
+        if let (Some(before), Some(now), Some(seconds)) = (&self.before, &now, moment.over_seconds) {
+            let percent = |nanos: u64| 100.0 * nanos as f64 / 1e9 / seconds;
+            let ran = |(tid, nanos): (&u32, &u64)| {
+                let spent = nanos.checked_sub(before.by_thread.get(tid).copied().unwrap_or(*nanos))?;
+                (spent > 0).then_some((*tid, spent))
+            };
+            let threads: Vec<(u32, u64)> = now.by_thread.iter().filter_map(ran).collect();
+            let fine = threads.iter().fold(0u64, |sum, (_, nanos)| sum.saturating_add(*nanos));
+            // Counters that fall are of another process under the same number.
+            if now.nanos >= before.nanos {
+                let counted = match now.by_thread.is_empty() {
+                    true => now.nanos.max(self.counted),
+                    false => agreed(self.counted, fine, now.nanos),
+                };
+                moment.sample.process_cpu_percent = Some(percent(counted - self.counted));
+                self.counted = counted;
+            }
+            let cpu = |(tid, nanos): (u32, u64)| ThreadCpu { tid, percent: percent(nanos) };
+            moment.sample.thread_cpu = threads.into_iter().map(cpu).collect();
+        }
+        if let Some(now) = now.as_ref().filter(|now| self.before.as_ref().is_none_or(|b| b.nanos > now.nanos))
+        {
+            self.counted = now.nanos;
+        }
+        self.before = now;
+    }
+
+    fn findings(&self, root: &Root, channels: &Channels, sample: &Sample) -> Vec<Finding> {
+        let Some(folder) = &self.folder else {
+            return vec![Finding::nowhere(&FAMILY, "process CPU", "proc/PID/stat", "no process is watched")];
+        };
+        let value = told(sample.process_cpu_percent, 0, "% (100 = one core)");
+        let mut findings = vec![Finding::of(&FAMILY, "process CPU", format!("{folder}/stat"), value, root)];
+        for thread in &sample.thread_cpu {
+            let name = channels.threads.get(&thread.tid).filter(|name| !name.is_empty());
+            let name = name.map_or_else(|| thread.tid.to_string(), |name| format!("{} {name}", thread.tid));
+            let path = format!("{folder}/task/{}/schedstat", thread.tid);
+            let value = told(Some(thread.percent), 0, "%");
+            findings.push(Finding::of(&FAMILY, format!("thread {name}"), path, value, root));
+        }
+        findings
+    }
+}
+
+/// Nanoseconds so far: what the threads ran more, kept within two ticks of what the ticks say in all. Ticks lag by less than
+/// one for each reading; threads that ended, or were never seen, are missing from the threads' sum. The sum over a series is
+/// therefore that of the ticks, whatever single samples say.
+fn agreed(counted: u64, threads_nanos: u64, ticks_nanos: u64) -> u64 {
+    let fine = counted.saturating_add(threads_nanos);
+    let bounds = (ticks_nanos.saturating_sub(2 * TICK_NANOS), ticks_nanos.saturating_add(2 * TICK_NANOS));
+    fine.clamp(bounds.0, bounds.1).max(counted)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stat {
+    /// User and system time.
+    pub ticks: u64,
+}
+
+/// Fields of `/proc/PID/stat`. The name stands in parentheses and may hold anything, parentheses too.
+pub(crate) fn stat(text: &str) -> Option<Stat> {
+    let (_, rest) = text.rsplit_once(')')?;
+    // Behind the name: state is field 3, utime 14, stime 15.
+    let mut words = rest.split_ascii_whitespace().skip(11);
+    let (user, system): (u64, u64) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+    Some(Stat { ticks: user.checked_add(system)? })
+}
+
+/// Nanoseconds on a processor: the first of the three numbers.
+pub(crate) fn schedstat(text: &str) -> Option<u64> {
+    let mut words = text.split_ascii_whitespace();
+    let nanos = words.next()?.parse().ok()?;
+    (words.count() == 2).then_some(nanos)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_cannot_shift_the_fields() {
+        let line =
+            |name: &str| format!("42 ({name}) R 1 42 42 0 -1 4194304 99 0 0 0 150 25 0 0 20 0 4 0 17 3 35");
+        for name in ["margay", "a) R 1 2 3", "(((", ") 9 9 9 9 9 9 9 9 9 9 9 9 9 9 (x"] {
+            assert_eq!(stat(&line(name)), Some(Stat { ticks: 175 }), "{name}");
+        }
+        for text in ["", "42 (x", "42 (x) R 1", "42 (x) R 1 2 3 4 5 6 7 8 9 10 18446744073709551615 1"] {
+            assert_eq!(stat(text), None, "{text}");
+        }
+        assert_eq!(schedstat("1020226 0 1\n"), Some(1_020_226));
+        assert_eq!((schedstat("1 2"), schedstat("x 0 1"), schedstat("")), (None, None, None));
+    }
+
+    #[test]
+    fn nanoseconds_count_unless_a_thread_is_missing() {
+        let millis = |n: u64| n * 1_000_000;
+        assert_eq!(agreed(millis(500), millis(95), millis(600)), millis(595));
+        assert_eq!(agreed(millis(500), millis(40), millis(600)), millis(580), "a thread ended");
+        assert_eq!(agreed(millis(500), millis(90), millis(540)), millis(560), "nor does it run away");
+        // Readings that come late each time add up to what the ticks say.
+        let end =
+            (1..=100u64).fold(0, |counted, step| agreed(counted, millis(step % 3 * 30), millis(35 * step)));
+        assert!(end.abs_diff(millis(3500)) <= 2 * TICK_NANOS, "{end}");
+    }
+}
