@@ -28,6 +28,9 @@ pub struct Device {
     pub about: String,
     /// What the whole device draws while it does nothing but show a screen.
     pub idle_watts: Stated,
+    /// What its class may draw for long, where somebody says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget_watts: Option<Stated>,
     /// Memory.
     pub memory: Memory,
     /// `None` where it runs from the mains.
