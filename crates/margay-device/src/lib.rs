@@ -22,24 +22,34 @@
 //! What this crate does not do: read files, clocks or the machine. Text and numbers are handed in.
 #![forbid(unsafe_code)]
 
+mod contradictions;
 mod device;
 mod energy;
 mod engine;
 mod error;
+mod limits;
+mod plan;
 mod simulate;
 mod stated;
 mod study;
 mod thermal;
+mod what_if;
 mod workload;
 
+pub use contradictions::{Contradiction, contradictions};
 pub use device::{Battery, Device, Kind, Memory, Node, Precision, Thermal, ThrottlePoint, Unit};
 pub use energy::{
     AT_RATE, AtRate, Cloud, PER_CHARGE, at_rate, lesson_speedup, per_charge, speculative_speedup,
 };
 pub use engine::{Engine, Placement};
 pub use error::DeviceError;
+pub use limits::{Limit, Metric};
+pub use plan::{
+    Candidate, Infeasible, Outcome, Planned, Prefer, Space, Variant, candidates, front, plan, run,
+};
 pub use simulate::{Bound, Run, Setup, StageRun, TICK_SECONDS, fastest, simulate};
 pub use stated::{Origin, Stated};
 pub use study::{Claim, Fitted, PHONE, Quantity, Residual, Study, StudyRun};
 pub use thermal::{Temperatures, allowed};
+pub use what_if::{Changed, WhatIf};
 pub use workload::{BATCH_TOKENS, Part, Piece, Programs, Query, Step, Work, Workload};

@@ -95,13 +95,6 @@ impl Work {
         self
     }
 
-    /// The same with keys and values of another size.
-    #[must_use]
-    pub(crate) fn with_cache(mut self, factor: f64) -> Self {
-        self.pieces.iter_mut().for_each(|p| p.cache_bytes *= factor);
-        self
-    }
-
     fn without_head(mut self) -> Self {
         self.pieces[Part::Head as usize] = Piece::default();
         self
@@ -162,6 +155,8 @@ pub struct Workload {
     pub weight_bytes: f64,
     /// Bytes of keys and values of a token, all layers.
     pub cache_bytes_per_token: f64,
+    /// D, of the first layer; 0 without a cache.
+    pub head_dim: usize,
     pub(crate) works: [Work; Step::ALL.len()],
     /// Of `PrefillText`, the part before the picture.
     pub(crate) prefix: f64,
@@ -224,6 +219,7 @@ impl Workload {
             query,
             weight_bytes: stored.values().sum(),
             cache_bytes_per_token: per_token * cache_element_bytes,
+            head_dim: programs.text.caches().first().map_or(0, |cache| cache.head_dim),
             works,
             prefix: if prompt_tokens == 0 { 0.0 } else { prefix as f64 / prompt_tokens as f64 },
         })
@@ -232,6 +228,20 @@ impl Workload {
     /// Work of a stage; of `Load` nothing.
     pub fn work(&self, step: Step) -> &Work {
         &self.works[step as usize]
+    }
+
+    /// The same with keys and values of another size.
+    #[must_use]
+    pub(crate) fn with_cache(mut self, factor: f64) -> Self {
+        self.cache_bytes_per_token *= factor;
+        let pieces = self.works.iter_mut().flat_map(|work| &mut work.pieces);
+        pieces.for_each(|p| p.cache_bytes *= factor);
+        self
+    }
+
+    /// Weights, and keys and values of so many tokens.
+    pub fn bytes(&self, context_tokens: usize) -> f64 {
+        self.weight_bytes + self.cache_bytes_per_token * context_tokens as f64
     }
 
     /// Tokens in the cache at the end.
