@@ -212,8 +212,7 @@ impl Workload {
         // The cost of a token grows with the tokens before it in a straight line: the middle one is the mean.
         let middle = text.work(&bind(1, visual + prompt_tokens + later / 2))?;
         works[Step::Decode as usize] = middle.times(later as f64);
-        let per_token: f64 =
-            programs.text.caches().iter().map(|c| 2.0 * (c.kv_heads * c.head_dim) as f64).sum();
+        let per_token = programs.text.cache_elements(1) as f64;
         Ok(Workload {
             name: name.to_owned(),
             query,
@@ -247,11 +246,6 @@ impl Workload {
     /// Tokens in the cache at the end.
     pub fn context_tokens(&self) -> usize {
         self.query.visual_tokens + self.query.prompt_tokens + self.query.answer_tokens
-    }
-
-    /// Elements of keys and values that so many tokens fill, counted from the program: 2 x L x K x D x T.
-    pub fn cache_elements(text: &Program, tokens: usize) -> u64 {
-        text.caches().iter().map(|c| 2 * (c.kv_heads * c.head_dim * tokens) as u64).sum()
     }
 }
 

@@ -57,6 +57,15 @@ pub fn shape(name: &str) -> Option<&'static Shape> {
     SHAPES.iter().find(|shape| shape.name == name)
 }
 
+/// The model of a `config.json` (and `preprocessor_config.json`) alone.
+///
+/// # Errors
+/// [`ModelError`] where no family reads it, or one refuses a field.
+pub fn describe(config: &Value, preprocessor: Option<&Value>) -> Result<ModelConfig, ModelError> {
+    let parts = HfParts { preprocessor, tensors: &NoTensors, file: &|_| None };
+    from_hf(config, &parts).map(|(_, config)| config)
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
@@ -77,14 +86,8 @@ impl Shape {
     /// [`ModelError`] where its family refuses a field.
     pub fn config(&self) -> Result<ModelConfig, ModelError> {
         let file = self.file();
-        let parts = HfParts {
-            preprocessor: file.preprocessor_config.as_ref(),
-            tensors: &NoTensors,
-            file: &|_| None,
-        };
-        let (_, mut config) = from_hf(&file.config, &parts)?;
-        config.name = self.name.to_owned();
-        Ok(config)
+        let config = describe(&file.config, file.preprocessor_config.as_ref())?;
+        Ok(ModelConfig { name: self.name.to_owned(), ..config })
     }
 
     fn file(&self) -> File {
