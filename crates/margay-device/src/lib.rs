@@ -29,6 +29,7 @@ mod engine;
 mod error;
 mod limits;
 mod plan;
+mod quality;
 mod simulate;
 mod stated;
 mod study;
@@ -47,6 +48,7 @@ pub use limits::{Limit, Metric};
 pub use plan::{
     Candidate, Infeasible, Outcome, Planned, Prefer, Space, Variant, candidates, front, plan, run,
 };
+pub use quality::{Quality, bits};
 pub use simulate::{Bound, Run, Setup, StageRun, TICK_SECONDS, fastest, simulate};
 pub use stated::{Origin, Stated};
 pub use study::{Claim, Fitted, PHONE, Quantity, Residual, Study, StudyRun};

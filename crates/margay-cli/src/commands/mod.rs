@@ -9,11 +9,13 @@ mod doctor;
 mod eval;
 mod inspect;
 mod list;
+mod plan;
 mod prepack;
 mod prune;
 mod pull;
 mod quantize;
 mod run;
+mod simulate;
 mod tokenize;
 mod trace;
 
@@ -39,6 +41,8 @@ pub(crate) enum Command {
     Compare(compare::Compare),
     Doctor(doctor::Doctor),
     Bench(bench::Bench),
+    Simulate(simulate::Simulate),
+    Plan(plan::Plan),
 }
 
 impl Command {
@@ -61,6 +65,8 @@ impl Command {
             Command::Compare(c) => c.run(interrupt),
             Command::Doctor(c) => c.run(),
             Command::Bench(c) => c.run(),
+            Command::Simulate(c) => c.run(),
+            Command::Plan(c) => c.run(),
         }
     }
 }
