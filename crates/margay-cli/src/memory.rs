@@ -57,8 +57,7 @@ impl Memory {
         let context = context.map_or_else(|| margay::default_context(config), NonZeroUsize::get);
         let options = LoadOptions { context: Some(context), kv, ..LoadOptions::default() };
         let sizes = picture.as_ref().map(|(_, sizes)| sizes);
-        let MemoryPrediction { text, encode, project, cache_bytes } =
-            predict(&options, sizes)?;
+        let MemoryPrediction { text, encode, project, cache_bytes } = predict(&options, sizes)?;
         // Of pictures that are cut by their size, the given one, or a square one.
         let tokens = match (picture, &config.vision) {
             (Some((picture, _)), _) => Some(picture.visual_tokens()),
@@ -104,11 +103,7 @@ impl Memory {
         };
         let size = |n: Option<usize>| n.map(|n| n as u64);
         row("weights", Some(self.weight_bytes), "as the kernels hold them".to_owned());
-        row(
-            "KV cache",
-            Some(self.cache_bytes as u64),
-            self.cache_words(),
-        );
+        row("KV cache", Some(self.cache_bytes as u64), self.cache_words());
         row("text buffers", size(Some(self.text_buffer_bytes)), String::new());
         row("encode buffers", size(self.encode_buffer_bytes), "from the first picture on".to_owned());
         row("project buffers", size(self.project_buffer_bytes), "from the first picture on".to_owned());

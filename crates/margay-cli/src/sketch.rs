@@ -166,9 +166,15 @@ mod tests {
             let options = LoadOptions { context: Some(2048), kv, ..LoadOptions::default() };
             sketch.memory(&options, None).unwrap().cache_bytes
         };
-        assert_eq!(of(KvType::F16), 1_073_741_824);
+        let layers = |kv: KvType| 32 * kv.layer_bytes(32, 128, 2048).unwrap();
+        assert_eq!(layers(KvType::F16), 1_073_741_824);
         // Half, and 4 bytes for the key and for the value of each token, layer and head.
-        assert_eq!(of(KvType::Q8), 536_870_912 + 2 * 4 * 2048 * 32 * 32);
+        assert_eq!(layers(KvType::Q8), 536_870_912 + 2 * 4 * 2048 * 32 * 32);
+        for kv in [KvType::F16, KvType::Q8] {
+            // Beside them, partial sums of attention that is split among threads.
+            let beside = of(kv) - layers(kv);
+            assert!(beside < 4 << 20, "{beside}");
+        }
         let workload = sketch
             .workload(KvType::F16, Sizes { picture: (336, 336), prefix: 0, prompt: 29, answer: 69 })
             .unwrap();

@@ -1,8 +1,6 @@
 //! Where the study contradicts itself, computed from the numbers that it prints.
 
-use crate::{
-    Device, Precision, Step, Study, Workload, device::Kind, error::DeviceError, per_charge,
-};
+use crate::{Device, Precision, Step, Study, Workload, device::Kind, error::DeviceError, per_charge};
 use std::collections::BTreeMap;
 
 /// Two numbers that should agree.
@@ -57,7 +55,12 @@ pub fn contradictions(
     add(
         "token generation of LLaVA on llama.cpp",
         format!("{:.1} s in Table 2", llava.decode / 1e3),
-        format!("{} tokens x {} ms = {:.1} s", text("llava_tokens")?, text("llava_ms_per_token")?, decode / 1e3),
+        format!(
+            "{} tokens x {} ms = {:.1} s",
+            text("llava_tokens")?,
+            text("llava_ms_per_token")?,
+            decode / 1e3
+        ),
     );
     let sum = text("llava_encode_s")? + (tokens * each + decode) / 1e3;
     add(
@@ -70,7 +73,12 @@ pub fn contradictions(
     add(
         "token generation of LLaVA on mllm",
         format!("{:.1} s in Table 2", mllm.decode / 1e3),
-        format!("{} tokens x {} ms = {:.1} s", text("mllm_tokens")?, text("mllm_ms_per_token")?, mllm_decode / 1e3),
+        format!(
+            "{} tokens x {} ms = {:.1} s",
+            text("mllm_tokens")?,
+            text("mllm_ms_per_token")?,
+            mllm_decode / 1e3
+        ),
     );
     let whole = text("mllm_prompt_tokens")? + mllm.visual_tokens as f64;
     add(
@@ -85,7 +93,8 @@ pub fn contradictions(
     );
     if let Some(workload) = workloads.get(&mllm.id) {
         let rate = workload.work(Step::Encode).operations() / (mllm.encode / 1e3) / 1e9;
-        let peak: f64 = device.units(Kind::Cpu).filter_map(|unit| unit.rate(Precision::F16)).sum::<f64>() / 1e9;
+        let peak: f64 =
+            device.units(Kind::Cpu).filter_map(|unit| unit.rate(Precision::F16)).sum::<f64>() / 1e9;
         add(
             "image encoding of LLaVA on mllm",
             format!("{} ms on the CPU", mllm.encode),
@@ -96,7 +105,10 @@ pub fn contradictions(
     add(
         "image preprocessing of MobileVLM",
         format!("{} s in the text", text("mobilevlm_preprocessing_s")?),
-        format!("encoding + decoding in Table 2: {:.2} s", (mobile.encode + mobile.image.unwrap_or(0.0)) / 1e3),
+        format!(
+            "encoding + decoding in Table 2: {:.2} s",
+            (mobile.encode + mobile.image.unwrap_or(0.0)) / 1e3
+        ),
     );
     add(
         "whole answer of MobileVLM",

@@ -9,7 +9,8 @@ const CLOUD: &str = include_str!("../profiles/cloud/cloud.toml");
 /// Formula of [`PerCharge`], for people.
 pub const PER_CHARGE: &str = "queries per charge = Wh x 3600 / J per query";
 /// Formula of [`AtRate`], for people.
-pub const AT_RATE: &str = "hours = Wh / W, W = (J per query + W idle x (period - seconds)) / period, if seconds <= period";
+pub const AT_RATE: &str =
+    "hours = Wh / W, W = (J per query + W idle x (period - seconds)) / period, if seconds <= period";
 
 /// How long a battery lasts at a steady rate.
 #[derive(Clone, Copy, Debug, PartialEq)]

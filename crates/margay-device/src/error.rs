@@ -21,6 +21,14 @@ pub enum DeviceError {
         /// All names.
         known: String,
     },
+    /// Two changes of one thing.
+    #[error("{a} and {b} change the same thing; name one")]
+    Conflict {
+        /// One.
+        a: &'static str,
+        /// The other.
+        b: &'static str,
+    },
     /// A limit that cannot be read.
     #[error("the limit {text:?}: {what}")]
     Limit {

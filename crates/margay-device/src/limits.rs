@@ -155,11 +155,21 @@ impl Limit {
         let factor = units.iter().find(|(known, _)| *known == unit).map(|(_, factor)| *factor);
         let factor = factor.ok_or_else(|| {
             let known: Vec<_> = units.iter().map(|(unit, _)| *unit).collect();
-            let said = if unit.is_empty() { "there is no unit".to_owned() } else { format!("{unit:?} is no unit of it") };
+            let said = if unit.is_empty() {
+                "there is no unit".to_owned()
+            } else {
+                format!("{unit:?} is no unit of it")
+            };
             bad(text, format!("{said}; {} takes {}", metric.name(), known.join(", ")))
         })?;
         let right = if metric.at_most() { "<=" } else { ">=" };
-        let meant = if sign == "≤" { "<=" } else if sign == "≥" { ">=" } else { sign };
+        let meant = if sign == "≤" {
+            "<="
+        } else if sign == "≥" {
+            ">="
+        } else {
+            sign
+        };
         if meant != right {
             let bound = if metric.at_most() { "above" } else { "below" };
             let what = format!("{} is bounded from {bound}: {}{right}{rest}", metric.name(), metric.name());

@@ -16,6 +16,8 @@ pub struct Variant {
     pub model: String,
     /// Formats of its weights.
     pub recipe: String,
+    /// The formats by side and role, for people.
+    pub formats: String,
     /// How keys and values are kept.
     pub kv: String,
     /// How pictures are taken.
@@ -167,7 +169,8 @@ pub fn plan(space: &Space<'_>, limits: &[Limit], prefer: Prefer) -> Result<Outco
         let planned = run(space, candidate)?;
         simulated += 1;
         let score = score(&planned, prefer);
-        if planned.keeps(limits) && best.as_ref().is_none_or(|(so_far, _)| compare(score, *so_far) == Ordering::Less)
+        if planned.keeps(limits)
+            && best.as_ref().is_none_or(|(so_far, _)| compare(score, *so_far) == Ordering::Less)
         {
             best = Some((score, planned));
         }
@@ -283,20 +286,19 @@ fn compare(a: [f64; 2], b: [f64; 2]) -> Ordering {
     a[0].total_cmp(&b[0]).then(a[1].total_cmp(&b[1]))
 }
 
-fn infeasible(
-    space: &Space<'_>,
-    all: &[Candidate],
-    limits: &[Limit],
-) -> Result<Infeasible, DeviceError> {
+fn infeasible(space: &Space<'_>, all: &[Candidate], limits: &[Limit]) -> Result<Infeasible, DeviceError> {
     let every = every(space, all);
     let excess = |planned: &Planned, limit: &Limit| {
         planned.value(limit.metric).map_or(f64::INFINITY, |value| limit.excess(value))
     };
-    let worst = |planned: &Planned| limits.iter().map(|limit| excess(planned, limit)).fold(f64::MIN, f64::max);
+    let worst =
+        |planned: &Planned| limits.iter().map(|limit| excess(planned, limit)).fold(f64::MIN, f64::max);
     let nearest = every.iter().min_by(|a, b| worst(a).total_cmp(&worst(b))).cloned();
     let mut broken: Vec<(f64, Limit, Option<f64>)> = nearest
         .iter()
-        .flat_map(|planned| limits.iter().map(|limit| (excess(planned, limit), *limit, planned.value(limit.metric))))
+        .flat_map(|planned| {
+            limits.iter().map(|limit| (excess(planned, limit), *limit, planned.value(limit.metric)))
+        })
         .filter(|(excess, ..)| *excess > 0.0)
         .collect();
     broken.sort_by(|a, b| b.0.total_cmp(&a.0));

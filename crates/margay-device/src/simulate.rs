@@ -249,10 +249,15 @@ impl Placed<'_> {
         let launch = launch * piece.launches;
         let seconds = compute.max(memory) + launch;
         let busy = if seconds > 0.0 { compute / seconds } else { 0.0 };
-        let watts: f64 = self.units.iter().zip(&steps).map(|((unit, share), step)| {
-            let above = (unit.active_watts.value - unit.idle_watts.value).max(0.0);
-            above * share * step.powf(FREQUENCY_EXPONENT) * (STALL + (1.0 - STALL) * busy)
-        }).sum();
+        let watts: f64 = self
+            .units
+            .iter()
+            .zip(&steps)
+            .map(|((unit, share), step)| {
+                let above = (unit.active_watts.value - unit.idle_watts.value).max(0.0);
+                above * share * step.powf(FREQUENCY_EXPONENT) * (STALL + (1.0 - STALL) * busy)
+            })
+            .sum();
         let joules = seconds * watts + bytes * device.memory.joules_per_byte.value;
         let waits = if compute >= memory { [compute, 0.0, launch] } else { [0.0, memory, launch] };
         let fraction = steps.iter().copied().fold(1.0, f64::min);
@@ -260,11 +265,7 @@ impl Placed<'_> {
     }
 }
 
-fn parts<'a>(
-    setup: &Setup<'a>,
-    workload: &Workload,
-    step: Step,
-) -> Result<Vec<Placed<'a>>, DeviceError> {
+fn parts<'a>(setup: &Setup<'a>, workload: &Workload, step: Step) -> Result<Vec<Placed<'a>>, DeviceError> {
     let mut placed = vec![];
     for part in [Part::Body, Part::Attention, Part::Head] {
         let piece = *workload.work(step).piece(part);
@@ -286,7 +287,8 @@ fn place<'a>(
     step: Step,
 ) -> Result<Placed<'a>, DeviceError> {
     let device = setup.device;
-    let fail = |what: String| DeviceError::Placement { device: device.name.clone(), stage: step.name(), what };
+    let fail =
+        |what: String| DeviceError::Placement { device: device.name.clone(), stage: step.name(), what };
     let mut units: Vec<(&Unit, f64)> = device.units(placement.unit).map(|unit| (unit, 1.0)).collect();
     if let (Kind::Cpu, Some(cores)) = (placement.unit, setup.cores) {
         for ((unit, share), cores) in units.iter_mut().zip(cores.iter().chain(std::iter::repeat(&0))) {

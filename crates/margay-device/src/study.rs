@@ -1,8 +1,6 @@
 //! The study of VLMs on a phone (arXiv 2507.08505): its cells, what the simulator is fit to, and how it does on the others.
 
-use crate::{
-    Device, DeviceError, Engine, Run, Setup, Stated, Step, Workload, error::profile, simulate,
-};
+use crate::{Device, DeviceError, Engine, Run, Setup, Stated, Step, Workload, error::profile, simulate};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
@@ -174,7 +172,9 @@ impl StudyRun {
             Quantity::Image => image,
             Quantity::Prompt => image + text + if self.prompt_contains_encode { encode } else { 0.0 },
             Quantity::Decode => decode,
-            Quantity::Total => encode + image + text + decode + if self.total_contains_load { load } else { 0.0 },
+            Quantity::Total => {
+                encode + image + text + decode + if self.total_contains_load { load } else { 0.0 }
+            }
             Quantity::Watts => run.mean_watts(),
             Quantity::Celsius => run.peak_celsius,
         }

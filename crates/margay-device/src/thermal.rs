@@ -14,6 +14,14 @@ impl Temperatures {
         Temperatures(vec![thermal.ambient_celsius.value + watts * outwards; thermal.node.len()])
     }
 
+    /// Of the die, where it draws `die` watts and the rest of the device `rest`, for so long that nothing changes any more and
+    /// nothing is throttled.
+    pub fn settled(thermal: &Thermal, die: f64, rest: f64) -> f64 {
+        let across: f64 = thermal.node.iter().map(|node| node.kelvin_per_watt.value).sum();
+        let outwards = thermal.node.last().map_or(0.0, |node| node.kelvin_per_watt.value);
+        thermal.ambient_celsius.value + die * across + rest * outwards
+    }
+
     /// Of the die.
     pub fn die(&self) -> f64 {
         self.0.first().copied().unwrap_or_default()
@@ -77,6 +85,7 @@ mod tests {
         let air = thermal.ambient_celsius.value;
         let expected = air + 3.5 * case.kelvin_per_watt.value + 3.0 * die.kelvin_per_watt.value;
         assert!((settled.die() - expected).abs() < 1e-6, "{} {expected}", settled.die());
+        assert!((Temperatures::settled(&thermal, 3.0, 0.5) - expected).abs() < 1e-9);
         // In a moment nothing leaves: all of the energy is in the die.
         let soon = start.after(&thermal, 1e-6, 3.0, 0.0);
         let stored = (soon.die() - air) * die.joules_per_kelvin.value;

@@ -58,17 +58,23 @@ impl WhatIf {
     /// Reads a list of names with commas between.
     ///
     /// # Errors
-    /// [`DeviceError::Unknown`] naming the first that is none.
+    /// [`DeviceError::Unknown`] naming the first that is none; [`DeviceError::Conflict`] for two that say different things of
+    /// one.
     pub fn list(text: &str) -> Result<Vec<WhatIf>, DeviceError> {
-        let read = |name: &str| {
-            let known = || WhatIf::ALL.map(WhatIf::name).join(", ");
-            WhatIf::ALL.into_iter().find(|change| change.name() == name).ok_or_else(|| DeviceError::Unknown {
-                what: "change",
-                name: name.to_owned(),
-                known: known(),
-            })
-        };
-        text.split(',').map(|name| read(name.trim())).collect()
+        let read =
+            |name: &str| {
+                let known = || WhatIf::ALL.map(WhatIf::name).join(", ");
+                WhatIf::ALL.into_iter().find(|change| change.name() == name).ok_or_else(|| {
+                    DeviceError::Unknown { what: "change", name: name.to_owned(), known: known() }
+                })
+            };
+        let list = text.split(',').map(|name| read(name.trim())).collect::<Result<Vec<_>, _>>()?;
+        for (a, b) in [(WhatIf::GpuEncode, WhatIf::GpuEncodeAsMeasured), (WhatIf::KvInt8, WhatIf::KvInt4)] {
+            if list.contains(&a) && list.contains(&b) {
+                return Err(DeviceError::Conflict { a: a.name(), b: b.name() });
+            }
+        }
+        Ok(list)
     }
 }
 
@@ -105,8 +111,8 @@ impl Changed {
                         bandwidth: Stated::assume(gpu.prefill.bandwidth.value, why),
                     });
                 }
-                WhatIf::KvInt8 => changed.workload = shrunk(&changed.workload, workload, 1.0),
-                WhatIf::KvInt4 => changed.workload = shrunk(&changed.workload, workload, 0.5),
+                WhatIf::KvInt8 => changed.workload = shrunk(workload, 1.0),
+                WhatIf::KvInt4 => changed.workload = shrunk(workload, 0.5),
                 WhatIf::Overlap => changed.overlap = true,
             }
         }
@@ -118,18 +124,14 @@ impl Changed {
     /// # Errors
     /// As [`simulate`].
     pub fn run(&self, device: &Device) -> Result<Run, DeviceError> {
-        let setup = Setup {
-            head: self.head.as_ref(),
-            overlap: self.overlap,
-            ..Setup::new(device, &self.engine)
-        };
+        let setup =
+            Setup { head: self.head.as_ref(), overlap: self.overlap, ..Setup::new(device, &self.engine) };
         simulate(&setup, &self.workload)
     }
 }
 
-/// Keys and values of `bytes` a number and a scale a head, in place of the base's halves; the smallest asked for counts.
-fn shrunk(now: &Workload, base: &Workload, bytes: f64) -> Workload {
+/// Keys and values of `bytes` a number and a scale a head, in place of the base's halves.
+fn shrunk(base: &Workload, bytes: f64) -> Workload {
     let factor = (bytes + SCALE_BYTES / base.head_dim.max(1) as f64) / F16_BYTES;
-    let wanted = base.cache_bytes_per_token * factor;
-    if wanted < now.cache_bytes_per_token { base.clone().with_cache(factor) } else { now.clone() }
+    base.clone().with_cache(factor)
 }

@@ -306,8 +306,7 @@ impl<'a> Counter<'a> {
             };
             let piece = &mut work.pieces[part as usize];
             piece.operations += cost.operations as f64;
-            piece.weight_bytes +=
-                if whole > 0.0 { cost.weight_elements as f64 * bytes / whole } else { 0.0 };
+            piece.weight_bytes += if whole > 0.0 { cost.weight_elements as f64 * bytes / whole } else { 0.0 };
             piece.cache_bytes += cost.cache_elements as f64 * self.cache_element_bytes;
             piece.launches += 1.0;
         }

@@ -1,4 +1,5 @@
 //! The sums of the texts that the project grew from, in bytes; where a text is wrong, it is named.
+#![allow(clippy::unwrap_used, reason = "a helper of a test may fail as the test does")]
 
 use margay_device::Precision;
 use margay_model::shapes::{describe, shape};

@@ -1,4 +1,5 @@
 //! Profiles and engines: the lists are the folders, every number says whence, and what is wrong is named.
+#![allow(clippy::unwrap_used, reason = "a helper of a test may fail as the test does")]
 
 use margay_device::{Device, Engine, Kind, WhatIf};
 use std::collections::BTreeSet;
@@ -25,6 +26,7 @@ fn lists_are_folders_and_all_can_be_read() {
     margay_device::Study::load().unwrap();
     assert!(Device::named("nokia").unwrap_err().to_string().contains("oneplus-13r"));
     assert!(Engine::named("x").unwrap_err().to_string().contains("llama.cpp"));
+    assert!(WhatIf::list("kv-int8, kv-int4").unwrap_err().to_string().contains("name one"));
     assert!(WhatIf::list("overlap,x").unwrap_err().to_string().contains("kv-int4"));
 }
 
@@ -41,7 +43,11 @@ fn what_is_wrong_in_a_profile_is_named() {
         ("kind = \"cpu\"", "kind = \"tpu\"", "tpu"),
         ("kind = \"cpu\"", "kind = \"gpu\"", "no cluster of CPU cores"),
         ("cores = 2", "cores = 0", "no cores"),
-        ("value = 1, assumed = \"the top frequency\"", "value = 1.5, assumed = \"the top frequency\"", "end at 1"),
+        (
+            "value = 1, assumed = \"the top frequency\"",
+            "value = 1.5, assumed = \"the top frequency\"",
+            "end at 1",
+        ),
         ("celsius = { value = 75", "celsius = { value = 90", "not sorted"),
         ("[[thermal.node]]", "[[thermal.knot]]", "node"),
     ] {

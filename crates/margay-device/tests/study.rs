@@ -1,4 +1,6 @@
 //! The fit of the shipped profile and engines to the study, repeated.
+#![allow(clippy::unwrap_used, reason = "a helper of a test may fail as the test does")]
+#![allow(clippy::print_stderr, reason = "the table that a failure is read from")]
 
 use margay_device::{Fitted, Programs, Query, Study, Workload};
 use margay_graph::Stage;
@@ -72,7 +74,14 @@ fn shipped_numbers_are_what_fitting_gives() {
     all &= near("die", die(&shipped), die(&fit));
     for row in fit.residuals(&study, &workloads).unwrap() {
         let ratio = row.simulated / row.paper;
-        eprintln!("{} {} {} {:.1} {ratio:.3} {}", row.run, row.quantity.name(), row.paper, row.simulated, row.fit);
+        eprintln!(
+            "{} {} {} {:.1} {ratio:.3} {}",
+            row.run,
+            row.quantity.name(),
+            row.paper,
+            row.simulated,
+            row.fit
+        );
         if row.fit {
             assert!((ratio - 1.0).abs() < DIGITS, "{row:?}");
         }

@@ -157,7 +157,11 @@ mod tests {
             assert!(shape.source().contains('/'), "{}: names a repository", shape.name);
             assert_eq!(programs.encode.is_some(), model.vision.is_some(), "{}", shape.name);
             let (vision, text) = parameters(&programs);
-            assert!(text > 100_000_000 && (vision == 0 || vision > 80_000_000), "{}: {vision} {text}", shape.name);
+            assert!(
+                text > 100_000_000 && (vision == 0 || vision > 80_000_000),
+                "{}: {vision} {text}",
+                shape.name
+            );
         }
         assert!(shape("llava-2").is_none());
     }

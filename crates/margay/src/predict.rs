@@ -3,7 +3,8 @@
 
 use crate::{Error, LoadOptions, ModelSource, backends, default_context, engine::TextPlan};
 use margay_graph::{
-    Backend, BackendError, Bindings, Executable, MemoryUse, PackedForm, Program, StateOptions, WeightSource, WeightSpec,
+    Backend, BackendError, Bindings, Executable, MemoryUse, PackedForm, Program, StateOptions, WeightSource,
+    WeightSpec,
 };
 use margay_model::ModelConfig;
 use margay_tensor::{DType, Owner, Storage, Tensor};

@@ -125,11 +125,16 @@ struct Picture {
 
 impl Inspect {
     pub(crate) fn run(mut self) -> anyhow::Result<Outcome> {
-        let text = self.file.as_deref().and_then(Path::to_str).filter(|text| text.starts_with(sketch::PREFIX));
+        let text =
+            self.file.as_deref().and_then(Path::to_str).filter(|text| text.starts_with(sketch::PREFIX));
         if let Some(name) = text {
             let image = self.image.as_ref().map(Image::open).transpose()?;
             let inspection = self.shape(name, image.map(|image| (image.width(), image.height())))?;
-            if self.json { output::json(&inspection)? } else { output::text(&inspection.describe())? }
+            if self.json {
+                output::json(&inspection)?
+            } else {
+                output::text(&inspection.describe())?
+            }
             return Ok(Outcome::Done);
         }
         self.file = self.file.map(|path| hub::local(&path).map(Cow::into_owned)).transpose()?;
@@ -198,7 +203,8 @@ impl Inspect {
             Some(dtype) => sketch.with_recipe(&margay_pack::Recipe::plain(dtype, None))?,
             None => sketch,
         };
-        let no_effect = || Usage(format!("pictures of {} do not become tokens by their size", sketch.config.name));
+        let no_effect =
+            || Usage(format!("pictures of {} do not become tokens by their size", sketch.config.name));
         let sketch = match self.max_image_tokens {
             Some(tokens) => sketch.with_most_tokens(tokens).ok_or_else(no_effect)?,
             None => sketch,
@@ -212,8 +218,14 @@ impl Inspect {
             _ => None,
         };
         let picture = layout.as_ref().zip(size);
-        let mut inspection =
-            self.described(&sketch.config, &sketch.programs, &info, &predict, picture, Inspection::default())?;
+        let mut inspection = self.described(
+            &sketch.config,
+            &sketch.programs,
+            &info,
+            &predict,
+            picture,
+            Inspection::default(),
+        )?;
         inspection.shape.extend(sketch.source.map(|source| format!("shape: {source}; {}", sketch.recipe)));
         Ok(inspection)
     }

@@ -92,7 +92,11 @@ impl Plan {
             }
         }
         let report = report::Report { space: &space, limits: &limits, decision, alternatives, costs };
-        if self.json { output::json(&report.json())? } else { output::text(&report.describe()?)? }
+        if self.json {
+            output::json(&report.json())?
+        } else {
+            output::text(&report.describe()?)?
+        }
         let found = matches!(report.decision, Decision::Plan { .. });
         Ok(if found { Outcome::Done } else { Outcome::LimitBroken })
     }

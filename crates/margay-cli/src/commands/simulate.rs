@@ -95,7 +95,8 @@ pub(crate) struct QuestionArgs {
 
 impl QuestionArgs {
     pub(crate) fn sizes(&self) -> anyhow::Result<Sizes> {
-        let picture = self.picture.split_once('x').and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
+        let picture =
+            self.picture.split_once('x').and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
         let wrong = || Usage(format!("{:?} is no size of a picture; write it as 640x480", self.picture));
         let picture = picture.filter(|(w, h)| *w > 0 && *h > 0).ok_or_else(wrong)?;
         if self.prompt_tokens == 0 || self.answer_tokens == 0 {
@@ -111,8 +112,8 @@ pub(crate) fn device(name: &str) -> anyhow::Result<Device> {
     if !name.ends_with(".toml") {
         return Device::named(name).map_err(|e| Usage(e.to_string()).into());
     }
-    let text = std::fs::read_to_string(Path::new(name))
-        .map_err(|e| anyhow::anyhow!("cannot read {name}: {e}"))?;
+    let text =
+        std::fs::read_to_string(Path::new(name)).map_err(|e| anyhow::anyhow!("cannot read {name}: {e}"))?;
     Ok(Device::parse(name, &text)?)
 }
 
@@ -124,7 +125,8 @@ impl Simulate {
         if self.study {
             return study::print(self.json);
         }
-        let needed = |what: &str| Usage(format!("{what} is needed; `margay simulate --list` says which there are"));
+        let needed =
+            |what: &str| Usage(format!("{what} is needed; `margay simulate --list` says which there are"));
         let device = device(self.device.as_deref().ok_or_else(|| needed("--device"))?)?;
         if self.numbers {
             return numbers(&device);
@@ -161,7 +163,11 @@ impl Simulate {
             every: self.every,
             speculate,
         };
-        if self.json { output::json(&report.json())? } else { output::text(&report.describe()?)? }
+        if self.json {
+            output::json(&report.json())?
+        } else {
+            output::text(&report.describe()?)?
+        }
         Ok(Outcome::Done)
     }
 }
@@ -176,7 +182,9 @@ fn speculation(text: &str) -> anyhow::Result<(u32, f64, f64)> {
     let good = |(drafts, accepted, cost): &(u32, f64, f64)| {
         (1..=64).contains(drafts) && (0.0..=1.0).contains(accepted) && (0.0..=10.0).contains(cost)
     };
-    let what = format!("--speculate {text:?}: write drafts (1 to 64), accepted part (0 to 1) and cost, as in 4,0.8,0.1");
+    let what = format!(
+        "--speculate {text:?}: write drafts (1 to 64), accepted part (0 to 1) and cost, as in 4,0.8,0.1"
+    );
     read().filter(good).ok_or_else(|| Usage(what).into())
 }
 

@@ -77,16 +77,18 @@ impl Report<'_> {
         let variant = self.variant(best);
         let engine = &self.space.engines[best.candidate.engine];
         let mut text = String::new();
-        let mut fact = |name: &str, value: String| text += &format!("{name:<10}{}\n", output::harmless(&value));
+        let mut fact =
+            |name: &str, value: String| text += &format!("{name:<10}{}\n", output::harmless(&value));
         fact("model", variant.model.clone());
-        fact("weights", variant.recipe.clone());
+        fact("weights", format!("{}: {}", variant.recipe, variant.formats));
         fact("cache", variant.kv.clone());
         fact("picture", variant.picture.clone());
         fact("cores", self.cores(best));
         fact("stages", self.units(best));
         fact("assumed", engine.about.clone());
         let threads: usize = best.candidate.cores.iter().sum();
-        fact("run it", format!("margay run --kv {} --threads {threads}", variant.kv));
+        fact("make it", format!("margay quantize MODEL -o SMALL.gguf --recipe {}", variant.recipe));
+        fact("run it", format!("margay run SMALL.gguf --kv {} --threads {threads}", variant.kv));
         let all = Metric::ALL.into_iter().map(|metric| {
             let limit = self.limits.iter().find(|limit| limit.metric == metric);
             let value = best.value(metric);
@@ -189,13 +191,11 @@ impl Report<'_> {
             let values: serde_json::Map<String, Value> =
                 Metric::ALL.into_iter().map(|m| (m.name().to_owned(), json!(p.value(m)))).collect();
             json!({
-                "model": variant.model, "recipe": variant.recipe, "kv": variant.kv, "picture": variant.picture,
+                "model": variant.model, "recipe": variant.recipe, "formats": variant.formats, "kv": variant.kv, "picture": variant.picture,
                 "cores": p.candidate.cores, "stages": self.units(p), "values": values,
             })
         };
-        let limit = |(limit, value): &(Limit, Option<f64>)| {
-            json!({ "limit": limit.metric.name(), "bound": limit.value, "value": value })
-        };
+        let limit = |(limit, value): &(Limit, Option<f64>)| json!({ "limit": limit.metric.name(), "bound": limit.value, "value": value });
         let decision = match &self.decision {
             Outcome::Plan { best, candidates, simulated } => {
                 json!({ "plan": planned(best), "candidates": candidates, "simulated": simulated })

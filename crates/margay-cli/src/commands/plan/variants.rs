@@ -42,6 +42,7 @@ pub(super) fn all(model: &str, sizes: Sizes, context: NonZeroUsize) -> anyhow::R
                 all.push(Variant {
                     model: sketch.config.name.clone(),
                     recipe: recipe.clone(),
+                    formats: formats(&sketch),
                     kv: kv.name().to_owned(),
                     picture: picture.clone(),
                     workload: sketch.workload(kv, sizes)?,
@@ -86,7 +87,9 @@ fn pictures(base: &Sketch, sizes: Sizes) -> anyhow::Result<Vec<(String, Sketch)>
     let whole = vision.layout(width, height)?.visual_tokens();
     let mut all = vec![(format!("{whole} tokens"), base.clone())];
     for most in MOST_TOKENS {
-        let Some(less) = NonZeroUsize::new(most).and_then(|most| base.with_most_tokens(most)) else { continue };
+        let Some(less) = NonZeroUsize::new(most).and_then(|most| base.with_most_tokens(most)) else {
+            continue;
+        };
         let tokens = less.config.vision.as_ref().map(|v| v.layout(width, height)).transpose()?;
         let tokens = tokens.map_or(0, |layout| layout.visual_tokens());
         if tokens < whole {
@@ -106,15 +109,41 @@ fn kept(quality: &Quality, sketch: &Sketch) -> Option<f64> {
     quality.kept(text, vision)
 }
 
+/// `vision f16; text q4_0, output q6_k`: of each side the format that most of its matrices take, then roles that take others.
+fn formats(sketch: &Sketch) -> String {
+    let side = |name: &str, programs: &[&Program]| {
+        let mut by_format: BTreeMap<&'static str, (f64, Vec<&'static str>)> = BTreeMap::new();
+        for program in programs {
+            for weight in program.weights().iter().filter(|weight| weight.role.is_matrix()) {
+                let (elements, roles) = by_format.entry(sketch.format(program, weight).name()).or_default();
+                *elements += weight.shape.elements().unwrap_or(0) as f64;
+                if !roles.contains(&weight.role.name()) {
+                    roles.push(weight.role.name());
+                }
+            }
+        }
+        let mut by_size: Vec<_> = by_format.into_iter().collect();
+        by_size.sort_by(|a, b| b.1.0.total_cmp(&a.1.0));
+        let words = by_size.iter().enumerate().map(|(at, (format, (_, roles)))| match at {
+            0 => (*format).to_owned(),
+            _ => format!("{format} in {}", roles.join(" ")),
+        });
+        format!("{name} {}", words.collect::<Vec<_>>().join(", "))
+    };
+    let vision: Vec<&Program> = sketch.programs.encode.iter().chain(&sketch.programs.project).collect();
+    let text = side("text", &[&sketch.programs.text]);
+    if vision.is_empty() { text } else { format!("{}; {text}", side("vision", &vision)) }
+}
+
 fn fewest(sketch: &Sketch, program: &Program) -> Option<Option<u32>> {
     let mut elements: BTreeMap<&'static str, (DType, f64)> = BTreeMap::new();
-    let blocks = program.weights().iter().filter(|w| {
-        w.role.is_matrix() && !matches!(w.role, Role::Output | Role::TokenEmbedding)
-    });
+    let blocks = program
+        .weights()
+        .iter()
+        .filter(|w| w.role.is_matrix() && !matches!(w.role, Role::Output | Role::TokenEmbedding));
     for weight in blocks {
         let dtype = sketch.format(program, weight);
-        elements.entry(dtype.name()).or_insert((dtype, 0.0)).1 +=
-            weight.shape.elements().unwrap_or(0) as f64;
+        elements.entry(dtype.name()).or_insert((dtype, 0.0)).1 += weight.shape.elements().unwrap_or(0) as f64;
     }
     let all: f64 = elements.values().map(|(_, n)| n).sum();
     let mut fewest = None;

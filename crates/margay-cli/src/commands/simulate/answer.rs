@@ -3,8 +3,8 @@
 use crate::output;
 use margay::rooms::observe::report::{bytes, table};
 use margay_device::{
-    AT_RATE, AtRate, Changed, Cloud, Device, Engine, PER_CHARGE, Run, Step, Study, Workload, at_rate,
-    lesson_speedup, per_charge, speculative_speedup,
+    AT_RATE, AtRate, Changed, Cloud, Device, Engine, PER_CHARGE, Run, Step, Study, Temperatures, Workload,
+    at_rate, lesson_speedup, per_charge, speculative_speedup,
 };
 use serde_json::{Value, json};
 
@@ -28,7 +28,8 @@ impl Report<'_> {
     pub(super) fn describe(&self) -> anyhow::Result<String> {
         let query = &self.workload.query;
         let mut text = String::new();
-        let mut fact = |name: &str, value: String| text += &format!("{name:<10}{}\n", output::harmless(&value));
+        let mut fact =
+            |name: &str, value: String| text += &format!("{name:<10}{}\n", output::harmless(&value));
         fact("device", format!("{}, {}", self.device.name, self.device.chip));
         let size = bytes(self.workload.weight_bytes as u64);
         fact("model", format!("{}, {size} of weights", self.workload.name));
@@ -98,7 +99,15 @@ impl Report<'_> {
             "heat lowers no frequency".to_owned()
         };
         text += &format!("{speed} tokens a second, {:.2} W in the mean; {throttled}\n", run.mean_watts());
-        text
+        let idle: f64 = self.device.unit.iter().map(|unit| unit.idle_watts.value).sum();
+        let idle = idle + self.device.idle_watts.value;
+        let die = (run.mean_watts() - idle).max(0.0);
+        let settled = Temperatures::settled(&self.device.thermal, die, idle);
+        text += &format!("asked without a pause and not throttled, the die would settle at {settled:.0} C");
+        if let Some(budget) = &self.device.budget_watts {
+            text += &format!("; its class may draw {} W for long", budget.value);
+        }
+        text + "\n"
     }
 
     fn changes(&self) -> anyhow::Result<String> {
@@ -124,10 +133,12 @@ impl Report<'_> {
                 ]
             })
             .collect();
-        let header =
-            ["what if", "ttft s", "answer s", "", "joules", "", "watts", "peak C", "memory", ""];
+        let header = ["what if", "ttft s", "answer s", "", "joules", "", "watts", "peak C", "memory", ""];
         let mut text = table(&header, &rows);
         text += &format!("memory: weights, and keys and values of {} tokens\n", self.context);
+        if self.rows.iter().any(|(name, ..)| name.starts_with("gpu")) {
+            text += "gpu: at the efficiency that MLC-Imp's prompt evaluation reached in the study (gpu-encode-mlc: its encoding), and the profile's watts\n";
+        }
         for claim in Study::load()?.claims {
             if let Some((_, run, changed)) = self.rows.iter().find(|(name, ..)| *name == claim.what_if) {
                 let got = match claim.what_if.as_str() {
@@ -142,7 +153,8 @@ impl Report<'_> {
                     "kv-int4" => signed(memory(changed), base_memory),
                     _ => format!("{:.2} s hidden", run.hidden_seconds),
                 };
-                text += &format!("  {:<16} study {}: {}; here {got}\n", claim.what_if, claim.place, claim.says);
+                text +=
+                    &format!("  {:<16} study {}: {}; here {got}\n", claim.what_if, claim.place, claim.says);
             }
         }
         if self.rows.iter().any(|(name, run, _)| name == "overlap" && run.hidden_seconds == 0.0) {

@@ -86,7 +86,8 @@ fn summary(residuals: &[Residual]) -> String {
     let off = |times: bool| {
         let is_time = |r: &Residual| !matches!(r.quantity, Quantity::Watts | Quantity::Celsius);
         let of = |r: &&Residual| !r.fit && is_time(r) == times;
-        let logs: Vec<f64> = residuals.iter().filter(of).map(|r| (r.simulated / r.paper).ln().abs()).collect();
+        let logs: Vec<f64> =
+            residuals.iter().filter(of).map(|r| (r.simulated / r.paper).ln().abs()).collect();
         let within = logs.iter().filter(|log| **log <= 1.5f64.ln()).count();
         let mean = (logs.iter().sum::<f64>() / logs.len().max(1) as f64).exp();
         (mean, within, logs.len())
