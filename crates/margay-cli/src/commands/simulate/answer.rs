@@ -3,7 +3,7 @@
 use crate::output;
 use margay::rooms::observe::report::{bytes, table};
 use margay_device::{
-    AT_RATE, AtRate, Changed, Cloud, Device, Engine, PER_CHARGE, Run, Step, Study, Temperatures, Workload,
+    AT_RATE, AtRate, Changed, Cloud, Device, Engine, PER_CHARGE, Run, StageRun, Step, Study, Temperatures, Workload,
     at_rate, lesson_speedup, per_charge, speculative_speedup,
 };
 use serde_json::{Value, json};
@@ -18,6 +18,13 @@ pub(super) struct Report<'a> {
     pub context: usize,
     pub every: f64,
     pub speculate: Option<(u32, f64, f64)>,
+}
+
+/// Seconds and joules of the prompt.
+fn prompt(run: &Run) -> (f64, f64) {
+    let of = |stage: &&StageRun| matches!(stage.step, Step::PrefillImage | Step::PrefillText);
+    let stages = run.stages.iter().filter(of);
+    stages.fold((0.0, 0.0), |(seconds, joules), s| (seconds + s.seconds, joules + s.joules))
 }
 
 impl Report<'_> {
@@ -143,22 +150,27 @@ impl Report<'_> {
             if let Some((_, run, changed)) = self.rows.iter().find(|(name, ..)| *name == claim.what_if) {
                 let got = match claim.what_if.as_str() {
                     "gpu-prompt" => {
-                        let prompt = |run: &Run| {
-                            run.stage_seconds(Step::PrefillImage) + run.stage_seconds(Step::PrefillText)
-                        };
+                        let ((before, drawn), (now, draws)) = (prompt(base), prompt(run));
                         let watts = base.mean_watts() / run.mean_watts();
-                        format!("prompt {:.2} times, power by {watts:.1} times", prompt(run) / prompt(base))
+                        format!(
+                            "prompt {:.2} times, its power by {:.1} times, that of the whole answer by {watts:.1}",
+                            now / before,
+                            (drawn / before) / (draws / now)
+                        )
                     }
                     "npu-int8-output" => format!("{:.2} W", base.mean_watts() - run.mean_watts()),
                     "kv-int4" => signed(memory(changed), base_memory),
-                    _ => format!("{:.2} s hidden", run.hidden_seconds),
+                    _ => {
+                        let last = self.rows.last().map_or(0.0, |(_, run, _)| run.hidden_seconds);
+                        format!("{:.2} s hidden alone, {last:.2} beside the other changes", run.hidden_seconds)
+                    }
                 };
                 text +=
                     &format!("  {:<16} study {}: {}; here {got}\n", claim.what_if, claim.place, claim.says);
             }
         }
-        if self.rows.iter().any(|(name, run, _)| name == "overlap" && run.hidden_seconds == 0.0) {
-            text += "  overlap alone hides nothing where one unit does both; beside gpu-encode, no more than the text before the picture\n";
+        if self.rows.iter().any(|(name, ..)| name == "overlap") {
+            text += "  overlap hides nothing where one unit does both, and never more than the text before the picture takes\n";
         }
         Ok(text)
     }
@@ -194,7 +206,7 @@ impl Report<'_> {
 
     pub(super) fn json(&self) -> Value {
         let run = |(name, run, changed): &(String, Run, Changed)| {
-            let stage = |s: &margay_device::StageRun| {
+            let stage = |s: &StageRun| {
                 json!({
                     "stage": s.step.name(), "seconds": s.seconds, "joules": s.joules,
                     "peak_celsius": s.peak_celsius, "waits_for": s.bound,
