@@ -28,7 +28,7 @@ const BLOCK_TOKENS: usize = 64;
 pub(crate) struct Sketch {
     pub config: ModelConfig,
     pub programs: ModelPrograms,
-    /// What its weights are stored in: a recipe, a type, or "as in the file".
+    /// What its weights are stored in, as `--recipe` takes it: a recipe or a type; or "as in the file".
     pub recipe: String,
     /// Where its numbers are published, of a shape.
     pub source: Option<String>,
@@ -49,10 +49,10 @@ impl Sketch {
     /// A shape with a type or recipe behind a colon, or a file.
     pub(crate) fn named(text: &str) -> anyhow::Result<Self> {
         let name = text.strip_prefix(PREFIX).unwrap_or(text);
-        let (base, recipe) = name.split_once(':').unwrap_or((name, DEFAULT_TYPE));
+        let (base, typed) = name.split_once(':').unwrap_or((name, DEFAULT_TYPE));
         if let Some(shape) = shape(base) {
-            let recipe = Recipe::named(recipe).map_err(|e| Usage(e.to_string()))?;
-            return Self::new(shape.config()?, &recipe, Some(shape.source()));
+            let recipe = Recipe::named(typed).map_err(|e| Usage(e.to_string()))?;
+            return Self::new(shape.config()?, &recipe, typed, Some(shape.source()));
         }
         if text.starts_with(PREFIX) || (!text.starts_with(hub::PREFIX) && !Path::new(text).exists()) {
             let known: Vec<_> = SHAPES.iter().map(|shape| shape.name).collect();
@@ -63,9 +63,9 @@ impl Sketch {
         Self::of_source(&model::source(Some(&path), None)?)
     }
 
-    /// The same model in other formats.
-    pub(crate) fn with_recipe(&self, recipe: &Recipe) -> anyhow::Result<Self> {
-        Self::new(self.config.clone(), recipe, self.source.clone())
+    /// The same model in other formats, those of the recipe or type of that name.
+    pub(crate) fn with_recipe(&self, name: &str) -> anyhow::Result<Self> {
+        Self::new(self.config.clone(), &Recipe::named(name)?, name, self.source.clone())
     }
 
     /// The same model, whose pictures become at most so many tokens; `None` where their size does not decide.
@@ -84,11 +84,11 @@ impl Sketch {
         Ok(Sketch { config, programs, recipe, source: None, formats })
     }
 
-    fn new(config: ModelConfig, recipe: &Recipe, source: Option<String>) -> anyhow::Result<Self> {
+    fn new(config: ModelConfig, recipe: &Recipe, name: &str, source: Option<String>) -> anyhow::Result<Self> {
         let programs = config.programs()?;
         let formats = parts(&programs)
             .map(|program| program.map_or_else(BTreeMap::new, |program| recipe.formats(program)));
-        Ok(Sketch { config, programs, recipe: recipe.id.clone(), source, formats })
+        Ok(Sketch { config, programs, recipe: name.to_owned(), source, formats })
     }
 
     /// `llava-1.5-7b:q4_0`.

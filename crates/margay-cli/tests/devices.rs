@@ -94,8 +94,17 @@ fn a_plan_keeps_its_limits_and_its_memory_is_what_inspect_predicts() {
     let inspected =
         run(["inspect", &format!("shape:{model}"), "--context", "2048", "--kv", kv, "--json"]).json();
     assert_eq!(inspected["memory"]["total_bytes"].as_f64(), Some(of("memory")));
-    let words = run(ask).ok();
-    for part in ["what each limit costs", "margay quantize", "no other beats", "margay-nano"] {
+    let folder = tempfile::tempdir().unwrap();
+    let page = program::word(folder.path(), "plans.html");
+    let words = run(ask.iter().chain(&["--html", &page])).ok();
+    let page = std::fs::read_to_string(page).unwrap();
+    assert_eq!(page.matches("<circle").count(), plan["front"].as_array().unwrap().len());
+    assert!(!page.contains("src=") && !page.contains("NaN"), "it needs nothing but itself");
+    for part in [
+        "what each limit costs",
+        "margay quantize MODEL -o SMALL.gguf --recipe mobile-int4",
+        "no other beats",
+    ] {
         assert!(words.contains(part), "{part}: {words}");
     }
 }
@@ -109,5 +118,15 @@ fn what_cannot_be_is_named_with_what_can() {
         assert!(none.stdout.contains(part), "{part}: {}", none.stdout);
     }
     run(ask.iter().chain(&["memory<=10"])).fails(2, &["MiB"]);
+    // What smaller pictures lose was not measured: no limit of quality is kept by them.
+    let pictures =
+        ["plan", "--device", "tablet", "--model", "qwen2-vl-2b:q4_k", "--picture", "448x448", "--json"];
+    let picture = |limits: &[&str]| {
+        let plan = run(pictures.iter().chain(limits)).json()["decision"]["plan"].clone();
+        (plan["picture"].as_str().unwrap().to_owned(), plan["values"]["quality"].as_f64())
+    };
+    assert_eq!(picture(&["--limits", "quality>=98%"]), ("256 tokens".to_owned(), Some(100.0)));
+    let (small, quality) = picture(&[]);
+    assert!(small.contains("--max-image-tokens 64") && quality.is_none(), "{small} {quality:?}");
     run(["plan", "--device", "budget-phone", "--model", "gpt"]).fails(2, &["llava-1.5-7b"]);
 }

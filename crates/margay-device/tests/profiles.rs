@@ -17,6 +17,8 @@ fn lists_are_folders_and_all_can_be_read() {
     for id in Device::ids() {
         let device = Device::named(id).unwrap_or_else(|e| panic!("{e}"));
         assert!(device.numbers().len() > 20, "{id}");
+        let written = serde_json::to_string(&device).unwrap();
+        assert_eq!(serde_json::from_str::<Device>(&written).unwrap(), device, "{id}: written and read");
         assert!(device.units(Kind::Cpu).next().is_some() && device.units(Kind::Gpu).next().is_some(), "{id}");
     }
     for id in Engine::ids() {

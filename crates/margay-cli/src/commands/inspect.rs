@@ -200,7 +200,7 @@ impl Inspect {
     fn shape(&self, name: &str, size: Option<(u32, u32)>) -> anyhow::Result<Inspection> {
         let sketch = Sketch::named(name)?;
         let sketch = match self.dtype {
-            Some(dtype) => sketch.with_recipe(&margay_pack::Recipe::plain(dtype, None))?,
+            Some(dtype) => sketch.with_recipe(dtype.name())?,
             None => sketch,
         };
         let no_effect =

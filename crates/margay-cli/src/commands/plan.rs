@@ -1,13 +1,15 @@
 //! `margay plan`: how a model should run on a device, under limits.
 
+mod html;
 mod report;
 mod variants;
 
 use super::simulate::{QuestionArgs, device};
 use crate::{Outcome, Usage, output};
 use clap::{Args, ValueEnum};
+use margay::rooms::file::write_file;
 use margay_device::{Engine, Kind, Limit, Outcome as Decision, Prefer, Space, front, plan};
-use std::num::NonZeroUsize;
+use std::{num::NonZeroUsize, path::PathBuf};
 
 const AFTER_HELP: &str = "\
 EXAMPLES:
@@ -23,7 +25,8 @@ LIMITS, with commas between:
 
   Memory is what Margay allocates, to the byte: weights as kernels hold them, keys and values, buffers, a
   picture. Times, watts and degrees are simulated (margay simulate). Quality is the part of right answers
-  that margay-nano kept at so many bits (docs/quantization.md): of no other model is there a table.
+  that margay-nano kept at so many bits (docs/quantization.md): of no other model is there a table, and
+  of smaller pictures there is none; what is unknown keeps no limit.
 
 EXIT CODE:
   3 where no plan keeps every limit; the tightest one is named";
@@ -52,6 +55,9 @@ pub(crate) struct Plan {
     /// Tokens of context that memory holds
     #[arg(long, value_name = "TOKENS", default_value = "2048")]
     context: NonZeroUsize,
+    /// Write the alternatives as a page with a picture: joules by seconds
+    #[arg(long, value_name = "FILE.html")]
+    html: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -92,6 +98,9 @@ impl Plan {
             }
         }
         let report = report::Report { space: &space, limits: &limits, decision, alternatives, costs };
+        if let Some(path) = &self.html {
+            write_file(path, html::page(&report).as_bytes())?;
+        }
         if self.json {
             output::json(&report.json())?
         } else {
@@ -121,6 +130,9 @@ fn engines(backends: &[String]) -> anyhow::Result<Vec<Engine>> {
         }
         if on_gpu(2) {
             engine.decode = gpu.decode.clone();
+        }
+        if ways > 0 {
+            engine.about += " Margay has no GPU backend: stages on the GPU are at the efficiency of MLC-Imp's prompt evaluation in that paper.";
         }
         all.push(engine);
     }

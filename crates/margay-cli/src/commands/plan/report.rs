@@ -20,7 +20,7 @@ pub(super) struct Report<'a> {
 }
 
 impl Report<'_> {
-    fn variant(&self, planned: &Planned) -> &Variant {
+    pub(super) fn variant(&self, planned: &Planned) -> &Variant {
         &self.space.variants[planned.candidate.variant]
     }
 
@@ -39,7 +39,7 @@ impl Report<'_> {
         parts.map(|(stage, place)| format!("{stage} {}", place.unit.name())).join(", ")
     }
 
-    fn short(&self, planned: &Planned) -> String {
+    pub(super) fn short(&self, planned: &Planned) -> String {
         let variant = self.variant(planned);
         let cores: usize = planned.candidate.cores.iter().sum();
         let units = self.units(planned);
@@ -83,12 +83,18 @@ impl Report<'_> {
         fact("weights", format!("{}: {}", variant.recipe, variant.formats));
         fact("cache", variant.kv.clone());
         fact("picture", variant.picture.clone());
-        fact("cores", self.cores(best));
+        let places = [&engine.encode, &engine.prefill, &engine.decode];
+        let on_gpu = places.iter().any(|place| place.unit == Kind::Gpu);
+        if places.iter().any(|place| place.unit == Kind::Cpu) {
+            fact("cores", self.cores(best));
+        }
         fact("stages", self.units(best));
         fact("assumed", engine.about.clone());
         let threads: usize = best.candidate.cores.iter().sum();
         fact("make it", format!("margay quantize MODEL -o SMALL.gguf --recipe {}", variant.recipe));
-        fact("run it", format!("margay run SMALL.gguf --kv {} --threads {threads}", variant.kv));
+        if !on_gpu {
+            fact("run it", format!("margay run SMALL.gguf --kv {} --threads {threads}", variant.kv));
+        }
         let all = Metric::ALL.into_iter().map(|metric| {
             let limit = self.limits.iter().find(|limit| limit.metric == metric);
             let value = best.value(metric);

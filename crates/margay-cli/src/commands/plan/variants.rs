@@ -3,6 +3,7 @@
 use crate::{
     Usage,
     memory::Memory,
+    progress::Spinner,
     sketch::{PREFIX, Sizes, Sketch},
 };
 use margay::{
@@ -28,9 +29,10 @@ const COUNTS: f64 = 0.05;
 pub(super) fn all(model: &str, sizes: Sizes, context: NonZeroUsize) -> anyhow::Result<Vec<Variant>> {
     let quality = Quality::nano()?;
     let mut all = vec![];
+    let spinner = Spinner::start("predicting memory");
     for base in sketches(model)? {
         let recipe = &base.recipe;
-        for (picture, sketch) in pictures(&base, sizes)? {
+        for (at, (picture, sketch)) in pictures(&base, sizes)?.into_iter().enumerate() {
             for kv in [KvType::F16, KvType::Q8] {
                 let vision = sketch.config.vision.as_ref();
                 let layout = vision.map(|v| v.layout(sizes.picture.0, sizes.picture.1)).transpose()?;
@@ -47,11 +49,13 @@ pub(super) fn all(model: &str, sizes: Sizes, context: NonZeroUsize) -> anyhow::R
                     picture: picture.clone(),
                     workload: sketch.workload(kv, sizes)?,
                     memory_bytes: Some(memory.total_bytes),
-                    quality: kept(&quality, &sketch),
+                    // What smaller pictures lose was not measured.
+                    quality: kept(&quality, &sketch).filter(|_| at == 0),
                 });
             }
         }
     }
+    spinner.clear();
     Ok(all)
 }
 
@@ -68,8 +72,8 @@ fn sketches(model: &str) -> anyhow::Result<Vec<Sketch>> {
         let known: Vec<_> = SHAPES.iter().map(|shape| shape.name).collect();
         return Err(Usage(format!("no shape begins with {name:?}; shapes are {}", known.join(", "))).into());
     }
-    let recipes: Vec<Recipe> =
-        Recipe::shipped().chain(TYPES.map(|dtype| Recipe::plain(dtype, None))).collect();
+    let recipes = Recipe::shipped().map(|recipe| recipe.id);
+    let recipes: Vec<String> = recipes.chain(TYPES.map(|dtype| dtype.name().to_owned())).collect();
     let mut all = vec![];
     for shape in shapes {
         let sketch = Sketch::named(shape.name)?;

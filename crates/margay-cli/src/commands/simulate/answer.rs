@@ -3,8 +3,8 @@
 use crate::output;
 use margay::rooms::observe::report::{bytes, table};
 use margay_device::{
-    AT_RATE, AtRate, Changed, Cloud, Device, Engine, PER_CHARGE, Run, StageRun, Step, Study, Temperatures, Workload,
-    at_rate, lesson_speedup, per_charge, speculative_speedup,
+    AT_RATE, AtRate, Changed, Cloud, Device, Engine, PER_CHARGE, Run, StageRun, Step, Study, Temperatures,
+    Workload, at_rate, lesson_speedup, per_charge, speculative_speedup,
 };
 use serde_json::{Value, json};
 
@@ -162,7 +162,10 @@ impl Report<'_> {
                     "kv-int4" => signed(memory(changed), base_memory),
                     _ => {
                         let last = self.rows.last().map_or(0.0, |(_, run, _)| run.hidden_seconds);
-                        format!("{:.2} s hidden alone, {last:.2} beside the other changes", run.hidden_seconds)
+                        format!(
+                            "{:.2} s hidden alone, {last:.2} beside the other changes",
+                            run.hidden_seconds
+                        )
                     }
                 };
                 text +=
