@@ -73,10 +73,13 @@ fn opportunities_are_told_alone_and_together() {
         (&["simulate", "--device", "nokia", "--model", "phi-2"], "oneplus-13r"),
         (&["simulate", "--device", "a17-pro", "--model", "phi-2", "--what-if", "faster"], "kv-int4"),
         (&["simulate", "--device", "a17-pro", "--model", "phi-2", "--picture", "6"], "640x480"),
+        (&["simulate", "--device", "a17-pro", "--model", "phi-2", "--every", "nan"], "above 0"),
+        (&["simulate", "--device", "a17-pro", "--model", "phi-2", "--answer-tokens", "0"], "1 to"),
         (&["simulate", "--device", "a17-pro", "--model", "phi-2", "--speculate", "4,2,0"], "4,0.8,0.1"),
     ] {
         run(words).fails(2, &[part]);
     }
+    run(["simulate", "--device", "gone.toml", "--model", "phi-2"]).fails(1, &["gone.toml"]);
     assert!(run(["simulate", "--list"]).ok().contains("mlc-imp"));
     assert!(run(["simulate", "--device", "tensor-g4", "--numbers"]).ok().contains("source: "));
 }

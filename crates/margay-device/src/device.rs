@@ -3,6 +3,10 @@
 use crate::{DeviceError, Stated, error::profile};
 use serde::{Deserialize, Serialize};
 
+/// Slowest rate that a profile may tell, 10^9 operations a second, and narrowest bandwidth, bytes a second: times stay numbers.
+const LEAST_GOPS: f64 = 1e-3;
+const LEAST_BANDWIDTH: f64 = 1e3;
+
 /// The profiles inside the program: id and file.
 const DEVICES: &[(&str, &str)] = &[
     ("budget-phone", include_str!("../profiles/budget-phone.toml")),
@@ -173,7 +177,7 @@ impl Unit {
             Precision::F16 => &self.f16_gops,
             Precision::F32 => &self.f32_gops,
         };
-        gops.as_ref().map(|gops| gops.value * 1e9).filter(|rate| *rate > 0.0)
+        gops.as_ref().map(|gops| gops.value * 1e9)
     }
 
     /// The highest step that is not above `fraction`, or the lowest there is.
@@ -254,8 +258,12 @@ impl Device {
             true => Ok(()),
             false => Err(format!("{what} is 0")),
         };
-        positive("memory.bytes_per_second", &self.memory.bytes_per_second)?;
-        positive("memory.storage_bytes_per_second", &self.memory.storage_bytes_per_second)?;
+        let wide = |what: &str, stated: &Stated| match stated.value >= LEAST_BANDWIDTH {
+            true => Ok(()),
+            false => Err(format!("{what} is below {LEAST_BANDWIDTH} bytes a second")),
+        };
+        wide("memory.bytes_per_second", &self.memory.bytes_per_second)?;
+        wide("memory.storage_bytes_per_second", &self.memory.storage_bytes_per_second)?;
         if self.thermal.node.is_empty() {
             return Err("thermal.node is missing: at least the die".to_owned());
         }
@@ -274,7 +282,14 @@ impl Device {
             return Err("unit: no cluster of CPU cores".to_owned());
         }
         for unit in &self.unit {
-            positive(&format!("{}.bytes_per_second", unit.id), &unit.bytes_per_second)?;
+            wide(&format!("{}.bytes_per_second", unit.id), &unit.bytes_per_second)?;
+            let rates = [&unit.int8_gops, &unit.f16_gops, &unit.f32_gops];
+            if let Some(slow) = rates.into_iter().flatten().find(|gops| gops.value < LEAST_GOPS) {
+                return Err(format!(
+                    "{}: {} GOP/s is no rate; leave out what is unknown",
+                    unit.id, slow.value
+                ));
+            }
             if unit.cores == 0 {
                 return Err(format!("{}: no cores", unit.id));
             }

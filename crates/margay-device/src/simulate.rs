@@ -14,6 +14,8 @@ use serde::Serialize;
 
 /// Steps of virtual time at most.
 pub const TICK_SECONDS: f64 = 0.1;
+/// Steps of a stage at most: those of very slow devices are longer.
+const MOST_TICKS: f64 = 1e5;
 /// Power falls with frequency and the square of the voltage, which falls more slowly: between 2 and 3. Assumed.
 const FREQUENCY_EXPONENT: f64 = 2.5;
 /// What a unit that waits for memory draws of what it draws computing. Assumed.
@@ -161,7 +163,8 @@ pub fn simulate(setup: &Setup<'_>, workload: &Workload) -> Result<Run, DeviceErr
         while left > 0.0 {
             let limit = allowed(&device.thermal, heat.die());
             let taken = Taken::sum(parts.iter().map(|part| part.take(device, limit)));
-            let seconds = (taken.seconds * left).min(TICK_SECONDS);
+            let tick = TICK_SECONDS.max(taken.seconds / MOST_TICKS);
+            let seconds = (taken.seconds * left).min(tick);
             let share = if taken.seconds > 0.0 { seconds / taken.seconds } else { left };
             left = if share >= left { 0.0 } else { left - share };
             let watts = if taken.seconds > 0.0 { taken.joules / taken.seconds } else { 0.0 };

@@ -45,6 +45,8 @@ fn what_is_wrong_in_a_profile_is_named() {
         ("kind = \"cpu\"", "kind = \"tpu\"", "tpu"),
         ("kind = \"cpu\"", "kind = \"gpu\"", "no cluster of CPU cores"),
         ("cores = 2", "cores = 0", "no cores"),
+        ("int8_gops = { value = 967.7", "int8_gops = { value = 0", "leave out what is unknown"),
+        ("bytes_per_second = { value = 5.12e+10", "bytes_per_second = { value = 1", "below 1000 bytes"),
         (
             "value = 1, assumed = \"the top frequency\"",
             "value = 1.5, assumed = \"the top frequency\"",
@@ -57,4 +59,21 @@ fn what_is_wrong_in_a_profile_is_named() {
         let error = Device::parse("mine", &text.replace(from, to)).unwrap_err().to_string();
         assert!(error.contains(part) && error.contains("mine"), "{from}: {error}");
     }
+}
+
+/// Far slower than any device, it ends at once all the same.
+#[test]
+fn the_slowest_device_that_can_be_written_is_simulated() {
+    use margay_device::{Programs, Query, Setup, Workload, simulate};
+    let mut device = Device::named("a17-pro").unwrap();
+    for unit in &mut device.unit {
+        [&mut unit.int8_gops, &mut unit.f16_gops].into_iter().flatten().for_each(|gops| gops.value = 1e-3);
+        unit.bytes_per_second.value = 1e3;
+    }
+    let model = margay_model::shapes::shape("phi-2").unwrap().config().unwrap().programs().unwrap();
+    let programs = Programs { vision: None, text: &model.text };
+    let format = |_: &margay_graph::Program, _: &margay_graph::WeightSpec| margay_tensor::DType::F16;
+    let workload = Workload::count("phi-2", programs, &format, 2.0, Query::text(10, 2)).unwrap();
+    let run = simulate(&Setup::new(&device, &Engine::named("margay").unwrap()), &workload).unwrap();
+    assert!(run.seconds() > 1e6 && run.seconds().is_finite() && run.joules.is_finite());
 }

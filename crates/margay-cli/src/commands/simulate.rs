@@ -8,7 +8,7 @@ use crate::{
     sketch::{Sizes, Sketch},
 };
 use clap::{Args, builder::PossibleValuesParser};
-use margay::KvType;
+use margay::{KvType, rooms::file::read_file};
 use margay_device::{Changed, Device, Engine, WhatIf};
 use std::{num::NonZeroUsize, path::Path};
 
@@ -30,6 +30,11 @@ WHAT IT IS:
   Arithmetic on virtual time: operations and bytes of the model's programs over the rates of the profile,
   heat through a chain of resistances. Nothing is measured. docs/simulation.md has the equations, and how
   far they are from a published study.";
+
+/// Largest profile that is read.
+const MOST_BYTES: u64 = 1 << 20;
+/// Most tokens of a prompt or an answer.
+const MOST_TOKENS: usize = 1 << 20;
 
 /// Simulate an answer on a device: time, joules and heat by stage, and what would change them
 #[derive(Debug, Args)]
@@ -99,8 +104,9 @@ impl QuestionArgs {
             self.picture.split_once('x').and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
         let wrong = || Usage(format!("{:?} is no size of a picture; write it as 640x480", self.picture));
         let picture = picture.filter(|(w, h)| *w > 0 && *h > 0).ok_or_else(wrong)?;
-        if self.prompt_tokens == 0 || self.answer_tokens == 0 {
-            return Err(Usage("a prompt and an answer have at least one token".to_owned()).into());
+        let counts = [self.prompt_tokens, self.answer_tokens];
+        if !counts.iter().all(|tokens| (1..=MOST_TOKENS).contains(tokens)) {
+            return Err(Usage(format!("a prompt and an answer have 1 to {MOST_TOKENS} tokens")).into());
         }
         let (prefix, prompt, answer) = (self.prefix_tokens, self.prompt_tokens, self.answer_tokens);
         Ok(Sizes { picture, prefix, prompt, answer })
@@ -130,6 +136,11 @@ impl Simulate {
         let device = device(self.device.as_deref().ok_or_else(|| needed("--device"))?)?;
         if self.numbers {
             return numbers(&device);
+        }
+        if !(self.every.is_finite() && self.every > 0.0) {
+            return Err(
+                Usage(format!("--every {}: a number of seconds above 0 is needed", self.every)).into()
+            );
         }
         let sketch = Sketch::named(self.model.as_deref().ok_or_else(|| needed("--model"))?)?;
         let engine = Engine::named(&self.engine)?;

@@ -20,7 +20,7 @@ pub(super) struct Report<'a> {
 }
 
 impl Report<'_> {
-    pub(super) fn variant(&self, planned: &Planned) -> &Variant {
+    fn variant(&self, planned: &Planned) -> &Variant {
         &self.space.variants[planned.candidate.variant]
     }
 
@@ -40,12 +40,18 @@ impl Report<'_> {
     }
 
     pub(super) fn short(&self, planned: &Planned) -> String {
-        let variant = self.variant(planned);
+        let engine = &self.space.engines[planned.candidate.engine];
+        let places = [&engine.encode, &engine.prefill, &engine.decode];
+        let on = |kind: Kind| places.iter().any(|place| place.unit == kind);
         let cores: usize = planned.candidate.cores.iter().sum();
-        let units = self.units(planned);
-        let units = if units.contains("gpu") { format!("; {units}") } else { String::new() };
-        let Variant { model, recipe, kv, picture, .. } = variant;
-        format!("{model}:{recipe}, kv {kv}, {picture}, {cores} cores{units}")
+        let cores = match cores {
+            _ if !on(Kind::Cpu) => String::new(),
+            1 => ", 1 core".to_owned(),
+            cores => format!(", {cores} cores"),
+        };
+        let units = if on(Kind::Gpu) { format!("; {}", self.units(planned)) } else { String::new() };
+        let Variant { model, recipe, kv, picture, .. } = self.variant(planned);
+        format!("{model}:{recipe}, kv {kv}, {picture}{cores}{units}")
     }
 
     pub(super) fn describe(&self) -> anyhow::Result<String> {
