@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 /// The cloud's assumptions inside the program.
 const CLOUD: &str = include_str!("../profiles/cloud/cloud.toml");
 
-/// Formula of [`PerCharge`], for people.
+/// Formula of [`per_charge`], for people.
 pub const PER_CHARGE: &str = "queries per charge = Wh x 3600 / J per query";
-/// Formula of [`AtRate`], for people.
+/// Formula of [`at_rate`], for people.
 pub const AT_RATE: &str =
     "hours = Wh / W, W = (J per query + W idle x (period - seconds)) / period, if seconds <= period";
 

@@ -118,8 +118,8 @@ pub(crate) fn device(name: &str) -> anyhow::Result<Device> {
     if !name.ends_with(".toml") {
         return Device::named(name).map_err(|e| Usage(e.to_string()).into());
     }
-    let text =
-        std::fs::read_to_string(Path::new(name)).map_err(|e| anyhow::anyhow!("cannot read {name}: {e}"))?;
+    let text = read_file(Path::new(name), MOST_BYTES)?;
+    let text = String::from_utf8(text).map_err(|_| anyhow::anyhow!("{name} is no UTF-8 text"))?;
     Ok(Device::parse(name, &text)?)
 }
 
