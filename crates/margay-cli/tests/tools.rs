@@ -6,8 +6,10 @@ mod program;
 use margay::rooms::file::{SafeTensors, TensorSource};
 use program::{finish, golden, margay, names, run, tiny_gguf, word};
 
-const COMMANDS: [&str; 9] =
-    ["run", "chat", "inspect", "convert", "prepack", "tokenize", "trace", "doctor", "bench"];
+const COMMANDS: [&str; 11] = [
+    "run", "chat", "inspect", "convert", "prepack", "tokenize", "trace", "doctor", "bench", "simulate",
+    "plan",
+];
 
 /// Greatest difference of logits, relative to the greatest logit, that float32 in another order may make.
 const LOGITS_TOLERANCE: f64 = 1e-4;

@@ -258,6 +258,12 @@ impl Program {
         &self.caches
     }
 
+    /// Numbers that keys and values of so many tokens are, over all layers: 2 x L x K x D x T. What a backend allocates for
+    /// them may have scales, whole blocks and filled up heads beside.
+    pub fn cache_elements(&self, tokens: usize) -> u64 {
+        self.caches.iter().map(|cache| 2 * (cache.kv_heads * cache.head_dim * tokens) as u64).sum()
+    }
+
     /// The input of that name.
     pub fn input(&self, name: &str) -> Option<ValueId> {
         self.inputs.iter().find(|(n, _)| n == name).map(|(_, id)| *id)

@@ -16,6 +16,7 @@ mod outlier;
 mod projector;
 #[cfg(test)]
 mod renames;
+pub mod shapes;
 mod vision;
 mod weights;
 

@@ -18,7 +18,7 @@
 
 use crate::PackError;
 use margay::{vision_format, weight_format};
-use margay_graph::{Role, Stage};
+use margay_graph::{Program, Role, Stage, WeightSpec};
 use margay_tensor::DType;
 use serde::Deserialize;
 use std::{collections::BTreeMap, path::Path};
@@ -206,6 +206,16 @@ impl Recipe {
             Kind::Rules(rules) => rules.iter().find(|r| r.fits(place)).map_or_else(float, |r| r.dtype),
             Kind::Chosen(formats) => formats.get(name).copied().unwrap_or_else(float),
         }
+    }
+
+    /// What each weight of a program is stored in, by name: [`Recipe::format`], and what its rows allow.
+    pub fn formats(&self, program: &Program) -> BTreeMap<String, DType> {
+        let stored = |(spec, place): (WeightSpec, Place)| {
+            let wanted = self.format(&spec.name, &place);
+            let dtype = margay_quant::storable(wanted, spec.shape.row()).0;
+            (spec.name, dtype)
+        };
+        crate::plan::places(program).into_iter().map(stored).collect()
     }
 
     /// Whether all blocks of a row share one scale.

@@ -51,7 +51,7 @@ pub use margay_graph::Cancel;
 pub use margay_observe::Stage;
 pub use model::Model;
 pub use options::{AskOptions, LoadOptions, Sampling};
-pub use predict::MemoryPrediction;
+pub use predict::{MemoryPrediction, predict_shape};
 pub use report::{Report, StageReport, Stop};
 pub use session::{Content, Session, Turn};
 pub use stages::{OpTime, Stages};

@@ -4,8 +4,10 @@
 use crate::{Error, LoadOptions, ModelSource, backends, default_context, engine::TextPlan};
 use margay_graph::{
     Backend, BackendError, Bindings, Executable, MemoryUse, PackedForm, Program, StateOptions, WeightSource,
+    WeightSpec,
 };
-use margay_tensor::{Owner, Storage, Tensor};
+use margay_model::ModelConfig;
+use margay_tensor::{DType, Owner, Storage, Tensor};
 use std::sync::Arc;
 
 /// Weights of fewer elements are read: there is little of them, and a backend may look at their values.
@@ -38,56 +40,109 @@ impl ModelSource {
         options: &LoadOptions,
         picture: Option<&Bindings>,
     ) -> Result<MemoryPrediction, Error> {
-        let backend = backends::backend(options)?;
-        let context = options.context.unwrap_or_else(|| default_context(&self.config));
-        let programs = self.config.programs()?;
-        let plan = TextPlan::new(&programs.text, &self.config, options, context)?;
-        let text = dry(self, backend.as_ref(), &plan.program, &plan.limits)?;
-        let cache = text.new_state(StateOptions { capacity: context })?;
-        let most = self.config.vision.as_ref().map_or_else(Bindings::new, |vision| vision.limits(context));
-        let sizes = picture.unwrap_or(&most);
-        let stage = |program: &Option<Program>| -> Result<Option<MemoryUse>, Error> {
-            let Some(program) = program else { return Ok(None) };
-            Ok(Some(dry(self, backend.as_ref(), program, sizes)?.memory()))
-        };
-        let (encode, project) = (stage(&programs.encode)?, stage(&programs.project)?);
-        Ok(MemoryPrediction { text: text.memory(), encode, project, cache_bytes: cache.size_bytes() })
+        predict(&self.config, options, picture, &|backend, program, limits| {
+            self.weights.check_program(program)?;
+            Ok(backend.compile(program, &OfFiles { source: self, program }, limits)?)
+        })
     }
 }
 
-fn dry(
-    source: &ModelSource,
-    backend: &dyn Backend,
-    program: &Program,
-    limits: &Bindings,
-) -> Result<Box<dyn Executable>, Error> {
-    source.weights.check_program(program)?;
-    Ok(backend.compile(program, &Untouched { source, program }, limits)?)
+/// The same of a model that is not here: of its configuration, and of the format that each weight would have.
+///
+/// # Errors
+/// As loading it.
+pub fn predict_shape(
+    config: &ModelConfig,
+    format: &dyn Fn(&Program, &WeightSpec) -> DType,
+    options: &LoadOptions,
+    picture: Option<&Bindings>,
+) -> Result<MemoryPrediction, Error> {
+    predict(config, options, picture, &|backend, program, limits| {
+        Ok(backend.compile(program, &OfShape { program, format }, limits)?)
+    })
 }
 
-/// Weights of the right types and shapes.
-struct Untouched<'a> {
+/// Compiles a program over weights that nobody touches.
+type Dry<'a> = &'a dyn Fn(&dyn Backend, &Program, &Bindings) -> Result<Box<dyn Executable>, Error>;
+
+fn predict(
+    config: &ModelConfig,
+    options: &LoadOptions,
+    picture: Option<&Bindings>,
+    dry: Dry<'_>,
+) -> Result<MemoryPrediction, Error> {
+    let backend = backends::backend(options)?;
+    let context = options.context.unwrap_or_else(|| default_context(config));
+    let programs = config.programs()?;
+    let plan = TextPlan::new(&programs.text, config, options, context)?;
+    let text = dry(&*backend, &plan.program, &plan.limits)?;
+    let cache = text.new_state(StateOptions { capacity: context })?;
+    let most = config.vision.as_ref().map_or_else(Bindings::new, |vision| vision.limits(context));
+    let sizes = picture.unwrap_or(&most);
+    let stage = |program: &Option<Program>| -> Result<Option<MemoryUse>, Error> {
+        program.as_ref().map(|program| Ok(dry(&*backend, program, sizes)?.memory())).transpose()
+    };
+    let (encode, project) = (stage(&programs.encode)?, stage(&programs.project)?);
+    Ok(MemoryPrediction { text: text.memory(), encode, project, cache_bytes: cache.size_bytes() })
+}
+
+fn spec<'a>(program: &'a Program, name: &str) -> Result<&'a WeightSpec, BackendError> {
+    let spec = program.weights().iter().find(|spec| spec.name == name);
+    spec.ok_or_else(|| BackendError::Weight {
+        name: name.to_owned(),
+        what: "the program does not declare it".to_owned(),
+    })
+}
+
+/// A weight of that type and shape that nobody touches.
+fn untouched(spec: &WeightSpec, dtype: DType) -> Result<Tensor, BackendError> {
+    let fail = |what: String| BackendError::Weight { name: spec.name.clone(), what };
+    let size = Tensor::size_bytes(dtype, &spec.shape).map_err(|e| fail(e.to_string()))?;
+    Tensor::new(dtype, spec.shape.clone(), zeros(size)).map_err(|e| fail(e.to_string()))
+}
+
+fn untouched_parts(form: &PackedForm) -> Option<Vec<Storage>> {
+    Some(form.part_bytes.iter().map(|bytes| zeros(*bytes)).collect())
+}
+
+/// Weights of the types and shapes that files hold; small ones are theirs.
+struct OfFiles<'a> {
     source: &'a ModelSource,
     program: &'a Program,
 }
 
-impl WeightSource for Untouched<'_> {
+impl WeightSource for OfFiles<'_> {
     fn weight(&self, name: &str) -> Result<Tensor, BackendError> {
         let fail = |what: String| BackendError::Weight { name: name.to_owned(), what };
-        let spec = self.program.weights().iter().find(|spec| spec.name == name);
-        let spec = spec.ok_or_else(|| fail("the program does not declare it".to_owned()))?;
+        let spec = spec(self.program, name)?;
         if spec.shape.elements().is_some_and(|elements| elements < READ_BELOW_ELEMENTS) {
             let stored = self.source.weights.for_program(self.program).weight(name)?;
             return self.source.formats.apply(name, stored).map_err(fail);
         }
         let dtype =
             self.source.loaded_format(name).ok_or_else(|| fail("the file does not hold it".to_owned()))?;
-        let size = Tensor::size_bytes(dtype, &spec.shape).map_err(|e| fail(e.to_string()))?;
-        Tensor::new(dtype, spec.shape.clone(), zeros(size)).map_err(|e| fail(e.to_string()))
+        untouched(spec, dtype)
     }
 
     fn packed(&self, _: &str, form: &PackedForm) -> Option<Vec<Storage>> {
-        Some(form.part_bytes.iter().map(|bytes| zeros(*bytes)).collect())
+        untouched_parts(form)
+    }
+}
+
+/// Weights of a shape alone.
+struct OfShape<'a> {
+    program: &'a Program,
+    format: &'a dyn Fn(&Program, &WeightSpec) -> DType,
+}
+
+impl WeightSource for OfShape<'_> {
+    fn weight(&self, name: &str) -> Result<Tensor, BackendError> {
+        let spec = spec(self.program, name)?;
+        untouched(spec, (self.format)(self.program, spec))
+    }
+
+    fn packed(&self, _: &str, form: &PackedForm) -> Option<Vec<Storage>> {
+        untouched_parts(form)
     }
 }
 

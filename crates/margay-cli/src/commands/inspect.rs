@@ -1,22 +1,26 @@
 //! `margay inspect`: what a model file holds, and what it will take to run it.
 
-mod memory;
 mod parts;
 mod work;
 
-use crate::{Outcome, hub, model, output};
+use crate::{
+    Outcome, Usage, hub,
+    memory::{self, Memory},
+    model, output,
+    sketch::{self, Sketch},
+};
 use clap::{Args, builder::PossibleValuesParser};
 use margay::{
-    Error, Image, KvType, ModelSource, default_context,
+    Error, Image, KvType, LoadOptions, ModelSource, default_context,
     rooms::{
-        file::{FileError, Gguf, ModelFiles, SafeTensors, open_model},
-        graph::Bindings,
+        file::{FileError, Gguf, ModelFiles, SafeTensors, TensorInfo, open_model},
+        graph::{Bindings, Program, WeightSpec},
+        model::{ModelConfig, ModelPrograms, family},
         observe::report::{bytes, table},
         prompt::layout::PictureLayout,
         tensor::DType,
     },
 };
-use memory::Memory;
 use parts::{Entry, File, StoredTensor, Weights};
 use serde::Serialize;
 use std::{
@@ -33,6 +37,7 @@ EXAMPLES:
   margay inspect qwen2vl.gguf -i street.png --max-image-tokens 256
   margay inspect mmproj-llava.gguf --tensors
   margay inspect ./llava-1.5-7b --context 2048 --json
+  margay inspect shape:llava-1.5-7b:q4_0 --context 2048   a published shape in that type, without a file
 
 MEMORY:
   Predicted without reading the weights, for the CPU backend: the weights as its kernels hold them,
@@ -42,7 +47,8 @@ MEMORY:
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Inspect {
-    /// A GGUF file, an mmproj file, a safetensors file or a Hugging Face folder; the built-in model unless given
+    /// A GGUF file, an mmproj file, a safetensors file, a Hugging Face folder, or shape:NAME[:TYPE or recipe]; the built-in
+    /// model unless given
     file: Option<PathBuf>,
     /// The model's vision file, where it does not lie beside the model
     #[arg(long, value_name = "FILE")]
@@ -119,6 +125,18 @@ struct Picture {
 
 impl Inspect {
     pub(crate) fn run(mut self) -> anyhow::Result<Outcome> {
+        let text =
+            self.file.as_deref().and_then(Path::to_str).filter(|text| text.starts_with(sketch::PREFIX));
+        if let Some(name) = text {
+            let image = self.image.as_ref().map(Image::open).transpose()?;
+            let inspection = self.shape(name, image.map(|image| (image.width(), image.height())))?;
+            if self.json {
+                output::json(&inspection)?
+            } else {
+                output::text(&inspection.describe())?
+            }
+            return Ok(Outcome::Done);
+        }
         self.file = self.file.map(|path| hub::local(&path).map(Cow::into_owned)).transpose()?;
         let image = self.image.as_ref().map(Image::open).transpose()?;
         let mut layout = None;
@@ -168,12 +186,65 @@ impl Inspect {
         source: &ModelSource,
         picture: Option<(&PictureLayout, (u32, u32))>,
     ) -> anyhow::Result<Inspection> {
-        let mut inspection = self.of_files(&source.files);
-        inspection.name = Some(source.config.name.clone());
-        inspection.family = Some(source.family.id);
-        inspection.verified = Some(source.family.verified);
-        inspection.shape = parts::shape(source);
-        if let Some(vision) = &source.config.vision {
+        let programs = source.config.programs()?;
+        let info = |_: &Program, spec: &WeightSpec| {
+            let dtype = source.loaded_format(&spec.name)?;
+            source.weights.info(&spec.name).map(|info| TensorInfo { dtype, ..info })
+        };
+        let predict = |options: &LoadOptions, sizes: Option<&Bindings>| source.predict_memory(options, sizes);
+        let files = self.of_files(&source.files);
+        self.described(&source.config, &programs, &info, &predict, picture, files)
+    }
+
+    /// A shape, which has no files.
+    fn shape(&self, name: &str, size: Option<(u32, u32)>) -> anyhow::Result<Inspection> {
+        let sketch = Sketch::named(name)?;
+        let sketch = match self.dtype {
+            Some(dtype) => sketch.with_recipe(dtype.name())?,
+            None => sketch,
+        };
+        let no_effect =
+            || Usage(format!("pictures of {} do not become tokens by their size", sketch.config.name));
+        let sketch = match self.max_image_tokens {
+            Some(tokens) => sketch.with_most_tokens(tokens).ok_or_else(no_effect)?,
+            None => sketch,
+        };
+        let info = |program: &Program, spec: &WeightSpec| {
+            Some(TensorInfo { dtype: sketch.format(program, spec), shape: spec.shape.clone() })
+        };
+        let predict = |options: &LoadOptions, sizes: Option<&Bindings>| sketch.memory(options, sizes);
+        let layout = match (&sketch.config.vision, size) {
+            (Some(vision), Some((width, height))) => Some(vision.layout(width, height)?),
+            _ => None,
+        };
+        let picture = layout.as_ref().zip(size);
+        let mut inspection = self.described(
+            &sketch.config,
+            &sketch.programs,
+            &info,
+            &predict,
+            picture,
+            Inspection::default(),
+        )?;
+        inspection.shape.extend(sketch.source.map(|source| format!("shape: {source}; {}", sketch.recipe)));
+        Ok(inspection)
+    }
+
+    fn described(
+        &self,
+        config: &ModelConfig,
+        programs: &ModelPrograms,
+        info: &dyn Fn(&Program, &WeightSpec) -> Option<TensorInfo>,
+        predict: memory::Predict<'_>,
+        picture: Option<(&PictureLayout, (u32, u32))>,
+        mut inspection: Inspection,
+    ) -> anyhow::Result<Inspection> {
+        let family = family(config.family);
+        inspection.name = Some(config.name.clone());
+        inspection.family = Some(config.family);
+        inspection.verified = family.map(|family| family.verified);
+        inspection.shape = parts::shape(config);
+        if let Some(vision) = &config.vision {
             inspection.visual_tokens_per_tile = Some(vision.tile_tokens());
             let fixed = vision.image.tiling.is_none() && !vision.varies();
             inspection.visual_tokens_per_picture = fixed.then(|| vision.tile_tokens());
@@ -182,18 +253,17 @@ impl Inspect {
             inspection.grids =
                 picture.and_then(|(_, size)| vision.varies().then(|| grids(size))).transpose()?;
         }
-        let programs = source.config.programs()?;
-        inspection.weights = parts::weights(source, &programs);
-        let context = self.context.map_or_else(|| default_context(&source.config), NonZeroUsize::get);
-        let sizes = match (&source.config.vision, picture) {
+        inspection.weights = parts::weights(programs, info);
+        let context = self.context.map_or_else(|| default_context(config), NonZeroUsize::get);
+        let sizes = match (&config.vision, picture) {
             (Some(vision), Some((_, (width, height)))) => vision.sizes(width, height)?,
             (Some(vision), None) => vision.limits(context),
             (None, _) => Bindings::new(),
         };
-        inspection.work = Some(Work::count(source, &programs, &sizes)?);
+        inspection.work = Some(Work::count(programs, &sizes)?);
         let kv = KvType::from_name(&self.kv).unwrap_or_default();
         let picture = picture.map(|(layout, _)| (layout, sizes));
-        inspection.memory = Some(Memory::predict(source, self.context, kv, picture)?);
+        inspection.memory = Some(Memory::predict(config, programs, predict, self.context, kv, picture)?);
         Ok(inspection)
     }
 

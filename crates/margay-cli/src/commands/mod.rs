@@ -10,11 +10,13 @@ mod eval;
 mod inspect;
 mod list;
 mod observe;
+mod plan;
 mod prepack;
 mod prune;
 mod pull;
 mod quantize;
 mod run;
+mod simulate;
 mod tokenize;
 mod trace;
 
@@ -41,6 +43,8 @@ pub(crate) enum Command {
     Doctor(doctor::Doctor),
     Observe(observe::Observe),
     Bench(bench::Bench),
+    Simulate(simulate::Simulate),
+    Plan(plan::Plan),
 }
 
 impl Command {
@@ -64,6 +68,8 @@ impl Command {
             Command::Doctor(c) => c.run(),
             Command::Observe(c) => c.run(interrupt),
             Command::Bench(c) => c.run(),
+            Command::Simulate(c) => c.run(),
+            Command::Plan(c) => c.run(),
         }
     }
 }

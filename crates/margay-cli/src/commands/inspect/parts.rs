@@ -1,17 +1,14 @@
 //! The parts of a model file as rows.
 
-use margay::{
-    ModelSource,
-    rooms::{
-        file::{Gguf, HfFolder, ModelFiles, SafeTensors, TensorInfo, TensorSource, gguf::Value},
-        graph::Program,
-        model::{ModelPrograms, PROJECTORS},
-        observe::report::bytes,
-    },
+use margay::rooms::{
+    file::{Gguf, HfFolder, ModelFiles, SafeTensors, TensorInfo, TensorSource, gguf::Value},
+    graph::{Program, WeightSpec},
+    model::{ModelConfig, ModelPrograms, PROJECTORS},
+    observe::report::bytes,
 };
 use serde::Serialize;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     path::{Path, PathBuf},
 };
 
@@ -96,8 +93,12 @@ fn count(n: u64) -> String {
     }
 }
 
-/// The weights of each stage, and of all; those that two stages share count once in the sum.
-pub(super) fn weights(source: &ModelSource, programs: &ModelPrograms) -> Vec<Weights> {
+/// The weights of each stage, and of all; those that two stages share count once in the sum. `info` says how a weight is
+/// loaded.
+pub(super) fn weights(
+    programs: &ModelPrograms,
+    info: &dyn Fn(&Program, &WeightSpec) -> Option<TensorInfo>,
+) -> Vec<Weights> {
     let stages: Vec<(&'static str, &Program)> = [
         ("encode", programs.encode.as_ref()),
         ("project", programs.project.as_ref()),
@@ -106,20 +107,18 @@ pub(super) fn weights(source: &ModelSource, programs: &ModelPrograms) -> Vec<Wei
     .into_iter()
     .filter_map(|(stage, program)| Some((stage, program?)))
     .collect();
-    let names = |program: &Program| program.weights().iter().map(|w| w.name.clone()).collect::<BTreeSet<_>>();
-    let mut rows: Vec<_> =
-        stages.iter().map(|(stage, program)| sum(source, stage, &names(program))).collect();
-    rows.push(sum(source, "all", &stages.iter().flat_map(|(_, program)| names(program)).collect()));
+    let infos = |program: &Program| -> BTreeMap<String, TensorInfo> {
+        let weights = program.weights().iter();
+        weights.filter_map(|spec| Some((spec.name.clone(), info(program, spec)?))).collect()
+    };
+    let mut rows: Vec<_> = stages.iter().map(|(stage, program)| sum(stage, &infos(program))).collect();
+    rows.push(sum("all", &stages.iter().flat_map(|(_, program)| infos(program)).collect()));
     rows
 }
 
-fn sum(source: &ModelSource, stage: &'static str, names: &BTreeSet<String>) -> Weights {
+fn sum(stage: &'static str, infos: &BTreeMap<String, TensorInfo>) -> Weights {
     let mut row = Weights { stage, ..Weights::default() };
-    let loaded = |name: &String| {
-        let dtype = source.loaded_format(name)?;
-        source.weights.info(name).map(|info| TensorInfo { dtype, ..info })
-    };
-    for info in names.iter().filter_map(loaded) {
+    for info in infos.values() {
         let parameters = info.shape.elements().unwrap_or(0) as u64;
         row.weights += 1;
         row.parameters += parameters;
@@ -131,14 +130,14 @@ fn sum(source: &ModelSource, stage: &'static str, names: &BTreeSet<String>) -> W
 }
 
 /// The model's numbers, one `name: value` a line.
-pub(super) fn shape(source: &ModelSource) -> Vec<String> {
-    let t = &source.config.text;
+pub(super) fn shape(config: &ModelConfig) -> Vec<String> {
+    let t = &config.text;
     let heads = format!("{} heads of {} ({} kv)", t.heads, t.head_dim, t.kv_heads);
     let mut lines = vec![format!(
         "text: {} layers of width {}, ffn {}, {heads}, vocabulary {}, context {}",
         t.layers, t.width, t.ffn, t.vocabulary, t.context
     )];
-    if let Some(vision) = &source.config.vision {
+    if let Some(vision) = &config.vision {
         lines.push(format!("vision: {}; projector {}", vision.tower.describe(), vision.projector.id));
     }
     lines

@@ -1,11 +1,8 @@
 //! How much a model computes, counted from its programs.
 
-use margay::{
-    ModelSource,
-    rooms::{
-        graph::{Bindings, Program, Sym, cost},
-        model::ModelPrograms,
-    },
+use margay::rooms::{
+    graph::{Bindings, Program, Sym, cost},
+    model::ModelPrograms,
 };
 use serde::Serialize;
 
@@ -20,15 +17,11 @@ pub(super) struct Work {
 
 impl Work {
     /// Of a tower whose grid varies, for a picture of such sizes.
-    pub(super) fn count(
-        source: &ModelSource,
-        programs: &ModelPrograms,
-        picture: &Bindings,
-    ) -> anyhow::Result<Self> {
+    pub(super) fn count(programs: &ModelPrograms, picture: &Bindings) -> anyhow::Result<Self> {
         let of = |program: &Option<Program>| {
             program.as_ref().map(|p| cost(p, picture)).transpose().map(|c| c.map(|c| c.operations))
         };
-        let visual = usize::from(source.config.vision.is_some());
+        let visual = usize::from(programs.encode.is_some());
         let one = Bindings::new()
             .with(Sym::Tokens, 1)
             .with(Sym::Past, 0)

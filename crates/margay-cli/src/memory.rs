@@ -1,9 +1,10 @@
 //! What running a model will take, before it runs.
 
 use margay::{
-    KvType, LoadOptions, MemoryPrediction, ModelSource,
+    KvType, LoadOptions, MemoryPrediction,
     rooms::{
         graph::{Bindings, MemoryUse},
+        model::{ModelConfig, ModelPrograms},
         observe::report::bytes,
         prompt::layout::PictureLayout,
     },
@@ -11,12 +12,16 @@ use margay::{
 use serde::Serialize;
 use std::num::NonZeroUsize;
 
+/// The prediction of a file or of a shape.
+pub(crate) type Predict<'a> =
+    &'a dyn Fn(&LoadOptions, Option<&Bindings>) -> Result<MemoryPrediction, margay::Error>;
+
 /// Tokens of a block of the cache.
 const BLOCK_TOKENS: usize = 64;
 
 /// Predicted memory, bytes.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub(super) struct Memory {
+pub(crate) struct Memory {
     context_tokens: usize,
     weight_bytes: u64,
     text_buffer_bytes: usize,
@@ -25,8 +30,10 @@ pub(super) struct Memory {
     kv: &'static str,
     cache_bytes_per_token: usize,
     cache_bytes: usize,
+    /// Of it, keys and values themselves: no scales, no blocks that are filled up.
+    cache_number_bytes: u64,
     visual_bytes_per_picture: Option<usize>,
-    total_bytes: u64,
+    pub total_bytes: u64,
 }
 
 fn weights(of: &MemoryUse) -> u64 {
@@ -39,18 +46,18 @@ fn buffers(of: &MemoryUse) -> usize {
 
 impl Memory {
     /// Plans the programs as loading does.
-    pub(super) fn predict(
-        source: &ModelSource,
+    pub(crate) fn predict(
+        config: &ModelConfig,
+        programs: &ModelPrograms,
+        predict: Predict<'_>,
         context: Option<NonZeroUsize>,
         kv: KvType,
         picture: Option<(&PictureLayout, Bindings)>,
     ) -> anyhow::Result<Self> {
-        let config = &source.config;
         let context = context.map_or_else(|| margay::default_context(config), NonZeroUsize::get);
         let options = LoadOptions { context: Some(context), kv, ..LoadOptions::default() };
         let sizes = picture.as_ref().map(|(_, sizes)| sizes);
-        let MemoryPrediction { text, encode, project, cache_bytes } =
-            source.predict_memory(&options, sizes)?;
+        let MemoryPrediction { text, encode, project, cache_bytes } = predict(&options, sizes)?;
         // Of pictures that are cut by their size, the given one, or a square one.
         let tokens = match (picture, &config.vision) {
             (Some((picture, _)), _) => Some(picture.visual_tokens()),
@@ -79,13 +86,14 @@ impl Memory {
             kv: kv.name(),
             cache_bytes_per_token: cache_bytes / context.next_multiple_of(BLOCK_TOKENS),
             cache_bytes,
+            cache_number_bytes: programs.text.cache_elements(context) * kv.bytes() as u64,
             visual_bytes_per_picture,
             total_bytes: weight_bytes.saturating_add(rest as u64),
         })
     }
 
     /// For people.
-    pub(super) fn describe(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         let mut text = format!("memory predicted for {} tokens of context\n", self.context_tokens);
         let mut row = |what: &str, size: Option<u64>, how: String| {
             if let Some(size) = size {
@@ -95,17 +103,20 @@ impl Memory {
         };
         let size = |n: Option<usize>| n.map(|n| n as u64);
         row("weights", Some(self.weight_bytes), "as the kernels hold them".to_owned());
-        row(
-            "KV cache",
-            Some(self.cache_bytes as u64),
-            format!("{} a token, {}", bytes(self.cache_bytes_per_token as u64), self.kv),
-        );
+        row("KV cache", Some(self.cache_bytes as u64), self.cache_words());
         row("text buffers", size(Some(self.text_buffer_bytes)), String::new());
         row("encode buffers", size(self.encode_buffer_bytes), "from the first picture on".to_owned());
         row("project buffers", size(self.project_buffer_bytes), "from the first picture on".to_owned());
         row("visual tokens", size(self.visual_bytes_per_picture), "a picture".to_owned());
-        let with = if self.visual_bytes_per_picture.is_some() { "with one picture" } else { "" };
-        row("total", Some(self.total_bytes), with.to_owned());
+        let with = if self.visual_bytes_per_picture.is_some() { "with one picture, " } else { "" };
+        row("total", Some(self.total_bytes), format!("{with}{} B", self.total_bytes));
         text
+    }
+
+    fn cache_words(&self) -> String {
+        let (all, numbers) = (self.cache_bytes as u64, self.cache_number_bytes);
+        let each = bytes(self.cache_bytes_per_token as u64);
+        let beside = if all == numbers { String::new() } else { format!(", {numbers} B of numbers") };
+        format!("{each} a token, {}, {all} B{beside}", self.kv)
     }
 }

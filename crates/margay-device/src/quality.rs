@@ -1,0 +1,98 @@
+//! What a model keeps of its answers in fewer bits, from measured tables alone.
+
+use crate::{DeviceError, error::profile};
+use margay_tensor::DType;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+
+const NANO: &str = include_str!("../quality/nano.toml");
+
+/// Right answers by bits of a side of the model.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quality {
+    /// Percent of right answers in float.
+    pub original: f64,
+    /// Which model and table.
+    pub source: String,
+    vision: BTreeMap<String, f64>,
+    text: BTreeMap<String, f64>,
+    both: BTreeMap<String, f64>,
+}
+
+/// Bits that the table files a format under; `Some(None)` is float, which changes nothing; `None` was not measured.
+pub fn bits(dtype: DType) -> Option<Option<u32>> {
+    use DType::*;
+    Some(match dtype {
+        F32 | F16 | BF16 => None,
+        Q8_0 => Some(8),
+        Q6_K => Some(6),
+        Q5_0 | Q5_1 | Q5_K => Some(5),
+        Q4_0 | Q4_1 | Q4_K => Some(4),
+        Q3_K => Some(3),
+        Q2_K => Some(2),
+        _ => return None,
+    })
+}
+
+impl Quality {
+    /// The table of margay-nano, the only model of which Margay has one.
+    ///
+    /// # Errors
+    /// [`DeviceError::Profile`] where the file breaks its rules.
+    pub fn nano() -> Result<Self, DeviceError> {
+        toml::from_str(NANO).map_err(|e| profile("nano", e.to_string()))
+    }
+
+    /// Percent that is kept of the original's right answers, at most 100, with so many bits on each side (`None` is float).
+    /// Both sides in the same bits were measured together; of others the parts that are kept are multiplied.
+    ///
+    /// ```
+    /// let nano = margay_device::Quality::nano()?;
+    /// assert_eq!(nano.kept(None, None), Some(100.0));
+    /// assert!((nano.kept(Some(2), Some(2)).unwrap() - 100.0 * 84.7 / 96.79).abs() < 1e-9);
+    /// assert_eq!(nano.kept(Some(1), None), None);
+    /// # Ok::<(), margay_device::DeviceError>(())
+    /// ```
+    pub fn kept(&self, text: Option<u32>, vision: Option<u32>) -> Option<f64> {
+        let part = |side: &BTreeMap<String, f64>, bits: u32| {
+            Some((side.get(&bits.to_string())? / self.original).min(1.0))
+        };
+        let kept = match (text, vision) {
+            (Some(a), Some(b)) if a == b => part(&self.both, a)?,
+            (a, b) => {
+                let text = a.map_or(Some(1.0), |bits| part(&self.text, bits))?;
+                text * b.map_or(Some(1.0), |bits| part(&self.vision, bits))?
+            }
+        };
+        Some(kept * 100.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_is_the_page() {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/quantization.md");
+        let page = std::fs::read_to_string(page).unwrap();
+        let nano = Quality::nano().unwrap();
+        assert!(page.contains(&format!("{}% of 2308", nano.original)));
+        for (head, side) in
+            [("**Vision side**", &nano.vision), ("**Decoder**", &nano.text), ("**Both**", &nano.both)]
+        {
+            let table = page.split(head).nth(1).unwrap();
+            let rows = table.lines().skip_while(|line| !line.starts_with("|---")).skip(1);
+            let rows = rows.take_while(|line| line.starts_with('|'));
+            let read: BTreeMap<String, f64> = rows
+                .map(|row| {
+                    let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+                    let first = |cell: &str| cell.split(' ').next().unwrap().to_owned();
+                    (first(cells[1]), first(cells[2]).parse().unwrap())
+                })
+                .collect();
+            assert_eq!(&read, side, "{head}");
+        }
+    }
+}
