@@ -310,7 +310,8 @@ fn describe(seen: &Seen) -> String {
         let width = rows.iter().map(|row| row[1].chars().count()).max().unwrap_or(0);
         let rows =
             rows.into_iter().map(|row| vec![row[0].clone(), format!("{:<width$}", row[1]), row[2].clone()]);
-        text += &output::table_of_words(&["quantity", "now", "where"], rows.collect());
+        let said = if title == "SEEN" { "now" } else { "why" };
+        text += &output::table_of_words(&["quantity", said, "where"], rows.collect());
     }
     output::harmless(&text).into_owned()
 }
