@@ -2,7 +2,7 @@
 
 use crate::{
     BenchError, Better, METRICS, Metric, Shift, Verdict,
-    record::{MARGAY, Record},
+    record::{MARGAY, Question, Record},
     shift,
 };
 use serde::Serialize;
@@ -79,24 +79,40 @@ pub fn compare(a: &Record, b: &Record, force: bool) -> Result<Comparison, BenchE
     Ok(Comparison { notes, lines })
 }
 
+/// Checks that two questions are one, before half an hour goes into the second.
+///
+/// # Errors
+/// [`BenchError::Different`].
+pub(crate) fn same_question(a: &Question, b: &Question) -> Result<(), BenchError> {
+    match questions(a, b).into_iter().find(|(_, a, b)| a != b) {
+        Some((what, a, b)) => Err(BenchError::Different { what, a, b }),
+        None => Ok(()),
+    }
+}
+
 /// What must be the same for a ratio to mean anything.
 fn subjects(a: &Record, b: &Record) -> Vec<(&'static str, String, String)> {
     let model = |r: &Record| {
         let digest = r.model.weights_sha256.as_deref().map_or("unknown digest", |d| d.get(..12).unwrap_or(d));
         format!("{} ({digest})", r.model.name)
     };
-    let pictures = |r: &Record| {
+    let mut all = vec![("model", model(a), model(b))];
+    all.extend(questions(&a.question, &b.question));
+    all
+}
+
+fn questions(a: &Question, b: &Question) -> Vec<(&'static str, String, String)> {
+    let pictures = |question: &Question| {
         let one = |p: &crate::PictureId| {
             let digest = p.sha256.as_deref().map_or("unknown digest", |d| d.get(..12).unwrap_or(d));
             format!("{} ({}x{}, {digest})", p.name, p.width, p.height)
         };
-        r.question.pictures.iter().map(one).collect::<Vec<_>>().join(", ")
+        question.pictures.iter().map(one).collect::<Vec<_>>().join(", ")
     };
-    let picture_digests = |r: &Record| r.question.pictures.iter().map(|p| p.sha256.clone()).collect::<Vec<_>>();
+    let picture_digests = |q: &Question| q.pictures.iter().map(|p| p.sha256.clone()).collect::<Vec<_>>();
     let mut all = vec![
-        ("model", model(a), model(b)),
-        ("prompt", format!("{:?}", a.question.prompt), format!("{:?}", b.question.prompt)),
-        ("longest answer", a.question.max_tokens.to_string(), b.question.max_tokens.to_string()),
+        ("prompt", format!("{:?}", a.prompt), format!("{:?}", b.prompt)),
+        ("longest answer", a.max_tokens.to_string(), b.max_tokens.to_string()),
     ];
     // A copy under another name is the same picture.
     if picture_digests(a) != picture_digests(b) || picture_digests(a).contains(&None) {

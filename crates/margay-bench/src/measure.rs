@@ -2,6 +2,7 @@
 
 use crate::{
     BenchError, CoolDown, Peer, answer,
+    compare::same_question,
     digest::{of_file, of_weights},
     protocol::{Cooler, before, device, idle},
     record::{Build, Engine, FORM, MARGAY, ModelId, PictureId, Question, Record, Run},
@@ -45,6 +46,8 @@ pub struct Plan<'a> {
     pub sustain: Option<Duration>,
     /// Once it is cancelled, what is done is reported.
     pub stop: Cancel,
+    /// A record that this one will be compared with: another question is an error at once.
+    pub baseline: Option<&'a Record>,
     /// Is told what is going on.
     pub progress: &'a dyn Fn(&str),
     /// The model's file, for peers; `None` of the model inside the program.
@@ -79,6 +82,7 @@ impl<'a> Plan<'a> {
             peers: vec![],
             sustain: None,
             stop: Cancel::new(),
+            baseline: None,
             progress: &|_| {},
             model_file: None,
             mmproj_file: None,
@@ -105,11 +109,15 @@ pub struct Measured {
 ///
 /// # Errors
 /// [`BenchError::Model`] for a model, a picture or a question that cannot be used, [`BenchError::Peer`] and
-/// [`BenchError::PeerFailed`], [`BenchError::Start`].
+/// [`BenchError::PeerFailed`], [`BenchError::Start`], [`BenchError::Different`] from the baseline's question.
 pub fn measure(plan: &Plan<'_>) -> Result<Measured, BenchError> {
     let root = Root::system();
     // Whatever is wrong with what was asked for is said before anything takes its time.
     let pictures = plan.pictures.iter().map(picture).collect::<Result<Vec<_>, _>>()?;
+    let question = Question { prompt: plan.prompt.clone(), pictures, max_tokens: plan.ask.max_tokens };
+    if let Some(baseline) = plan.baseline {
+        same_question(&baseline.question, &question)?;
+    }
     let mut engines = vec![Engine { name: MARGAY.to_owned(), command: None, runs: vec![] }];
     for peer in &plan.peers {
         engines.push(Engine { name: peer.name().to_owned(), command: Some(peer.check(plan)?), runs: vec![] });
@@ -159,7 +167,7 @@ pub fn measure(plan: &Plan<'_>) -> Result<Measured, BenchError> {
             debug_assertions: cfg!(debug_assertions),
         },
         model,
-        question: Question { prompt: plan.prompt.clone(), pictures, max_tokens: plan.ask.max_tokens },
+        question,
         options: plan.options.clone(),
         protocol,
         engines,

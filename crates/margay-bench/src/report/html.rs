@@ -1,6 +1,6 @@
 //! One page of its own: nothing is loaded from elsewhere, and it is light or dark as the reader's system is.
 
-use super::{NESTING, dots, engine_rows, median_run, ms, terminal::facts, token_times};
+use super::{NESTING, dots, engine_rows, median_timeline, ms, terminal::facts, token_times};
 use crate::{
     Begin, METRICS, Record,
     record::{MARGAY, Sustained},
@@ -45,7 +45,7 @@ pub fn page(
     if let Some(sustained) = &record.sustained {
         page += &sustained_part(sustained);
     }
-    if let Some(timeline) = median_run(engine).and_then(|at| timelines.get(at)) {
+    if let Some(timeline) = median_timeline(record, timelines) {
         page += "<h2 class=\"part\">The run nearest to the median</h2>\n";
         page += &html_figures(timeline);
     }

@@ -7,6 +7,8 @@ mod terminal;
 pub use html::page;
 pub use terminal::{comparison_text, record_text};
 
+use margay_observe::Timeline;
+
 use crate::{
     Begin, Engine, METRICS, Record,
     record::{MARGAY, Run},
@@ -89,6 +91,11 @@ pub(crate) fn median_run(engine: &Engine) -> Option<usize> {
         let (positions, values): (Vec<usize>, Vec<f64>) = metric.runs(engine).unzip();
         Some(positions[crate::nearest_to_median(&values)?])
     })
+}
+
+/// Of the timelines of Margay's runs, by position, that of the run nearest to the median; `None` where none was complete.
+pub fn median_timeline<'t>(record: &Record, timelines: &'t [Timeline]) -> Option<&'t Timeline> {
+    timelines.get(median_run(record.engine(MARGAY)?)?)
 }
 
 /// A number of milliseconds with the digits that it deserves.
