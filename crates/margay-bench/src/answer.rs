@@ -75,7 +75,12 @@ impl Asked {
         }
     }
 
-    fn ask(&mut self, plan: &Plan<'_>, held: &mut Option<Model>, beating: &Beating) -> Result<(), BenchError> {
+    fn ask(
+        &mut self,
+        plan: &Plan<'_>,
+        held: &mut Option<Model>,
+        beating: &Beating,
+    ) -> Result<(), BenchError> {
         let clock = self.clock;
         self.began = clock.now();
         let model = match held {
@@ -173,7 +178,8 @@ impl Asked {
             run.visual_tokens = Some(s.visual_tokens);
             run.decode_tokens = Some(s.decode_tokens);
             run.answer_tokens = Some(report.tokens.len());
-            run.stop = serde_json::to_value(report.stop).ok().and_then(|stop| Some(stop.as_str()?.to_owned()));
+            run.stop =
+                serde_json::to_value(report.stop).ok().and_then(|stop| Some(stop.as_str()?.to_owned()));
             run.text = Some(report.text);
         }
         watch(&mut run, timeline, (question, end));

@@ -148,7 +148,8 @@ fn circumstances(a: &Record, b: &Record) -> Vec<(&'static str, String, String)> 
 }
 
 fn line(metric: &Metric, a: &Record, b: &Record) -> Option<Line> {
-    let values = |record: &Record| record.engine(MARGAY).map(|engine| metric.values(engine)).unwrap_or_default();
+    let values =
+        |record: &Record| record.engine(MARGAY).map(|engine| metric.values(engine)).unwrap_or_default();
     let (of_a, of_b) = (values(a), values(b));
     if of_a.is_empty() && of_b.is_empty() {
         return None;
@@ -170,7 +171,11 @@ impl Comparison {
         let over = |line: &Line| {
             let shift = line.shift.filter(|_| line.worse == Some(true))?;
             let factor = 1.0 + percent / 100.0;
-            (shift.ratio > factor).then_some(Broken { name: line.name, ratio: shift.ratio, interval: shift.interval })
+            (shift.ratio > factor).then_some(Broken {
+                name: line.name,
+                ratio: shift.ratio,
+                interval: shift.interval,
+            })
         };
         self.lines.iter().filter(gated).filter_map(over).collect()
     }

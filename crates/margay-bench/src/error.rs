@@ -23,7 +23,9 @@ pub enum BenchError {
         what: String,
     },
     /// Two records are of different things.
-    #[error("the records are not of the same {what}: {a} and {b}; `compare --force` compares them all the same")]
+    #[error(
+        "the records are not of the same {what}: {a} and {b}; `compare --force` compares them all the same"
+    )]
     Different {
         /// What differs.
         what: &'static str,

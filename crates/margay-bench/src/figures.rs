@@ -134,7 +134,9 @@ pub fn energies(record: &Record) -> Energies {
     Energies {
         gross_joules: mean(&|run| run.gross_joules),
         query_joules: mean(&|run| run.net_joules),
-        picture_joules: mean(&|run| run.pictures_net_joules.filter(|_| pictures > 0.0).map(|joules| joules / pictures)),
+        picture_joules: mean(&|run| {
+            run.pictures_net_joules.filter(|_| pictures > 0.0).map(|joules| joules / pictures)
+        }),
         token_joules: mean(&|run| {
             let tokens = run.decode_tokens.filter(|tokens| *tokens > 0)?;
             Some(run.decode_net_joules? / tokens as f64)
@@ -177,7 +179,8 @@ mod tests {
             decode_tokens: Some(8),
             ..Run::default()
         };
-        let engine = Engine { name: "margay".to_owned(), runs: vec![run(1.0), run(3.0)], ..Engine::default() };
+        let engine =
+            Engine { name: "margay".to_owned(), runs: vec![run(1.0), run(3.0)], ..Engine::default() };
         let pictures = vec![PictureId::default(), PictureId::default()];
         let question = Question { pictures, ..Question::default() };
         let record = Record { engines: vec![engine], question, ..Record::default() };

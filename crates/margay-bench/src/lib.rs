@@ -42,7 +42,7 @@ pub use noise::{Shift, Verdict, shift};
 pub use peers::{PEERS, Peer, PeerKind};
 pub use protocol::CoolDown;
 pub use record::{
-    Begin, Build, Device, Engine, FORM, Heartbeat, MARGAY, Mark, ModelId, PictureId, Protocol, Question, Record, Run,
-    StageMs, Sustained, SustainedAnswer,
+    Begin, Build, Device, Engine, FORM, Heartbeat, MARGAY, Mark, ModelId, PictureId, Protocol, Question,
+    Record, Run, StageMs, Sustained, SustainedAnswer,
 };
 pub use statistics::{Summary, median, nearest_to_median, percentile, summary};

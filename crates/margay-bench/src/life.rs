@@ -13,7 +13,8 @@ pub struct BatteryLife {
 
 impl BatteryLife {
     /// The formula in words.
-    pub const FORMULA: &str = "hours = Wh / mean W; mean W = (J of an answer + idle W x (period - time of an answer)) / period";
+    pub const FORMULA: &str =
+        "hours = Wh / mean W; mean W = (J of an answer + idle W x (period - time of an answer)) / period";
 }
 
 /// Battery life with one answer each `period` seconds, the device idle between; energy of an answer is all of it, idle
@@ -26,7 +27,11 @@ pub fn battery_life(
 ) -> Option<BatteryLife> {
     let watts = (answer_joules + idle_watts * (period_seconds - answer_seconds)) / period_seconds;
     let fits = answer_seconds <= period_seconds && period_seconds > 0.0;
-    (fits && watts > 0.0 && watts.is_finite()).then(|| BatteryLife { watt_hours, watts, hours: watt_hours / watts })
+    (fits && watts > 0.0 && watts.is_finite()).then(|| BatteryLife {
+        watt_hours,
+        watts,
+        hours: watt_hours / watts,
+    })
 }
 
 #[cfg(test)]

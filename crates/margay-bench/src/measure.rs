@@ -126,7 +126,8 @@ pub fn measure(plan: &Plan<'_>) -> Result<Measured, BenchError> {
     (plan.progress)("watching the machine idle");
     let idle = idle(plan, &root);
     let mut protocol = before(plan, &device, &idle);
-    let mut rounds = Rounds { plan, idle_watts: protocol.idle_watts, held: None, source: None, stopped: false };
+    let mut rounds =
+        Rounds { plan, idle_watts: protocol.idle_watts, held: None, source: None, stopped: false };
     let mut cooler = Cooler::new(&root, plan.cool, protocol.start_celsius);
     let mut timelines = Vec::new();
     for round in 0..plan.warmup + plan.repeat {
@@ -174,8 +175,12 @@ pub fn measure(plan: &Plan<'_>) -> Result<Measured, BenchError> {
         sustained,
         stopped,
     };
-    let title = format!("{} on {}", record.model.name, record.device.cpu.as_deref().unwrap_or("unknown machine"));
-    timelines.iter_mut().chain(&mut long).for_each(|timeline: &mut Timeline| timeline.title.clone_from(&title));
+    let title =
+        format!("{} on {}", record.model.name, record.device.cpu.as_deref().unwrap_or("unknown machine"));
+    timelines
+        .iter_mut()
+        .chain(&mut long)
+        .for_each(|timeline: &mut Timeline| timeline.title.clone_from(&title));
     Ok(Measured { record, timelines, sustained: long })
 }
 
@@ -267,13 +272,20 @@ fn after(engines: &[Engine], plan: &Plan<'_>) -> Vec<String> {
             && 100.0 * deviation > MOST_SPREAD_PERCENT * figures.mean
         {
             let percent = 100.0 * deviation / figures.mean;
-            warnings.push(format!("whole answers of {} vary by {percent:.0} % (deviation over mean)", engine.name));
+            warnings.push(format!(
+                "whole answers of {} vary by {percent:.0} % (deviation over mean)",
+                engine.name
+            ));
         }
         let mut texts: Vec<&String> = engine.runs.iter().filter_map(|run| run.text.as_ref()).collect();
         texts.sort();
         texts.dedup();
         if texts.len() > 1 {
-            warnings.push(format!("{} gave {} different answers: times are not of one thing", engine.name, texts.len()));
+            warnings.push(format!(
+                "{} gave {} different answers: times are not of one thing",
+                engine.name,
+                texts.len()
+            ));
         }
     }
     if plan.repeat < 4 {

@@ -89,7 +89,8 @@ fn ratio_interval(a: &[f64], b: &[f64]) -> Option<(f64, f64)> {
 /// distribution with the correction for ties beyond. Source: Mann and Whitney, "On a Test of Whether one of Two Random
 /// Variables is Stochastically Larger than the Other", 1947.
 fn rank_chance(a: &[f64], b: &[f64]) -> f64 {
-    let mut all: Vec<(f64, bool)> = a.iter().map(|v| (*v, true)).chain(b.iter().map(|v| (*v, false))).collect();
+    let mut all: Vec<(f64, bool)> =
+        a.iter().map(|v| (*v, true)).chain(b.iter().map(|v| (*v, false))).collect();
     all.sort_by(|x, y| x.0.total_cmp(&y.0));
     // Doubled, mean ranks of ties are whole numbers.
     let mut ranks = vec![0usize; all.len()];
@@ -128,7 +129,8 @@ fn exact(ranks: &[usize], m: usize, mean: usize, distance: usize) -> f64 {
         }
     }
     let all: f64 = ways[m].iter().sum();
-    let far: f64 = ways[m].iter().enumerate().filter(|(sum, _)| sum.abs_diff(mean) >= distance).map(|(_, w)| w).sum();
+    let far: f64 =
+        ways[m].iter().enumerate().filter(|(sum, _)| sum.abs_diff(mean) >= distance).map(|(_, w)| w).sum();
     if all > 0.0 { (far / all).min(1.0) } else { 1.0 }
 }
 
@@ -174,11 +176,17 @@ mod tests {
     #[test]
     fn chances_of_ranks_are_those_of_the_tables() {
         // Sides that do not overlap: 2 in 10 over 5 = 2 / 252, 2 in 8 over 4 = 2 / 70, 2 in 6 over 3 = 2 / 20.
-        assert!((rank_chance(&[1.0, 2.0, 3.0, 4.0, 5.0], &[6.0, 7.0, 8.0, 9.0, 10.0]) - 2.0 / 252.0).abs() < 1e-12);
+        assert!(
+            (rank_chance(&[1.0, 2.0, 3.0, 4.0, 5.0], &[6.0, 7.0, 8.0, 9.0, 10.0]) - 2.0 / 252.0).abs()
+                < 1e-12
+        );
         assert!((least_chance(5, 5) - 2.0 / 252.0).abs() < 1e-12);
         assert!((least_chance(3, 3) - 0.1).abs() < 1e-12);
         // One exchange at the border: sums 15 and 16 on both sides, 4 in 252.
-        assert!((rank_chance(&[1.0, 2.0, 3.0, 4.0, 6.0], &[5.0, 7.0, 8.0, 9.0, 10.0]) - 4.0 / 252.0).abs() < 1e-12);
+        assert!(
+            (rank_chance(&[1.0, 2.0, 3.0, 4.0, 6.0], &[5.0, 7.0, 8.0, 9.0, 10.0]) - 4.0 / 252.0).abs()
+                < 1e-12
+        );
         assert_eq!(rank_chance(&[1.0, 1.0], &[1.0, 1.0]), 1.0, "all tied");
         // 1.959964 standard deviations leave 5 % out.
         assert!((two_sided(1.959_963_985) - 0.05).abs() < 1e-6);
@@ -221,7 +229,8 @@ mod tests {
         // 400 pairs of five runs of the same noise: at most 5 % may be called different.
         let mut random = Random(7);
         let mut side = || -> Vec<f64> { (0..5).map(|_| 100.0 + random.below(1000) as f64 / 50.0).collect() };
-        let wrong = (0..400).filter(|_| shift(&side(), &side()).unwrap().verdict != Verdict::NotShown).count();
+        let wrong =
+            (0..400).filter(|_| shift(&side(), &side()).unwrap().verdict != Verdict::NotShown).count();
         assert!(wrong <= 20, "{wrong} of 400");
     }
 

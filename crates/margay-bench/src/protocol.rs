@@ -72,14 +72,18 @@ pub(crate) fn before(plan: &Plan<'_>, device: &Device, idle: &Series) -> Protoco
         warnings.push(format!("other work took {percent:.0} % of all cores before the first run"));
     }
     if samples.iter().any(|sample| sample.charging == Some(true)) {
-        warnings.push("a charger is connected: heat and limits are not those of use, energy is unknown".to_owned());
+        warnings.push(
+            "a charger is connected: heat and limits are not those of use, energy is unknown".to_owned(),
+        );
     }
     if !device.governors.is_empty() && device.governors != ["performance"] {
         let names = device.governors.join(", ");
-        warnings.push(format!("clock rates are chosen by {names}, not by performance: short runs may be slower"));
+        warnings
+            .push(format!("clock rates are chosen by {names}, not by performance: short runs may be slower"));
     }
     if cfg!(debug_assertions) {
-        warnings.push("this is a build for development: kernels are optimised in it, the rest is not".to_owned());
+        warnings
+            .push("this is a build for development: kernels are optimised in it, the rest is not".to_owned());
     }
     Protocol {
         repeat: plan.repeat,
@@ -150,7 +154,9 @@ impl Cooler {
             return ("skipped: no thermometer can be read here".to_owned(), 0.0);
         };
         let limit = self.rule.limit.as_secs_f64();
-        let mut told = format!("each round waits until the hottest zone is at {below:.1} °C or below, {limit:.0} s at most");
+        let mut told = format!(
+            "each round waits until the hottest zone is at {below:.1} °C or below, {limit:.0} s at most"
+        );
         if self.late > 0 {
             told += &format!("; {} of them began hotter", self.late);
         }
@@ -178,7 +184,10 @@ mod tests {
         let mut cooler = Cooler::new(&root, rule, Some(40.0));
         cooler.wait(&root, || false);
         let (told, seconds) = cooler.told();
-        assert!(told.contains("42.0") && told.contains("1 of them began hotter") && seconds >= 0.03, "{told} {seconds}");
+        assert!(
+            told.contains("42.0") && told.contains("1 of them began hotter") && seconds >= 0.03,
+            "{told} {seconds}"
+        );
         zone(folder.path(), "41000\n");
         let mut cooler = Cooler::new(&root, rule, Some(40.0));
         cooler.wait(&root, || false);
@@ -190,7 +199,8 @@ mod tests {
     fn warnings_name_what_disturbs() {
         let load = || margay::Model::nano();
         let plan = Plan::new(&load, "x");
-        let device = Device { logical_cores: Some(2), governors: vec!["powersave".to_owned()], ..Device::default() };
+        let device =
+            Device { logical_cores: Some(2), governors: vec!["powersave".to_owned()], ..Device::default() };
         let mut series = Series::new(Duration::from_millis(100));
         let over = Duration::from_millis(100);
         series.samples = vec![margay_observe::Sample {

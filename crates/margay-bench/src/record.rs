@@ -323,7 +323,11 @@ impl Record {
         match value.get("form").and_then(|form| form.as_str()) {
             Some(FORM) => {}
             Some(other) => return Err(fail(format!("its form is {other:?}, and {FORM:?} is read here"))),
-            None => return Err(fail(format!("it has no \"form\": {FORM:?}; `margay bench --out` writes such files"))),
+            None => {
+                return Err(fail(format!(
+                    "it has no \"form\": {FORM:?}; `margay bench --out` writes such files"
+                )));
+            }
         }
         let record: Record = serde_json::from_value(value).map_err(|e| fail(e.to_string()))?;
         record.check().map_err(fail)?;
@@ -348,7 +352,10 @@ impl Record {
         let runs = self.engines.iter().flat_map(|engine| engine.runs.iter().map(move |run| (engine, run)));
         for (engine, run) in runs {
             let wrong = |what: &str, value: f64| {
-                Err(format!("round {} of {}: {what} is {value}, and no time is negative", run.round, engine.name))
+                Err(format!(
+                    "round {} of {}: {what} is {value}, and no time is negative",
+                    run.round, engine.name
+                ))
             };
             for (what, value) in run.times() {
                 if value.is_some_and(|value| !(0.0..1e15).contains(&value)) {

@@ -125,7 +125,8 @@ fn mark(answers: &[SustainedAnswer], time: f64, window: f64) -> Option<Mark> {
 
 /// When a core's cap was first below where it was, and what is known of caps in words.
 fn caps(series: &Series) -> (Option<f64>, String) {
-    let Some(start) = series.samples.iter().find(|sample| sample.core_cap_hertz.iter().any(Option::is_some)) else {
+    let Some(start) = series.samples.iter().find(|sample| sample.core_cap_hertz.iter().any(Option::is_some))
+    else {
         return (None, "unknown: the system tells no caps on clock rates".to_owned());
     };
     let lower = |now: &&margay_observe::Sample| {
@@ -161,7 +162,8 @@ mod tests {
         };
         series.samples = vec![sample(0, 2e9), sample(100, 2e9), sample(119, 1.5e9), sample(200, 1e9)];
         let told = figures((1..=660).map(answer).collect(), 660.0, 660.0, &series).unwrap();
-        let marks: Vec<_> = told.marks.iter().map(|mark| (mark.seconds, mark.tokens_per_second.unwrap())).collect();
+        let marks: Vec<_> =
+            told.marks.iter().map(|mark| (mark.seconds, mark.tokens_per_second.unwrap())).collect();
         assert_eq!(marks, [(60.0, 100.0), (300.0, 50.0), (600.0, 50.0), (660.0, 50.0)]);
         assert_eq!((told.factor, told.cap_fell_seconds), (Some(0.5), Some(119.0)));
         assert_eq!((told.start_celsius, told.peak_celsius), (Some(40.0), Some(60.0)));
@@ -170,7 +172,8 @@ mod tests {
 
     #[test]
     fn short_runs_compare_their_thirds_and_no_answer_is_no_figure() {
-        let answer = |second: u32| SustainedAnswer { end_seconds: f64::from(second), ms: 500.0, ..Default::default() };
+        let answer =
+            |second: u32| SustainedAnswer { end_seconds: f64::from(second), ms: 500.0, ..Default::default() };
         let series = Series::new(Duration::from_millis(100));
         let told = figures((1..=12).map(answer).collect(), 12.0, 12.0, &series).unwrap();
         let times: Vec<f64> = told.marks.iter().map(|mark| mark.seconds).collect();

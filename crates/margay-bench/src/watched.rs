@@ -34,7 +34,8 @@ pub(crate) fn watch(run: &mut Run, timeline: &Timeline, (from, to): (Duration, D
 /// Mean over time of a rate; `None` where no sample knows it.
 pub(crate) fn mean(samples: &[Sample], value: impl Fn(&Sample) -> Option<f64>) -> Option<f64> {
     let known = samples.iter().filter_map(|sample| Some((value(sample)?, sample.over.as_secs_f64())));
-    let (sum, seconds) = known.fold((0.0, 0.0), |(sum, seconds), (value, over)| (sum + value * over, seconds + over));
+    let (sum, seconds) =
+        known.fold((0.0, 0.0), |(sum, seconds), (value, over)| (sum + value * over, seconds + over));
     (seconds > 0.0).then(|| sum / seconds)
 }
 
@@ -82,7 +83,10 @@ mod tests {
         for (found, expected) in joules.into_iter().zip([2.4, 0.9, 1.2]) {
             assert!((found - expected).abs() < 1e-9, "{joules:?}");
         }
-        assert_eq!((run.peak_rss_bytes, run.start_celsius, run.peak_celsius), (Some(10_000), Some(40.0), Some(50.0)));
+        assert_eq!(
+            (run.peak_rss_bytes, run.start_celsius, run.peak_celsius),
+            (Some(10_000), Some(40.0), Some(50.0))
+        );
         assert!((run.process_cpu_percent.unwrap() - 550.0).abs() < 1e-9);
         assert_eq!(run.cpu_pressure_percent, None);
         let unknown = of(&timeline(None));

@@ -22,7 +22,9 @@ fn stages_nest_as_they_are_said_to_and_peers_take_their_turns() {
     let load = || Model::nano();
     let mut plan = short(&load);
     // A grandchild that works, so that time and memory of the tree are seen.
-    plan.peers = vec![Peer::parse("command=(i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done); echo \"$PROMPT\"").unwrap()];
+    plan.peers = vec![
+        Peer::parse("command=(i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done); echo \"$PROMPT\"").unwrap(),
+    ];
     let measured = measure(&plan).unwrap();
     let record = &measured.record;
     let [margay, command] = &record.engines[..] else { panic!("two engines were asked for") };
@@ -50,14 +52,22 @@ fn stages_nest_as_they_are_said_to_and_peers_take_their_turns() {
     assert_eq!(command.runs.len(), 2);
     for run in &command.runs {
         assert_eq!(run.text.as_deref(), Some("What does the sign say?"));
-        assert!(run.with_load_ms.unwrap() > 1.0 && run.stages.load.is_none() && run.without_load_ms.is_none());
+        assert!(
+            run.with_load_ms.unwrap() > 1.0 && run.stages.load.is_none() && run.without_load_ms.is_none()
+        );
     }
     assert_eq!(measured.timelines.len(), margay.runs.len());
     let spans = &measured.timelines[0].spans;
     assert!(spans.iter().any(|span| span.stage == margay::Stage::Load));
-    assert!(spans.iter().filter(|span| span.stage == margay::Stage::Decode).count() == margay.runs[0].token_ms.len());
+    assert!(
+        spans.iter().filter(|span| span.stage == margay::Stage::Decode).count()
+            == margay.runs[0].token_ms.len()
+    );
     let again = Record::parse(record.to_json().as_bytes(), "x").unwrap();
-    assert_eq!(compare(record, &again, false).unwrap().lines.len(), compare(&again, record, false).unwrap().lines.len());
+    assert_eq!(
+        compare(record, &again, false).unwrap().lines.len(),
+        compare(&again, record, false).unwrap().lines.len()
+    );
     let text = report::record_text(record, 60.0, None);
     assert!(METRICS.iter().filter(|m| m.unit == "ms").all(|m| text.contains(m.name)), "{text}");
     let page = report::page(record, &measured.timelines, None, 60.0, None);

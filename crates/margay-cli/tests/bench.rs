@@ -10,7 +10,19 @@ const STREET: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/images
 
 /// Short rounds, enough of them for a gate.
 fn short(more: &[&str]) -> Vec<String> {
-    let words = ["bench", "--image", STREET, "--max-tokens", "3", "--repeat", "4", "--warmup", "0", "--idle", "100ms"];
+    let words = [
+        "bench",
+        "--image",
+        STREET,
+        "--max-tokens",
+        "3",
+        "--repeat",
+        "4",
+        "--warmup",
+        "0",
+        "--idle",
+        "100ms",
+    ];
     words.iter().chain(["--cool-limit", "0s"].iter()).chain(more).map(|word| (*word).to_owned()).collect()
 }
 
@@ -21,7 +33,15 @@ fn a_record_is_compared_and_gated() {
     let (a, html, trace) = (file("a.json"), file("a.html"), file("a.trace.json"));
     let peer = "command=printf %s \"$PROMPT\"";
     let text = run(short(&["--out", &a, "--html", &html, "--trace", &trace, "--peer", peer])).ok();
-    for part in ["with load", "without load", "first token", "each token", "frames of 60 Hz", "slice-encode", "command"] {
+    for part in [
+        "with load",
+        "without load",
+        "first token",
+        "each token",
+        "frames of 60 Hz",
+        "slice-encode",
+        "command",
+    ] {
         assert!(text.contains(part), "{part}: {text}");
     }
     let record: Value = serde_json::from_slice(&std::fs::read(&a).unwrap()).unwrap();
@@ -56,7 +76,19 @@ fn a_record_is_compared_and_gated() {
     assert_eq!(slow.code, Some(0), "{}", slow.stderr);
     assert!(slow.stderr.contains("gate passed"), "{}", slow.stderr);
 
-    let words = ["bench", "--prompt", "other", "--max-tokens", "3", "--repeat", "4", "--warmup", "0", "--idle", "50ms"];
+    let words = [
+        "bench",
+        "--prompt",
+        "other",
+        "--max-tokens",
+        "3",
+        "--repeat",
+        "4",
+        "--warmup",
+        "0",
+        "--idle",
+        "50ms",
+    ];
     let other = file("other.json");
     run(words.iter().copied().chain(["--out", &other])).ok();
     run(["bench", "compare", &a, &other]).fails(1, &["prompt", "--force"]);

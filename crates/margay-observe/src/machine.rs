@@ -138,8 +138,12 @@ pub fn kernel(root: &Root) -> Option<String> {
 /// What chooses the cores' clock rates, each kind once; empty where the system does not say.
 pub fn governors(root: &Root) -> Vec<String> {
     let of = |core| root.read(&format!("sys/devices/system/cpu/cpu{core}/cpufreq/scaling_governor"));
-    let mut all: Vec<String> =
-        online(root).unwrap_or_default().into_iter().filter_map(of).map(|text| text.trim().to_owned()).collect();
+    let mut all: Vec<String> = online(root)
+        .unwrap_or_default()
+        .into_iter()
+        .filter_map(of)
+        .map(|text| text.trim().to_owned())
+        .collect();
     all.sort();
     all.dedup();
     all
@@ -157,7 +161,8 @@ pub fn battery_watt_hours(root: &Root) -> Option<f64> {
     };
     let batteries: Vec<String> = root.list(folder).into_iter().filter(is_battery).collect();
     let [name] = &batteries[..] else { return None };
-    let number = |file: &str| read(name, file)?.trim().parse::<f64>().ok().filter(|n| n.is_finite() && *n > 0.0);
+    let number =
+        |file: &str| read(name, file)?.trim().parse::<f64>().ok().filter(|n| n.is_finite() && *n > 0.0);
     let energy = || number("energy_full").map(|micro| micro / 1e6);
     let charge = || {
         let volts = ["voltage_min_design", "voltage_max_design"].iter().find_map(|file| number(file))? / 1e6;

@@ -15,7 +15,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut session = model.session()?;
     for event in session.ask(&[picture], &question)? {
         match event? {
-            Event::Stage { stage, took, .. } if stage != Stage::Decode => println!("[{} {took:.1?}]", stage.name()),
+            Event::Stage { stage, took, .. } if stage != Stage::Decode => {
+                println!("[{} {took:.1?}]", stage.name())
+            }
             Event::Text(piece) => println!("{piece:?}"),
             Event::Done(report) => println!("{} tokens, {:?}", report.tokens.len(), report.stop),
             _ => {}

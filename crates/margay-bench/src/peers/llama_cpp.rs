@@ -23,11 +23,14 @@ fn command(peer: &Peer, plan: &Plan<'_>) -> Result<Command, BenchError> {
     let mut words = peer.what.split_whitespace();
     let path = words.next().ok_or_else(|| fail("its path is missing"))?;
     let more: Vec<&str> = words.collect();
-    let [picture] = &plan.pictures[..] else { return Err(fail("it is asked about one picture, no more and no less")) };
+    let [picture] = &plan.pictures[..] else {
+        return Err(fail("it is asked about one picture, no more and no less"));
+    };
     let mut command = Command::new(path);
     if !more.iter().any(|word| ["-m", "--model"].contains(word)) {
         let model = plan.model_file.as_ref().filter(|path| path.extension().is_some_and(|e| e == "gguf"));
-        let needs = "it needs a GGUF file: give Margay one, or add \"-m MODEL --mmproj FILE\" behind the path";
+        let needs =
+            "it needs a GGUF file: give Margay one, or add \"-m MODEL --mmproj FILE\" behind the path";
         command.arg("-m").arg(model.ok_or_else(|| fail(needs))?);
         if let Some(mmproj) = &plan.mmproj_file {
             command.arg("--mmproj").arg(mmproj);
@@ -82,7 +85,9 @@ impl Lines {
             *sum = ms.map(|ms| sum.unwrap_or(0.0) + ms).or(*sum);
         };
         for line in text.lines() {
-            if let Some(rest) = behind(line, "image slice encoded in").or(behind(line, "mtmd batch encoding done in")) {
+            if let Some(rest) =
+                behind(line, "image slice encoded in").or(behind(line, "mtmd batch encoding done in"))
+            {
                 add(&mut lines.encode, milliseconds(rest));
             } else if let Some(rest) = behind(line, "image decoded (batch ") {
                 add(&mut lines.image_decode, behind(rest, ") in").and_then(milliseconds));
@@ -146,7 +151,11 @@ mod tests {
     fn totals_are_sums_of_what_does_not_nest() {
         let mut run = Run::default();
         told(" A cat. \n", BATCHES, &mut run);
-        assert_eq!(run.without_load_ms, Some(21944.0 + 1672.75 + 16012.44), "prompt eval contains the picture's decoding");
+        assert_eq!(
+            run.without_load_ms,
+            Some(21944.0 + 1672.75 + 16012.44),
+            "prompt eval contains the picture's decoding"
+        );
         assert_eq!((run.ttft_ms, run.text.as_deref()), (Some(21944.0 + 1672.75), Some("A cat.")));
         assert_eq!((run.decode_tokens, run.answer_tokens), (Some(505), Some(506)));
         // Without the lines of pictures (an older verbosity) no total is made up.

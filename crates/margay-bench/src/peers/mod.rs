@@ -59,8 +59,9 @@ impl Peer {
     pub fn parse(spec: &str) -> Result<Self, BenchError> {
         let fail = |what| BenchError::Peer { spec: spec.to_owned(), what };
         let kinds = || PEERS.iter().map(|kind| kind.id).collect::<Vec<_>>().join(", ");
-        let (id, what) =
-            spec.split_once('=').ok_or_else(|| fail(format!("KIND=WHAT is expected, KIND one of {}", kinds())))?;
+        let (id, what) = spec
+            .split_once('=')
+            .ok_or_else(|| fail(format!("KIND=WHAT is expected, KIND one of {}", kinds())))?;
         let kind = PEERS.iter().find(|kind| kind.id == id);
         let kind = kind.ok_or_else(|| fail(format!("no kind is called {id}; there are {}", kinds())))?;
         if what.trim().is_empty() {
@@ -125,7 +126,11 @@ impl Peer {
 fn words(command: &Command) -> String {
     let word = |word: &std::ffi::OsStr| {
         let word = word.to_string_lossy();
-        if word.is_empty() || word.contains(char::is_whitespace) { format!("{word:?}") } else { word.into_owned() }
+        if word.is_empty() || word.contains(char::is_whitespace) {
+            format!("{word:?}")
+        } else {
+            word.into_owned()
+        }
     };
     std::iter::once(command.get_program()).chain(command.get_args()).map(word).collect::<Vec<_>>().join(" ")
 }
@@ -149,7 +154,8 @@ fn wait(child: &mut Child, plan: &Plan<'_>) -> std::io::Result<Option<Ended>> {
         }
         std::thread::sleep(LOOK);
     };
-    let [stdout, stderr] = readers.map(|reader| reader.and_then(|thread| thread.join().ok()).unwrap_or_default());
+    let [stdout, stderr] =
+        readers.map(|reader| reader.and_then(|thread| thread.join().ok()).unwrap_or_default());
     // The keyboard's Ctrl-C reaches the peer as well.
     Ok((!plan.stop.is_cancelled()).then_some((status, stdout, stderr)))
 }

@@ -27,11 +27,13 @@ pub(super) fn figure(engine: &Engine) -> String {
         return String::new();
     }
     // The same scale for all, wide enough for most; what lies beyond stands at the edge as a ring.
-    let mut distances: Vec<f64> = rows.iter().flat_map(|(.., ratios)| ratios).map(|ratio| (ratio - 1.0).abs()).collect();
+    let mut distances: Vec<f64> =
+        rows.iter().flat_map(|(.., ratios)| ratios).map(|ratio| (ratio - 1.0).abs()).collect();
     distances.sort_by(f64::total_cmp);
     let most = distances[(distances.len() - 1) * 95 / 100];
     let reach = [0.05, 0.1, 0.2, 0.5, 1.0].into_iter().find(|reach| *reach >= most).unwrap_or(1.0);
-    let x = |ratio: f64| LEFT + (WIDTH - LEFT - RIGHT) * ((ratio - 1.0) / reach).clamp(-1.0, 1.0).midpoint(1.0);
+    let x =
+        |ratio: f64| LEFT + (WIDTH - LEFT - RIGHT) * ((ratio - 1.0) / reach).clamp(-1.0, 1.0).midpoint(1.0);
     let bottom = TOP + ROW * rows.len() as f64;
     let height = bottom + 26.0;
     let mut svg = format!(
@@ -41,7 +43,8 @@ pub(super) fn figure(engine: &Engine) -> String {
         let ratio = 1.0 + reach * f64::from(step) / 2.0;
         let at = x(ratio);
         let percent = 100.0 * (ratio - 1.0);
-        let label = if step == 0 { "median".to_owned() } else { format!("{percent:+.1} %").replace(".0 %", " %") };
+        let label =
+            if step == 0 { "median".to_owned() } else { format!("{percent:+.1} %").replace(".0 %", " %") };
         svg += &format!(
             "<line class=\"{}\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{TOP}\" y2=\"{bottom}\"/>\
              <text class=\"tick\" x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{label}</text>",
@@ -89,11 +92,8 @@ mod tests {
         let runs: Vec<Run> = [95.0, 100.0, 104.0, 100.0, 900.0].map(run).to_vec();
         let engine = Engine { runs, ..Engine::default() };
         let svg = figure(&engine);
-        let places: Vec<f64> = svg
-            .split("cx=\"")
-            .skip(1)
-            .map(|rest| rest.split('"').next().unwrap().parse().unwrap())
-            .collect();
+        let places: Vec<f64> =
+            svg.split("cx=\"").skip(1).map(|rest| rest.split('"').next().unwrap().parse().unwrap()).collect();
         let middle = LEFT + (WIDTH - LEFT - RIGHT) / 2.0;
         assert!(places[0] < middle && (places[1] - middle).abs() < 0.1 && places[2] > middle, "{places:?}");
         assert_eq!(places[4], WIDTH - RIGHT);

@@ -92,7 +92,8 @@ fn headline(record: &Record) -> String {
     let share = (all > 0).then(|| (format!("{:.1}", 100.0 * missed as f64 / all as f64), "%"));
     let energy = crate::energies(record).query_joules.map(|joules| (format!("{joules:.2}"), "J"));
     let rss = engine.runs.iter().filter_map(|run| run.peak_rss_bytes).max().map(bytes);
-    let rss = rss.as_deref().and_then(|text| text.split_once(' ')).map(|(number, unit)| (number.to_owned(), unit));
+    let rss =
+        rss.as_deref().and_then(|text| text.split_once(' ')).map(|(number, unit)| (number.to_owned(), unit));
     let cards = [
         ("first token", time("ttft_ms")),
         ("answer, without load", time("without_load_ms")),
@@ -137,7 +138,8 @@ fn engines(record: &Record) -> String {
     text += &format!("</tbody></table></div>\n<p class=\"lead\">{}</p>\n", escaped(NESTING));
     for engine in record.engines.iter().filter(|engine| engine.command.is_some()) {
         let command = engine.command.as_deref().unwrap_or_default();
-        text += &format!("<p class=\"lead\">{}: <code>{}</code></p>\n", escaped(&engine.name), escaped(command));
+        text +=
+            &format!("<p class=\"lead\">{}: <code>{}</code></p>\n", escaped(&engine.name), escaped(command));
     }
     text
 }
@@ -145,10 +147,11 @@ fn engines(record: &Record) -> String {
 /// Figures of Margay's stages.
 fn stages(record: &Record) -> String {
     let Some(engine) = record.engine(MARGAY) else { return String::new() };
-    let mut text = "<h2>Stages <small>of margay, ms</small></h2>\n<div class=\"wide\"><table><thead><tr><th>stage</th>\
+    let mut text =
+        "<h2>Stages <small>of margay, ms</small></h2>\n<div class=\"wide\"><table><thead><tr><th>stage</th>\
                     <th>mean</th><th>deviation</th><th>p50</th><th>p95</th><th>p99</th><th>runs</th>\
                     <th>also called</th></tr></thead><tbody>\n"
-        .to_owned();
+            .to_owned();
     let mut row = |name: &str, values: &[f64], field_name: &str| {
         let cells = match summary(values) {
             Some(s) => {

@@ -1,6 +1,6 @@
 //! For the terminal.
 
-use super::{NESTING, engine_rows, ms, ms_or_unknown, token_times};
+use super::{EngineRow, NESTING, engine_rows, ms, ms_or_unknown, token_times};
 use crate::{
     BatteryLife, Begin, Comparison, METRICS, Metric, Record, Verdict, battery_life, energies,
     record::{MARGAY, Run, Sustained},
@@ -45,7 +45,8 @@ fn head(record: &Record) -> String {
         q.pictures.iter().map(|p| format!("{} ({}x{})", p.name, p.width, p.height)).collect();
     let of = if pictures.is_empty() { String::new() } else { format!(" of {}", pictures.join(", ")) };
     text += &format!("{:?}{of}\n", q.prompt);
-    let (rounds, period) = (record.engines.iter().flat_map(|e| &e.runs).map(|run| run.round + 1).max(), p.period_ms);
+    let (rounds, period) =
+        (record.engines.iter().flat_map(|e| &e.runs).map(|run| run.round + 1).max(), p.period_ms);
     text += &format!(
         "{} of {} rounds after {} that do not count; a sample each {period:.0} ms\n",
         rounds.unwrap_or(0),
@@ -83,38 +84,43 @@ fn stages(record: &Record) -> String {
     format!("\n{}", table(&header, &rows))
 }
 
-/// Every engine beside each other, as the study's table of latencies, with totals that are of the same things.
+/// Every engine beside each other, as the study's table of latencies, with totals that are of the same things. Columns that
+/// nobody knows are left out.
 fn engines(record: &Record) -> String {
-    let row = |row: super::EngineRow| {
-        let cell = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), ms);
-        let rate = row.tokens_per_second.map_or_else(|| "-".to_owned(), |rate| format!("{rate:.1}"));
-        let memory = row.peak_rss_bytes.map_or_else(|| "-".to_owned(), |peak| bytes(peak as u64));
-        let cpu = row.cpu_percent.map_or_else(|| "-".to_owned(), |cpu| format!("{cpu:.0}"));
-        vec![
-            row.name,
-            cell(row.load),
-            cell(row.encode),
-            cell(row.prefill),
-            cell(row.image_prefill),
-            cell(row.decode),
-            cell(row.without_load),
-            cell(row.with_load),
-            rate,
-            cpu,
-            memory,
-            row.runs.to_string(),
-        ]
-    };
-    let header = [
-        "medians, ms", "load", "slice-encode", "prompt-eval", "of it, image", "token-eval", "without load", "with load",
-        "tokens/s", "CPU %", "peak RSS", "runs",
+    let rows = engine_rows(record);
+    let dash = || "-".to_owned();
+    let time = |value: fn(&EngineRow) -> Option<f64>| move |row: &EngineRow| value(row).map(ms);
+    type Cell = Box<dyn Fn(&EngineRow) -> Option<String>>;
+    let columns: [(&str, Cell); 10] = [
+        ("load", Box::new(time(|row| row.load))),
+        ("slice-encode", Box::new(time(|row| row.encode))),
+        ("prompt-eval", Box::new(time(|row| row.prefill))),
+        ("of it, image", Box::new(time(|row| row.image_prefill))),
+        ("token-eval", Box::new(time(|row| row.decode))),
+        ("without load", Box::new(time(|row| row.without_load))),
+        ("with load", Box::new(time(|row| row.with_load))),
+        ("tokens/s", Box::new(|row| row.tokens_per_second.map(|rate| format!("{rate:.1}")))),
+        ("CPU %", Box::new(|row| row.cpu_percent.map(|cpu| format!("{cpu:.0}")))),
+        ("peak RSS", Box::new(|row| row.peak_rss_bytes.map(|peak| bytes(peak as u64)))),
     ];
-    let rows: Vec<Vec<String>> = engine_rows(record).into_iter().map(row).collect();
-    format!("\n{}{}", table(&header, &rows), paragraph("", NESTING))
+    let shown: Vec<&(&str, Cell)> =
+        columns.iter().filter(|(_, cell)| rows.iter().any(|row| cell(row).is_some())).collect();
+    let line = |row: &EngineRow| {
+        let cells = shown.iter().map(|(_, cell)| cell(row).unwrap_or_else(dash));
+        std::iter::once(row.name.clone()).chain(cells).chain([row.runs.to_string()]).collect()
+    };
+    let lines: Vec<Vec<String>> = rows.iter().map(line).collect();
+    let names = shown.iter().map(|(name, _)| *name);
+    let header: Vec<&str> = std::iter::once("medians, ms").chain(names).chain(["runs"]).collect();
+    format!("\n{}{}", table(&header, &lines), paragraph("", NESTING))
 }
 
 /// What is told in words: a name, and what there is to say.
-pub(super) fn facts(record: &Record, period_seconds: f64, watt_hours: Option<f64>) -> Vec<(&'static str, String)> {
+pub(super) fn facts(
+    record: &Record,
+    period_seconds: f64,
+    watt_hours: Option<f64>,
+) -> Vec<(&'static str, String)> {
     let Some(engine) = record.engine(MARGAY) else { return Vec::new() };
     let warm: Vec<&Run> = engine.runs.iter().filter(|run| run.begin == Begin::Warm).collect();
     let p = &record.protocol;
@@ -124,12 +130,19 @@ pub(super) fn facts(record: &Record, period_seconds: f64, watt_hours: Option<f64
     let most = |value: fn(&Run) -> Option<u64>| engine.runs.iter().filter_map(value).max();
     let told = |value: Option<u64>| value.map_or_else(|| "unknown".to_owned(), bytes);
     let (rss, anonymous) = (most(|run| run.peak_rss_bytes), most(|run| run.peak_anonymous_bytes));
-    facts.push(("peak memory", format!("{} resident, {} of it anonymous (samples of all runs)", told(rss), told(anonymous))));
+    facts.push((
+        "peak memory",
+        format!("{} resident, {} of it anonymous (samples of all runs)", told(rss), told(anonymous)),
+    ));
     facts.push(("responsiveness", responsiveness(&warm)));
     let celsius = |value: Option<f64>| value.map_or_else(|| "unknown".to_owned(), |c| format!("{c:.1} °C"));
     let peak = engine.runs.iter().filter_map(|run| run.peak_celsius).reduce(f64::max);
-    facts.push(("temperature", format!("{} at the start, {} at most", celsius(p.start_celsius), celsius(peak))));
-    let cooled = if p.cooled_seconds >= 0.1 { format!(" ({:.1} s in all)", p.cooled_seconds) } else { String::new() };
+    facts.push((
+        "temperature",
+        format!("{} at the start, {} at most", celsius(p.start_celsius), celsius(peak)),
+    ));
+    let cooled =
+        if p.cooled_seconds >= 0.1 { format!(" ({:.1} s in all)", p.cooled_seconds) } else { String::new() };
     facts.push(("cool-down", format!("{}{cooled}", p.cool_down)));
     let d = &record.device;
     let governor = if d.governors.is_empty() { "unknown".to_owned() } else { d.governors.join(", ") };
@@ -137,7 +150,9 @@ pub(super) fn facts(record: &Record, period_seconds: f64, watt_hours: Option<f64
     let background = p.idle_cpu_percent.map_or_else(|| "unknown".to_owned(), |cpu| format!("{cpu:.0} %"));
     facts.push((
         "machine",
-        format!("kernel {kernel}; governor {governor}; CPU {background} before the first run (100 = one core)"),
+        format!(
+            "kernel {kernel}; governor {governor}; CPU {background} before the first run (100 = one core)"
+        ),
     ));
     let options: Vec<String> = record.options.iter().map(|(name, value)| format!("{name} {value}")).collect();
     facts.push(("options", options.join(", ")));
@@ -198,7 +213,8 @@ fn battery(record: &Record, period: f64, watt_hours: Option<f64>) -> String {
         return "unknown: no battery is told; give --battery-wh".to_owned();
     };
     let e = energies(record);
-    let (Some(gross), Some(seconds), Some(idle)) = (e.gross_joules, e.seconds, record.protocol.idle_watts) else {
+    let (Some(gross), Some(seconds), Some(idle)) = (e.gross_joules, e.seconds, record.protocol.idle_watts)
+    else {
         return format!("{watt_hours} Wh; hours unknown, as energy and idle power are");
     };
     match battery_life(watt_hours, (gross, seconds), idle, period) {
@@ -245,7 +261,9 @@ fn sustained_text(s: &Sustained) -> String {
     let mut text = format!("\n{}", table(&["minute", "tokens/s", "answers/min"], &rows));
     let celsius = |value: Option<f64>| value.map_or_else(|| "unknown".to_owned(), |c| format!("{c:.1} °C"));
     let factor = s.factor.map_or_else(|| "unknown".to_owned(), |factor| format!("{factor:.2}"));
-    let cap = s.cap_fell_seconds.map_or_else(|| s.caps.clone(), |at| format!("the cap on a clock fell after {at:.0} s"));
+    let cap = s
+        .cap_fell_seconds
+        .map_or_else(|| s.caps.clone(), |at| format!("the cap on a clock fell after {at:.0} s"));
     text += &paragraph(
         &format!("{:<15}", "sustained"),
         &format!(
@@ -263,7 +281,9 @@ fn sustained_text(s: &Sustained) -> String {
 /// What a comparison says.
 pub fn comparison_text(comparison: &Comparison) -> String {
     let row = |line: &crate::Line| {
-        let known = |value: &dyn Fn(&crate::Shift) -> String| line.shift.as_ref().map_or_else(|| "unknown".to_owned(), value);
+        let known = |value: &dyn Fn(&crate::Shift) -> String| {
+            line.shift.as_ref().map_or_else(|| "unknown".to_owned(), value)
+        };
         let cell = |value: f64| if line.unit == "bytes" { bytes(value as u64) } else { ms(value) };
         let verdict = match (line.worse, line.shift.map(|shift| shift.verdict)) {
             (Some(true), _) => "worse",
@@ -285,9 +305,13 @@ pub fn comparison_text(comparison: &Comparison) -> String {
         ]
     };
     let rows: Vec<Vec<String>> = comparison.lines.iter().map(row).collect();
-    let header = ["medians", "unit", "A", "B", "B / A", "95 % within", "chance", "runs", "B is               "];
+    let header =
+        ["medians", "unit", "A", "B", "B / A", "95 % within", "chance", "runs", "B is               "];
     let mut text = table(&header, &rows);
-    text += &paragraph("", "A difference counts where the interval leaves 1 out and the chance of the ranks is at most 0.05.");
+    text += &paragraph(
+        "",
+        "A difference counts where the interval leaves 1 out and the chance of the ranks is at most 0.05.",
+    );
     for note in &comparison.notes {
         text += &paragraph("note: ", note);
     }
@@ -338,7 +362,11 @@ mod tests {
         let runs = (0..5).flat_map(|round| [run(round, Begin::Cold), run(round, Begin::Warm)]).collect();
         let mut record = Record {
             engines: vec![Engine { name: MARGAY.to_owned(), command: None, runs }],
-            protocol: Protocol { repeat: 5, power_unknown: Some("no such file".to_owned()), ..Protocol::default() },
+            protocol: Protocol {
+                repeat: 5,
+                power_unknown: Some("no such file".to_owned()),
+                ..Protocol::default()
+            },
             ..Record::default()
         };
         record.model.name = "nano".to_owned();
@@ -351,7 +379,7 @@ mod tests {
         for part in [
             "energy         unknown: no such file",
             "battery        19.25 Wh; hours unknown",
-            "prefill             unknown",
+            "unknown  unknown     0   prompt-eval",
             "25 of 250 frames of 60 Hz missed (10.0 %), longest gap 40 ms; waiting for CPU unknown",
             "unknown at the start",
         ] {
@@ -374,7 +402,10 @@ mod tests {
             (run.without_load_ms, run.decode_net_joules) = (Some(100.0), Some(0.2));
         }
         let text = record_text(&record, 60.0, Some(19.25)).replace('\n', " ").replace("               ", "");
-        for part in ["0.500 J a query, unknown a picture, 0.050 J a generated token", "19.1 h with one answer each 60 s"] {
+        for part in [
+            "0.500 J a query, unknown a picture, 0.050 J a generated token",
+            "19.1 h with one answer each 60 s",
+        ] {
             assert!(text.contains(part), "{part}\n{text}");
         }
     }
@@ -386,7 +417,10 @@ mod tests {
         let text = comparison_text(&compare(&a, &b, false).unwrap());
         let encode = text.lines().find(|line| line.starts_with("encode")).unwrap();
         assert!(encode.contains("1.500") && encode.contains("worse") && encode.contains("5 + 5"), "{text}");
-        assert!(text.lines().any(|line| line.starts_with("decode") && line.contains("no difference shown")), "{text}");
+        assert!(
+            text.lines().any(|line| line.starts_with("decode") && line.contains("no difference shown")),
+            "{text}"
+        );
     }
 
     #[test]

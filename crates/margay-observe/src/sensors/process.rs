@@ -54,7 +54,10 @@ impl Process {
         let text = root.read(&format!("{folder}/stat"))?;
         if let Some(pid) = self.tree {
             let of = |pid: u32| with_waited(&root.read(&format!("proc/{pid}/stat"))?);
-            let ticks = descendants(root, pid).into_iter().filter_map(of).fold(with_waited(&text)?, u64::saturating_add);
+            let ticks = descendants(root, pid)
+                .into_iter()
+                .filter_map(of)
+                .fold(with_waited(&text)?, u64::saturating_add);
             return Some(Times { nanos: ticks.checked_mul(TICK_NANOS)?, ..Times::default() });
         }
         let stat = stat(&text)?;

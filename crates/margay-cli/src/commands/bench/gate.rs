@@ -49,7 +49,10 @@ impl Compare {
 /// Tells whether a record passes against a baseline; false where a figure is worse beyond noise and by more than `percent`.
 pub(crate) fn passes(baseline: &Record, record: &Record, percent: f64) -> anyhow::Result<bool> {
     let comparison = compare(baseline, record, false)?;
-    output::note(&format!("\ngate: A is the baseline, B is this\n{}", output::harmless(&comparison_text(&comparison))));
+    output::note(&format!(
+        "\ngate: A is the baseline, B is this\n{}",
+        output::harmless(&comparison_text(&comparison))
+    ));
     if comparison.says_nothing() {
         anyhow::bail!("the gate can say nothing: it needs 4 rounds in the baseline and in this record");
     }
@@ -73,6 +76,8 @@ fn passed(comparison: &Comparison, percent: f64) -> String {
     let worse = comparison.lines.iter().filter(|line| line.worse == Some(true)).count();
     match worse {
         0 => format!("gate passed: nothing is slower beyond noise and over {percent} %"),
-        worse => format!("gate passed: nothing that it looks at is more than {percent} % slower, though {worse} figures are worse"),
+        worse => format!(
+            "gate passed: nothing that it looks at is more than {percent} % slower, though {worse} figures are worse"
+        ),
     }
 }

@@ -100,7 +100,8 @@ impl Pipeline {
         let peers = peers.map_err(|e| Usage(e.to_string()))?;
         let path = self.model.as_deref().map(hub::local).transpose()?;
         let mut options = self.load.options();
-        options.mmproj = self.load.mmproj.as_deref().map(hub::local).transpose()?.map(std::borrow::Cow::into_owned);
+        options.mmproj =
+            self.load.mmproj.as_deref().map(hub::local).transpose()?.map(std::borrow::Cow::into_owned);
         if path.is_none() && options.mmproj.is_some() {
             return Err(Usage("--mmproj needs the model it belongs to".to_owned()).into());
         }
@@ -138,7 +139,9 @@ impl Pipeline {
             return Ok(Outcome::Interrupted);
         }
         match &baseline {
-            Some(baseline) if !gate::passes(baseline, &measured.record, self.gate_percent)? => Ok(Outcome::LimitBroken),
+            Some(baseline) if !gate::passes(baseline, &measured.record, self.gate_percent)? => {
+                Ok(Outcome::LimitBroken)
+            }
             _ => Ok(Outcome::Done),
         }
     }
@@ -214,7 +217,9 @@ fn time(text: &str) -> Result<Duration, String> {
     };
     let seconds = text[..split].trim().parse::<f64>().ok().map(|number| number * factor);
     let seconds = seconds.filter(|seconds| (0.0..=1e7).contains(seconds));
-    seconds.map(Duration::from_secs_f64).ok_or_else(|| "a time of 0 or more is expected, as in 30m or 90s".to_owned())
+    seconds
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| "a time of 0 or more is expected, as in 30m or 90s".to_owned())
 }
 
 fn positive(text: &str) -> Result<f64, String> {
@@ -228,7 +233,9 @@ mod tests {
 
     #[test]
     fn times_have_units_and_nonsense_is_refused() {
-        for (text, seconds) in [("30m", 1800.0), ("90s", 90.0), ("1.5h", 5400.0), ("500ms", 0.5), ("2", 2.0), ("0s", 0.0)] {
+        for (text, seconds) in
+            [("30m", 1800.0), ("90s", 90.0), ("1.5h", 5400.0), ("500ms", 0.5), ("2", 2.0), ("0s", 0.0)]
+        {
             assert_eq!(time(text), Ok(Duration::from_secs_f64(seconds)), "{text}");
         }
         for text in ["", "m", "-1s", "1d", "inf", "nan", "1e300h", "5 m s"] {
