@@ -37,6 +37,10 @@ const MOST_OUTPUT: u64 = 4 << 20;
 /// Time between looks whether a peer has ended: the error of its time.
 const LOOK: Duration = Duration::from_millis(1);
 
+/// A peer that fewer samples than this saw alive was watched while it started, and no figure of its memory or its processor
+/// time is one of its work.
+const FEWEST_SAMPLES: usize = 4;
+
 /// A peer as it was asked for.
 #[derive(Clone)]
 pub struct Peer {
@@ -118,6 +122,10 @@ impl Peer {
         run.with_load_ms = Some(end.saturating_sub(began).as_secs_f64() * 1e3);
         (self.kind.told)(&stdout, &stderr, &mut run);
         watch(&mut run, &timeline, (began, end));
+        if timeline.series.samples.iter().filter(|sample| sample.rss_bytes.is_some()).count() < FEWEST_SAMPLES
+        {
+            (run.peak_rss_bytes, run.peak_anonymous_bytes, run.process_cpu_percent) = (None, None, None);
+        }
         Ok(Some((run, timeline)))
     }
 }

@@ -1,6 +1,6 @@
 //! One page of its own: nothing is loaded from elsewhere, and it is light or dark as the reader's system is.
 
-use super::{NESTING, dots, engine_rows, median_timeline, ms, terminal::facts, token_times};
+use super::{Column, NESTING, columns, dots, engine_rows, median_timeline, ms, terminal::facts, token_times};
 use crate::{
     Begin, METRICS, Record,
     record::{MARGAY, Sustained},
@@ -113,33 +113,29 @@ fn headline(record: &Record) -> String {
     format!("<div class=\"cards\">{}</div>\n", cards.map(card).concat())
 }
 
-/// Every engine beside each other, in the columns of the field's studies.
+/// Every engine beside each other, in the columns of the field's studies; those that nobody knows are left out.
 fn engines(record: &Record) -> String {
-    let mut text = "<h2>Engines <small>medians in ms</small></h2>\n<div class=\"wide\"><table><thead><tr><th>engine</th>\
-                    <th>load</th><th>slice-encode</th><th>prompt-eval</th><th>of it, image</th><th>token-eval</th>\
-                    <th class=\"total\">without load</th><th class=\"total\">with load</th><th>tokens/s</th><th>CPU, %</th>\
-                    <th>peak RSS</th><th>runs</th></tr></thead><tbody>\n"
-        .to_owned();
-    for row in engine_rows(record) {
-        let cell = |value: Option<f64>, class: &str| {
-            let value = value.map_or_else(|| "<span class=\"unknown\">–</span>".to_owned(), ms);
-            format!("<td{class}>{value}</td>")
+    let rows = engine_rows(record);
+    let columns = columns(&rows);
+    let class = |name: &str| if name.ends_with("load") && name != "load" { " class=\"total\"" } else { "" };
+    let heads: String = columns.iter().map(|(name, _)| format!("<th{}>{name}</th>", class(name))).collect();
+    let mut text = format!(
+        "<h2>Engines <small>medians in ms</small></h2>\n<div class=\"wide\"><table><thead><tr><th>engine</th>{heads}\
+         <th>runs</th></tr></thead><tbody>\n"
+    );
+    for row in &rows {
+        let cell = |(name, cell): &Column| {
+            let value = cell(row).unwrap_or_else(|| "<span class=\"unknown\">–</span>".to_owned());
+            format!("<td{}>{value}</td>", class(name))
         };
-        let total = " class=\"total\"";
-        text += &format!("<tr><th scope=\"row\">{}</th>", escaped(&row.name));
-        for value in [row.load, row.encode, row.prefill, row.image_prefill, row.decode] {
-            text += &cell(value, "");
-        }
-        text += &(cell(row.without_load, total) + &cell(row.with_load, total));
-        text += &(cell(row.tokens_per_second, "") + &cell(row.cpu_percent, ""));
-        let memory = row.peak_rss_bytes.map_or_else(|| "–".to_owned(), |peak| bytes(peak as u64));
-        text += &format!("<td>{memory}</td><td>{}</td></tr>\n", row.runs);
+        let cells: String = columns.iter().map(cell).collect();
+        let name = escaped(&row.name);
+        text += &format!("<tr><th scope=\"row\">{name}</th>{cells}<td>{}</td></tr>\n", row.runs);
     }
     text += &format!("</tbody></table></div>\n<p class=\"lead\">{}</p>\n", escaped(NESTING));
     for engine in record.engines.iter().filter(|engine| engine.command.is_some()) {
-        let command = engine.command.as_deref().unwrap_or_default();
-        text +=
-            &format!("<p class=\"lead\">{}: <code>{}</code></p>\n", escaped(&engine.name), escaped(command));
+        let command = escaped(engine.command.as_deref().unwrap_or_default());
+        text += &format!("<p class=\"lead\">{}: <code>{command}</code></p>\n", escaped(&engine.name));
     }
     text
 }

@@ -7,7 +7,7 @@ mod terminal;
 pub use html::page;
 pub use terminal::{comparison_text, record_text};
 
-use margay_observe::Timeline;
+use margay_observe::{Timeline, report::bytes};
 
 use crate::{
     Begin, Engine, METRICS, Record,
@@ -46,6 +46,27 @@ pub(crate) fn engine_rows(record: &Record) -> Vec<EngineRow> {
         }
     }
     rows
+}
+
+/// A column of that table: its name, and a cell where it is known.
+pub(crate) type Column = (&'static str, fn(&EngineRow) -> Option<String>);
+
+const COLUMNS: [Column; 10] = [
+    ("load", |row| row.load.map(ms)),
+    ("slice-encode", |row| row.encode.map(ms)),
+    ("prompt-eval", |row| row.prefill.map(ms)),
+    ("of it, image", |row| row.image_prefill.map(ms)),
+    ("token-eval", |row| row.decode.map(ms)),
+    ("without load", |row| row.without_load.map(ms)),
+    ("with load", |row| row.with_load.map(ms)),
+    ("tokens/s", |row| row.tokens_per_second.map(ms)),
+    ("CPU %", |row| row.cpu_percent.map(|cpu| format!("{cpu:.0}"))),
+    ("peak RSS", |row| row.peak_rss_bytes.map(|peak| bytes(peak as u64))),
+];
+
+/// The columns that a row knows.
+pub(crate) fn columns(rows: &[EngineRow]) -> Vec<Column> {
+    COLUMNS.into_iter().filter(|(_, cell)| rows.iter().any(|row| cell(row).is_some())).collect()
 }
 
 fn engine_row(name: String, runs: &[&Run]) -> EngineRow {

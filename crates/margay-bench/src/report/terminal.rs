@@ -1,6 +1,6 @@
 //! For the terminal.
 
-use super::{EngineRow, NESTING, engine_rows, ms, ms_or_unknown, token_times};
+use super::{EngineRow, NESTING, columns, engine_rows, ms, ms_or_unknown, token_times};
 use crate::{
     BatteryLife, Begin, Comparison, METRICS, Metric, Record, Verdict, battery_life, energies,
     record::{MARGAY, Run, Sustained},
@@ -84,33 +84,16 @@ fn stages(record: &Record) -> String {
     format!("\n{}", table(&header, &rows))
 }
 
-/// Every engine beside each other, as the study's table of latencies, with totals that are of the same things. Columns that
-/// nobody knows are left out.
+/// Every engine beside each other, as the study's table of latencies, with totals that are of the same things.
 fn engines(record: &Record) -> String {
     let rows = engine_rows(record);
-    let dash = || "-".to_owned();
-    let time = |value: fn(&EngineRow) -> Option<f64>| move |row: &EngineRow| value(row).map(ms);
-    type Cell = Box<dyn Fn(&EngineRow) -> Option<String>>;
-    let columns: [(&str, Cell); 10] = [
-        ("load", Box::new(time(|row| row.load))),
-        ("slice-encode", Box::new(time(|row| row.encode))),
-        ("prompt-eval", Box::new(time(|row| row.prefill))),
-        ("of it, image", Box::new(time(|row| row.image_prefill))),
-        ("token-eval", Box::new(time(|row| row.decode))),
-        ("without load", Box::new(time(|row| row.without_load))),
-        ("with load", Box::new(time(|row| row.with_load))),
-        ("tokens/s", Box::new(|row| row.tokens_per_second.map(|rate| format!("{rate:.1}")))),
-        ("CPU %", Box::new(|row| row.cpu_percent.map(|cpu| format!("{cpu:.0}")))),
-        ("peak RSS", Box::new(|row| row.peak_rss_bytes.map(|peak| bytes(peak as u64)))),
-    ];
-    let shown: Vec<&(&str, Cell)> =
-        columns.iter().filter(|(_, cell)| rows.iter().any(|row| cell(row).is_some())).collect();
+    let columns = columns(&rows);
     let line = |row: &EngineRow| {
-        let cells = shown.iter().map(|(_, cell)| cell(row).unwrap_or_else(dash));
+        let cells = columns.iter().map(|(_, cell)| cell(row).unwrap_or_else(|| "-".to_owned()));
         std::iter::once(row.name.clone()).chain(cells).chain([row.runs.to_string()]).collect()
     };
     let lines: Vec<Vec<String>> = rows.iter().map(line).collect();
-    let names = shown.iter().map(|(name, _)| *name);
+    let names = columns.iter().map(|(name, _)| *name);
     let header: Vec<&str> = std::iter::once("medians, ms").chain(names).chain(["runs"]).collect();
     format!("\n{}{}", table(&header, &lines), paragraph("", NESTING))
 }
@@ -299,7 +282,9 @@ pub fn comparison_text(comparison: &Comparison) -> String {
             known(&|shift| cell(shift.b)),
             known(&|shift| format!("{:.3}", shift.ratio)),
             known(&|shift| format!("{:.3} to {:.3}", shift.interval.0, shift.interval.1)),
-            known(&|shift| format!("{:.3}", shift.chance)),
+            known(&|shift| {
+                if shift.chance < 0.001 { "<0.001".to_owned() } else { format!("{:.3}", shift.chance) }
+            }),
             format!("{} + {}", line.runs.0, line.runs.1),
             format!("{verdict:<19}"),
         ]
