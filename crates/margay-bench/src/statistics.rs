@@ -92,8 +92,8 @@ mod tests {
             (figures.mean, 13.285_714_285_714_286),
             (figures.deviation.unwrap(), 12.540_292_204_387_766),
             (figures.p50, 9.75),
-            (figures.p95, 32.449_999_999_999_989),
-            (figures.p99, 39.289_999_999_999_992),
+            (figures.p95, 32.449_999_999_999_99),
+            (figures.p99, 39.289_999_999_999_99),
             (percentile(&VALUES, 0.1).unwrap(), 6.1),
         ];
         for (at, (found, numpy)) in expected.into_iter().enumerate() {

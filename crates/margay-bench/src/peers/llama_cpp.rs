@@ -6,8 +6,9 @@
 //! letter before each line, and need `-v` to tell of pictures.
 //!
 //! What nests in what: prompt eval counts every batch of more than one token, so it contains the decoding of the picture;
-//! encoding is in none of them. Load ends with the empty run that warms the model up; the vision file is loaded behind it and
-//! is in total time, which is why total time is not taken here.
+//! encoding is in none of them. Load ends with the first batch: the empty run that warms the model up, or, under `--no-warmup`,
+//! the first of the prompt, which is then in both. The vision file is loaded behind the warm-up and is in total time, which is
+//! why total time is not taken here.
 
 use super::{Peer, PeerKind};
 use crate::{BenchError, Plan, record::Run};
