@@ -174,14 +174,14 @@ fn sustained_part(s: &Sustained) -> String {
     let factor = s.factor.map_or_else(|| "unknown".to_owned(), |factor| format!("{factor:.2}"));
     let mut text = format!(
         "<h2>Sustained <small>factor {factor}: the last rate over the first, {:.0} s each</small></h2>\n\
-         <div class=\"wide\"><table><thead><tr><th>minute</th><th>tokens/s</th><th>answers/min</th></tr></thead><tbody>\n",
+         <div class=\"wide\"><table><thead><tr><th>at</th><th>tokens/s</th><th>answers/min</th></tr></thead><tbody>\n",
         s.window_seconds
     );
     for mark in &s.marks {
         let rate = mark.tokens_per_second.map_or_else(|| "unknown".to_owned(), |rate| format!("{rate:.1}"));
         text += &format!(
-            "<tr><th scope=\"row\">{:.1}</th><td>{rate}</td><td>{:.1}</td></tr>\n",
-            mark.seconds / 60.0,
+            "<tr><th scope=\"row\">{}</th><td>{rate}</td><td>{:.1}</td></tr>\n",
+            super::moment(mark.seconds),
             mark.answers_per_minute
         );
     }

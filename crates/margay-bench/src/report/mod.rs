@@ -129,6 +129,15 @@ pub(crate) fn ms(value: f64) -> String {
     }
 }
 
+/// A time of a long run: `45 s`, `10 min`, `12.5 min`.
+pub(crate) fn moment(seconds: f64) -> String {
+    match seconds {
+        s if s < 60.0 => format!("{s:.0} s"),
+        s if (s / 60.0).fract() < 0.05 => format!("{:.0} min", s / 60.0),
+        s => format!("{:.1} min", s / 60.0),
+    }
+}
+
 /// As [`ms`], of what may be unknown.
 pub(crate) fn ms_or_unknown(value: Option<f64>) -> String {
     value.map_or_else(|| "unknown".to_owned(), ms)

@@ -235,13 +235,13 @@ fn responsiveness(runs: &[&Run]) -> String {
 fn sustained_text(s: &Sustained) -> String {
     let row = |mark: &crate::Mark| {
         vec![
-            format!("{:.1}", mark.seconds / 60.0),
+            super::moment(mark.seconds),
             mark.tokens_per_second.map_or_else(|| "unknown".to_owned(), |rate| format!("{rate:.1}")),
             format!("{:.1}", mark.answers_per_minute),
         ]
     };
     let rows: Vec<Vec<String>> = s.marks.iter().map(row).collect();
-    let mut text = format!("\n{}", table(&["minute", "tokens/s", "answers/min"], &rows));
+    let mut text = format!("\n{}", table(&["at", "tokens/s", "answers/min"], &rows));
     let celsius = |value: Option<f64>| value.map_or_else(|| "unknown".to_owned(), |c| format!("{c:.1} °C"));
     let factor = s.factor.map_or_else(|| "unknown".to_owned(), |factor| format!("{factor:.2}"));
     let cap = s
@@ -361,16 +361,17 @@ mod tests {
     #[test]
     fn what_is_unknown_is_said_with_its_reason_and_no_number_stands_in() {
         let text = record_text(&record(), 60.0, Some(19.25));
+        assert!(text.lines().all(|line| line.chars().count() <= 150), "{text}");
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
         for part in [
-            "energy         unknown: no such file",
-            "battery        19.25 Wh; hours unknown",
-            "unknown  unknown     0   prompt-eval",
+            "energy unknown: no such file",
+            "battery 19.25 Wh; hours unknown",
+            "prefill unknown unknown unknown unknown unknown 0 prompt-eval",
             "25 of 250 frames of 60 Hz missed (10.0 %), longest gap 40 ms; waiting for CPU unknown",
             "unknown at the start",
         ] {
             assert!(text.contains(part), "{part}\n{text}");
         }
-        assert!(text.lines().all(|line| line.chars().count() <= 150), "{text}");
         let mut stopped = record();
         (stopped.stopped, stopped.engines[0].runs) = (true, vec![]);
         let text = record_text(&stopped, 60.0, None);
