@@ -41,7 +41,7 @@ pub(crate) struct Bench {
     #[command(subcommand)]
     what: Option<What>,
     #[command(flatten)]
-    pipeline: pipeline::Pipeline,
+    pipeline: Box<pipeline::Pipeline>,
 }
 
 #[derive(Debug, Subcommand)]
