@@ -10,7 +10,10 @@ use crate::{
 };
 use anyhow::Context;
 use clap::Args;
-use margay::{Cancel, LoadOptions, Model, default_threads, rooms::file::write_file};
+use margay::{
+    Cancel, LoadOptions, Model, ModelSource, default_threads,
+    rooms::file::{ModelFiles, write_file},
+};
 use margay_bench::{CoolDown, Measured, Peer, Plan, Record, measure, report};
 use margay_observe::report::writer;
 use std::{
@@ -121,7 +124,7 @@ impl Pipeline {
         plan.cool = CoolDown { within_celsius: self.cool_within, limit: self.cool_limit };
         (plan.peers, plan.sustain, plan.progress) = (peers, self.sustain, &say);
         plan.model_file = path.as_deref().map(Path::to_owned);
-        plan.mmproj_file.clone_from(&options.mmproj);
+        plan.mmproj_file = vision_file(path.as_deref(), &options)?;
         plan.threads = Some(options.threads.unwrap_or_else(default_threads));
         plan.options = told(&options, &self.ask);
         plan.executable = std::env::current_exe().ok();
@@ -175,6 +178,18 @@ impl Pipeline {
         }
         Ok(())
     }
+}
+
+/// The vision file, given or found beside the model; `None` where the model's own file holds both sides, or there is none.
+fn vision_file(path: Option<&Path>, options: &LoadOptions) -> anyhow::Result<Option<PathBuf>> {
+    let Some(path) = path else { return Ok(None) };
+    let source = ModelSource::open(path, options.mmproj.as_deref())?;
+    Ok(match &source.files {
+        ModelFiles::Gguf { text, vision: Some(vision) } if !vision.is_same(text) => {
+            vision.path().map(Path::to_owned)
+        }
+        _ => None,
+    })
 }
 
 /// What the model was loaded and asked with, by name.
