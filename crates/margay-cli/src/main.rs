@@ -75,7 +75,7 @@ EXIT CODES:
   0    done
   1    the model, a file or an input was at fault; one line on stderr says what and why
   2    the command line, or a variable below, was at fault
-  3    what was measured breaks a limit that was set (margay compare --max-kl, --max-drop)
+  3    what was measured breaks a limit that was set (margay compare --max-kl, --max-drop; margay bench --gate)
   130  interrupted with Ctrl-C
 
 ENVIRONMENT:

@@ -130,6 +130,48 @@ pub fn memory(root: &Root) -> Option<Memory> {
     Some(Memory { total_bytes, available_bytes: kib_field(&meminfo, "MemAvailable") })
 }
 
+/// The kernel's release, such as `6.1.0-18-arm64`; `None` where the system does not say.
+pub fn kernel(root: &Root) -> Option<String> {
+    root.read("proc/sys/kernel/osrelease").map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
+}
+
+/// What chooses the cores' clock rates, each kind once; empty where the system does not say.
+pub fn governors(root: &Root) -> Vec<String> {
+    let of = |core| root.read(&format!("sys/devices/system/cpu/cpu{core}/cpufreq/scaling_governor"));
+    let mut all: Vec<String> = online(root)
+        .unwrap_or_default()
+        .into_iter()
+        .filter_map(of)
+        .map(|text| text.trim().to_owned())
+        .collect();
+    all.sort();
+    all.dedup();
+    all
+}
+
+/// What the battery holds when full, in watt-hours: `energy_full`, or `charge_full` at the voltage it is designed for. `None`
+/// without a battery, with several, and where it does not say. Source: Linux, `Documentation/ABI/testing/sysfs-class-power`
+/// (microwatt-hours, microampere-hours, microvolts).
+pub fn battery_watt_hours(root: &Root) -> Option<f64> {
+    let folder = "sys/class/power_supply";
+    let read = |name: &str, file: &str| root.read(&format!("{folder}/{name}/{file}"));
+    let is_battery = |name: &String| {
+        read(name, "type").is_some_and(|t| t.trim() == "Battery")
+            && read(name, "scope").is_none_or(|s| s.trim() != "Device")
+    };
+    let batteries: Vec<String> = root.list(folder).into_iter().filter(is_battery).collect();
+    let [name] = &batteries[..] else { return None };
+    let number =
+        |file: &str| read(name, file)?.trim().parse::<f64>().ok().filter(|n| n.is_finite() && *n > 0.0);
+    let energy = || number("energy_full").map(|micro| micro / 1e6);
+    let charge = || {
+        let volts = ["voltage_min_design", "voltage_max_design"].iter().find_map(|file| number(file))? / 1e6;
+        Some(number("charge_full")? / 1e6 * volts)
+    };
+    // Less than a watch's or more than a laptop's is a unit that was taken for another.
+    energy().or_else(charge).filter(|hours| (0.3..=200.0).contains(hours))
+}
+
 /// Distinct cores in the order in which they are listed.
 fn arm_cores(cpuinfo: &str) -> Vec<String> {
     let mut cores = Vec::new();
@@ -173,6 +215,32 @@ fn cpu_list(list: &str) -> Option<Vec<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_battery_holds_is_told_in_watt_hours() {
+        let folder = tempfile::tempdir().unwrap();
+        let supply = |name: &str, files: &[(&str, &str)]| {
+            let place = folder.path().join("sys/class/power_supply").join(name);
+            std::fs::create_dir_all(&place).unwrap();
+            for (file, text) in files {
+                std::fs::write(place.join(file), text).unwrap();
+            }
+        };
+        let root = Root::new(folder.path());
+        assert_eq!(battery_watt_hours(&root), None);
+        supply("mouse", &[("type", "Battery\n"), ("scope", "Device\n"), ("energy_full", "1000000")]);
+        supply("ac", &[("type", "Mains\n")]);
+        supply("bms", &[("type", "Battery\n"), ("charge_full", "5000000\n")]);
+        assert_eq!(battery_watt_hours(&root), None, "no voltage");
+        supply("bms", &[("voltage_min_design", "3850000\n")]);
+        assert!((battery_watt_hours(&root).unwrap() - 19.25).abs() < 1e-9, "5000 mAh at 3.85 V");
+        supply("bms", &[("charge_full", "5000\n")]);
+        assert_eq!(battery_watt_hours(&root), None, "milliampere-hours would be read as micro");
+        supply("bms", &[("energy_full", "18000000\n")]);
+        assert_eq!(battery_watt_hours(&root), Some(18.0));
+        supply("other", &[("type", "Battery\n")]);
+        assert_eq!(battery_watt_hours(&root), None, "nobody knows which");
+    }
 
     #[test]
     fn cpu_lists_are_read_and_nonsense_is_unknown() {

@@ -47,7 +47,7 @@ impl<W: Write> TreeRecorder<W> {
         let process = match options.what.process {
             Watched::None => None,
             Watched::Own => Some("self".to_owned()),
-            Watched::Pid(pid) => Some(pid.to_string()),
+            Watched::Pid(pid) | Watched::Tree(pid) => Some(pid.to_string()),
         };
         let (machine, period_seconds) = (machine::cpu_name(&root), options.period.as_secs_f64());
         let about = About { margay_recording: 1, machine, process, period_seconds };

@@ -4,7 +4,7 @@
 
 #![allow(clippy::print_stdout, reason = "an example prints")]
 
-use margay::{Event, Image, Model};
+use margay::{Event, Image, Model, Stage};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
@@ -15,7 +15,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut session = model.session()?;
     for event in session.ask(&[picture], &question)? {
         match event? {
-            Event::Stage { stage, took, .. } => println!("[{} {took:.1?}]", stage.name()),
+            Event::Stage { stage, took, .. } if stage != Stage::Decode => {
+                println!("[{} {took:.1?}]", stage.name())
+            }
             Event::Text(piece) => println!("{piece:?}"),
             Event::Done(report) => println!("{} tokens, {:?}", report.tokens.len(), report.stop),
             _ => {}

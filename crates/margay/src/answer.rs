@@ -20,7 +20,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 #[non_exhaustive]
 pub enum Event {
     /// A stage ended; prefill comes once a batch of the prompt, preprocess once a picture, encode and project once a
-    /// tile of a picture.
+    /// tile of a picture, decode once a token behind the first, of as many as the answer may have.
     Stage {
         /// Which one.
         stage: Stage,
@@ -303,7 +303,8 @@ impl<'s> Answer<'s> {
         self.session.held.push(ids[0]);
         self.next_place += 1;
         self.stages.decode_tokens += 1;
-        self.times.add(Stage::Decode, clock.elapsed());
+        let of = self.options.max_tokens.saturating_sub(1);
+        self.stage_ended(Stage::Decode, clock.elapsed(), self.stages.decode_tokens, of);
         self.take(next);
         Ok(())
     }

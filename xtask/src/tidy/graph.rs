@@ -9,7 +9,7 @@ const LAYERS: &[&[&str]] = &[
     &["margay-graph"],
     &["margay-cpu", "margay-gpu", "margay-delegate", "margay-reference", "margay-model", "margay-device"],
     &["margay"],
-    &["margay-server", "margay-ffi", "margay-pack", "margay-eval", "margay-export"],
+    &["margay-server", "margay-ffi", "margay-pack", "margay-eval", "margay-bench", "margay-export"],
     &["margay-cli"],
 ];
 

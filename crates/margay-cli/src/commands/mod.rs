@@ -67,7 +67,7 @@ impl Command {
             Command::Compare(c) => c.run(interrupt),
             Command::Doctor(c) => c.run(),
             Command::Observe(c) => c.run(interrupt),
-            Command::Bench(c) => c.run(),
+            Command::Bench(c) => c.run(interrupt),
             Command::Simulate(c) => c.run(),
             Command::Plan(c) => c.run(),
         }

@@ -34,6 +34,18 @@ impl Writer for Html {
     }
 }
 
+/// Style of a page that holds [`part`].
+pub(super) fn style() -> &'static str {
+    STYLE
+}
+
+/// The table of stages and the figures, for a page of somebody else.
+pub(super) fn part(timeline: &Timeline) -> String {
+    let stages = timeline.stage_statistics();
+    let table = if stages.is_empty() { String::new() } else { stage_table(&stages) };
+    table + &figures(timeline)
+}
+
 fn page(timeline: &Timeline) -> String {
     let title = if timeline.title.is_empty() { "Timeline" } else { &timeline.title };
     let title = escaped(title);

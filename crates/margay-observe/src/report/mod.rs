@@ -36,6 +36,22 @@ pub fn terminal_report(timeline: &Timeline, columns: usize) -> String {
     terminal::Terminal { columns }.text(timeline)
 }
 
+/// The table of stages and the figures of a timeline, as they stand in its page, for a page of somebody else whose style is
+/// [`html_style`].
+pub fn html_figures(timeline: &Timeline) -> String {
+    html::part(timeline)
+}
+
+/// Style of such a page: light or dark as the reader's system has it.
+pub fn html_style() -> &'static str {
+    html::style()
+}
+
+/// Text that no page takes for markup.
+pub fn html_escaped(text: &str) -> String {
+    crate::plot::escaped(text)
+}
+
 /// A table of aligned columns: the first to the left, the others (numbers) to the right. A row that is too short is
 /// filled with blanks; cells beyond the header are dropped.
 pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {

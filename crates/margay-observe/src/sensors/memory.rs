@@ -3,14 +3,15 @@
 //! `VmRSS` counts pages of mapped files, a model's among them, which the system can take back at any time; `RssAnon` is
 //! what only the process's end gives back. Both are told. Source: Linux, `Documentation/filesystems/proc.rst`, table 1-2.
 
-use super::{Family, Finding, Moment, Sensor, What};
+use super::{Family, Finding, Moment, Sensor, What, process::descendants};
 use crate::{Channels, Root, Sample, report::bytes, root::kib_field};
 
 pub(super) const FAMILY: Family = Family {
     id: "memory",
     summary: "memory of the watched process, and what the machine has left",
     probe: |_, what: &What| {
-        Box::new(Memory { status: what.process.folder().map(|folder| folder + "/status") })
+        let status = what.process.folder().map(|folder| folder + "/status");
+        Box::new(Memory { status, tree: what.process.tree() })
     },
 };
 
@@ -18,6 +19,8 @@ const MEMINFO: &str = "proc/meminfo";
 
 struct Memory {
     status: Option<String>,
+    /// The process whose children count as well.
+    tree: Option<u32>,
 }
 
 impl Sensor for Memory {
@@ -28,6 +31,17 @@ impl Sensor for Memory {
             sample.peak_rss_bytes = kib_field(&status, "VmHWM");
             sample.anonymous_bytes = kib_field(&status, "RssAnon");
             sample.file_bytes = kib_field(&status, "RssFile");
+        }
+        for pid in self.tree.map(|pid| descendants(root, pid)).unwrap_or_default() {
+            let Some(status) = root.read(&format!("proc/{pid}/status")) else { continue };
+            let add = |sum: &mut Option<u64>, key: &str| {
+                *sum = sum.zip(kib_field(&status, key)).map(|(a, b)| a.saturating_add(b)).or(*sum);
+            };
+            add(&mut sample.rss_bytes, "VmRSS");
+            add(&mut sample.anonymous_bytes, "RssAnon");
+            add(&mut sample.file_bytes, "RssFile");
+            // Their peaks need not be of one moment.
+            sample.peak_rss_bytes = None;
         }
         sample.available_bytes = root.read(MEMINFO).and_then(|text| kib_field(&text, "MemAvailable"));
     }

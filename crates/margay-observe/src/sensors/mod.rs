@@ -74,6 +74,9 @@ pub enum Watched {
     Own,
     /// The process of that number.
     Pid(u32),
+    /// The process of that number with all that it started: processor time and memory are sums. A child that its parent
+    /// left behind is not found; kernels without `children` files in /proc tell of children that have ended only.
+    Tree(u32),
 }
 
 impl Watched {
@@ -82,7 +85,15 @@ impl Watched {
         match self {
             Watched::None => None,
             Watched::Own => Some("proc/self".to_owned()),
-            Watched::Pid(pid) => Some(format!("proc/{pid}")),
+            Watched::Pid(pid) | Watched::Tree(pid) => Some(format!("proc/{pid}")),
+        }
+    }
+
+    /// The process whose children count as well.
+    pub(crate) fn tree(self) -> Option<u32> {
+        match self {
+            Watched::Tree(pid) => Some(pid),
+            Watched::None | Watched::Own | Watched::Pid(_) => None,
         }
     }
 }
@@ -143,7 +154,7 @@ impl Sensors {
     pub fn probe(root: &Root, what: &What) -> Self {
         let sensors = SENSORS.iter().map(|family| (family, (family.probe)(root, what))).collect();
         let process = match what.process {
-            Watched::Pid(pid) => Some(pid),
+            Watched::Pid(pid) | Watched::Tree(pid) => Some(pid),
             Watched::None | Watched::Own => None,
         };
         Sensors { sensors, channels: Channels { process, ..Channels::default() }, last: None }

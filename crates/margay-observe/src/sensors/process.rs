@@ -12,7 +12,10 @@ pub(super) const FAMILY: Family = Family {
     id: "process",
     summary: "processor time of the watched process and its threads",
     probe: |_, what| {
-        Box::new(Process { folder: what.process.folder(), threads: what.threads, before: None, counted: 0 })
+        let (folder, tree) = (what.process.folder(), what.process.tree());
+        // Threads of children are not looked at: where only some are, the ticks count.
+        let threads = what.threads && tree.is_none();
+        Box::new(Process { folder, tree, threads, before: None, counted: 0 })
     },
 };
 
@@ -23,11 +26,16 @@ const TICK_NANOS: u64 = 10_000_000;
 /// Threads beyond this are not looked at one by one.
 const MOST_THREADS: usize = 256;
 
+/// Children beyond this are not looked at.
+const MOST_DESCENDANTS: usize = 256;
+
 /// Names of threads that are kept: a pool that is made anew for each answer must not fill memory.
 const MOST_NAMES: usize = 1024;
 
 struct Process {
     folder: Option<String>,
+    /// The process whose children count as well.
+    tree: Option<u32>,
     threads: bool,
     before: Option<Times>,
     /// Nanoseconds that samples were told so far, from where the ticks stood at the first.
@@ -43,7 +51,16 @@ struct Times {
 
 impl Process {
     fn times(&self, root: &Root, folder: &str, channels: &mut Channels) -> Option<Times> {
-        let stat = stat(&root.read(&format!("{folder}/stat"))?)?;
+        let text = root.read(&format!("{folder}/stat"))?;
+        if let Some(pid) = self.tree {
+            let of = |pid: u32| with_waited(&root.read(&format!("proc/{pid}/stat"))?);
+            let ticks = descendants(root, pid)
+                .into_iter()
+                .filter_map(of)
+                .fold(with_waited(&text)?, u64::saturating_add);
+            return Some(Times { nanos: ticks.checked_mul(TICK_NANOS)?, ..Times::default() });
+        }
+        let stat = stat(&text)?;
         let mut times = Times { nanos: stat.ticks.checked_mul(TICK_NANOS)?, ..Times::default() };
         if self.threads {
             for name in root.list(&format!("{folder}/task")).into_iter().take(MOST_THREADS) {
@@ -133,6 +150,32 @@ pub(crate) fn stat(text: &str) -> Option<Stat> {
     Some(Stat { ticks: user.checked_add(system)? })
 }
 
+/// Ticks of a process and of those of its children that ended and that it waited for: fields 14 to 17.
+fn with_waited(text: &str) -> Option<u64> {
+    let (_, rest) = text.rsplit_once(')')?;
+    let words = rest.split_ascii_whitespace().skip(11).take(4);
+    let ticks: Vec<u64> = words.map(str::parse).collect::<Result<_, _>>().ok()?;
+    (ticks.len() == 4).then(|| ticks.into_iter().fold(0, u64::saturating_add))
+}
+
+/// Processes that a process started, and those that they started; at most [`MOST_DESCENDANTS`].
+pub(super) fn descendants(root: &Root, pid: u32) -> Vec<u32> {
+    let mut found = Vec::new();
+    let mut parents = vec![pid];
+    while let Some(parent) = parents.pop() {
+        for thread in root.list(&format!("proc/{parent}/task")).into_iter().take(MOST_THREADS) {
+            let children = root.read(&format!("proc/{parent}/task/{thread}/children")).unwrap_or_default();
+            for child in children.split_ascii_whitespace().filter_map(|word| word.parse::<u32>().ok()) {
+                if found.len() < MOST_DESCENDANTS && child != pid && !found.contains(&child) {
+                    found.push(child);
+                    parents.push(child);
+                }
+            }
+        }
+    }
+    found
+}
+
 /// Nanoseconds on a processor: the first of the three numbers.
 pub(crate) fn schedstat(text: &str) -> Option<u64> {
     let mut words = text.split_ascii_whitespace();
@@ -156,6 +199,36 @@ mod tests {
         }
         assert_eq!(schedstat("1020226 0 1\n"), Some(1_020_226));
         assert_eq!((schedstat("1 2"), schedstat("x 0 1"), schedstat("")), (None, None, None));
+    }
+
+    #[test]
+    fn children_count_whether_they_run_or_have_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let process = |pid: u32, children: &str, ticks: &str| {
+            let task = folder.path().join(format!("proc/{pid}/task/{pid}"));
+            std::fs::create_dir_all(&task).unwrap();
+            std::fs::write(task.join("children"), children).unwrap();
+            let stat = format!("{pid} (x) R 1 1 1 0 -1 0 9 0 0 0 {ticks} 20 0 1 0 17 3 35");
+            std::fs::write(folder.path().join(format!("proc/{pid}/stat")), stat).unwrap();
+        };
+        process(10, "11 12 ", "1 2 30 4");
+        process(11, "13", "100 0 0 0");
+        // A kernel that lies about its tree is not followed for ever.
+        process(13, "10 11 13", "5 5 5 5");
+        let root = Root::new(folder.path());
+        let mut found = descendants(&root, 10);
+        found.sort_unstable();
+        assert_eq!(found, [11, 12, 13]);
+        let process = Process {
+            folder: Some("proc/10".to_owned()),
+            tree: Some(10),
+            threads: false,
+            before: None,
+            counted: 0,
+        };
+        let times = process.times(&root, "proc/10", &mut Channels::default()).unwrap();
+        assert_eq!(times.nanos, (37 + 100 + 20) * TICK_NANOS);
+        assert_eq!(with_waited("10 (x) R 1 1 1 0 -1 0 9 0 0 0 1 2 3"), None);
     }
 
     #[test]

@@ -1,0 +1,191 @@
+//! llama.cpp's `llama-mtmd-cli`: its own times from the lines it writes to stderr.
+//!
+//! Sources, in llama.cpp: `tools/mtmd/mtmd-helper.cpp` ("%s slice encoded in %d ms", "%s decoded (batch %d/%d) in %d ms"),
+//! `tools/mtmd/mtmd-cli.cpp` of 2026 ("mtmd batch encoding done in %d ms"), `src/llama-context.cpp` and `common/sampling.cpp`
+//! (`llama_perf_context_print`, `common_perf_print`: load, prompt eval, eval and total time). Newer versions put a time and a
+//! letter before each line, and need `-v` to tell of pictures.
+//!
+//! What nests in what: prompt eval counts every batch of more than one token, so it contains the decoding of the picture;
+//! encoding is in none of them. Load ends with the first batch: the empty run that warms the model up, or, under `--no-warmup`,
+//! the first of the prompt, which is then in both. The vision file is loaded behind the warm-up and is in total time, which is
+//! why total time is not taken here.
+
+use super::{Peer, PeerKind};
+use crate::{BenchError, Plan, record::Run};
+use std::process::Command;
+
+pub(super) const KIND: PeerKind =
+    PeerKind { id: "llama.cpp", summary: "llama-mtmd-cli, with its own times of stages", command, told };
+
+/// The path, then arguments that are added; without `-m` among them, the model, its vision file and the threads are those of
+/// Margay.
+fn command(peer: &Peer, plan: &Plan<'_>) -> Result<Command, BenchError> {
+    let fail = |what: &str| BenchError::Peer { spec: format!("{peer:?}"), what: what.to_owned() };
+    let mut words = peer.what.split_whitespace();
+    let path = words.next().ok_or_else(|| fail("its path is missing"))?;
+    let more: Vec<&str> = words.collect();
+    let [picture] = &plan.pictures[..] else {
+        return Err(fail("it is asked about one picture, no more and no less"));
+    };
+    let mut command = Command::new(path);
+    if !more.iter().any(|word| ["-m", "--model"].contains(word)) {
+        let model = plan.model_file.as_ref().filter(|path| path.extension().is_some_and(|e| e == "gguf"));
+        let needs =
+            "it needs a GGUF file: give Margay one, or add \"-m MODEL --mmproj FILE\" behind the path";
+        command.arg("-m").arg(model.ok_or_else(|| fail(needs))?);
+        if let Some(mmproj) = &plan.mmproj_file {
+            command.arg("--mmproj").arg(mmproj);
+        }
+    }
+    if let Some(threads) = plan.threads
+        && !more.iter().any(|word| ["-t", "--threads"].contains(word))
+    {
+        command.arg("-t").arg(threads.to_string());
+    }
+    command.arg("--image").arg(picture).arg("-p").arg(&plan.prompt);
+    command.arg("-n").arg(plan.ask.max_tokens.to_string());
+    command.arg("--temp").arg(plan.ask.sampling.temperature.to_string()).args(more);
+    Ok(command)
+}
+
+fn told(stdout: &str, stderr: &str, run: &mut Run) {
+    let lines = Lines::read(stderr);
+    let s = &mut run.stages;
+    s.load = lines.load;
+    s.encode = lines.encode;
+    s.prefill = lines.prompt_eval.map(|(ms, _)| ms);
+    s.image_prefill = lines.image_decode;
+    s.decode = lines.eval.map(|(ms, _)| ms);
+    run.prompt_tokens = lines.prompt_eval.map(|(_, tokens)| tokens);
+    run.decode_tokens = lines.eval.map(|(_, runs)| runs);
+    run.answer_tokens = lines.eval.map(|(_, runs)| runs + 1);
+    if let (Some(encode), Some(prefill)) = (s.encode, s.prefill) {
+        run.ttft_ms = Some(encode + prefill);
+        run.without_load_ms = s.decode.map(|decode| encode + prefill + decode);
+    }
+    run.text = Some(stdout.trim().to_owned());
+}
+
+/// What the lines say, milliseconds; slices and batches are summed.
+#[derive(Debug, Default, PartialEq)]
+struct Lines {
+    load: Option<f64>,
+    encode: Option<f64>,
+    image_decode: Option<f64>,
+    prompt_eval: Option<(f64, usize)>,
+    eval: Option<(f64, usize)>,
+}
+
+/// Words before the times of a whole run, oldest first.
+const MARKS: [&str; 3] = ["llama_print_timings:", "llama_perf_context_print:", "common_perf_print:"];
+
+impl Lines {
+    fn read(text: &str) -> Self {
+        let mut lines = Lines::default();
+        let add = |sum: &mut Option<f64>, ms: Option<f64>| {
+            *sum = ms.map(|ms| sum.unwrap_or(0.0) + ms).or(*sum);
+        };
+        for line in text.lines() {
+            if let Some(rest) =
+                behind(line, "image slice encoded in").or(behind(line, "mtmd batch encoding done in"))
+            {
+                add(&mut lines.encode, milliseconds(rest));
+            } else if let Some(rest) = behind(line, "image decoded (batch ") {
+                add(&mut lines.image_decode, behind(rest, ") in").and_then(milliseconds));
+            } else if let Some(rest) = MARKS.iter().find_map(|mark| behind(line, mark)) {
+                let Some((name, values)) = rest.split_once('=') else { continue };
+                let counted = || Some((milliseconds(values)?, count(behind(values, "/")?)?));
+                match name.trim() {
+                    "load time" => lines.load = milliseconds(values).or(lines.load),
+                    "prompt eval time" => lines.prompt_eval = counted().or(lines.prompt_eval),
+                    "eval time" => lines.eval = counted().or(lines.eval),
+                    _ => {}
+                }
+            }
+        }
+        lines
+    }
+}
+
+fn behind<'l>(line: &'l str, mark: &str) -> Option<&'l str> {
+    line.split_once(mark).map(|(_, rest)| rest)
+}
+
+/// The number before the first `ms`.
+fn milliseconds(text: &str) -> Option<f64> {
+    let number = text.split_once("ms")?.0.trim().parse::<f64>().ok()?;
+    (number.is_finite() && number >= 0.0).then_some(number)
+}
+
+fn count(text: &str) -> Option<usize> {
+    text.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Lines of public transcripts; the files say which.
+    const BATCHES: &str = include_str!("../../tests/data/llama-batches.txt");
+    const TIMED: &str = include_str!("../../tests/data/llama-timed.txt");
+    const OLD: &str = include_str!("../../tests/data/llama-old.txt");
+
+    #[test]
+    fn slices_and_batches_of_public_transcripts_are_summed() {
+        let lines = Lines::read(BATCHES);
+        assert_eq!(lines.encode, Some(21944.0));
+        assert_eq!(lines.image_decode, Some(197.0 + 576.0 + 335.0 + 412.0 + 428.0));
+        assert_eq!(lines.load, Some(321.48));
+        assert_eq!((lines.prompt_eval, lines.eval), (Some((1672.75, 62)), Some((16012.44, 505))));
+        let timed = Lines::read(TIMED);
+        assert_eq!((timed.encode, timed.image_decode), (Some(4.0), Some(3.0)));
+        assert_eq!(timed.load, Some(4924.25));
+        assert_eq!((timed.prompt_eval, timed.eval), (Some((487.36, 9)), Some((1992.43, 7))));
+        let old = Lines::read(OLD);
+        assert_eq!((old.encode, old.image_decode), (Some(2042.0), Some(1210.0)));
+        assert_eq!((old.load, old.prompt_eval), (Some(907.71), Some((6294.68, 271))));
+        assert_eq!(old.eval, Some((115_222.19, 510)));
+    }
+
+    #[test]
+    fn totals_are_sums_of_what_does_not_nest() {
+        let mut run = Run::default();
+        told(" A cat. \n", BATCHES, &mut run);
+        assert_eq!(
+            run.without_load_ms,
+            Some(21944.0 + 1672.75 + 16012.44),
+            "prompt eval contains the picture's decoding"
+        );
+        assert_eq!((run.ttft_ms, run.text.as_deref()), (Some(21944.0 + 1672.75), Some("A cat.")));
+        assert_eq!((run.decode_tokens, run.answer_tokens), (Some(505), Some(506)));
+        // Without the lines of pictures (an older verbosity) no total is made up.
+        let mut run = Run::default();
+        told("", "llama_perf_context_print:        load time =      33.51 ms\n", &mut run);
+        assert_eq!((run.stages.load, run.stages.encode, run.without_load_ms), (Some(33.51), None, None));
+    }
+
+    #[test]
+    fn lines_that_are_cut_or_wrong_are_unknown() {
+        for text in [
+            "image slice encoded in",
+            "image slice encoded in x ms",
+            "image slice encoded in -5 ms",
+            "image slice encoded in NaN ms",
+            "image decoded (batch 1/1",
+            "common_perf_print: eval time = 5.0 ms / x runs",
+            "common_perf_print: eval time",
+            "eval time = 5.0 ms / 7 runs",
+        ] {
+            assert_eq!(Lines::read(text), Lines::default(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_it_fail(text in "(image slice encoded in|common_perf_print:|eval time =|[0-9./ ms()\n=a-z-]){0,40}") {
+            let lines = Lines::read(&text);
+            prop_assert!(lines.encode.is_none_or(|ms| ms >= 0.0));
+        }
+    }
+}
