@@ -19,6 +19,8 @@ const LOOK: u64 = 10;
 const TRACE: u64 = 20;
 /// The thermostat stops so far below the ceiling, and goes on so far below it, kelvin.
 const THERMOSTAT: (f64, f64) = (2.0, 10.0);
+/// Times of decoding that count as the same.
+const HARDLY_LONGER: f64 = 1.02;
 /// Window in which reversals are counted.
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -145,6 +147,20 @@ impl<'a> Trial<'a> {
             noise: 0.0,
             time: Duration::from_secs(1800),
         }
+    }
+
+    /// Slowest step of frequency at which decoding takes hardly longer than at the top, for [`Bounds::decode_speed`]: what a
+    /// planner knows. Simulated memory is as fast at any frequency of the cores, which flatters it.
+    ///
+    /// # Errors
+    /// As [`crate::simulate`].
+    pub fn decode_speed(&self) -> Result<Option<f64>, DeviceError> {
+        let work = Work::new(self)?;
+        let decode = work.stages.iter().find(|stage| stage.step == Step::Decode);
+        Ok(decode.and_then(|stage| {
+            let enough = |(_, take): &&(f64, Taken)| take.seconds <= stage.full_seconds * HARDLY_LONGER;
+            stage.takes.iter().find(enough).map(|(step, _)| *step)
+        }))
     }
 
     /// Runs it.
@@ -376,7 +392,9 @@ impl Work {
             };
             let stage = &self.stages[at];
             let size = size(stage.step, &began);
-            let (mut time, joules) = stage.at(limit, settings.speed, self.actuator);
+            let decodes = stage.step == Step::Decode;
+            let speed = if decodes { settings.decode_speed } else { settings.speed };
+            let (mut time, joules) = stage.at(limit, speed, self.actuator);
             if let (Step::Decode, Some(pace)) = (stage.step, settings.pace) {
                 time = time.max(self.later_tokens / pace);
             }

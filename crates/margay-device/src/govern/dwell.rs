@@ -49,7 +49,11 @@ impl Trend {
     }
 }
 
-/// The wait before a climb. A climb that is soon taken back doubles the next wait, two in a row that stay halve it.
+/// A climb stays if it is not taken back for so many waits and this: at most one climb in 4 minutes is free of a longer wait.
+const STAYS_WAITS: u32 = 4;
+const STAYS: Duration = Duration::from_secs(120);
+
+/// The wait before a climb. A climb that does not stay doubles the next wait, one that does halves it.
 #[derive(Clone, Debug)]
 pub(super) struct Dwell {
     base: Duration,
@@ -79,7 +83,7 @@ impl Dwell {
     }
 
     pub(super) fn climbed(&mut self, at: Duration) {
-        if self.climbed_at.is_some() {
+        if self.climbed_at.is_some_and(|climbed| self.stayed(climbed, at)) {
             self.now = (self.now / 2).max(self.base);
         }
         self.climbed_at = Some(at);
@@ -87,11 +91,15 @@ impl Dwell {
     }
 
     pub(super) fn fell(&mut self, at: Duration) {
-        if self.climbed_at.is_some_and(|climbed| at.saturating_sub(climbed) <= 2 * self.now) {
+        if self.climbed_at.is_some_and(|climbed| !self.stayed(climbed, at)) {
             self.now = (self.now * 2).min(MOST);
         }
         self.climbed_at = None;
         self.calm_since = None;
+    }
+
+    fn stayed(&self, climbed: Duration, at: Duration) -> bool {
+        at.saturating_sub(climbed) > STAYS_WAITS * self.now + STAYS
     }
 
     /// Until a climb at the earliest.
@@ -119,6 +127,10 @@ mod tests {
             dwell.fell(at);
         }
         dwell.climbed(at);
+        at += second(480);
+        dwell.climbed(at);
+        assert_eq!(dwell.left(at), second(480));
+        at += second(2041);
         dwell.climbed(at);
         assert_eq!(dwell.left(at), second(240));
         assert!(!dwell.may_climb(at, false));

@@ -21,9 +21,8 @@ const MOST_UP: usize = 4;
 /// Running answers wait where the next tick may be nearer than this to the ceiling, and go on where it is so far below.
 const EDGE: f64 = 0.5;
 const RELEASE: f64 = 4.0;
-/// Waits before a level is given back, and before running answers go on.
+/// Wait before a level is given back, and before running answers go on: a die needs about 25 s to show what was done.
 const DWELL: Duration = Duration::from_secs(30);
-const HOLD_DWELL: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Debug)]
 pub(super) struct Heat {
@@ -51,7 +50,7 @@ impl Heat {
             level: 0,
             hold: false,
             dwell: Dwell::new(DWELL),
-            hold_dwell: Dwell::new(HOLD_DWELL),
+            hold_dwell: Dwell::new(DWELL),
             trend: Trend::default(),
             peak: f64::MIN,
             last: None,
@@ -86,7 +85,7 @@ impl Heat {
             self.peak = self.peak.max(now);
             let room = ceiling - ROOM - self.peak;
             if self.dwell.may_climb(at, room > 0.0) && self.level > 0 {
-                let levels = (1 + (room / KELVIN_PER_LEVEL) as usize).min(MOST_UP);
+                let levels = ((room / KELVIN_PER_LEVEL).ceil() as usize).clamp(1, MOST_UP);
                 self.level = self.level.saturating_sub(levels);
                 self.dwell.climbed(at);
             }

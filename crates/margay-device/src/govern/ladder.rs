@@ -68,7 +68,10 @@ pub const LADDER: &[Rung] = &[
         about: "slower cores, or fewer threads",
         reach: &[(Resource::Heat, SPEED_STEPS), (Resource::Battery, BATTERY_STEPS)],
         of_use: |_| true,
-        set: |settings, steps| settings.speed = SPEED_STEP.powi(steps as i32).max(LEAST_SPEED),
+        set: |settings, steps| {
+            settings.speed = SPEED_STEP.powi(steps as i32).max(LEAST_SPEED);
+            settings.decode_speed = settings.speed;
+        },
     },
     Rung {
         id: "pace",
@@ -132,6 +135,7 @@ pub const LADDER: &[Rung] = &[
 /// Number of rungs.
 pub(super) const RUNGS: usize = LADDER.len();
 /// Where rungs stand in the ladder that the governor itself asks about.
+pub(super) const SPEED: usize = 0;
 pub(super) const PACE: usize = 1;
 pub(super) const QUEUE: usize = 6;
 pub(super) const REFUSE: usize = 7;
@@ -163,7 +167,9 @@ mod tests {
 
     #[test]
     fn every_step_of_every_rung_gives_up_more_and_stays_within_bounds() {
-        for (at, name) in [(PACE, "pace"), (QUEUE, "queue"), (REFUSE, "refuse"), (HOLD, "hold")] {
+        for (at, name) in
+            [(SPEED, "speed"), (PACE, "pace"), (QUEUE, "queue"), (REFUSE, "refuse"), (HOLD, "hold")]
+        {
             assert_eq!(LADDER[at].id, name);
         }
         for rung in LADDER {

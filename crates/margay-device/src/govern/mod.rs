@@ -32,7 +32,7 @@ pub use observation::Observation;
 pub use settings::{Admission, KvStep, LEAST_SPEED, Settings};
 
 use heat::Heat;
-use ladder::{HOLD, PACE, QUEUE, REFUSE, RUNGS, Steps, path, steps};
+use ladder::{HOLD, PACE, QUEUE, REFUSE, RUNGS, SPEED, Steps, path, steps};
 use serde::Serialize;
 use std::time::Duration;
 use strained::Strained;
@@ -52,6 +52,9 @@ pub struct Bounds {
     pub watermark_bytes: Option<u64>,
     /// The battery mode begins below this charge; at a quarter of it questions are turned away.
     pub battery_percent: Option<f64>,
+    /// Slowest speed at which decoding still waits for memory, where somebody knows it: what is above only heats, so that
+    /// decoding keeps to it as soon as anything is slowed at all.
+    pub decode_speed: Option<f64>,
     /// Questions that may wait.
     pub most_waiting: usize,
     /// What it is used for.
@@ -64,6 +67,7 @@ impl Default for Bounds {
             ceiling_celsius: None,
             watermark_bytes: None,
             battery_percent: None,
+            decode_speed: None,
             most_waiting: 8,
             purpose: Purpose::default(),
         }
@@ -143,6 +147,7 @@ impl Governor {
         bounds.ceiling_celsius = bounds.ceiling_celsius.filter(|celsius| celsius.is_finite());
         bounds.watermark_bytes = bounds.watermark_bytes.filter(|bytes| *bytes > 0);
         bounds.battery_percent = bounds.battery_percent.filter(|percent| *percent > 0.0);
+        bounds.decode_speed = bounds.decode_speed.filter(|speed| (LEAST_SPEED..=1.0).contains(speed));
         Governor {
             bounds,
             at: Duration::ZERO,
@@ -276,6 +281,9 @@ impl Governor {
         for (rung, moves) in LADDER.iter().zip(self.moves).filter(|(_, moves)| moves.step > 0) {
             (rung.set)(&mut settings, moves.step);
         }
+        if let Some(enough) = self.bounds.decode_speed.filter(|_| self.moves[SPEED].step > 0) {
+            settings.decode_speed = settings.speed.min(enough);
+        }
         let dwells = [&self.heat.dwell, &self.memory.dwell, &self.battery.dwell];
         let refusing = (0..3).filter(|resource| asked[*resource][REFUSE] > 0);
         let wait = refusing.map(|resource| dwells[resource].left(self.at)).max();
@@ -298,7 +306,7 @@ fn pace(step: usize) -> Option<f64> {
 
 /// Steps of speed that are no faster than that part of the top frequency, or the slowest.
 fn level_of_speed(part: f64) -> usize {
-    let speed = &LADDER[0];
+    let speed = &LADDER[SPEED];
     let most = speed.reach.first().map_or(0, |(_, steps)| *steps);
     let slow_enough = |steps: &usize| {
         let mut settings = Settings::FULL;
@@ -307,6 +315,3 @@ fn level_of_speed(part: f64) -> usize {
     };
     (0..=most).find(slow_enough).unwrap_or(most)
 }
-
-#[cfg(test)]
-mod tests;

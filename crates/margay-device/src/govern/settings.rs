@@ -8,6 +8,8 @@ pub struct Settings {
     /// Part of the top speed of its cores, [`LEAST_SPEED`] to 1: a cap on their frequency where the system takes one from a
     /// program (Linux: `sched_setattr` with a utilisation clamp), otherwise the same part of the threads.
     pub speed: f64,
+    /// The same while tokens are decoded; at most `speed`.
+    pub decode_speed: f64,
     /// Tokens a second at most, in a conversation.
     pub pace: Option<f64>,
     /// Part of a picture's visual tokens that is kept, above 0, at most 1.
@@ -31,6 +33,7 @@ impl Settings {
     /// Nothing is held back.
     pub const FULL: Settings = Settings {
         speed: 1.0,
+        decode_speed: 1.0,
         pace: None,
         visual_tokens: 1.0,
         resolution: 1.0,
