@@ -36,11 +36,9 @@ impl Surveyed {
         of(Strategy::Governor) / of(Strategy::Race).max(f64::MIN_POSITIVE)
     }
 
-    /// Whether the race ever met the ceiling, so that there was something to govern.
+    /// Whether the device ever slowed the race, so that there was something to govern.
     pub fn hot(&self) -> bool {
-        self.runs
-            .iter()
-            .any(|run| run.strategy == Strategy::Race && run.reversals + run.seconds_above as usize > 0)
+        self.runs.iter().any(|run| run.strategy == Strategy::Race && run.seconds_throttled > 0.0)
     }
 }
 

@@ -121,6 +121,8 @@ pub struct TrialRun {
     pub peak_celsius: f64,
     /// Above the ceiling.
     pub seconds_above: f64,
+    /// In which the firmware allowed less than the top frequency.
+    pub seconds_throttled: f64,
     /// Changes of direction of the rung that changed it most often, in all; of other strategies of their switch.
     pub reversals: usize,
     /// The most of them in a minute.
@@ -187,6 +189,7 @@ impl<'a> Trial<'a> {
             joules: 0.0,
             peak_celsius: heat.die(),
             seconds_above: 0.0,
+            seconds_throttled: 0.0,
             reversals: 0,
             reversals_a_minute: 0,
             events: vec![],
@@ -208,6 +211,7 @@ impl<'a> Trial<'a> {
             run.whole += did.whole;
             run.joules += did.joules + idle * TICK_SECONDS;
             run.peak_celsius = run.peak_celsius.max(heat.die());
+            run.seconds_throttled += if limit < 1.0 { TICK_SECONDS } else { 0.0 };
             run.seconds_above += if heat.die() > ceiling { TICK_SECONDS } else { 0.0 };
             point = (point.0.max(heat.die()), point.1 + did.answers * work.full_seconds / TICK_SECONDS);
             if (tick + 1) % TRACE == 0 {

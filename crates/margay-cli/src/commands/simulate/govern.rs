@@ -194,7 +194,7 @@ pub(super) fn head(trial: &Trial<'_>) -> String {
     )
 }
 
-pub(super) const COLUMNS: [&str; 9] =
+pub(super) const COLUMNS: [&str; 10] =
     ["strategy", "answers", "of race", "unshortened", "J/answer", "peak C", "s above", "turns", "turns/min"];
 
 pub(super) fn rows(runs: &[TrialRun]) -> Vec<Vec<String>> {
@@ -208,6 +208,7 @@ pub(super) fn rows(runs: &[TrialRun]) -> Vec<Vec<String>> {
             format!("{:.0}", run.joules / run.answers),
             format!("{:.1}", run.peak_celsius),
             format!("{:.0}", run.seconds_above),
+            format!("{:.0}", run.seconds_throttled),
             run.reversals.to_string(),
             run.reversals_a_minute.to_string(),
         ]
@@ -239,7 +240,8 @@ pub(super) fn log(runs: &[TrialRun]) -> String {
 fn json_of(run: &TrialRun, events: bool) -> Value {
     json!({
         "strategy": run.strategy.name(), "answers": run.answers, "unshortened": run.whole, "joules": run.joules,
-        "peak_celsius": run.peak_celsius, "seconds_above": run.seconds_above, "turns": run.reversals,
+        "peak_celsius": run.peak_celsius, "seconds_above": run.seconds_above,
+        "seconds_throttled": run.seconds_throttled, "turns": run.reversals,
         "turns_a_minute": run.reversals_a_minute,
         "events": if events { json!(run.events) } else { json!(run.events.len()) },
     })
@@ -280,7 +282,7 @@ fn surveyed(all: &[Surveyed]) -> String {
         all.iter().filter(|trial| trial.runs.first().is_some_and(|run| run.seconds_above > 0.0)).count();
     let header = ["device", "trials", "hot", "5%", "median", "95%", "at least 1.3"];
     format!(
-        "answers of the governor for one of the race, where the race met its ceiling (hot)\n{}\n\
+        "answers of the governor for one of the race, where the device slowed the race (hot)\n{}\n\
          trials with a breach: governor {breaches}, race {races}; turns of a rung at most {} in all, {} in a minute; \
          answers shortened in {shortened} trials\n",
         output::table_of_words(&header, rows),
