@@ -194,8 +194,18 @@ pub(super) fn head(trial: &Trial<'_>) -> String {
     )
 }
 
-pub(super) const COLUMNS: [&str; 10] =
-    ["strategy", "answers", "of race", "unshortened", "J/answer", "peak C", "s above", "turns", "turns/min"];
+pub(super) const COLUMNS: [&str; 10] = [
+    "strategy",
+    "answers",
+    "of race",
+    "unshortened",
+    "J/answer",
+    "peak C",
+    "s above",
+    "s throttled",
+    "turns",
+    "turns/min",
+];
 
 pub(super) fn rows(runs: &[TrialRun]) -> Vec<Vec<String>> {
     let race = runs.first().map_or(0.0, |run| run.answers);

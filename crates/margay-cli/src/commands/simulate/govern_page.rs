@@ -16,7 +16,7 @@ pub(super) fn page(trial: &Trial<'_>, runs: &[TrialRun]) -> String {
          content=\"width=device-width,initial-scale=1\"><meta name=\"color-scheme\" content=\"light dark\">\
          <title>{title}</title>\n<style>{STYLE}pre{{overflow-x:auto;font-size:13px;color:var(--soft)}}\
          td:first-child{{text-align:left}}</style></head>\n<body><main>\n<h1>{title}</h1>\n<p class=\"lead\">{}</p>\n",
-        escaped(&head(trial))
+        escaped(head(trial).trim_end())
     );
     html += "<div class=\"wide\"><table><thead><tr>";
     html += &COLUMNS.map(|name| format!("<th>{name}</th>")).concat();
@@ -32,7 +32,9 @@ pub(super) fn page(trial: &Trial<'_>, runs: &[TrialRun]) -> String {
     for (number, run) in runs.iter().enumerate() {
         html += &figures(trial, run, number, ceiling, lowest);
     }
-    let _ = write!(html, "<h2>Events</h2>\n<pre>{}</pre>\n", escaped(&log(runs)));
+    // Line by line: ends of lines are no text.
+    let lines: Vec<String> = log(runs).lines().map(escaped).collect();
+    let _ = write!(html, "<h2>Events</h2>\n<pre>{}</pre>\n", lines.join("\n"));
     html += "<h2>The ladder</h2>\n<ul>\n";
     for rung in LADDER {
         let _ = writeln!(html, "<li><b>{}</b>: {}</li>", escaped(rung.id), escaped(rung.about));
@@ -52,20 +54,19 @@ fn figures(trial: &Trial<'_>, run: &TrialRun, number: usize, ceiling: f64, lowes
     let figure = |id, title, unit| Figure { id, title, unit, from: Default::default(), to: end, bands: &[] };
     let degrees = [
         line("ceiling", "line c1", &|_| ceiling),
-        // A line of its own, so that all figures have one scale.
         line("temperature of the die", "line c0", &|point| point.celsius),
     ];
-    let depth = match run.strategy {
-        Strategy::Governor => "part of the ladder that is given up",
-        Strategy::Race => "held back by the device (1) or not (0)",
-        Strategy::Thermostat => "stopped (1) or not (0)",
-    };
-    let shares =
-        [line("work", "line c2", &|point| point.speed), line("depth", "line c3", &|point| point.depth)];
+    let mut shares = vec![line("work", "line c2", &|point| point.speed)];
+    let mut depth = "";
+    // Of the others the work says it.
+    if run.strategy == Strategy::Governor {
+        shares.push(line("depth", "line c3", &|point| point.depth));
+        depth = " <span><i class=\"key c3\"></i>part of the ladder that is given up</span>";
+    }
     format!(
         "<section><h2>{name} <small>°C of the die, work as a part of full speed</small></h2>\n<p class=\"legend\">\
          <span><i class=\"key c0\"></i>temperature</span> <span><i class=\"key c1\"></i>ceiling</span> \
-         <span><i class=\"key c2\"></i>work</span> <span><i class=\"key c3\"></i>{depth}</span></p>\n{}\n{}\n</section>\n",
+         <span><i class=\"key c2\"></i>work</span> {depth}</p>\n{}\n{}\n</section>\n",
         figure(&heat, name, "°C").lines(&degrees, Some(lowest.floor()), DEGREES),
         figure(&parts, "work and ladder", "part").lines(&shares, Some(0.0), PARTS),
     )
