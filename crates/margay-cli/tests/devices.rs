@@ -117,7 +117,7 @@ fn a_governor_is_set_beside_a_race_to_throttle() {
     for (words, part) in [
         (["--govern", "soon"], "as in 30m"),
         (["--govern", "1s"], "1m to 24h"),
-        (["--ambient", "20"], "--govern"),
+        (["--govern=30m", "--ambient=99"], "-20 to 60"),
     ] {
         run(["simulate", "--device", "a17-pro", "--model", "phi-2"].iter().chain(&words)).fails(2, &[part]);
     }
