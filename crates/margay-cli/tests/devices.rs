@@ -85,6 +85,45 @@ fn opportunities_are_told_alone_and_together() {
 }
 
 #[test]
+fn a_governor_is_set_beside_a_race_to_throttle() {
+    let ask = [
+        "simulate",
+        "--device",
+        "flagship-phone",
+        "--model",
+        "mobilevlm-v2-1.7b",
+        "--govern",
+        "10m",
+        "--ambient",
+        "35",
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let page = program::word(folder.path(), "governed.html");
+    let words = run(ask.iter().chain(&["--html", &page])).ok();
+    for part in
+        ["race to throttle", "governor", "events of the governor", "speed 0 -> ", "Simulated, not measured"]
+    {
+        assert!(words.contains(part), "{part}: {words}");
+    }
+    let page = std::fs::read_to_string(page).unwrap();
+    assert_eq!(page.matches("<svg").count(), 6);
+    assert!(!page.contains("src=") && !page.contains("NaN"), "it needs nothing but itself");
+    let runs = run(ask.iter().chain(&["--json"])).json();
+    let of = |at: usize, key: &str| runs[at][key].as_f64().unwrap();
+    assert!(of(0, "seconds_above") > 0.0 && of(2, "seconds_above") == 0.0, "{runs}");
+    assert!(of(2, "answers") > of(0, "answers") && of(2, "turns_a_minute") <= 3.0, "{runs}");
+    let survey = run(ask.iter().chain(&["--survey", "12", "--seed", "3"])).ok();
+    assert!(survey.contains("governor 0") && survey.contains("median"), "{survey}");
+    for (words, part) in [
+        (["--govern", "soon"], "as in 30m"),
+        (["--govern", "1s"], "1m to 24h"),
+        (["--govern=30m", "--ambient=99"], "-20 to 60"),
+    ] {
+        run(["simulate", "--device", "a17-pro", "--model", "phi-2"].iter().chain(&words)).fails(2, &[part]);
+    }
+}
+
+#[test]
 fn a_plan_keeps_its_limits_and_its_memory_is_what_inspect_predicts() {
     let model = "mobilevlm-v2-1.7b:mobile-int4";
     let limits = "ttft<=60s, memory<=2GiB, temperature<=90C, quality>=98%";

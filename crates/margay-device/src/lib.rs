@@ -19,6 +19,9 @@
 //! # }
 //! ```
 //!
+//! [`Governor`] says, second by second, what to give up before a device is too hot, out of memory or of charge; [`Trial`] sets
+//! it beside a device that just runs until it throttles.
+//!
 //! What this crate does not do: read files, clocks or the machine. Text and numbers are handed in.
 #![forbid(unsafe_code)]
 
@@ -27,13 +30,16 @@ mod device;
 mod energy;
 mod engine;
 mod error;
+mod govern;
 mod limits;
 mod plan;
 mod quality;
 mod simulate;
 mod stated;
 mod study;
+mod survey;
 mod thermal;
+mod trial;
 mod what_if;
 mod workload;
 
@@ -44,6 +50,10 @@ pub use energy::{
 };
 pub use engine::{Engine, Placement};
 pub use error::DeviceError;
+pub use govern::{
+    Admission, Bounds, Event, Governor, KvStep, LADDER, LEAST_SPEED, Moves, Observation, Purpose, Resource,
+    Rung, Settings, Tick,
+};
 pub use limits::{Limit, Metric};
 pub use plan::{
     Candidate, Infeasible, Outcome, Planned, Prefer, Space, Variant, candidates, front, plan, run,
@@ -52,6 +62,8 @@ pub use quality::{Quality, bits};
 pub use simulate::{Bound, Run, Setup, StageRun, TICK_SECONDS, fastest, simulate};
 pub use stated::{Origin, Stated};
 pub use study::{Claim, Fitted, PHONE, Quantity, Residual, Study, StudyRun};
+pub use survey::{Survey, Surveyed};
 pub use thermal::{Temperatures, allowed};
+pub use trial::{Actuator, Firmware, Point, Strategy, Trial, TrialRun};
 pub use what_if::{Changed, WhatIf};
 pub use workload::{BATCH_TOKENS, Part, Piece, Programs, Query, Step, Work, Workload};

@@ -210,7 +210,7 @@ pub fn fastest(setup: &Setup<'_>, workload: &Workload) -> Result<[f64; 2], Devic
 }
 
 /// A piece of work where it runs.
-struct Placed<'a> {
+pub(crate) struct Placed<'a> {
     units: Vec<(&'a Unit, f64)>,
     rates: Vec<f64>,
     placement: &'a Placement,
@@ -218,16 +218,16 @@ struct Placed<'a> {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Taken {
-    seconds: f64,
+pub(crate) struct Taken {
+    pub(crate) seconds: f64,
     /// Above idle.
-    joules: f64,
+    pub(crate) joules: f64,
     waits: [f64; 3],
     fraction: f64,
 }
 
 impl Taken {
-    fn sum(parts: impl Iterator<Item = Taken>) -> Taken {
+    pub(crate) fn sum(parts: impl Iterator<Item = Taken>) -> Taken {
         let none = Taken { seconds: 0.0, joules: 0.0, waits: [0.0; 3], fraction: 1.0 };
         parts.fold(none, |sum, part| Taken {
             seconds: sum.seconds + part.seconds,
@@ -239,7 +239,7 @@ impl Taken {
 }
 
 impl Placed<'_> {
-    fn take(&self, device: &Device, limit: f64) -> Taken {
+    pub(crate) fn take(&self, device: &Device, limit: f64) -> Taken {
         let piece = &self.piece;
         let steps: Vec<f64> = self.units.iter().map(|(unit, _)| unit.step(limit)).collect();
         let rate: f64 = self.rates.iter().zip(&steps).map(|(rate, step)| rate * step).sum();
@@ -268,7 +268,11 @@ impl Placed<'_> {
     }
 }
 
-fn parts<'a>(setup: &Setup<'a>, workload: &Workload, step: Step) -> Result<Vec<Placed<'a>>, DeviceError> {
+pub(crate) fn parts<'a>(
+    setup: &Setup<'a>,
+    workload: &Workload,
+    step: Step,
+) -> Result<Vec<Placed<'a>>, DeviceError> {
     let mut placed = vec![];
     for part in [Part::Body, Part::Attention, Part::Head] {
         let piece = *workload.work(step).piece(part);

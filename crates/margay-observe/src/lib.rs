@@ -19,7 +19,7 @@ mod clock;
 pub mod machine;
 mod notes;
 mod parse;
-mod plot;
+pub mod plot;
 mod power;
 pub mod process;
 mod record;

@@ -1,6 +1,9 @@
-//! Curves over time as SVG.
+//! Curves over time as SVG, for pages with [`STYLE`].
 
 use std::time::Duration;
+
+/// What pages with these figures are styled by, light and dark.
+pub const STYLE: &str = include_str!("report/page.css");
 
 /// Size of a figure, in its own units; pages scale it.
 const WIDTH: f64 = 960.0;
@@ -15,33 +18,49 @@ const MOST_POINTS: usize = 900;
 const MOST_CELLS: usize = 160;
 
 /// A figure: what is drawn, over which time.
-pub(crate) struct Figure<'f> {
+#[derive(Debug)]
+pub struct Figure<'f> {
+    /// Of the element; pages have one of each.
     pub id: &'f str,
+    /// For people.
     pub title: &'f str,
+    /// Of the values.
     pub unit: &'f str,
+    /// The time axis begins here.
     pub from: Duration,
+    /// And ends here.
     pub to: Duration,
+    /// What is shaded.
     pub bands: &'f [Band],
 }
 
 /// A shaded stretch of time.
-pub(crate) struct Band {
+#[derive(Clone, Debug)]
+pub struct Band {
+    /// For people.
     pub name: String,
+    /// `s0` to `s6` of the style.
     pub class: &'static str,
+    /// From when.
     pub from: Duration,
+    /// Until when.
     pub to: Duration,
 }
 
 /// A curve: times and values, unknown ones as gaps.
-pub(crate) struct Line<'l> {
+#[derive(Clone, Debug)]
+pub struct Line<'l> {
+    /// For people.
     pub name: &'l str,
+    /// `line c0` to `line c3`, or `line thin`.
     pub class: String,
+    /// In order of time.
     pub points: Vec<(Duration, Option<f64>)>,
 }
 
 impl Figure<'_> {
     /// Lines over a scale that begins at `lowest`, or a little below the least value where that is `None`.
-    pub(crate) fn lines(&self, lines: &[Line<'_>], lowest: Option<f64>, height: f64) -> String {
+    pub fn lines(&self, lines: &[Line<'_>], lowest: Option<f64>, height: f64) -> String {
         let values = || lines.iter().flat_map(|line| &line.points).filter_map(|(_, value)| *value);
         let (least, most) = (values().fold(f64::MAX, f64::min), values().fold(f64::MIN, f64::max));
         let low = lowest.unwrap_or_else(|| (least - 2.0).floor());
@@ -76,7 +95,7 @@ impl Figure<'_> {
     }
 
     /// A row of shades for each line, 0 to `most`.
-    pub(crate) fn heat(&self, lines: &[Line<'_>], most: f64) -> String {
+    pub fn heat(&self, lines: &[Line<'_>], most: f64) -> String {
         let row = (160.0 / lines.len().max(1) as f64).clamp(6.0, 20.0);
         let mut svg = self.open(row * lines.len() as f64);
         for (position, line) in lines.iter().enumerate() {
@@ -223,7 +242,7 @@ fn tidy(value: f64, step: f64) -> String {
 }
 
 /// Text that no page takes for markup.
-pub(crate) fn escaped(text: &str) -> String {
+pub fn escaped(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

@@ -1,6 +1,8 @@
 //! `margay simulate`: an answer on a device that is not here.
 
 mod answer;
+mod govern;
+mod govern_page;
 mod study;
 
 use crate::{
@@ -19,6 +21,8 @@ EXAMPLES:
       --what-if gpu-encode,npu-int8-output,kv-int4,overlap
   margay simulate --device a17-pro --model qwen2-vl-2b:mobile-int4 --picture 1024x768 --every 60
   margay simulate --model phi-2 --device a17-pro --speculate 4,0.8,0.1
+  margay simulate --device flagship-phone --model mobilevlm-v2-1.7b --govern 30m --ambient 35 --html page.html
+                                       half an hour of questions: a governor beside a race to throttle
   margay simulate --study              the published study beside the simulator, cell by cell
   margay simulate --list               devices, engines, models, changes
   margay simulate --device tensor-g4 --numbers   every number of a profile, with its source
@@ -67,6 +71,8 @@ pub(crate) struct Simulate {
     /// Speculative decoding: drafted tokens, the part of them that is accepted, and what a drafted one costs of a target's
     #[arg(long, value_name = "DRAFTS,ACCEPTED,COST")]
     speculate: Option<String>,
+    #[command(flatten)]
+    govern: govern::GovernArgs,
     /// Set the published study (arXiv 2507.08505) beside the simulator, and list where it contradicts itself
     #[arg(long, conflicts_with_all = ["model", "what_if"])]
     study: bool,
@@ -152,6 +158,9 @@ impl Simulate {
             return Err(Usage("kv-int8 and kv-int4 are changes of --kv f16".to_owned()).into());
         }
         let workload = sketch.workload(kv, self.question.sizes()?)?;
+        if let Some(time) = self.govern.time()? {
+            return self.govern.run(time, &device, &engine, &workload, self.json);
+        }
         let speculate = self.speculate.as_deref().map(speculation).transpose()?;
         let base = Changed::new(&engine, &workload, &[])?;
         let mut rows = vec![("base".to_owned(), base.run(&device)?, base)];

@@ -4,7 +4,7 @@ use super::{Writer, terminal};
 use crate::{
     MeanMax, Part, Span, Stage, StageStatistics, Timeline, Track,
     notes::notes,
-    plot::{Band, Figure, Line, escaped},
+    plot::{Band, Figure, Line, STYLE, escaped},
     report::bytes,
     tracks,
 };
@@ -12,8 +12,6 @@ use std::time::Duration;
 
 #[derive(Debug)]
 pub(super) struct Html;
-
-const STYLE: &str = include_str!("page.css");
 
 /// Height of a figure of lines.
 const HEIGHT: f64 = 170.0;
