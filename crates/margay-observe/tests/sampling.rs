@@ -23,8 +23,11 @@ fn own_work() -> u64 {
     (0..10_000u64).fold(1, |a, b| a.wrapping_mul(6364136223846793005).wrapping_add(b))
 }
 
-/// Of what the kernel says that the thread ran: ticks and the edges of the stretch are not seen exactly.
+/// Of what the kernel says that the thread ran.
 const TOLERANCE: f64 = 0.05;
+/// Seconds: a tick or two at each edge of the stretch, which may come late where the machine is busy, and what the
+/// sampling thread itself ran.
+const EDGES: f64 = 0.06;
 
 #[test]
 fn one_thread_that_spins_is_seen_as_the_kernel_counts_it() {
@@ -40,7 +43,7 @@ fn one_thread_that_spins_is_seen_as_the_kernel_counts_it() {
         .iter()
         .filter_map(|s| Some(s.process_cpu_percent? / 100.0 * s.over.as_secs_f64()))
         .sum();
-    assert!((seen - ran).abs() < TOLERANCE * ran + 0.02, "ran {ran} s, seen {seen} s");
+    assert!((seen - ran).abs() < TOLERANCE * ran + EDGES, "ran {ran} s, seen {seen} s");
     let overhead = series.overhead.unwrap();
     assert!(overhead.samples >= 5 && overhead.cpu_percent.unwrap() < 50.0, "{overhead:?}");
 }
@@ -63,10 +66,11 @@ fn half_a_load_is_half_and_stages_are_told_apart() {
     let timeline = Timeline::new("half", &recorder, sampler.stop());
     let statistics = timeline.stage_statistics();
     let [encode, decode, _] = &statistics[..] else { panic!("{statistics:?}") };
-    let expected = 100.0 * ran / encode.seconds;
-    let seen = encode.process_cpu_percent.unwrap().mean;
-    assert!((seen - expected).abs() < 6.0, "ran {expected} %, seen {seen} %");
-    assert!(decode.process_cpu_percent.unwrap().mean < 10.0, "{decode:?}");
+    let seen = encode.process_cpu_percent.unwrap().mean / 100.0 * encode.seconds;
+    assert!((seen - ran).abs() < TOLERANCE * ran + EDGES, "ran {ran} s, seen {seen} s");
+    // A sample that is late covers the end of the one and the beginning of the other.
+    let decode = decode.process_cpu_percent.unwrap().mean;
+    assert!(decode < 50.0 * ran / encode.seconds, "{decode} %");
     assert!(encode.peak_rss_bytes.unwrap() > 1 << 20);
     assert_eq!(encode.net_joules, None, "nobody measured an idle power");
 }
