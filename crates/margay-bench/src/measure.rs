@@ -3,7 +3,7 @@
 use crate::{
     BenchError, CoolDown, Peer, answer,
     compare::same_question,
-    digest::of_file,
+    digest::{of_file, of_weights},
     protocol::{Cooler, before, device, idle},
     record::{Build, Engine, FORM, MARGAY, ModelId, PictureId, Question, Record, Run},
     statistics::summary,
@@ -301,13 +301,11 @@ fn picture(path: &PathBuf) -> Result<PictureId, BenchError> {
 }
 
 fn model_id(source: &ModelSource) -> ModelId {
-    let sizes = source.weights.names().map(|name| source.weights.info(name)?.size_bytes().ok());
-    let bytes: Option<Vec<usize>> = sizes.collect();
+    let digest = of_weights(source);
     ModelId {
         name: source.config.name.clone(),
         family: source.config.family.to_string(),
-        // It reads the whole model, so it comes behind what is measured.
-        weights_sha256: margay::model_digest(source).ok(),
-        weights_bytes: bytes.map(|bytes| bytes.iter().map(|bytes| *bytes as u64).sum()),
+        weights_sha256: digest.as_ref().map(|(digest, _)| digest.clone()),
+        weights_bytes: digest.map(|(_, bytes)| bytes),
     }
 }
