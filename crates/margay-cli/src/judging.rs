@@ -13,8 +13,8 @@ use margay::{
     rooms::observe::{Stopwatch, report::table},
 };
 use margay_eval::{
-    Figure, Header, Interval, Record, SUITES, Score, Suite, SuiteEntry, ask, choose, model_digest,
-    suite_digest, suite_entry,
+    Figure, Header, Interval, Record, SUITES, Score, Suite, SuiteEntry, ask, choose, suite_digest,
+    suite_entry,
 };
 use serde_json::{Value, json};
 use std::{
@@ -75,7 +75,7 @@ impl Judging {
     /// What a record of this model's answers begins with.
     pub(crate) fn header(&self, source: &ModelSource, load: &LoadArgs) -> anyhow::Result<Header> {
         let spinner = Spinner::start("reading the weights");
-        let model_digest = model_digest(source)?;
+        let model_digest = margay::model_digest(source)?;
         drop(spinner);
         Ok(Header {
             suite: self.entry.id.to_owned(),

@@ -40,6 +40,8 @@ pub fn per_charge(watt_hours: f64, joules: f64) -> u64 {
 /// use margay_device::{AtRate, at_rate};
 /// let AtRate::Hours(hours) = at_rate(19.25, 60.0, 25.0, 1.3 * 25.0, 0.0) else { panic!() };
 /// assert_eq!(hours.round(), 36.0);
+/// let AtRate::Hours(with_idle) = at_rate(19.25, 60.0, 25.0, 1.3 * 25.0, 0.4) else { panic!() };
+/// assert!((with_idle - 19.25 * 60.0 / (32.5 + 0.4 * 35.0)).abs() < 1e-9);
 /// assert!(matches!(at_rate(19.25, 60.0, 82.2, 904.0, 0.0), AtRate::TooSlow { continuous_hours } if (continuous_hours - 1.75).abs() < 0.01));
 /// ```
 pub fn at_rate(watt_hours: f64, period: f64, seconds: f64, joules: f64, idle_watts: f64) -> AtRate {

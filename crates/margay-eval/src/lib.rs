@@ -15,7 +15,6 @@
 
 mod ask;
 mod compare;
-mod digest;
 mod divergence;
 mod error;
 mod evalai;
@@ -30,7 +29,6 @@ mod suites;
 
 pub use ask::{Asked, ask, open_picture};
 pub use compare::{Comparison, Difference, Gate, Kind, KlFigures, Limits, Place, Question, StageDistance};
-pub use digest::model_digest;
 pub use error::EvalError;
 pub use interval::{Interval, mcnemar, wilson};
 pub use perplexity::{Definition, Perplexity, perplexity};

@@ -22,6 +22,7 @@
 
 mod answer;
 mod backends;
+mod digest;
 mod engine;
 mod error;
 mod formats;
@@ -41,6 +42,7 @@ mod trace;
 
 pub use answer::{Answer, Event};
 pub use backends::{BACKENDS, BackendEntry, backend, cpu_backend, default_threads};
+pub use digest::model_digest;
 pub use error::Error;
 pub use formats::{vision_format, weight_format};
 pub use image::Image;

@@ -2,10 +2,11 @@
 
 use super::{EngineRow, NESTING, columns, engine_rows, ms, ms_or_unknown, token_times};
 use crate::{
-    BatteryLife, Begin, Comparison, METRICS, Metric, Record, Verdict, battery_life, energies,
+    Begin, Comparison, METRICS, Metric, Record, Verdict, energies,
     record::{MARGAY, Run, Sustained},
     summary,
 };
+use margay_device::{AT_RATE, AtRate, at_rate};
 use margay_observe::report::{bytes, table};
 
 /// Width of a line of words.
@@ -200,15 +201,18 @@ fn battery(record: &Record, period: f64, watt_hours: Option<f64>) -> String {
     else {
         return format!("{watt_hours} Wh; hours unknown, as energy and idle power are");
     };
-    match battery_life(watt_hours, (gross, seconds), idle, period) {
-        Some(life) => format!(
-            "{:.1} h with one answer each {period:.0} s: {} = ({gross:.3} + {idle:.2} x ({period:.0} - {seconds:.2})) / {period:.0} \
-             = {:.2} W of {watt_hours} Wh",
-            life.hours,
-            BatteryLife::FORMULA,
-            life.watts
+    if gross <= 0.0 {
+        return format!("{watt_hours} Wh; hours unknown, as no energy was seen");
+    }
+    match at_rate(watt_hours, period, seconds, gross, idle) {
+        AtRate::Hours(hours) => format!(
+            "{hours:.1} h with one answer each {period:.0} s: {AT_RATE}; W = ({gross:.3} + {idle:.2} x ({period:.0} - {seconds:.2})) \
+             / {period:.0} = {:.2} of {watt_hours} Wh",
+            watt_hours / hours
         ),
-        None => format!("no life: an answer of {seconds:.1} s does not fit into {period:.0} s"),
+        AtRate::TooSlow { continuous_hours } => format!(
+            "an answer of {seconds:.1} s does not fit into {period:.0} s: {continuous_hours:.1} h without a pause"
+        ),
     }
 }
 

@@ -1,7 +1,6 @@
 //! What tells two models apart.
 
-use crate::{EvalError, suite::hex};
-use margay::ModelSource;
+use crate::{Error, ModelSource};
 use ring::digest::{Context, SHA256};
 
 /// SHA-256 over a model's weights as they are stored, under their GGUF names, the numbers that say how they are used, and
@@ -9,8 +8,8 @@ use ring::digest::{Context, SHA256};
 /// is read.
 ///
 /// # Errors
-/// [`EvalError::Engine`] where a weight cannot be read.
-pub fn model_digest(source: &ModelSource) -> Result<String, EvalError> {
+/// [`Error`] where a weight cannot be read.
+pub fn model_digest(source: &ModelSource) -> Result<String, Error> {
     let mut hash = Context::new(&SHA256);
     let mut add = |bytes: &[u8]| {
         hash.update(&(bytes.len() as u64).to_le_bytes());
@@ -28,24 +27,24 @@ pub fn model_digest(source: &ModelSource) -> Result<String, EvalError> {
     add(numbers.as_bytes());
     add(source.template_source.as_deref().unwrap_or_default().as_bytes());
     for name in source.weights.names() {
-        let tensor = source.weights.tensor(name).map_err(margay::Error::from)?;
+        let tensor = source.weights.tensor(name)?;
         add(name.as_bytes());
         add(tensor.dtype().name().as_bytes());
         add(tensor.shape().to_string().as_bytes());
         add(tensor.bytes());
     }
-    Ok(hex(hash.finish().as_ref()))
+    Ok(hash.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use margay::{Model, rooms::tensor::Storage};
+    use crate::{Model, rooms::tensor::Storage};
     use std::path::Path;
 
     #[test]
     fn one_changed_byte_of_one_weight_is_another_model() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../margay/assets/margay-nano.gguf");
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/margay-nano.gguf");
         let mut bytes = std::fs::read(path).unwrap();
         let digest = |bytes: &[u8]| {
             model_digest(&ModelSource::from_bytes(Storage::from_bytes(bytes)).unwrap()).unwrap()
