@@ -24,7 +24,7 @@ use crate::{
 };
 use margay_graph::{
     Attention, BackendError, Bindings, Cancel, Element, Executable, InputData, Mask, MemoryUse, Node, Op,
-    Program, Stage, State, StateOptions, Sym, ValueId, Watch, WeightSource, memory, passes,
+    Program, Segment, Stage, State, StateOptions, Sym, ValueId, Watch, WeightSource, memory, passes,
 };
 use std::sync::{Arc, atomic::AtomicBool};
 
@@ -251,6 +251,125 @@ impl CpuExecutable {
         })
     }
 
+    /// Tokens that a call appends to the states.
+    fn appended(&self, bindings: &Bindings) -> Result<usize, BackendError> {
+        let appends = |node: &&Node| matches!(node.op, Op::Attention(Attention { cache: Some(_), .. }));
+        match self.program.nodes().iter().find(appends) {
+            Some(node) => Ok(first_dim(&self.program, node.inputs[1]).eval(bindings)?),
+            None => Ok(0),
+        }
+    }
+
+    /// Refuses states of other programs, and those without room.
+    fn check_segments(&self, segments: &mut [Segment<'_>], appended: usize) -> Result<(), BackendError> {
+        if segments.is_empty() && !self.program.caches().is_empty() {
+            return Err(call("this program keeps a KV cache: call it with a state"));
+        }
+        let rows = segments.iter().try_fold(0usize, |sum, segment| sum.checked_add(segment.rows));
+        if !segments.is_empty() && rows != Some(appended) {
+            return Err(call(format!("the segments are {rows:?} tokens, the call {appended}")));
+        }
+        for segment in segments {
+            let state = own(segment.state)?;
+            let same = state.slots.len() == self.program.caches().len()
+                && state
+                    .slots
+                    .iter()
+                    .zip(self.program.caches())
+                    .all(|(slot, spec)| slot.kv_heads == spec.kv_heads && slot.head_dim == spec.head_dim);
+            if !same {
+                return Err(call("the state was made for another program"));
+            }
+            if segment.rows > state.capacity - state.len {
+                let (capacity, used) = (state.capacity, state.len);
+                return Err(BackendError::ContextFull { capacity, used, wanted: segment.rows });
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs from a step on until `pause` says so; gives the step to go on from, or none at the end.
+    fn execute(
+        &mut self,
+        bindings: &Bindings,
+        inputs: &[InputData<'_>],
+        segments: &mut [Segment<'_>],
+        (from, pause): (usize, &mut dyn FnMut() -> bool),
+        cancel: &Cancel,
+    ) -> Result<Option<usize>, BackendError> {
+        let past = segments.iter().map(|segment| segment.state.len()).min().unwrap_or(0);
+        let bindings = bindings.with(Sym::Past, past);
+        self.check(&bindings, inputs)?;
+        let appended = self.appended(&bindings)?;
+        self.check_segments(segments, appended)?;
+        let one_token = bindings.get(Sym::Tokens) == Ok(1);
+        let team = if one_token { self.decode_threads } else { self.engine.pool.threads() };
+        self.engine.begin(team, cancel);
+        let buffers = &mut self.buffers;
+        if from == 0 {
+            for (rope, table) in self.prepared.ropes.iter().zip(&mut buffers.ropes) {
+                let positions = ints(&self.places, rope.positions, inputs)?;
+                rows::rope_table(&rope.frequencies, positions, rope.axes, &mut table.cos, &mut table.sin);
+            }
+        }
+        let mut run = Run {
+            program: &self.program,
+            prepared: &self.prepared,
+            places: &self.places,
+            room: &self.room,
+            engine: &self.engine,
+            arena: buffers.arena.as_mut_ptr(),
+            arena_len: buffers.arena.len(),
+            quantized: &mut buffers.quantized,
+            gated: &mut buffers.gated,
+            channel: &mut buffers.channel,
+            bf16: &mut buffers.bf16,
+            unrolled: &mut buffers.unrolled,
+            experts: &mut buffers.experts,
+            ropes: &buffers.ropes,
+            encoder: &mut buffers.encoder,
+            int8: &mut buffers.int8,
+            bindings: &bindings,
+            inputs,
+        };
+        if let Some(watch) = &mut self.watch {
+            watch(from..from, &bindings);
+        }
+        let (mut at, mut told) = (from, from);
+        while at < self.prepared.steps.len() {
+            // What is put off is told with the step that does it.
+            let put_off = matches!(self.prepared.steps[at], Step::Nothing | Step::Quantize);
+            at += run.step(at, segments)?;
+            if let Some(watch) = &mut self.watch
+                && !put_off
+            {
+                watch(told..at, &bindings);
+                told = at;
+            }
+            // After it: a step that was cancelled half way has not written all of its result.
+            if self.engine.was_cancelled() {
+                return Err(BackendError::Cancelled);
+            }
+            if !put_off && at < self.prepared.steps.len() && pause() {
+                return Ok(Some(at));
+            }
+        }
+        for (len, (_, value)) in self.output_len.iter_mut().zip(self.program.outputs()) {
+            *len = elements(&self.program.value(*value).dims, &bindings)?;
+        }
+        for (value, copy) in &mut buffers.passed {
+            if let Place::Input(at) = self.places[value.index()]
+                && let InputData::F32(data) = inputs[at]
+            {
+                copy[..data.len()].copy_from_slice(data);
+            }
+        }
+        for segment in segments {
+            own(segment.state)?.len += segment.rows;
+        }
+        Ok(None)
+    }
+
     /// Refuses sizes beyond the limits and inputs that do not fit.
     fn check(&self, bindings: &Bindings, inputs: &[InputData<'_>]) -> Result<(), BackendError> {
         for sym in Sym::ALL.into_iter().filter(|sym| *sym != Sym::Past) {
@@ -282,6 +401,12 @@ impl CpuExecutable {
         }
         Ok(())
     }
+}
+
+/// A state of this backend.
+fn own(state: &mut dyn State) -> Result<&mut KvState, BackendError> {
+    let own = state.as_any_mut().downcast_mut::<KvState>();
+    own.ok_or_else(|| call("the state was made by another backend"))
 }
 
 fn elements(dims: &[margay_graph::Dim], bindings: &Bindings) -> Result<usize, BackendError> {
@@ -347,106 +472,38 @@ impl Executable for CpuExecutable {
         state: Option<&mut dyn State>,
         cancel: &Cancel,
     ) -> Result<(), BackendError> {
-        let mut state = match state {
-            Some(state) => Some(
-                state
-                    .as_any_mut()
-                    .downcast_mut::<KvState>()
-                    .ok_or_else(|| call("the state was made by another backend"))?,
-            ),
-            None => None,
-        };
-        if state.is_none() && !self.program.caches().is_empty() {
-            return Err(call("this program keeps a KV cache: call it with a state"));
-        }
-        if let Some(state) = &state {
-            let same = state.slots.len() == self.program.caches().len()
-                && state
-                    .slots
-                    .iter()
-                    .zip(self.program.caches())
-                    .all(|(slot, spec)| slot.kv_heads == spec.kv_heads && slot.head_dim == spec.head_dim);
-            if !same {
-                return Err(call("the state was made for another program"));
+        match state {
+            Some(state) => {
+                let rows = self.appended(&bindings.with(Sym::Past, state.len()))?;
+                self.run_several(bindings, inputs, &mut [Segment { state, rows }], cancel)
             }
+            None => self.execute(bindings, inputs, &mut [], (0, &mut || false), cancel).map(|_| ()),
         }
-        let past = state.as_ref().map_or(0, |s| s.len);
-        let bindings = bindings.with(Sym::Past, past);
-        self.check(&bindings, inputs)?;
-        let mut appended = 0;
-        if let Some(state) = &state {
-            for node in self.program.nodes() {
-                if let Op::Attention(Attention { cache: Some(_), .. }) = node.op {
-                    appended = first_dim(&self.program, node.inputs[1]).eval(&bindings)?;
-                    if appended > state.capacity - past {
-                        let (capacity, used) = (state.capacity, past);
-                        return Err(BackendError::ContextFull { capacity, used, wanted: appended });
-                    }
-                }
-            }
-        }
-        let one_token = bindings.get(Sym::Tokens) == Ok(1);
-        let team = if one_token { self.decode_threads } else { self.engine.pool.threads() };
-        self.engine.begin(team, cancel);
-        let buffers = &mut self.buffers;
-        for (rope, table) in self.prepared.ropes.iter().zip(&mut buffers.ropes) {
-            let positions = ints(&self.places, rope.positions, inputs)?;
-            rows::rope_table(&rope.frequencies, positions, rope.axes, &mut table.cos, &mut table.sin);
-        }
-        let mut run = Run {
-            program: &self.program,
-            prepared: &self.prepared,
-            places: &self.places,
-            room: &self.room,
-            engine: &self.engine,
-            arena: buffers.arena.as_mut_ptr(),
-            arena_len: buffers.arena.len(),
-            quantized: &mut buffers.quantized,
-            gated: &mut buffers.gated,
-            channel: &mut buffers.channel,
-            bf16: &mut buffers.bf16,
-            unrolled: &mut buffers.unrolled,
-            experts: &mut buffers.experts,
-            ropes: &buffers.ropes,
-            encoder: &mut buffers.encoder,
-            int8: &mut buffers.int8,
-            bindings: &bindings,
-            inputs,
-            past,
-        };
-        if let Some(watch) = &mut self.watch {
-            watch(0..0, &bindings);
-        }
-        let (mut at, mut told) = (0, 0);
-        while at < self.prepared.steps.len() {
-            // What is put off is told with the step that does it.
-            let put_off = matches!(self.prepared.steps[at], Step::Nothing | Step::Quantize);
-            at += run.step(at, state.as_deref_mut())?;
-            if let Some(watch) = &mut self.watch
-                && !put_off
-            {
-                watch(told..at, &bindings);
-                told = at;
-            }
-            // After it: a step that was cancelled half way has not written all of its result.
-            if self.engine.was_cancelled() {
-                return Err(BackendError::Cancelled);
-            }
-        }
-        for (len, (_, value)) in self.output_len.iter_mut().zip(self.program.outputs()) {
-            *len = elements(&self.program.value(*value).dims, &bindings)?;
-        }
-        for (value, copy) in &mut buffers.passed {
-            if let Place::Input(at) = self.places[value.index()]
-                && let InputData::F32(data) = inputs[at]
-            {
-                copy[..data.len()].copy_from_slice(data);
-            }
-        }
-        if let Some(state) = state {
-            state.len += appended;
-        }
-        Ok(())
+    }
+
+    fn runs_several(&self) -> bool {
+        true
+    }
+
+    fn run_several(
+        &mut self,
+        bindings: &Bindings,
+        inputs: &[InputData<'_>],
+        segments: &mut [Segment<'_>],
+        cancel: &Cancel,
+    ) -> Result<(), BackendError> {
+        self.execute(bindings, inputs, segments, (0, &mut || false), cancel).map(|_| ())
+    }
+
+    fn run_part(
+        &mut self,
+        bindings: &Bindings,
+        inputs: &[InputData<'_>],
+        from: usize,
+        pause: &mut dyn FnMut() -> bool,
+        cancel: &Cancel,
+    ) -> Result<Option<usize>, BackendError> {
+        self.execute(bindings, inputs, &mut [], (from, pause), cancel)
     }
 
     fn watch(&mut self, watch: Option<Watch>) -> bool {
@@ -506,5 +563,4 @@ struct Run<'a> {
     int8: &'a mut [Int8Slot],
     bindings: &'a Bindings,
     inputs: &'a [InputData<'a>],
-    past: usize,
 }

@@ -123,6 +123,11 @@ impl Cancel {
         self.0.store(false, Ordering::Relaxed);
     }
 
+    /// True for clones of one flag.
+    pub fn same(&self, other: &Cancel) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// True once cancelled.
     pub fn is_cancelled(&self) -> bool {
         self.0.load(Ordering::Relaxed)
@@ -176,6 +181,14 @@ pub trait State: Send {
     fn as_any_mut(&mut self) -> &mut dyn Any;
 }
 
+/// Rows of a call that belong to one conversation: so many tokens behind those that its state holds.
+pub struct Segment<'a> {
+    /// Its KV cache.
+    pub state: &'a mut dyn State,
+    /// Its tokens in the call.
+    pub rows: usize,
+}
+
 /// Called behind each step of a run, with the nodes of [`Executable::program`] that it computed, several where they were
 /// computed together, and the sizes of the run; and, with none, before the first.
 pub type Watch = Box<dyn FnMut(Range<usize>, &Bindings) + Send>;
@@ -203,6 +216,43 @@ pub trait Executable: Send {
         state: Option<&mut dyn State>,
         cancel: &Cancel,
     ) -> Result<(), BackendError>;
+    /// True where [`Executable::run_several`] can be called.
+    fn runs_several(&self) -> bool {
+        false
+    }
+    /// Runs the program once for several conversations: the rows of the call are the tokens of the first segment, then those
+    /// of the second, and so on; each sees its own conversation, and is appended to it. Else as [`Executable::run`].
+    ///
+    /// # Errors
+    /// As [`Executable::run`]; [`BackendError::Call`] where the rows of the segments are not those of the call, or tokens of
+    /// several conversations should see one another.
+    fn run_several(
+        &mut self,
+        bindings: &Bindings,
+        inputs: &[InputData<'_>],
+        segments: &mut [Segment<'_>],
+        cancel: &Cancel,
+    ) -> Result<(), BackendError> {
+        let _ = (bindings, inputs, segments, cancel);
+        Err(BackendError::Call { what: "this backend runs one conversation at a time".to_owned() })
+    }
+    /// Runs a program that keeps no state from step `from` on (0 at first) until `pause`, asked behind each step, says so;
+    /// gives the step to go on from with the same sizes and inputs, or none where the program has ended. Another run in
+    /// between spoils what was computed. A backend that cannot pause runs to the end.
+    ///
+    /// # Errors
+    /// As [`Executable::run`].
+    fn run_part(
+        &mut self,
+        bindings: &Bindings,
+        inputs: &[InputData<'_>],
+        from: usize,
+        pause: &mut dyn FnMut() -> bool,
+        cancel: &Cancel,
+    ) -> Result<Option<usize>, BackendError> {
+        let _ = (from, pause);
+        self.run(bindings, inputs, None, cancel).map(|()| None)
+    }
     /// Has each step of all further runs told to `watch`, or no longer; false where this backend does not tell.
     fn watch(&mut self, watch: Option<Watch>) -> bool {
         let _ = watch;

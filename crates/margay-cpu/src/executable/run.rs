@@ -53,11 +53,11 @@ impl<'a> Run<'a> {
     }
 
     /// Runs step `at` and those that are run together with it; returns how many.
-    pub(super) fn step(&mut self, at: usize, state: Option<&mut KvState>) -> Result<usize, BackendError> {
+    pub(super) fn step(&mut self, at: usize, segments: &mut [Segment<'_>]) -> Result<usize, BackendError> {
         match self.prepared.steps[at] {
             Step::Nothing => Ok(1),
             Step::Linear { together, .. } if together > 1 => self.together(at, together),
-            ref step => self.single(&self.program.nodes()[at], step, state).map(|()| 1),
+            ref step => self.single(&self.program.nodes()[at], step, segments).map(|()| 1),
         }
     }
 
@@ -85,7 +85,12 @@ impl<'a> Run<'a> {
         Ok(count)
     }
 
-    fn single(&mut self, node: &Node, step: &Step, state: Option<&mut KvState>) -> Result<(), BackendError> {
+    fn single(
+        &mut self,
+        node: &Node,
+        step: &Step,
+        segments: &mut [Segment<'_>],
+    ) -> Result<(), BackendError> {
         let engine = self.engine;
         let input = |at: usize| node.inputs[at];
         if self.size(node.output)?.0 == 0 {
@@ -205,28 +210,22 @@ impl<'a> Run<'a> {
                     };
                     return done.map_err(panicked);
                 }
-                let (slot, partials, past) = match (op.cache, state) {
-                    (Some(cache), Some(state)) => {
-                        (&mut state.slots[cache], &mut state.partials[..], self.past)
-                    }
-                    (None, _) => {
-                        let fits = |s: &&mut KvSlot| {
-                            s.kv_heads == op.kv_heads && s.head_dim == op.head_dim && s.capacity >= tokens
-                        };
-                        let slot = self.encoder.iter_mut().find(fits);
-                        let slot = slot.expect("invariant: compile made a slot for each shape");
-                        (slot, &mut [][..], 0)
-                    }
-                    (Some(_), None) => return Err(call("attention with a cache needs a state")),
+                if let Some(cache) = op.cache {
+                    return self.cached_attention(op, cache, segments, [q, k, v], out);
+                }
+                let fits = |s: &&mut KvSlot| {
+                    s.kv_heads == op.kv_heads && s.head_dim == op.head_dim && s.capacity >= tokens
                 };
+                let slot = self.encoder.iter_mut().find(fits);
+                let slot = slot.expect("invariant: compile made a slot for each shape");
                 if let Mask::Segments { .. } = op.mask {
                     let segments = ints(self.places, input(3), self.inputs)?;
                     return attention::attend_in_segments(engine, op, slot, segments, [q, k, v], out)
                         .map_err(panicked);
                 }
                 let prefix = op.prefix(self.bindings, q.rows)?;
-                attention::append(engine, slot, past, k, v).map_err(panicked)?;
-                attention::attend(engine, op, slot, partials, (past, past + k.rows, prefix), q, out)
+                attention::append(engine, slot, 0, k, v).map_err(panicked)?;
+                attention::attend(engine, op, slot, &mut [], (0, k.rows, prefix), q, out)
             }
             (Op::Activation(act), _) => rows::activation(engine, *act, self.view(input(0))?, out),
             (Op::Glu(act), _) => rows::glu(engine, *act, self.view(input(0))?, self.view(input(1))?, out),
@@ -296,6 +295,34 @@ impl<'a> Run<'a> {
             }
         };
         done.map_err(panicked)
+    }
+
+    /// The rows of each segment are appended to its state, and attend to what it then holds.
+    fn cached_attention(
+        &self,
+        op: &Attention,
+        cache: usize,
+        segments: &mut [Segment<'_>],
+        [q, k, v]: [View<'_>; 3],
+        out: Out<'_>,
+    ) -> Result<(), BackendError> {
+        let prefix = op.prefix(self.bindings, q.rows)?;
+        if prefix > 0 && segments.len() > 1 {
+            return Err(call("tokens that see one another are computed one conversation at a time"));
+        }
+        let (mut start, engine) = (0, self.engine);
+        for Segment { state, rows } in segments {
+            let (state, rows) = (own(*state)?, *rows);
+            let past = state.len;
+            let (slot, partials) = (&mut state.slots[cache], &mut state.partials[..]);
+            let [q, k, v] = [q, k, v].map(|x| x.part_of_rows(start, rows));
+            attention::append(engine, slot, past, k, v).map_err(panicked)?;
+            let out = out.part_of_rows(start, rows);
+            attention::attend(engine, op, slot, partials, (past, past + rows, prefix), q, out)
+                .map_err(panicked)?;
+            start += rows;
+        }
+        Ok(())
     }
 
     /// A step without result rows may still have to look at its inputs: keys without queries are appended.
