@@ -29,6 +29,9 @@ const TYPES: [DType; 11] = [
     DType::Q6_K,
 ];
 
+/// Bytes of visual tokens that a conversation keeps: some ten pictures of LLaVA-1.5.
+const IMAGE_CACHE: usize = 64 << 20;
+
 /// Reads one of them.
 pub(crate) fn types() -> impl TypedValueParser<Value = DType> {
     PossibleValuesParser::new(TYPES.map(DType::name))
@@ -139,8 +142,17 @@ impl LoadArgs {
 
     /// Loads the model at `path`, or the one inside the program.
     pub(crate) fn load(&self, path: Option<&Path>) -> anyhow::Result<Model> {
+        self.load_as(path, self.options())
+    }
+
+    /// Loads it for answers of that kind, with visual tokens of pictures kept.
+    pub(crate) fn load_for(&self, path: Option<&Path>, ask: &AskArgs) -> anyhow::Result<Model> {
+        let options = LoadOptions { outputs: ask.draft + 1, image_cache: IMAGE_CACHE, ..self.options() };
+        self.load_as(path, options)
+    }
+
+    fn load_as(&self, path: Option<&Path>, mut options: LoadOptions) -> anyhow::Result<Model> {
         let path = path.map(hub::local).transpose()?;
-        let mut options = self.options();
         options.mmproj = local_mmproj(self.mmproj.as_deref())?;
         let spinner = Spinner::start("loading");
         let model = match path {
@@ -200,6 +212,10 @@ pub(crate) struct AskArgs {
     /// Tokens of an answer at most
     #[arg(long, value_name = "N", default_value = "512")]
     pub max_tokens: NonZeroUsize,
+    /// Tokens drafted ahead at most, looked up in the prompt and the answer, while that pays: the same answer, sooner where it
+    /// repeats what was said
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=64).map(usize::from))]
+    pub draft: usize,
 }
 
 impl AskArgs {
@@ -212,8 +228,10 @@ impl AskArgs {
                 top_p: self.top_p,
                 min_p: self.min_p,
                 seed: self.seed,
+                ..Sampling::default()
             },
             max_tokens: self.max_tokens.get(),
+            draft: self.draft,
             ..AskOptions::default()
         }
     }

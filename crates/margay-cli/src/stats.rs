@@ -18,6 +18,12 @@ pub(crate) fn describe(report: &Report, model: &Model, used_tokens: usize, cache
     if s.reused_tokens > 0 {
         fact("reused", format!("{} tokens of the prompt were still in the cache", s.reused_tokens));
     }
+    if s.reused_pictures > 0 {
+        fact("pictures", format!("{} were not encoded again", s.reused_pictures));
+    }
+    if s.drafted_tokens > 0 {
+        fact("drafts", format!("{} of {} tokens accepted", s.accepted_tokens, s.drafted_tokens));
+    }
     fact("answer", format!("{} tokens; stop: {}", report.tokens.len(), stop_name(report)));
     fact(
         "context",

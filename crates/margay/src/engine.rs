@@ -1,9 +1,9 @@
 //! The compiled programs of a model.
 
-use crate::{Error, LoadOptions, ModelSource, formats::Formats, packed::PackedFiles};
+use crate::{Error, LoadOptions, ModelSource, formats::Formats, packed::PackedFiles, work::NextToken};
 use margay_graph::{
-    Backend, BackendError, Bindings, Cancel, Executable, InputData, MemoryUse, PackedForm, Program, State,
-    StateOptions, Sym, Watch, WeightSource, passes,
+    Backend, BackendError, Bindings, Cancel, Executable, InputData, MemoryUse, PackedForm, Program, Segment,
+    State, StateOptions, Sym, Watch, WeightSource, passes,
 };
 use margay_model::{Feed, ModelConfig, ModelPrograms, VisionConfig};
 use margay_prompt::image::Stitch;
@@ -17,6 +17,8 @@ pub(crate) struct Engine {
     packed: PackedFiles,
     batch: usize,
     context: usize,
+    outputs: usize,
+    ids: Vec<i32>,
     rows: Vec<i32>,
     positions: Vec<i32>,
 }
@@ -51,6 +53,7 @@ pub(crate) struct TextPlan {
     pub program: Program,
     pub limits: Bindings,
     pub batch: usize,
+    pub outputs: usize,
 }
 
 impl TextPlan {
@@ -64,9 +67,10 @@ impl TextPlan {
         let program = passes::optimize(&text.with_outputs(|name| name == "logits")?);
         // Tokens that see one another are computed together.
         let batch = options.batch.max(config.prefix_tokens()).clamp(1, context);
+        let outputs = options.outputs.clamp(1, batch);
         let limits =
-            Bindings::new().with(Sym::Tokens, batch).with(Sym::Outputs, 1).with(Sym::Visual, context);
-        Ok(TextPlan { program, limits, batch })
+            Bindings::new().with(Sym::Tokens, batch).with(Sym::Outputs, outputs).with(Sym::Visual, context);
+        Ok(TextPlan { program, limits, batch, outputs })
     }
 }
 
@@ -78,7 +82,7 @@ impl Engine {
         context: usize,
     ) -> Result<Self, Error> {
         let mut programs = source.config.programs()?;
-        let TextPlan { program, limits, batch } =
+        let TextPlan { program, limits, batch, outputs } =
             TextPlan::new(&programs.text, &source.config, options, context)?;
         programs.text = program;
         // Packed files hold the stored weights, not those quantized at load.
@@ -88,7 +92,8 @@ impl Engine {
             PackedFiles::default()
         };
         let text = compile(source, backend, &programs.text, &limits, &packed, &Cancel::new())?;
-        Ok(Engine { text, vision: None, programs, packed, batch, context, rows: vec![], positions: vec![] })
+        let (ids, rows, positions) = (vec![], vec![], vec![]);
+        Ok(Engine { text, vision: None, programs, packed, batch, context, outputs, ids, rows, positions })
     }
 
     pub(crate) fn new_state(&self, capacity: usize) -> Result<Box<dyn State>, Error> {
@@ -130,11 +135,25 @@ impl Engine {
         Ok(true)
     }
 
-    /// A tile to patch features [P, C].
+    /// A tile through the tower, from step `at` until `pause` says so: gives the step to go on from with the same tile, or none
+    /// where [`Engine::encoded`] has its patch features.
     // Never inlined: `cargo xtask instructions` counts by this name, and by the next.
     #[inline(never)]
-    pub(crate) fn encode(&mut self, tile: &Feed<'_>, cancel: &Cancel) -> Result<&[f32], Error> {
-        run_stage(&mut self.vision_mut().encode, tile, &tile.pixels, "encode", cancel)
+    pub(crate) fn encode(
+        &mut self,
+        tile: &Feed<'_>,
+        at: usize,
+        pause: &mut dyn FnMut() -> bool,
+        cancel: &Cancel,
+    ) -> Result<Option<usize>, Error> {
+        let tower = &mut self.vision_mut().encode;
+        let inputs = tile.inputs(tower.program(), &tile.pixels);
+        Ok(tower.run_part(&tile.bindings, &inputs, at, pause, cancel)?)
+    }
+
+    /// Patch features [P, C] of the tile that went through the tower last.
+    pub(crate) fn encoded(&mut self) -> &[f32] {
+        self.vision_mut().encode.output("encode").expect("invariant: a stage's output bears its name")
     }
 
     /// Patch features [P, C] of `tile`, or of all tiles that are stitched, to visual tokens [V, E].
@@ -154,20 +173,26 @@ impl Engine {
         self.batch
     }
 
-    /// Appends at most [`Engine::batch`] tokens and gives the logits of the last one, [vocabulary].
+    /// Tokens of which logits can be had in one run.
+    pub(crate) fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// Appends at most [`Engine::batch`] tokens and gives the logits of the last `outputs` of them, [outputs, vocabulary].
     pub(crate) fn run_text(
         &mut self,
         call: &TextCall<'_>,
+        outputs: usize,
         state: &mut dyn State,
         cancel: &Cancel,
     ) -> Result<&[f32], Error> {
         let past = state.len();
         positions(self.text.program(), past, call.ids.len(), call.places, &mut self.positions);
         self.rows.clear();
-        self.rows.push(call.ids.len() as i32 - 1);
+        self.rows.extend((call.ids.len() - outputs..call.ids.len()).map(|row| row as i32));
         let bindings = Bindings::new()
             .with(Sym::Tokens, call.ids.len())
-            .with(Sym::Outputs, 1)
+            .with(Sym::Outputs, outputs)
             .with(Sym::Visual, call.visual.len() / call.width)
             .with(Sym::Prefix, call.prefix);
         let all = [
@@ -179,6 +204,47 @@ impl Engine {
         // A text model has no `visual` input.
         let inputs = &all[..self.text.program().inputs().len()];
         self.text.run(&bindings, inputs, Some(state), cancel)?;
+        Ok(self.text.output("logits").expect("invariant: the text program has logits"))
+    }
+
+    /// Answers that [`Engine::decode`] can go on with at once.
+    pub(crate) fn together(&self) -> usize {
+        if self.text.runs_several() { self.outputs } else { 1 }
+    }
+
+    /// Appends one token to each of several states and gives the logits behind each, [N, vocabulary]; at most
+    /// [`Engine::together`].
+    pub(crate) fn decode(
+        &mut self,
+        tokens: &[NextToken],
+        segments: &mut [Segment<'_>],
+        cancel: &Cancel,
+    ) -> Result<&[f32], Error> {
+        self.ids.clear();
+        self.positions.clear();
+        self.rows.clear();
+        let program = self.text.program();
+        let mut place = vec![];
+        for (row, (token, segment)) in tokens.iter().zip(&*segments).enumerate() {
+            self.ids.push(token.id);
+            positions(program, segment.state.len(), 1, &[token.place], &mut place);
+            self.positions.extend_from_slice(&place);
+            self.rows.push(row as i32);
+        }
+        let count = tokens.len();
+        let bindings = Bindings::new()
+            .with(Sym::Tokens, count)
+            .with(Sym::Outputs, count)
+            .with(Sym::Visual, 0)
+            .with(Sym::Prefix, 0);
+        let all = [
+            InputData::I32(&self.ids),
+            InputData::I32(&self.positions),
+            InputData::I32(&self.rows),
+            InputData::F32(&[]),
+        ];
+        let inputs = &all[..program.inputs().len()];
+        self.text.run_several(&bindings, inputs, segments, cancel)?;
         Ok(self.text.output("logits").expect("invariant: the text program has logits"))
     }
 

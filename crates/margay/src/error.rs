@@ -8,6 +8,7 @@ use margay_prompt::{
     layout::LayoutError,
     text::{TemplateError, TokenizerError},
 };
+use margay_quant::QuantError;
 
 /// What can go wrong between a question and its answer.
 #[derive(Debug, thiserror::Error)]
@@ -100,6 +101,21 @@ pub enum Error {
     /// Nothing to answer.
     #[error("there is nothing to ask: the question is empty and there is no picture")]
     EmptyPrompt,
+    /// No room for a request.
+    #[error("the model is busy: {waiting} requests wait already; try again later")]
+    Busy {
+        /// Requests that wait.
+        waiting: usize,
+    },
+    /// A run that several answers shared failed.
+    #[error("{what}")]
+    Run {
+        /// What the backend said.
+        what: String,
+    },
+    /// Visual tokens that the cache cannot keep in its format.
+    #[error("visual tokens: {0}")]
+    Visual(#[source] QuantError),
     /// Turns that are no conversation.
     #[error("the messages are no conversation that ends with a question: {what}")]
     Turns {

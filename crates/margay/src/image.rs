@@ -3,15 +3,25 @@
 use crate::Error;
 use margay_observe::Stopwatch;
 use margay_prompt::image::{ImageLimits, Picture, decode};
-use std::{io::Read, path::Path, time::Duration};
+use ring::digest::{Context, SHA256};
+use std::{
+    io::Read,
+    path::Path,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
-/// A decoded picture, upright, RGB.
+/// What tells two pictures apart: SHA-256 of their sizes and pixels.
+pub(crate) type ImageDigest = [u8; 32];
+
+/// A decoded picture, upright, RGB. Cloning shares it.
 #[derive(Clone, Debug)]
 pub struct Image {
-    pub(crate) picture: Picture,
+    pub(crate) picture: Arc<Picture>,
     pub(crate) name: String,
     /// How long reading and decoding took.
     pub(crate) decode: Duration,
+    digest: Arc<OnceLock<ImageDigest>>,
 }
 
 impl Image {
@@ -48,7 +58,7 @@ impl Image {
         let name = "filled".to_owned();
         let picture = Picture::filled(width, height, rgb)
             .map_err(|source| Error::Image { place: name.clone(), source })?;
-        Ok(Image { picture, name, decode: Duration::ZERO })
+        Ok(Self::new(picture, name, Duration::ZERO))
     }
 
     /// Width, pixels.
@@ -64,6 +74,23 @@ impl Image {
     fn decode(bytes: &[u8], name: &str, limits: &ImageLimits, clock: Stopwatch) -> Result<Self, Error> {
         let picture =
             decode(bytes, limits).map_err(|source| Error::Image { place: name.to_owned(), source })?;
-        Ok(Image { picture, name: name.to_owned(), decode: clock.elapsed() })
+        Ok(Self::new(picture, name.to_owned(), clock.elapsed()))
+    }
+
+    fn new(picture: Picture, name: String, decode: Duration) -> Self {
+        Image { picture: Arc::new(picture), name, decode, digest: Arc::default() }
+    }
+
+    /// Computed once, over every pixel.
+    pub(crate) fn digest(&self) -> ImageDigest {
+        *self.digest.get_or_init(|| {
+            let mut hash = Context::new(&SHA256);
+            hash.update(&self.width().to_le_bytes());
+            hash.update(&self.height().to_le_bytes());
+            hash.update(self.picture.rgb());
+            // What lies behind a transparent pixel is filled in by the model's own rule.
+            hash.update(self.picture.alpha().unwrap_or_default());
+            hash.finish().as_ref().try_into().expect("invariant: SHA-256 is 32 bytes")
+        })
     }
 }

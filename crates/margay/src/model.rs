@@ -1,6 +1,9 @@
 //! A loaded model.
 
-use crate::{Error, LoadOptions, ModelSource, Session, backends, default_context, engine::Engine};
+use crate::{
+    AskOptions, Error, LoadOptions, ModelSource, Session, backends, default_context, draft::Payoff,
+    engine::Engine, image_cache::ImageCache, sample::Sampler,
+};
 use margay_graph::{Backend, MemoryUse};
 use margay_model::ModelConfig;
 use margay_observe::Stopwatch;
@@ -28,6 +31,8 @@ struct Inner {
     source: ModelSource,
     backend: Box<dyn Backend>,
     engine: Mutex<Engine>,
+    images: Mutex<ImageCache>,
+    payoff: Mutex<Payoff>,
     context: usize,
     load: Duration,
 }
@@ -103,10 +108,14 @@ impl Model {
                 format!("{context} tokens are more than any model was trained for; at most {MOST_CONTEXT}");
             return Err(Error::Option { option: "context", what });
         }
+        let width = source.config.text.width;
+        let images = ImageCache::new(options.image_cache_type, width, options.image_cache)?;
         let backend = backends::backend(options)?;
         let engine = Engine::new(&source, backend.as_ref(), options, context)?;
         let load = clock.elapsed();
-        let inner = Inner { source, backend, engine: Mutex::new(engine), context, load };
+        let payoff = Mutex::new(Payoff::new(engine.outputs().saturating_sub(1)));
+        let (engine, images) = (Mutex::new(engine), Mutex::new(images));
+        let inner = Inner { source, backend, engine, images, payoff, context, load };
         Ok(Model { inner: Arc::new(inner) })
     }
 
@@ -116,6 +125,11 @@ impl Model {
     /// [`Error::Backend`] where its KV cache cannot be made.
     pub fn session(&self) -> Result<Session, Error> {
         Session::new(self.clone())
+    }
+
+    /// Refuses options that no answer could be made with.
+    pub(crate) fn check(&self, options: &AskOptions) -> Result<(), Error> {
+        Sampler::new(options, self.config().text.vocabulary).map(|_| ())
     }
 
     /// The model's numbers.
@@ -165,6 +179,22 @@ impl Model {
         let mut notes = self.source().formats.notes();
         notes.extend(self.engine()?.notes());
         Ok(notes)
+    }
+
+    /// Bytes of visual tokens that are kept of pictures seen before.
+    ///
+    /// # Errors
+    /// [`Error::Poisoned`] after a failure in the middle of an answer.
+    pub fn image_cache_bytes(&self) -> Result<usize, Error> {
+        Ok(self.images()?.bytes())
+    }
+
+    pub(crate) fn payoff(&self) -> Result<MutexGuard<'_, Payoff>, Error> {
+        self.inner.payoff.lock().map_err(|_| Error::Poisoned)
+    }
+
+    pub(crate) fn images(&self) -> Result<MutexGuard<'_, ImageCache>, Error> {
+        self.inner.images.lock().map_err(|_| Error::Poisoned)
     }
 
     pub(crate) fn engine(&self) -> Result<MutexGuard<'_, Engine>, Error> {

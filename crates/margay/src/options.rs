@@ -41,6 +41,12 @@ pub struct LoadOptions {
     pub dtype: Option<DType>,
     /// The same of the vision side; `None` takes [`crate::vision_format`] of `dtype`.
     pub vision_dtype: Option<DType>,
+    /// Tokens of which logits can be had in one run: answers that are decoded together, or a token and those drafted behind it.
+    pub outputs: usize,
+    /// Bytes of visual tokens that are kept, so that a picture seen before is not encoded again; 0 keeps none.
+    pub image_cache: usize,
+    /// How they are kept: [`DType::F32`], [`DType::F16`], [`DType::Q8_0`] or [`DType::Q4_0`].
+    pub image_cache_type: DType,
     /// Use the packed files that lie beside the model, where they fit it.
     pub packed: bool,
 }
@@ -63,6 +69,9 @@ impl Default for LoadOptions {
             bf16_encoder: false,
             dtype: None,
             vision_dtype: None,
+            outputs: 1,
+            image_cache: 0,
+            image_cache_type: DType::F32,
             packed: true,
         }
     }
@@ -79,6 +88,13 @@ pub struct Sampling {
     pub top_p: f32,
     /// Only tokens at least this fraction as likely as the likeliest; 0 for all.
     pub min_p: f32,
+    /// Taken from a token's logit for each time the answer holds it.
+    pub frequency_penalty: f32,
+    /// Taken from the logit of each token that the answer holds.
+    pub presence_penalty: f32,
+    /// Divides the logits of tokens that the prompt or the answer holds where they are positive, else multiplies them; 1
+    /// for none. Source: Keskar et al., CTRL, arXiv 1909.05858, section 4.1.
+    pub repeat_penalty: f32,
     /// Makes sampling repeatable.
     pub seed: u64,
 }
@@ -86,7 +102,16 @@ pub struct Sampling {
 impl Default for Sampling {
     /// Greedy.
     fn default() -> Self {
-        Sampling { temperature: 0.0, top_k: 40, top_p: 0.95, min_p: 0.05, seed: 0 }
+        Sampling {
+            temperature: 0.0,
+            top_k: 40,
+            top_p: 0.95,
+            min_p: 0.05,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            repeat_penalty: 1.0,
+            seed: 0,
+        }
     }
 }
 
@@ -99,10 +124,24 @@ pub struct AskOptions {
     pub max_tokens: usize,
     /// Texts that end the answer, beside the model's own.
     pub stops: Vec<String>,
+    /// What is added to the logits of tokens; [`f32::NEG_INFINITY`] forbids one.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Tokens drafted ahead, looked up in the prompt and the answer, and verified in one run: at most so many, where it pays, and
+    /// no more than [`LoadOptions::outputs`] less one. Answers are the same, sooner.
+    pub draft: usize,
+    /// Tell each token's probability, and those of so many likeliest tokens: [`crate::Event::Token`].
+    pub logprobs: Option<usize>,
 }
 
 impl Default for AskOptions {
     fn default() -> Self {
-        AskOptions { sampling: Sampling::default(), max_tokens: 512, stops: vec![] }
+        AskOptions {
+            sampling: Sampling::default(),
+            max_tokens: 512,
+            stops: vec![],
+            logit_bias: vec![],
+            draft: 0,
+            logprobs: None,
+        }
     }
 }

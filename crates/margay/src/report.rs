@@ -51,12 +51,18 @@ pub struct StageReport {
     pub prefill_tokens: usize,
     /// Tokens of the prompt that were still in the cache.
     pub reused_tokens: usize,
+    /// Pictures that were not encoded, because their visual tokens were still there.
+    pub reused_pictures: usize,
     /// Visual tokens of the prompt.
     pub visual_tokens: usize,
     /// All tokens after the first.
     pub decode_ms: Option<f64>,
     /// Tokens decoded in that time: all but the first, which prefill gives.
     pub decode_tokens: usize,
+    /// Tokens that were drafted ahead.
+    pub drafted_tokens: usize,
+    /// Those of them that were accepted, and cost no run of their own.
+    pub accepted_tokens: usize,
     /// From the question to the first token: decoding the pictures counts, loading does not.
     pub ttft_ms: Option<f64>,
 }

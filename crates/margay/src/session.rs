@@ -1,10 +1,17 @@
 //! A conversation with a model.
 
-use crate::{Answer, AskOptions, Error, Image, Model, engine::prefix_of, sample::Sampler};
+use crate::{
+    Answer, AskOptions, Error, Image, Model,
+    engine::prefix_of,
+    image::ImageDigest,
+    prompt::{Prompt, place},
+    sample::Sampler,
+    work::Work,
+};
 use margay_graph::{Cancel, State};
 use margay_model::{ModelConfig, VisionConfig};
 use margay_prompt::{
-    layout::{Layout, PictureLayout, Sequence},
+    layout::{PictureLayout, Sequence},
     text::{Message, Part, RenderedPart},
 };
 use std::collections::VecDeque;
@@ -38,6 +45,8 @@ pub struct Session {
     pub(crate) visual: Vec<f32>,
     /// What each picture so far became in the prompt.
     pub(crate) images: Vec<PictureLayout>,
+    /// Which pictures those are.
+    pub(crate) digests: Vec<ImageDigest>,
     pub(crate) cancel: Cancel,
 }
 
@@ -51,6 +60,7 @@ impl Session {
             messages: vec![],
             visual: vec![],
             images: vec![],
+            digests: vec![],
             cancel: Cancel::new(),
         })
     }
@@ -79,7 +89,7 @@ impl Session {
             return Err(Error::EmptyPrompt);
         }
         let layouts = self.layouts(images)?;
-        let sampler = Sampler::new(options.sampling)?;
+        let sampler = self.sampler(options)?;
         if !self.messages.iter().any(|m| m.role == "user") {
             // Pictures of a raw prompt are no part of the conversation that begins here.
             self.forget_computed();
@@ -89,7 +99,7 @@ impl Session {
         let sequence = self.model.source().render(&self.messages).and_then(|parts| self.place(&parts, &all));
         let pictures = images.iter().cloned().zip(layouts).collect();
         match sequence {
-            Ok(sequence) => Ok(Answer::new(self, sequence, pictures, options.clone(), sampler)),
+            Ok(sequence) => Ok(self.answer(sequence, pictures, options, sampler)),
             Err(e) => {
                 self.messages.pop();
                 Err(e)
@@ -111,35 +121,84 @@ impl Session {
         if text.trim().is_empty() && images == 0 {
             return Err(Error::EmptyPrompt);
         }
-        let sampler = Sampler::new(options.sampling)?;
+        let sampler = self.sampler(options)?;
         let mut messages = self.messages[..last].to_vec();
         messages.push(Message::user(images, text));
         let sequence =
             self.model.source().render(&messages).and_then(|parts| self.place(&parts, &self.images))?;
         self.messages = messages;
-        Ok(Answer::new(self, sequence, VecDeque::new(), options.clone(), sampler))
+        Ok(self.answer(sequence, VecDeque::new(), options, sampler))
     }
 
     /// Goes on with a conversation that was had elsewhere, in place of the one that was held: its last turn is the
-    /// question. Pictures stand where they are in their turns.
+    /// question. Pictures stand where they are in their turns. What both conversations begin with, pictures included, is not
+    /// computed again.
     ///
     /// # Errors
     /// [`Error::Turns`] where the turns are no conversation that ends with a question; else as [`Session::ask_with`].
     pub fn ask_turns(&mut self, turns: &[Turn], options: &AskOptions) -> Result<Answer<'_>, Error> {
-        check_turns(turns)?;
-        let content = turns.iter().flat_map(|turn| &turn.content);
-        let images: Vec<_> = content
-            .filter_map(|part| if let Content::Image(image) = part { Some(image.clone()) } else { None })
-            .collect();
-        let layouts = self.layouts(&images)?;
-        let sampler = Sampler::new(options.sampling)?;
-        let messages: Vec<_> = turns.iter().map(message).collect();
-        let sequence =
-            self.model.source().render(&messages).and_then(|parts| self.place(&parts, &layouts))?;
-        self.clear();
-        self.messages = messages;
-        let pictures = images.into_iter().zip(layouts).collect();
-        Ok(Answer::new(self, sequence, pictures, options.clone(), sampler))
+        let prompt = Prompt::of_turns(&self.model, turns)?;
+        let work = self.begin(prompt, options)?;
+        Ok(Answer::new(self, work))
+    }
+
+    /// As [`Session::ask_turns`], of what was laid out before.
+    pub(crate) fn begin(&mut self, prompt: Prompt, options: &AskOptions) -> Result<Work, Error> {
+        let sampler = self.sampler(options)?;
+        let same = self.same_pictures(&prompt);
+        self.keep_pictures(same);
+        self.messages = prompt.messages;
+        let pictures = prompt.pictures.into_iter().skip(same).collect();
+        let mut work = Work::new(self, prompt.sequence, pictures, options.clone(), sampler);
+        work.reuses(same);
+        Ok(work)
+    }
+
+    /// Tokens of a prompt that would not have to be computed.
+    pub(crate) fn shared_tokens(&self, prompt: &Prompt) -> usize {
+        let rows = self.rows_of(self.same_pictures(prompt)) as i64;
+        let same = |(held, id): &(&i32, &i32)| held == id && -1 - i64::from(**id) < rows;
+        self.held.iter().zip(&prompt.sequence.ids).take_while(same).count()
+    }
+
+    /// Pictures at the start of the conversation that are those of the prompt.
+    fn same_pictures(&self, prompt: &Prompt) -> usize {
+        self.digests
+            .iter()
+            .zip(&prompt.pictures)
+            .take_while(|(held, (image, _))| **held == image.digest())
+            .count()
+    }
+
+    /// Visual rows of the first so many pictures.
+    fn rows_of(&self, pictures: usize) -> usize {
+        self.images[..pictures].iter().map(PictureLayout::visual_tokens).sum()
+    }
+
+    /// Forgets all pictures but the first so many, and what was computed from them.
+    pub(crate) fn keep_pictures(&mut self, pictures: usize) {
+        let rows = self.rows_of(pictures);
+        self.images.truncate(pictures);
+        self.digests.truncate(pictures);
+        self.visual.truncate(rows * self.model.config().text.width);
+        let gone = |id: &i32| *id < 0 && (-1 - i64::from(*id)) as usize >= rows;
+        let known = self.held.iter().position(gone).unwrap_or(self.held.len());
+        self.keep(known);
+    }
+
+    fn sampler(&self, options: &AskOptions) -> Result<Sampler, Error> {
+        Sampler::new(options, self.model.config().text.vocabulary)
+    }
+
+    fn answer(
+        &mut self,
+        sequence: Sequence,
+        pictures: VecDeque<(Image, PictureLayout)>,
+        options: &AskOptions,
+        sampler: Sampler,
+    ) -> Answer<'_> {
+        let work = Work::new(self, sequence, pictures, options.clone(), sampler);
+        Answer::new(self, work)
     }
 
     /// Asks with a prompt that is used as it stands: no template, `<image>` marks each picture. Starts a new
@@ -160,9 +219,9 @@ impl Session {
         if sequence.ids.is_empty() {
             return Err(Error::EmptyPrompt);
         }
-        let sampler = Sampler::new(options.sampling)?;
+        let sampler = self.sampler(options)?;
         let pictures = images.iter().cloned().zip(layouts).collect();
-        Ok(Answer::new(self, sequence, pictures, options.clone(), sampler))
+        Ok(self.answer(sequence, pictures, options, sampler))
     }
 
     /// Says how the model should behave; stands before the first question.
@@ -183,6 +242,7 @@ impl Session {
     fn forget_computed(&mut self) {
         self.visual.clear();
         self.images.clear();
+        self.digests.clear();
         self.held.clear();
         self.state.truncate(0);
     }
@@ -217,16 +277,7 @@ impl Session {
     }
 
     fn place(&self, parts: &[RenderedPart], pictures: &[PictureLayout]) -> Result<Sequence, Error> {
-        let config = self.model.config();
-        one_picture(config, pictures.len())?;
-        let sequence = Layout::default().place(self.model.tokenizer(), parts, pictures)?;
-        let (prompt, context) = (sequence.ids.len(), self.model.context());
-        // One place is left for the answer's first token.
-        if prompt >= context {
-            let visual = sequence.visual_tokens();
-            return Err(too_long(config, prompt, visual, context));
-        }
-        Ok(sequence)
+        place(&self.model, parts, pictures)
     }
 }
 
@@ -244,41 +295,6 @@ pub(crate) fn one_picture(config: &ModelConfig, pictures: usize) -> Result<(), E
         }
         _ => Ok(()),
     }
-}
-
-fn check_turns(turns: &[Turn]) -> Result<(), Error> {
-    let bad = |what: String| Err(Error::Turns { what });
-    let Some(last) = turns.last() else { return bad("there is none".to_owned()) };
-    for (at, turn) in turns.iter().enumerate() {
-        match turn.role.as_str() {
-            "user" | "assistant" => {}
-            "system" if at == 0 => {}
-            "system" => return bad(format!("turn {} is the system's, which stands first", at + 1)),
-            role => {
-                return bad(format!("turn {} is {role:?}'s; known are system, user and assistant", at + 1));
-            }
-        }
-        let sees = turn.content.iter().any(|part| matches!(part, Content::Image(_)));
-        if sees && turn.role != "user" {
-            return bad(format!("turn {} is the {}'s and holds a picture", at + 1, turn.role));
-        }
-    }
-    if last.role != "user" {
-        return bad("the last one asks nothing: it is not the user's".to_owned());
-    }
-    let says = |part: &Content| match part {
-        Content::Text(text) => !text.trim().is_empty(),
-        Content::Image(_) => true,
-    };
-    if last.content.iter().any(says) { Ok(()) } else { Err(Error::EmptyPrompt) }
-}
-
-fn message(turn: &Turn) -> Message {
-    let part = |part: &Content| match part {
-        Content::Text(text) => Part::Text(text.clone()),
-        Content::Image(_) => Part::Image,
-    };
-    Message { role: turn.role.clone(), content: turn.content.iter().map(part).collect() }
 }
 
 /// A prompt that is used as it stands, cut at its image marks.
@@ -299,6 +315,7 @@ pub(crate) fn raw_parts(prompt: &str, mark: &str) -> Vec<RenderedPart> {
 mod tests {
     use super::*;
     use crate::{Event, KvType, LoadOptions, ModelSource, Stage};
+    use margay_prompt::layout::Layout;
     use std::path::Path;
 
     #[test]
@@ -474,5 +491,38 @@ mod tests {
         let second = session.ask_with(&[tall], "two", &ask).unwrap().report().unwrap();
         assert!(second.stages.reused_tokens >= first.stages.prefill_tokens, "{:?}", second.stages);
         assert_eq!((second.tokens, second.stages.visual_tokens), (fresh.tokens, fresh.stages.visual_tokens));
+    }
+
+    #[test]
+    fn guesses_change_no_token_whatever_the_temperature() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/mobilevlm-v2");
+        let load = |outputs| LoadOptions { kv: KvType::F32, outputs, ..LoadOptions::default() };
+        let models = [1, 6].map(|outputs| Model::load_with(&folder, &load(outputs)).unwrap());
+        let picture = [Image::open(folder.join("wide.png")).unwrap()];
+        let mut right = 0;
+        for temperature in [0.0, 0.7] {
+            for seed in 0..4 {
+                let sampling = crate::Sampling { temperature, seed, ..crate::Sampling::default() };
+                let asked = |model: &Model, draft| {
+                    let ask = AskOptions { max_tokens: 60, draft, sampling, ..AskOptions::default() };
+                    let mut session = model.session().unwrap();
+                    let mut told = vec![];
+                    for text in ["one two one two", "one two one two one"] {
+                        let report = session.ask_with(&picture, text, &ask).unwrap().report().unwrap();
+                        assert_eq!(session.state.len(), session.held.len());
+                        told.push(report);
+                    }
+                    told
+                };
+                let (plain, guessed) = (asked(&models[0], 5), asked(&models[1], 5));
+                for (plain, guessed) in plain.iter().zip(&guessed) {
+                    assert_eq!(plain.tokens, guessed.tokens);
+                    assert_eq!((plain.stages.drafted_tokens, plain.stop), (0, guessed.stop));
+                    assert!(guessed.stages.accepted_tokens <= guessed.stages.drafted_tokens);
+                    right += guessed.stages.accepted_tokens;
+                }
+            }
+        }
+        assert!(right > 0, "this model repeats itself");
     }
 }

@@ -56,7 +56,8 @@ impl Stages {
         while let Some(tile) = tiles.next() {
             let tile = vision.tower.feed(&tile);
             let clock = Stopwatch::start();
-            features.extend_from_slice(engine.encode(&tile, &self.cancel)?);
+            engine.encode(&tile, 0, &mut || false, &self.cancel)?;
+            features.extend_from_slice(engine.encoded());
             let whole = stitch.is_none() || tiles.len() == 0;
             if whole {
                 engine.project(&tile, &features, stitch, &self.cancel)?;
@@ -125,7 +126,7 @@ impl Stages {
         let clock = Stopwatch::start();
         for ids in ids.chunks(at_once) {
             let call = TextCall { ids, places: &[], visual: &[], width, prefix: 0 };
-            engine.run_text(&call, self.state.as_mut(), &self.cancel)?;
+            engine.run_text(&call, 1, self.state.as_mut(), &self.cancel)?;
         }
         Ok(clock.elapsed())
     }

@@ -89,7 +89,7 @@ impl Chat {
 
     pub(crate) fn run(self, interrupt: &Interrupt) -> anyhow::Result<Outcome> {
         let images = open_images(&self.images)?;
-        let model = self.load.load(self.model.as_deref())?;
+        let model = self.load.load_for(self.model.as_deref(), &self.ask)?;
         let session = model.session()?;
         let options = self.ask.options();
         let mut talk = Talk { model, session, system: self.system, images, last: None, interrupt, options };

@@ -85,12 +85,7 @@ impl<'a> Run<'a> {
         Ok(count)
     }
 
-    fn single(
-        &mut self,
-        node: &Node,
-        step: &Step,
-        segments: &mut [Segment<'_>],
-    ) -> Result<(), BackendError> {
+    fn single(&mut self, node: &Node, step: &Step, segments: &mut [Segment<'_>]) -> Result<(), BackendError> {
         let engine = self.engine;
         let input = |at: usize| node.inputs[at];
         if self.size(node.output)?.0 == 0 {

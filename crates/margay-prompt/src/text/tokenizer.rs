@@ -379,6 +379,13 @@ impl Tokenizer {
         text
     }
 
+    /// The bytes a token stands for: none of an id outside the vocabulary, its own text of a control token.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        let mut bytes = vec![];
+        self.push_bytes(id, false, &mut bytes);
+        bytes
+    }
+
     /// Appends the bytes a token stands for.
     pub(super) fn push_bytes(&self, id: u32, skip_special: bool, out: &mut Vec<u8>) {
         let Some(token) = self.tokens.get(id as usize) else { return };

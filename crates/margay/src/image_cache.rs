@@ -1,0 +1,144 @@
+//! Visual tokens of pictures that were encoded before.
+
+use crate::{Error, image::ImageDigest};
+use margay_quant::{decode_into, encode_into, storable};
+use margay_tensor::DType;
+use std::{collections::HashMap, sync::Arc};
+
+/// Formats that visual tokens can be kept in.
+pub(crate) const TYPES: [DType; 4] = [DType::F32, DType::F16, DType::Q8_0, DType::Q4_0];
+
+/// Bounded; what was used longest ago goes first. One model's: a picture alone says what its visual tokens are.
+pub(crate) struct ImageCache {
+    dtype: DType,
+    /// Columns of a row.
+    width: usize,
+    most_bytes: usize,
+    bytes: usize,
+    clock: u64,
+    entries: HashMap<ImageDigest, Entry>,
+}
+
+struct Entry {
+    rows: Arc<[u8]>,
+    used: u64,
+}
+
+impl ImageCache {
+    /// For rows of `width` columns, kept in `dtype` or, where blocks do not fit the width, in the format that stands in
+    /// for it.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for a format that visual tokens are not kept in.
+    pub(crate) fn new(dtype: DType, width: usize, most_bytes: usize) -> Result<Self, Error> {
+        if !TYPES.contains(&dtype) {
+            let known = TYPES.map(DType::name).join(", ");
+            let what = format!("{} is none of {known}", dtype.name());
+            return Err(Error::Option { option: "image cache type", what });
+        }
+        let dtype = storable(dtype, width).0;
+        Ok(ImageCache { dtype, width, most_bytes, bytes: 0, clock: 0, entries: HashMap::new() })
+    }
+
+    /// Bytes kept.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Appends the visual tokens of a picture to `out`, where they are kept; says whether.
+    pub(crate) fn read(&mut self, picture: &ImageDigest, out: &mut Vec<f32>) -> Result<bool, Error> {
+        self.clock += 1;
+        let row_bytes = self.row_bytes();
+        let Some(entry) = self.entries.get_mut(picture) else { return Ok(false) };
+        entry.used = self.clock;
+        let start = out.len();
+        out.resize(start + entry.rows.len() / row_bytes * self.width, 0.0);
+        for (row, out) in entry.rows.chunks_exact(row_bytes).zip(out[start..].chunks_exact_mut(self.width)) {
+            decode_into(self.dtype, row, out).map_err(Error::Visual)?;
+        }
+        Ok(true)
+    }
+
+    /// Keeps the visual tokens of a picture, [V, E], where they fit; and gives `rows` the values that will be read, so that
+    /// an answer does not depend on whether its picture was seen before.
+    pub(crate) fn keep(&mut self, picture: ImageDigest, rows: &mut [f32]) -> Result<(), Error> {
+        if self.most_bytes == 0 {
+            return Ok(());
+        }
+        let (row_bytes, count) = (self.row_bytes(), rows.len() / self.width);
+        let mut bytes = vec![0; count * row_bytes];
+        for (row, to) in rows.chunks_exact_mut(self.width).zip(bytes.chunks_exact_mut(row_bytes)) {
+            encode_into(self.dtype, row, to).map_err(Error::Visual)?;
+            decode_into(self.dtype, to, row).map_err(Error::Visual)?;
+        }
+        self.clock += 1;
+        if bytes.len() > self.most_bytes || self.entries.contains_key(&picture) {
+            return Ok(());
+        }
+        while self.bytes + bytes.len() > self.most_bytes {
+            let oldest = self.entries.iter().min_by_key(|(_, entry)| entry.used).map(|(key, _)| *key);
+            let Some(gone) = oldest.and_then(|key| self.entries.remove(&key)) else { break };
+            self.bytes -= gone.rows.len();
+        }
+        self.bytes += bytes.len();
+        self.entries.insert(picture, Entry { rows: bytes.into(), used: self.clock });
+        Ok(())
+    }
+
+    fn row_bytes(&self) -> usize {
+        self.dtype.row_bytes(self.width).expect("invariant: storable in rows of this width")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(cache: &mut ImageCache, picture: u8) -> Option<Vec<f32>> {
+        let mut out = vec![7.0];
+        cache.read(&[picture; 32], &mut out).unwrap().then(|| out[1..].to_vec())
+    }
+
+    #[test]
+    fn what_was_used_longest_ago_goes_first() {
+        // Two rows of 4 floats are 32 bytes: three pictures fit.
+        let mut cache = ImageCache::new(DType::F32, 4, 100).unwrap();
+        let rows = |picture: u8| vec![f32::from(picture); 8];
+        for picture in 1..=3 {
+            cache.keep([picture; 32], &mut rows(picture)).unwrap();
+        }
+        assert_eq!(read(&mut cache, 1), Some(rows(1)));
+        cache.keep([4; 32], &mut rows(4)).unwrap();
+        assert_eq!((read(&mut cache, 2), cache.bytes()), (None, 96));
+        assert_eq!([1, 3, 4].map(|picture| read(&mut cache, picture)), [1, 3, 4].map(|p| Some(rows(p))));
+        // What is larger than the cache is not kept, and pushes nothing out.
+        cache.keep([5; 32], &mut [0.0; 40]).unwrap();
+        assert_eq!((read(&mut cache, 5), cache.bytes()), (None, 96));
+    }
+
+    #[test]
+    fn rows_are_given_the_values_that_are_read_later() {
+        let values: Vec<f32> = (0..64).map(|i| (i as f32 * 0.37).sin()).collect();
+        for dtype in TYPES {
+            let mut cache = ImageCache::new(dtype, 32, 1 << 20).unwrap();
+            let mut rows = values.clone();
+            cache.keep([1; 32], &mut rows).unwrap();
+            assert_eq!(read(&mut cache, 1), Some(rows.clone()), "{dtype:?}");
+            assert_eq!(rows == values, dtype == DType::F32, "{dtype:?}");
+            let off = rows.iter().zip(&values).fold(0.0, |most, (a, b)| f32::max(most, (a - b).abs()));
+            let bound = match dtype {
+                DType::F32 => 0.0,
+                DType::F16 => 5e-4,
+                DType::Q8_0 => 0.5 / 127.0 + 5e-4,
+                _ => 1.0 / 8.0 + 1e-3,
+            };
+            assert!(off <= bound, "{dtype:?} is off by {off}");
+        }
+        assert!(ImageCache::new(DType::Q6_K, 256, 1).is_err());
+        // Blocks of 32 do not fit 30 columns.
+        let mut cache = ImageCache::new(DType::Q4_0, 30, 1 << 20).unwrap();
+        let mut rows = vec![0.5; 60];
+        cache.keep([1; 32], &mut rows).unwrap();
+        assert_eq!(read(&mut cache, 1), Some(rows));
+    }
+}

@@ -1,0 +1,169 @@
+//! Many callers at once.
+
+use super::*;
+use crate::{Content, Image, KvType, LoadOptions, Report, Stop};
+use std::{
+    path::{Path, PathBuf},
+    sync::mpsc::{Receiver, channel},
+};
+
+fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/mobilevlm-v2")
+}
+
+fn model(outputs: usize) -> Model {
+    let options =
+        LoadOptions { kv: KvType::F32, outputs, batch: 64, image_cache: 1 << 20, ..LoadOptions::default() };
+    Model::load_with(golden(), &options).unwrap()
+}
+
+fn user(image: Option<&Image>, text: &str) -> Turn {
+    let image = image.cloned().map(Content::Image);
+    let content = image.into_iter().chain([Content::Text(text.to_owned())]).collect();
+    Turn { role: "user".to_owned(), content }
+}
+
+fn says(text: &str) -> Turn {
+    Turn { role: "assistant".to_owned(), content: vec![Content::Text(text.to_owned())] }
+}
+
+fn ask(
+    scheduler: &Scheduler,
+    turns: Vec<Turn>,
+    max_tokens: usize,
+) -> (Cancel, Receiver<Result<Event, Error>>) {
+    let (told, events) = channel();
+    let options = AskOptions { max_tokens, ..AskOptions::default() };
+    let cancel =
+        scheduler.submit(Job { turns, options }, Box::new(move |event| told.send(event).is_ok())).unwrap();
+    (cancel, events)
+}
+
+fn report(events: &Receiver<Result<Event, Error>>) -> Report {
+    let mut text = String::new();
+    loop {
+        match events.recv().unwrap().unwrap() {
+            Event::Text(piece) => text.push_str(&piece),
+            Event::Done(report) => {
+                assert_eq!(text, report.text);
+                return *report;
+            }
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn answers_made_together_are_those_made_alone() {
+    let picture = Image::open(golden().join("wide.png")).unwrap();
+    let other = Image::filled(40, 30, [10, 200, 30]).unwrap();
+    let conversations = [
+        vec![user(Some(&picture), "one")],
+        vec![user(None, "two and some more words")],
+        vec![user(Some(&other), "three"), says("x y"), user(Some(&picture), "four")],
+        vec![user(None, "five")],
+        vec![user(Some(&picture), "six")],
+    ];
+    let lengths = [12, 30, 7, 1, 20];
+    let alone: Vec<Report> = conversations
+        .iter()
+        .zip(lengths)
+        .map(|(turns, max_tokens)| {
+            let options = AskOptions { max_tokens, ..AskOptions::default() };
+            model(1).session().unwrap().ask_turns(turns, &options).unwrap().report().unwrap()
+        })
+        .collect();
+    // Together, in turns, and with more answers than are decoded together.
+    for (outputs, slots) in [(4, 5), (1, 5), (2, 3)] {
+        let options = SchedulerOptions { slots, ..SchedulerOptions::default() };
+        let scheduler = Scheduler::new(model(outputs), options).unwrap();
+        let asked: Vec<_> = conversations
+            .iter()
+            .zip(lengths)
+            .map(|(turns, length)| ask(&scheduler, turns.clone(), length).1)
+            .collect();
+        for (events, alone) in asked.iter().zip(&alone) {
+            let report = report(events);
+            assert_eq!((&report.tokens, report.stop), (&alone.tokens, alone.stop), "{outputs} {slots}");
+        }
+        // The picture that three of them show was encoded once or, where they began together, at most as often.
+        assert!(scheduler.model().image_cache_bytes().unwrap() > 0);
+    }
+}
+
+#[test]
+fn a_conversation_that_goes_on_finds_what_was_computed() {
+    let picture = Image::open(golden().join("wide.png")).unwrap();
+    let scheduler = Scheduler::new(model(2), SchedulerOptions::default()).unwrap();
+    let mut turns = vec![user(Some(&picture), "one")];
+    let first = report(&ask(&scheduler, turns.clone(), 8).1);
+    assert_eq!((first.stages.reused_tokens, first.stages.reused_pictures), (0, 0));
+    // The same question again: only its last token is computed.
+    let again = report(&ask(&scheduler, turns.clone(), 8).1);
+    assert_eq!(again.tokens, first.tokens);
+    assert_eq!((again.stages.prefill_tokens, again.stages.reused_pictures), (1, 1));
+    assert_eq!(again.stages.encode_ms, None);
+    turns.extend([says(&first.text), user(None, "two")]);
+    let second = report(&ask(&scheduler, turns.clone(), 8).1);
+    assert!(second.stages.reused_tokens >= first.stages.prefill_tokens, "{:?}", second.stages);
+    let options = AskOptions { max_tokens: 8, ..AskOptions::default() };
+    let alone = model(1).session().unwrap().ask_turns(&turns, &options).unwrap().report().unwrap();
+    assert_eq!(second.tokens, alone.tokens);
+    // Another picture, of which nothing may be reused but what stands before it.
+    let other = Image::filled(40, 30, [10, 200, 30]).unwrap();
+    let third = report(&ask(&scheduler, vec![user(Some(&other), "one")], 8).1);
+    let mut alone = model(1).session().unwrap();
+    let alone = alone.ask_turns(&[user(Some(&other), "one")], &options).unwrap().report().unwrap();
+    assert_eq!(third.tokens, alone.tokens);
+    let before = first.stages.prefill_tokens - first.stages.visual_tokens;
+    assert!(third.stages.reused_tokens < before, "{:?}", third.stages);
+    assert!(third.stages.encode_ms.is_some());
+    let load = scheduler.load();
+    assert!(load.cached_tokens > 0 && load.cache_bytes > 0, "{load:?}");
+}
+
+#[test]
+fn who_finds_no_room_is_told_and_who_leaves_makes_room() {
+    let options = SchedulerOptions { slots: 1, queue: 1, ..SchedulerOptions::default() };
+    let scheduler = Scheduler::new(model(1), options).unwrap();
+    let long = |text: &str| ask(&scheduler, vec![user(None, text)], 100_000);
+    let (first, events) = long("one");
+    // It runs before the next comes.
+    while !matches!(events.recv().unwrap().unwrap(), Event::Text(_)) {}
+    let (second, waiting) = long("two");
+    let third = Job { turns: vec![user(None, "three")], options: AskOptions::default() };
+    let refused = scheduler.submit(third.clone(), Box::new(|_| true));
+    assert!(matches!(refused, Err(Error::Busy { waiting: 1 })), "{refused:?}");
+    assert_eq!((scheduler.load().running, scheduler.load().waiting), (1, 1));
+    // One that waits and is cancelled ends without a token; then the one that runs.
+    second.cancel();
+    first.cancel();
+    assert!(report(&waiting).tokens.is_empty());
+    let stopped = events.iter().find_map(|event| match event.unwrap() {
+        Event::Done(report) => Some(report.stop),
+        _ => None,
+    });
+    assert_eq!(stopped, Some(Stop::Cancelled));
+    // A caller that no longer listens ends its answer, too.
+    drop(long("four").1);
+    while scheduler.load().waiting + scheduler.load().running > 0 {
+        std::thread::yield_now();
+    }
+    assert!(!report(&ask(&scheduler, vec![user(None, "five")], 3).1).tokens.is_empty());
+    let bad = Job { turns: vec![], options: AskOptions::default() };
+    assert!(matches!(scheduler.submit(bad, Box::new(|_| true)), Err(Error::Turns { .. })));
+    scheduler.close();
+    assert!(matches!(scheduler.submit(third, Box::new(|_| true)), Err(Error::Busy { .. })));
+}
+
+#[test]
+fn nobody_waits_for_an_answer_of_a_scheduler_that_is_gone() {
+    let scheduler = Scheduler::new(model(1), SchedulerOptions { slots: 1, ..Default::default() }).unwrap();
+    let (_, running) = ask(&scheduler, vec![user(None, "one")], 100_000);
+    let (_, waiting) = ask(&scheduler, vec![user(None, "two")], 100_000);
+    running.recv().unwrap().unwrap();
+    drop(scheduler);
+    // Both ends hang up.
+    assert!(running.iter().all(|event| event.is_ok()));
+    assert_eq!(waiting.iter().count(), 0);
+}

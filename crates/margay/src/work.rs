@@ -1,0 +1,569 @@
+//! Making an answer, step by step.
+
+use crate::{
+    AskOptions, Error, Event, Image, Model, Report, Session, StageReport, Stop, Token,
+    draft::Lookup,
+    engine::{TextCall, prefix_of},
+    image::ImageDigest,
+    sample::{Sampler, logprobs},
+};
+use margay_graph::BackendError;
+use margay_model::Feed;
+use margay_observe::{Root, Stage, StageTimes, Stopwatch, process};
+use margay_prompt::{
+    image::{ImageTiles, Pixels, preprocess},
+    layout::{PictureLayout, Sequence},
+    text::{Message, Part, StopMatcher, StreamDecoder, Tokenizer},
+};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+/// An answer under way: everything about it but its conversation, which each step is lent.
+pub(crate) struct Work {
+    model: Model,
+    options: AskOptions,
+    sequence: Sequence,
+    /// The place of each token of the sequence, and of the next one.
+    places: Vec<[i32; 3]>,
+    next_place: i32,
+    pictures: VecDeque<(Image, PictureLayout)>,
+    picture_count: usize,
+    /// Tiles of all pictures of this question, and how many went through the tower.
+    tile_count: usize,
+    tiles_done: usize,
+    /// How often the projector runs for them, and how often it did.
+    projection_count: usize,
+    projections_done: usize,
+    /// Tokens at the start of the prompt that see one another.
+    prefix: usize,
+    /// Pictures the session had before this question.
+    images_then: usize,
+    decoder: StreamDecoder<Arc<Tokenizer>>,
+    stops: StopMatcher,
+    sampler: Sampler,
+    phase: Phase,
+    clock: Stopwatch,
+    /// Time since the question that went into loading.
+    outside: Duration,
+    /// Time before the question that went into decoding its pictures.
+    decoding: Duration,
+    times: StageTimes,
+    stages: StageReport,
+    prefill_steps: usize,
+    text: String,
+    tokens: Vec<u32>,
+    lookup: Option<Lookup>,
+    /// Tokens of the answer that it has looked at.
+    looked_at: usize,
+    /// The token that was chosen last, where its probability is to be told.
+    chosen: Option<Token>,
+    pending: VecDeque<Event>,
+    told: bool,
+}
+
+enum Phase {
+    Preprocess,
+    /// The next tile.
+    Encode(Tiles),
+    /// A tile from a step of the tower on.
+    Encoding(Tiles, Pixels, Duration, usize),
+    Project(Tiles, Pixels),
+    Prefill,
+    Decode,
+    Ended(Stop),
+    Over,
+}
+
+/// How much a step may do.
+pub(crate) struct Pace<'a> {
+    /// Tokens of a prompt that are computed in one step, at most.
+    pub prefill: usize,
+    /// Asked between two ops of an encode; true ends the step there.
+    pub pause: &'a mut dyn FnMut() -> bool,
+}
+
+/// The token that a run of the decoder should begin with.
+#[derive(Clone, Copy)]
+pub(crate) struct NextToken {
+    pub id: i32,
+    pub place: [i32; 3],
+}
+
+/// What is left of a picture.
+struct Tiles {
+    digest: ImageDigest,
+    /// Visual numbers of the pictures before it.
+    start: usize,
+    left: ImageTiles,
+    layout: PictureLayout,
+    /// Those that are still to be projected. [P, C]
+    features: Vec<f32>,
+}
+
+impl Work {
+    pub(crate) fn new(
+        session: &mut Session,
+        sequence: Sequence,
+        pictures: VecDeque<(Image, PictureLayout)>,
+        options: AskOptions,
+        mut sampler: Sampler,
+    ) -> Self {
+        sampler.begin(&sequence.ids);
+        let model = session.model.clone();
+        let texts =
+            model.config().prompt.stops.iter().map(|s| (*s).to_owned()).chain(options.stops.iter().cloned());
+        let mut times = StageTimes::default();
+        times.add(Stage::Load, model.load_time());
+        let visual_tokens = sequence.visual_tokens();
+        let (places, next_place) = sequence.places();
+        Work {
+            decoder: StreamDecoder::new(model.source().tokenizer.clone(), true),
+            stops: StopMatcher::new(texts),
+            sampler,
+            phase: Phase::Preprocess,
+            clock: Stopwatch::start(),
+            times,
+            stages: StageReport { visual_tokens, ..StageReport::default() },
+            prefill_steps: 0,
+            text: String::new(),
+            tokens: vec![],
+            lookup: None,
+            looked_at: 0,
+            chosen: None,
+            pending: VecDeque::new(),
+            told: false,
+            picture_count: pictures.len(),
+            tile_count: pictures.iter().map(|(_, layout)| layout.tiles()).sum(),
+            tiles_done: 0,
+            projection_count: pictures.iter().map(|(_, layout)| layout.projections()).sum(),
+            projections_done: 0,
+            prefix: prefix_of(model.config(), &sequence.ids),
+            images_then: session.images.len(),
+            pictures,
+            model,
+            options,
+            sequence,
+            places,
+            next_place,
+            outside: Duration::ZERO,
+            decoding: Duration::ZERO,
+        }
+    }
+
+    /// Counts pictures that the session had already.
+    pub(crate) fn reuses(&mut self, pictures: usize) {
+        self.stages.reused_pictures += pictures;
+    }
+
+    /// The next event, where one waits.
+    pub(crate) fn told(&mut self) -> Option<Event> {
+        self.pending.pop_front()
+    }
+
+    /// True where nothing is left to do; events may still wait.
+    pub(crate) fn is_over(&self) -> bool {
+        matches!(self.phase, Phase::Over)
+    }
+
+    /// Goes one step on. An error ends the answer.
+    pub(crate) fn advance(&mut self, session: &mut Session, pace: &mut Pace<'_>) -> Result<(), Error> {
+        let done = self.step(session, pace);
+        self.checked(done)
+    }
+
+    /// The token of which the decoder's logits are wanted, where that is the next step.
+    pub(crate) fn next_token(&self, session: &Session) -> Option<NextToken> {
+        let decodes = matches!(self.phase, Phase::Decode) && !session.cancel.is_cancelled();
+        let token = self.tokens.last().filter(|_| decodes)?;
+        Some(NextToken { id: *token as i32, place: [self.next_place; 3] })
+    }
+
+    /// Takes the logits of [`Work::next_token`], [vocabulary], which is in the session's cache now. An error ends the answer.
+    pub(crate) fn decoded(
+        &mut self,
+        session: &mut Session,
+        logits: &[f32],
+        took: Duration,
+    ) -> Result<(), Error> {
+        let done = self.take_logits(session, logits, took);
+        self.checked(done)
+    }
+
+    /// True where only the report is left to make.
+    pub(crate) fn has_ended(&self) -> bool {
+        matches!(self.phase, Phase::Ended(_))
+    }
+
+    /// Ends the answer as it is.
+    pub(crate) fn stop(&mut self) {
+        self.phase = Phase::Over;
+    }
+
+    /// True while a tile is half way through the tower.
+    pub(crate) fn is_encoding(&self) -> bool {
+        matches!(self.phase, Phase::Encoding(..))
+    }
+
+    fn checked(&mut self, done: Result<(), Error>) -> Result<(), Error> {
+        match done {
+            // A stage that was stopped half way ends the answer; it is no failure.
+            Err(Error::Backend(BackendError::Cancelled)) => self.end(Stop::Cancelled),
+            Err(e) => {
+                self.phase = Phase::Over;
+                return Err(e);
+            }
+            Ok(()) => {}
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, session: &mut Session, pace: &mut Pace<'_>) -> Result<(), Error> {
+        let ending = matches!(self.phase, Phase::Ended(_) | Phase::Over);
+        if session.cancel.is_cancelled() && !ending {
+            self.end(Stop::Cancelled);
+            return Ok(());
+        }
+        match std::mem::replace(&mut self.phase, Phase::Over) {
+            Phase::Preprocess => self.preprocess(session),
+            Phase::Encode(tiles) => self.next_tile(session, tiles, pace),
+            Phase::Encoding(tiles, tile, took, at) => self.encode(session, (tiles, tile), (took, at), pace),
+            Phase::Project(tiles, tile) => self.project(session, tiles, &tile),
+            Phase::Prefill => self.prefill(session, pace),
+            Phase::Decode => self.decode(session),
+            Phase::Ended(stop) => {
+                self.finish(session, stop);
+                Ok(())
+            }
+            Phase::Over => Ok(()),
+        }
+    }
+
+    fn preprocess(&mut self, session: &mut Session) -> Result<(), Error> {
+        let Some((image, layout)) = self.pictures.pop_front() else {
+            self.begin_prefill(session);
+            return Ok(());
+        };
+        let model = self.model.clone();
+        let source = model.source();
+        let name = &source.config.name;
+        let vision = source.config.vision.as_ref().ok_or_else(|| Error::NoVision { model: name.clone() })?;
+        // Decoding happened when the picture was opened; it counts here.
+        self.times.add(Stage::Preprocess, image.decode);
+        self.decoding += image.decode;
+        let clock = Stopwatch::start();
+        let (digest, start) = (image.digest(), session.visual.len());
+        if model.images()?.read(&digest, &mut session.visual)? {
+            self.stages.reused_pictures += 1;
+            self.tiles_done += layout.tiles();
+            self.projections_done += layout.projections();
+            session.images.push(layout);
+            session.digests.push(digest);
+            let done = self.picture_count - self.pictures.len();
+            self.stage_ended(Stage::Preprocess, clock.elapsed(), done, self.picture_count);
+            self.phase = Phase::Preprocess;
+            return Ok(());
+        }
+        self.times.add(Stage::Preprocess, clock.elapsed());
+        let clock = Stopwatch::start();
+        if model.engine()?.prepare_vision(source, model.backend(), &session.cancel)? {
+            // Packing the tower is loading, not encoding.
+            self.outside += clock.elapsed();
+            self.times.add(Stage::Load, clock.elapsed());
+        }
+        let clock = Stopwatch::start();
+        let left = preprocess(&image.picture, &vision.image)
+            .map_err(|source| Error::Image { place: image.name.clone(), source })?;
+        let done = self.picture_count - self.pictures.len();
+        self.stage_ended(Stage::Preprocess, clock.elapsed(), done, self.picture_count);
+        self.phase = Phase::Encode(Tiles { digest, start, left, layout, features: vec![] });
+        Ok(())
+    }
+
+    /// The next tile of the picture; one at a time is there as floats.
+    fn next_tile(
+        &mut self,
+        session: &mut Session,
+        mut tiles: Tiles,
+        pace: &mut Pace<'_>,
+    ) -> Result<(), Error> {
+        let clock = Stopwatch::start();
+        let Some(tile) = tiles.left.next() else {
+            self.model.images()?.keep(tiles.digest, &mut session.visual[tiles.start..])?;
+            session.images.push(tiles.layout);
+            session.digests.push(tiles.digest);
+            self.phase = Phase::Preprocess;
+            return Ok(());
+        };
+        self.times.add(Stage::Preprocess, clock.elapsed());
+        self.encode(session, (tiles, tile), (Duration::ZERO, 0), pace)
+    }
+
+    fn encode(
+        &mut self,
+        session: &mut Session,
+        (mut tiles, tile): (Tiles, Pixels),
+        (took, at): (Duration, usize),
+        pace: &mut Pace<'_>,
+    ) -> Result<(), Error> {
+        let model = self.model.clone();
+        let clock = Stopwatch::start();
+        let feed = fed(&model, &tile)?;
+        let mut engine = model.engine()?;
+        let next = engine.encode(&feed, at, pace.pause, &session.cancel)?;
+        let took = took + clock.elapsed();
+        if let Some(at) = next {
+            drop(feed);
+            self.phase = Phase::Encoding(tiles, tile, took, at);
+            return Ok(());
+        }
+        tiles.features.extend_from_slice(engine.encoded());
+        drop((feed, engine));
+        self.tiles_done += 1;
+        self.stage_ended(Stage::Encode, took, self.tiles_done, self.tile_count);
+        // What is stitched is projected once it is whole.
+        let whole = tiles.layout.stitch().is_none() || tiles.left.len() == 0;
+        self.phase = if whole { Phase::Project(tiles, tile) } else { Phase::Encode(tiles) };
+        Ok(())
+    }
+
+    fn project(&mut self, session: &mut Session, mut tiles: Tiles, tile: &Pixels) -> Result<(), Error> {
+        let model = self.model.clone();
+        let clock = Stopwatch::start();
+        let mut engine = model.engine()?;
+        let stitch = tiles.layout.stitch();
+        let visual = engine.project(&fed(&model, tile)?, &tiles.features, stitch, &session.cancel)?;
+        session.visual.extend_from_slice(visual);
+        drop(engine);
+        tiles.features.clear();
+        self.projections_done += 1;
+        self.stage_ended(Stage::Project, clock.elapsed(), self.projections_done, self.projection_count);
+        self.phase = Phase::Encode(tiles);
+        Ok(())
+    }
+
+    /// Keeps the part of the cache that this prompt shares with what was computed before.
+    fn begin_prefill(&mut self, session: &mut Session) {
+        let ids = &self.sequence.ids;
+        let shared = session.held.iter().zip(ids).take_while(|(a, b)| a == b).count();
+        // The last token is computed anew: its logits are wanted.
+        let shared = shared.min(ids.len().saturating_sub(1)).min(session.state.len());
+        let shared = if shared < self.prefix { 0 } else { shared };
+        let shared = session.keep(shared);
+        self.stages.reused_tokens = shared;
+        self.phase = Phase::Prefill;
+    }
+
+    fn prefill(&mut self, session: &mut Session, pace: &mut Pace<'_>) -> Result<(), Error> {
+        let model = self.model.clone();
+        let clock = Stopwatch::start();
+        let mut engine = model.engine()?;
+        let from = session.held.len();
+        // Tokens that see one another are computed together, whatever the pace.
+        let least = if from == 0 { self.prefix } else { 0 };
+        let batch = pace.prefill.max(least).clamp(1, engine.batch());
+        let to = self.sequence.ids.len().min(from + batch);
+        if from == 0 && to < self.prefix {
+            return Err(Error::LongPrefix { prefix: self.prefix, batch: engine.batch() });
+        }
+        let of = self.prefill_steps + (self.sequence.ids.len() - from).div_ceil(batch);
+        let ids = &self.sequence.ids[from..to];
+        let places = &self.places[from..to];
+        let (visual, width) = (&session.visual, model.config().text.width);
+        let call = TextCall { ids, places, visual, width, prefix: self.prefix };
+        let logits = engine.run_text(&call, 1, session.state.as_mut(), &session.cancel)?;
+        let last = to == self.sequence.ids.len();
+        let token = if last { Some(self.choose(logits)?) } else { None };
+        drop(engine);
+        session.held.extend_from_slice(&self.sequence.ids[from..to]);
+        self.stages.prefill_tokens += to - from;
+        self.prefill_steps += 1;
+        let took = clock.elapsed();
+        self.times.add(Stage::Prefill, took);
+        self.pending.push_back(Event::Stage { stage: Stage::Prefill, took, done: self.prefill_steps, of });
+        match token {
+            Some(token) => {
+                let waited = (self.clock.elapsed() + self.decoding).saturating_sub(self.outside);
+                self.stages.ttft_ms = Some(waited.as_secs_f64() * 1000.0);
+                self.take(session, token);
+            }
+            None => self.phase = Phase::Prefill,
+        }
+        Ok(())
+    }
+
+    fn decode(&mut self, session: &mut Session) -> Result<(), Error> {
+        let model = self.model.clone();
+        let clock = Stopwatch::start();
+        let mut ids = vec![self.last_token() as i32];
+        let mut engine = model.engine()?;
+        self.guess(session, engine.outputs(), &mut ids)?;
+        let guesses = ids.len() - 1;
+        let place = self.next_place;
+        let places: Vec<[i32; 3]> = (place..).take(ids.len()).map(|place| [place; 3]).collect();
+        let (visual, width) = (&session.visual, model.config().text.width);
+        let call = TextCall { ids: &ids, places: &places, visual, width, prefix: self.prefix };
+        let logits = engine.run_text(&call, ids.len(), session.state.as_mut(), &session.cancel)?;
+        let mut took = clock.elapsed();
+        let run = took;
+        let mut right = 0;
+        for (at, logits) in logits.chunks_exact(logits.len() / ids.len()).enumerate() {
+            // All of them came in one run.
+            self.take_logits(session, logits, std::mem::take(&mut took))?;
+            if !matches!(self.phase, Phase::Decode) || ids.get(at + 1) != Some(&(self.last_token() as i32)) {
+                break;
+            }
+            right = at + 1;
+        }
+        drop(engine);
+        session.state.truncate(session.held.len());
+        if self.options.draft > 0 {
+            model.payoff()?.learn(guesses, right, run);
+            self.stages.drafted_tokens += guesses;
+            self.stages.accepted_tokens += right;
+        }
+        Ok(())
+    }
+
+    fn last_token(&self) -> u32 {
+        *self.tokens.last().expect("invariant: prefill gave the first token")
+    }
+
+    /// Appends tokens that may come behind the last, where that pays and they have room.
+    fn guess(&mut self, session: &Session, outputs: usize, ids: &mut Vec<i32>) -> Result<(), Error> {
+        let room = session.state.capacity() - session.state.len() - 1;
+        let wanted = self.options.max_tokens.saturating_sub(self.tokens.len() + 1);
+        let most = self.options.draft.min(outputs - 1).min(room).min(wanted);
+        if self.options.draft == 0 {
+            return Ok(());
+        }
+        let lookup = self.lookup.get_or_insert_default();
+        if self.looked_at == 0 {
+            lookup.push(&self.sequence.ids);
+        }
+        let new: Vec<i32> = self.tokens[self.looked_at..].iter().map(|id| *id as i32).collect();
+        lookup.push(&new);
+        self.looked_at = self.tokens.len();
+        let guesses = lookup.guess(most);
+        let count = self.model.payoff()?.choose(guesses.len());
+        ids.extend_from_slice(&guesses[..count]);
+        Ok(())
+    }
+
+    /// The logits behind the answer's last token, which is in the cache now.
+    fn take_logits(&mut self, session: &mut Session, logits: &[f32], took: Duration) -> Result<(), Error> {
+        self.phase = Phase::Over;
+        let clock = Stopwatch::start();
+        let token = self.last_token();
+        let next = self.choose(logits)?;
+        session.held.push(token as i32);
+        self.next_place += 1;
+        self.stages.decode_tokens += 1;
+        let of = self.options.max_tokens.saturating_sub(1);
+        self.stage_ended(Stage::Decode, took + clock.elapsed(), self.stages.decode_tokens, of);
+        self.take(session, next);
+        Ok(())
+    }
+
+    fn choose(&mut self, logits: &[f32]) -> Result<u32, Error> {
+        let id = self.sampler.choose(logits)?;
+        if let Some(most) = self.options.logprobs {
+            let tokenizer = self.model.tokenizer();
+            let (logprob, top) = logprobs(logits, id, most);
+            let top = top.into_iter().map(|(id, logprob)| (id, tokenizer.token_bytes(id), logprob)).collect();
+            self.chosen = Some(Token { id, bytes: tokenizer.token_bytes(id), logprob, top });
+        }
+        Ok(id)
+    }
+
+    /// Takes a chosen token: ends the answer, or shows its text and goes on.
+    fn take(&mut self, session: &mut Session, token: u32) {
+        if self.model.tokenizer().stop_ids().contains(&token) {
+            self.end(Stop::End);
+            return;
+        }
+        self.tokens.push(token);
+        self.sampler.accept(token);
+        if let Some(chosen) = self.chosen.take() {
+            self.pending.push_back(Event::Token(Box::new(chosen)));
+        }
+        let piece = self.decoder.push(token);
+        let (shown, met) = self.stops.push(&piece);
+        self.show(shown);
+        if met {
+            self.end(Stop::StopText);
+        } else if self.tokens.len() >= self.options.max_tokens {
+            self.end(Stop::Length);
+        } else if session.state.len() + 1 > session.state.capacity() {
+            self.end(Stop::Context);
+        } else {
+            self.phase = Phase::Decode;
+        }
+    }
+
+    fn end(&mut self, stop: Stop) {
+        if stop != Stop::StopText {
+            let held = self.decoder.finish();
+            let (shown, met) = self.stops.push(&held);
+            self.show(shown);
+            if !met {
+                let rest = self.stops.finish();
+                self.show(rest);
+            }
+        }
+        self.phase = Phase::Ended(stop);
+    }
+
+    fn show(&mut self, piece: String) {
+        // The space that SentencePiece puts before the first word is no part of the answer.
+        let piece = if self.text.is_empty() { piece.trim_start().to_owned() } else { piece };
+        if !piece.is_empty() {
+            self.text.push_str(&piece);
+            self.pending.push_back(Event::Text(piece));
+        }
+    }
+
+    fn finish(&mut self, session: &mut Session, stop: Stop) {
+        self.stages.set_times(&self.times);
+        let report = Report {
+            text: self.text.clone(),
+            tokens: self.tokens.clone(),
+            stop,
+            stages: self.stages,
+            peak_rss_bytes: process::peak_rss_bytes(&Root::system()),
+        };
+        self.remember(session);
+        self.pending.push_back(Event::Done(Box::new(report)));
+    }
+
+    /// The session goes on from what was said. A question that was stopped before its first token is taken back, as if
+    /// it had not been asked.
+    pub(crate) fn remember(&mut self, session: &mut Session) {
+        if std::mem::replace(&mut self.told, true) || session.messages.is_empty() {
+            return;
+        }
+        if self.stages.ttft_ms.is_some() {
+            session.messages.push(Message::text("assistant", self.text.clone()));
+            return;
+        }
+        session.messages.pop();
+        let marked = session.messages.iter().flat_map(|m| &m.content).filter(|part| **part == Part::Image);
+        if marked.count() != self.images_then {
+            // The pictures of a conversation that came as a whole go with its question.
+            session.clear();
+            return;
+        }
+        // The rows of its pictures will be those of others: what was computed from them must not be found again.
+        session.keep_pictures(self.images_then);
+    }
+
+    fn stage_ended(&mut self, stage: Stage, took: Duration, done: usize, of: usize) {
+        self.times.add(stage, took);
+        self.pending.push_back(Event::Stage { stage, took, done, of });
+    }
+}
+
+/// A tile as the model's tower takes it.
+fn fed<'p>(model: &Model, tile: &'p Pixels) -> Result<Feed<'p>, Error> {
+    let config = model.config();
+    let vision = config.vision.as_ref().ok_or_else(|| Error::NoVision { model: config.name.clone() })?;
+    Ok(vision.tower.feed(tile))
+}
