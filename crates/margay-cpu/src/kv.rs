@@ -10,7 +10,7 @@ use crate::{
     kernels::{Kernels, attention::KEYS, float::NR},
     lines::Lines,
 };
-use margay_graph::{CacheSpec, State};
+use margay_graph::{BackendError, CacheSpec, State};
 use std::sync::Arc;
 
 /// How keys and values are stored.
@@ -278,10 +278,45 @@ impl State for KvState {
         self.slots.iter().map(KvSlot::size_bytes).sum::<usize>() + self.partials.size_bytes()
     }
 
+    fn form(&self) -> Option<String> {
+        let slots = self.slots.iter().map(|slot| format!("{}x{}", slot.kv_heads, slot.head_dim));
+        let kind = self.slots.first().map_or("none", |slot| slot.kind.name());
+        let order = if cfg!(target_endian = "little") { "le" } else { "be" };
+        Some(format!("cpu-{FORM} {kind} {order} {}", slots.collect::<Vec<_>>().join(" ")))
+    }
+
+    fn snapshot(&self) -> &[u8] {
+        let Some(slot) = self.slots.first() else { return &[] };
+        let bytes = self.len.div_ceil(KEYS) * slot.stride;
+        // SAFETY: all slots share this memory, of which blocks of `stride` bytes hold `KEYS` tokens each; it was zeroed when
+        // it was made, and nobody writes while the state is borrowed.
+        unsafe { std::slice::from_raw_parts(slot.memory.pointer(), bytes) }
+    }
+
+    fn restore(&mut self, len: usize, bytes: &[u8]) -> Result<(), BackendError> {
+        if len > self.capacity {
+            return Err(BackendError::ContextFull { capacity: self.capacity, used: 0, wanted: len });
+        }
+        let expected = self.slots.first().map_or(0, |slot| len.div_ceil(KEYS) * slot.stride);
+        if bytes.len() != expected {
+            let what = format!("{len} tokens of a KV cache are {expected} bytes, not {}", bytes.len());
+            return Err(BackendError::Call { what });
+        }
+        if let Some(slot) = self.slots.first() {
+            // SAFETY: that many bytes are there, as the capacity is no smaller; the state is this call's own.
+            unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), slot.memory.pointer(), expected) };
+        }
+        self.len = len;
+        Ok(())
+    }
+
     fn as_any_mut(&mut self) -> &mut dyn std::any::Any {
         self
     }
 }
+
+/// Changes whenever the same keys and values become other bytes.
+const FORM: u32 = 1;
 
 #[cfg(test)]
 mod tests {
@@ -313,5 +348,32 @@ mod tests {
             assert!(places.windows(2).all(|w| w[0].0 + w[0].1 == w[1].0), "{kind:?}: one behind the other");
         }
         assert!(KvState::new(&specs, KvType::Q8, usize::MAX / 2, 0).is_none());
+    }
+
+    #[test]
+    fn what_was_kept_is_held_again_and_other_sizes_are_refused() {
+        let specs = [CacheSpec { kv_heads: 2, head_dim: 16 }, CacheSpec { kv_heads: 1, head_dim: 5 }];
+        for kind in KvType::ALL {
+            let state = |capacity| KvState::new(&specs, kind, capacity, 0).unwrap();
+            let mut from = state(200);
+            let bytes: Vec<u8> = (0..from.slots[0].stride * 2).map(|i| (i % 251) as u8).collect();
+            from.restore(100, &bytes).unwrap();
+            assert_eq!((from.len, from.snapshot()), (100, &bytes[..]));
+            from.truncate(64);
+            assert_eq!(from.snapshot(), &bytes[..bytes.len() / 2]);
+            // Into a larger and into a smaller one of the same form.
+            let mut to = state(64);
+            assert_eq!(to.form(), from.form());
+            to.restore(64, from.snapshot()).unwrap();
+            assert_eq!(to.snapshot(), from.snapshot());
+            assert!(matches!(to.restore(65, &bytes), Err(BackendError::ContextFull { capacity: 64, .. })));
+            assert!(matches!(to.restore(10, &bytes), Err(BackendError::Call { .. })));
+            assert!(matches!(to.restore(64, &bytes[1..]), Err(BackendError::Call { .. })));
+            assert_eq!(to.len, 64, "what is refused changes nothing");
+        }
+        let other = [CacheSpec { kv_heads: 2, head_dim: 16 }, CacheSpec { kv_heads: 1, head_dim: 6 }];
+        let form = |specs: &[CacheSpec], kind| KvState::new(specs, kind, 64, 0).unwrap().form();
+        assert_ne!(form(&specs, KvType::F16), form(&other, KvType::F16));
+        assert_ne!(form(&specs, KvType::F16), form(&specs, KvType::Q8));
     }
 }

@@ -177,6 +177,23 @@ pub trait State: Send {
     fn truncate(&mut self, len: usize);
     /// Bytes allocated.
     fn size_bytes(&self) -> usize;
+    /// How its bytes are laid out, in the backend's own words: [`State::restore`] of a state of the same form takes them.
+    /// `None` where they cannot be kept.
+    fn form(&self) -> Option<String> {
+        None
+    }
+    /// The bytes of the tokens held; empty where they cannot be kept.
+    fn snapshot(&self) -> &[u8] {
+        &[]
+    }
+    /// Holds `len` tokens, of which these are the bytes, in place of what it held.
+    ///
+    /// # Errors
+    /// [`BackendError::ContextFull`], or [`BackendError::Call`] for another number of bytes than so many tokens take.
+    fn restore(&mut self, len: usize, bytes: &[u8]) -> Result<(), BackendError> {
+        let _ = (len, bytes);
+        Err(BackendError::Call { what: "this backend keeps no states".to_owned() })
+    }
     /// For the backend that made it.
     fn as_any_mut(&mut self) -> &mut dyn Any;
 }

@@ -1,5 +1,6 @@
 //! Where the visual tokens sit among the text tokens.
 
+use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
 use crate::image::Stitch;
@@ -13,7 +14,7 @@ pub struct Layout {
 }
 
 /// A piece of what one picture becomes in a prompt.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Piece {
     /// Trusted text: control tokens and line breaks.
     Text(String),
@@ -27,7 +28,7 @@ pub enum Piece {
 }
 
 /// What one picture becomes in a prompt: its tiles in order, and texts around them.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PictureLayout {
     pieces: Vec<Piece>,
     stitch: Option<Stitch>,

@@ -9,6 +9,7 @@ use margay_prompt::{
     text::{TemplateError, TokenizerError},
 };
 use margay_quant::QuantError;
+use std::path::PathBuf;
 
 /// What can go wrong between a question and its answer.
 #[derive(Debug, thiserror::Error)]
@@ -116,6 +117,14 @@ pub enum Error {
     /// Visual tokens that the cache cannot keep in its format.
     #[error("visual tokens: {0}")]
     Visual(#[source] QuantError),
+    /// A kept conversation that cannot go on.
+    #[error("the conversation in {}: {what}", path.display())]
+    Session {
+        /// Its file.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        what: String,
+    },
     /// Turns that are no conversation.
     #[error("the messages are no conversation that ends with a question: {what}")]
     Turns {

@@ -30,6 +30,7 @@ mod formats;
 mod image;
 mod image_cache;
 mod inputs;
+mod keep;
 mod load;
 mod model;
 mod options;

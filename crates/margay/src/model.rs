@@ -1,8 +1,8 @@
 //! A loaded model.
 
 use crate::{
-    AskOptions, Error, LoadOptions, ModelSource, Session, backends, default_context, draft::Payoff,
-    engine::Engine, image_cache::ImageCache, sample::Sampler,
+    AskOptions, Error, LoadOptions, ModelSource, Session, backends, default_context, digest::sampled_digest,
+    draft::Payoff, engine::Engine, image_cache::ImageCache, sample::Sampler,
 };
 use margay_graph::{Backend, MemoryUse};
 use margay_model::ModelConfig;
@@ -11,7 +11,7 @@ use margay_prompt::text::Tokenizer;
 use margay_tensor::Storage;
 use std::{
     path::Path,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, OnceLock},
     time::Duration,
 };
 
@@ -33,6 +33,9 @@ struct Inner {
     engine: Mutex<Engine>,
     images: Mutex<ImageCache>,
     payoff: Mutex<Payoff>,
+    /// Settings that change what is computed.
+    settings: String,
+    identity: OnceLock<String>,
     context: usize,
     load: Duration,
 }
@@ -115,7 +118,12 @@ impl Model {
         let load = clock.elapsed();
         let payoff = Mutex::new(Payoff::new(engine.outputs().saturating_sub(1)));
         let (engine, images) = (Mutex::new(engine), Mutex::new(images));
-        let inner = Inner { source, backend, engine, images, payoff, context, load };
+        let settings = format!(
+            "{:?}",
+            (options.dtype, options.vision_dtype, options.max_image_tokens, options.int8_encoder)
+        ) + &format!("{:?}", (options.bf16_encoder, options.image_cache_type, backend.id()));
+        let identity = OnceLock::new();
+        let inner = Inner { source, backend, engine, images, payoff, settings, identity, context, load };
         Ok(Model { inner: Arc::new(inner) })
     }
 
@@ -125,6 +133,15 @@ impl Model {
     /// [`Error::Backend`] where its KV cache cannot be made.
     pub fn session(&self) -> Result<Session, Error> {
         Session::new(self.clone())
+    }
+
+    /// What tells it apart from other models, and from itself under settings that change what is computed.
+    pub(crate) fn identity(&self) -> Result<String, Error> {
+        if let Some(known) = self.inner.identity.get() {
+            return Ok(known.clone());
+        }
+        let identity = format!("{} {}", sampled_digest(self.source())?, self.inner.settings);
+        Ok(self.inner.identity.get_or_init(|| identity).clone())
     }
 
     /// Refuses options that no answer could be made with.

@@ -117,7 +117,7 @@ impl Run {
         asked: &Asked<'_>,
         interrupt: &Interrupt,
     ) -> anyhow::Result<Outcome> {
-        let model = self.load.load(model.as_deref())?;
+        let model = self.load.load_for(model.as_deref(), &self.ask)?;
         let mut session = model.session()?;
         if let Some(system) = &self.system {
             session.system(system);

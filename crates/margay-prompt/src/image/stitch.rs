@@ -1,9 +1,11 @@
 //! Pictures cut into tiles that overlap, whose features are stitched into one map again.
 //! Source: vikhyat/moondream, `moondream/torch/image_crops.py`.
 
+use serde::{Deserialize, Serialize};
+
 /// How the features of a picture's tiles become one map. Tile 0 is the whole picture; the others are cut from it, row by
 /// row, and overlap: of each, a margin counts only where no neighbour lies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stitch {
     /// Rows of tiles.
     pub rows: usize,

@@ -3,12 +3,13 @@
 //! A user's words never pass through the template: it sees placeholders, and the words are put in afterwards as
 //! untrusted parts. So nothing a user types can become a control token, an image mark or template code.
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{Segment, TemplateError, sandbox};
 
 /// A piece of a message.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Part {
     /// Text of the user (or assistant, or system): untrusted.
@@ -18,7 +19,7 @@ pub enum Part {
 }
 
 /// A message of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
     /// "system", "user" or "assistant".
     pub role: String,
