@@ -144,6 +144,9 @@ fn settings(load: &LoadArgs) -> String {
     }
     let numbers = [("context", load.context), ("image tokens", load.max_image_tokens)];
     words.extend(numbers.into_iter().filter_map(|(name, number)| Some(format!("{name} {}", number?))));
+    if let Some(reduction) = load.reduction() {
+        words.push(format!("{} of image tokens, {}", reduction.share, reduction.method));
+    }
     let types = [("type", load.dtype), ("vision type", load.vision_type)];
     words.extend(types.into_iter().filter_map(|(name, dtype)| Some(format!("{name} {}", dtype?.name()))));
     words.join(", ")

@@ -6,7 +6,7 @@ use clap::{
     builder::{PossibleValuesParser, TypedValueParser},
 };
 use margay::{
-    AskOptions, BACKENDS, KvType, LoadOptions, Model, ModelSource, Sampling,
+    AskOptions, BACKENDS, KvType, LoadOptions, Model, ModelSource, REDUCTIONS, Reduction, Sampling,
     rooms::{quant::FORMATS, tensor::DType},
 };
 use std::{
@@ -42,6 +42,18 @@ pub(crate) fn types() -> impl TypedValueParser<Value = DType> {
 pub(crate) fn stored_types() -> impl TypedValueParser<Value = DType> {
     PossibleValuesParser::new(FORMATS.iter().map(|format| format.dtype().name()))
         .map(|name| DType::from_name(&name).expect("invariant: the possible values are names of types"))
+}
+
+/// A share: `50%`, or `0.5`.
+fn share(text: &str) -> Result<f64, String> {
+    let number = |text: &str| text.trim().parse::<f64>().ok();
+    let share = match text.strip_suffix('%') {
+        Some(percent) => number(percent).map(|percent| percent / 100.0),
+        None => number(text),
+    };
+    share
+        .filter(|share| *share > 0.0 && *share <= 1.0)
+        .ok_or_else(|| "a share is above 0% and at most 100%".to_owned())
 }
 
 /// Which threads compute.
@@ -97,6 +109,14 @@ pub(crate) struct LoadArgs {
     /// Visual tokens a picture becomes at most, where its size decides (Qwen2-VL): large ones are shrunk
     #[arg(long, value_name = "N")]
     pub max_image_tokens: Option<NonZeroUsize>,
+    /// Share of a picture's visual tokens that the decoder sees, as in 50%: faster, and answers may differ
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    pub keep_image_tokens: Option<f64>,
+    /// Which of them: those that are alike become their mean (ToMe), the most diverse stay (DivPrune), or, to compare with,
+    /// even or random ones
+    #[arg(long, value_name = "HOW", default_value = REDUCTIONS[0].id, requires = "keep_image_tokens",
+        value_parser = PossibleValuesParser::new(REDUCTIONS.iter().map(|entry| entry.id)))]
+    pub reduce: String,
     /// Quantize float matrices to this type while they are loaded: a Hugging Face folder as it is, in less memory
     #[arg(long = "type", value_name = "TYPE", value_parser = types())]
     pub dtype: Option<DType>,
@@ -120,11 +140,17 @@ impl LoadArgs {
             int8_encoder: self.int8_encoder,
             bf16_encoder: self.bf16_encoder,
             kv: KvType::from_name(&self.kv).unwrap_or_default(),
+            reduction: self.reduction(),
             dtype: self.dtype,
             vision_dtype: self.vision_type,
             packed: !self.no_packed,
             ..self.threads.options()
         }
+    }
+
+    /// Which visual tokens are left out, where some are.
+    pub(crate) fn reduction(&self) -> Option<Reduction> {
+        self.keep_image_tokens.map(|share| Reduction { method: self.reduce.clone(), share })
     }
 
     /// Opens the model at `path`, or the one inside the program, without loading it: with the types and the bound of visual

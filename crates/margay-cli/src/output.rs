@@ -79,9 +79,12 @@ pub(crate) fn one_line(error: &anyhow::Error) -> String {
     harmless(&lines.join(" ")).into_owned()
 }
 
+/// What stands in front of a line that a person types.
+pub(crate) const PROMPT: &str = "> ";
+
 /// Asks for a line. On stderr, so that stdout holds answers and nothing else.
 pub(crate) fn prompt() {
-    let mark = if environment::stderr_has_colours() { "\x1b[1;36m>\x1b[0m " } else { "> " };
+    let mark = if environment::stderr_has_colours() { "\x1b[1;36m>\x1b[0m " } else { PROMPT };
     let _ = write!(stderr(), "{mark}");
 }
 

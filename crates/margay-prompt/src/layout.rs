@@ -46,6 +46,19 @@ impl PictureLayout {
         self.stitch
     }
 
+    /// The same with other numbers of visual tokens, as `tokens` makes of those of each tile: they stand in one row, so that
+    /// this is for models that do not ask where in the picture a token lies.
+    pub fn with_tokens(&self, tokens: impl Fn(usize) -> usize) -> Self {
+        let piece = |piece: &Piece| match piece {
+            Piece::Tile { tokens: count, .. } => {
+                let count = tokens(*count);
+                Piece::Tile { tokens: count, columns: count }
+            }
+            text => text.clone(),
+        };
+        PictureLayout { pieces: self.pieces.iter().map(piece).collect(), stitch: self.stitch }
+    }
+
     /// Number of tiles that the tower sees.
     pub fn tiles(&self) -> usize {
         self.stitch.map_or_else(|| self.projections(), |stitch| stitch.tiles())

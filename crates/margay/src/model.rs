@@ -1,13 +1,13 @@
 //! A loaded model.
 
 use crate::{
-    AskOptions, Error, LoadOptions, ModelSource, Session, backends, default_context, digest::sampled_digest,
-    draft::Payoff, engine::Engine, image_cache::ImageCache, sample::Sampler,
+    AskOptions, Error, Image, LoadOptions, ModelSource, Reduction, Session, backends, default_context,
+    digest::sampled_digest, draft::Payoff, engine::Engine, image_cache::ImageCache, sample::Sampler,
 };
 use margay_graph::{Backend, MemoryUse};
 use margay_model::ModelConfig;
 use margay_observe::Stopwatch;
-use margay_prompt::text::Tokenizer;
+use margay_prompt::{layout::PictureLayout, text::Tokenizer};
 use margay_tensor::Storage;
 use std::{
     path::Path,
@@ -33,6 +33,7 @@ struct Inner {
     engine: Mutex<Engine>,
     images: Mutex<ImageCache>,
     payoff: Mutex<Payoff>,
+    reduction: Option<Reduction>,
     /// Settings that change what is computed.
     settings: String,
     identity: OnceLock<String>,
@@ -111,6 +112,16 @@ impl Model {
                 format!("{context} tokens are more than any model was trained for; at most {MOST_CONTEXT}");
             return Err(Error::Option { option: "context", what });
         }
+        if let Some(reduction) = &options.reduction {
+            reduction.check()?;
+            if source.config.text.rope_sections.is_some() {
+                let what = format!(
+                    "{} asks where in the picture a token lies, so that all have to stay",
+                    source.config.name
+                );
+                return Err(Error::Option { option: "share of image tokens", what });
+            }
+        }
         let width = source.config.text.width;
         let images = ImageCache::new(options.image_cache_type, width, options.image_cache)?;
         let backend = backends::backend(options)?;
@@ -121,9 +132,14 @@ impl Model {
         let settings = format!(
             "{:?}",
             (options.dtype, options.vision_dtype, options.max_image_tokens, options.int8_encoder)
-        ) + &format!("{:?}", (options.bf16_encoder, options.image_cache_type, backend.id()));
+        ) + &format!(
+            "{:?}",
+            (options.bf16_encoder, options.image_cache_type, &options.reduction, backend.id())
+        );
         let identity = OnceLock::new();
-        let inner = Inner { source, backend, engine, images, payoff, settings, identity, context, load };
+        let reduction = options.reduction.clone();
+        let inner =
+            Inner { source, backend, engine, images, payoff, reduction, settings, identity, context, load };
         Ok(Model { inner: Arc::new(inner) })
     }
 
@@ -147,6 +163,22 @@ impl Model {
     /// Refuses options that no answer could be made with.
     pub(crate) fn check(&self, options: &AskOptions) -> Result<(), Error> {
         Sampler::new(options, self.config().text.vocabulary).map(|_| ())
+    }
+
+    /// What a picture becomes in a prompt.
+    ///
+    /// # Errors
+    /// As [`ModelSource::picture_layout`].
+    pub fn picture_layout(&self, image: &Image) -> Result<PictureLayout, Error> {
+        let layout = self.source().picture_layout(image)?;
+        Ok(match &self.inner.reduction {
+            Some(reduction) => layout.with_tokens(|tokens| reduction.kept(tokens)),
+            None => layout,
+        })
+    }
+
+    pub(crate) fn reduction(&self) -> Option<&Reduction> {
+        self.inner.reduction.as_ref()
     }
 
     /// The model's numbers.

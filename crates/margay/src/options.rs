@@ -1,5 +1,6 @@
 //! How to load and how to ask.
 
+use crate::Reduction;
 use margay_cpu::KvType;
 use margay_tensor::DType;
 use std::{num::NonZeroUsize, path::PathBuf};
@@ -47,6 +48,8 @@ pub struct LoadOptions {
     pub image_cache: usize,
     /// How they are kept: [`DType::F32`], [`DType::F16`], [`DType::Q8_0`] or [`DType::Q4_0`].
     pub image_cache_type: DType,
+    /// Leave out visual tokens; `None` keeps all. Not for models that ask where in the picture a token lies (Qwen2-VL).
+    pub reduction: Option<Reduction>,
     /// Use the packed files that lie beside the model, where they fit it.
     pub packed: bool,
 }
@@ -72,6 +75,7 @@ impl Default for LoadOptions {
             outputs: 1,
             image_cache: 0,
             image_cache_type: DType::F32,
+            reduction: None,
             packed: true,
         }
     }

@@ -273,7 +273,7 @@ impl Session {
     }
 
     fn layouts(&self, images: &[Image]) -> Result<Vec<PictureLayout>, Error> {
-        images.iter().map(|image| self.model.source().picture_layout(image)).collect()
+        images.iter().map(|image| self.model.picture_layout(image)).collect()
     }
 
     fn place(&self, parts: &[RenderedPart], pictures: &[PictureLayout]) -> Result<Sequence, Error> {

@@ -331,8 +331,17 @@ impl Work {
         let mut engine = model.engine()?;
         let stitch = tiles.layout.stitch();
         let visual = engine.project(&fed(&model, tile)?, &tiles.features, stitch, &session.cancel)?;
-        session.visual.extend_from_slice(visual);
-        drop(engine);
+        match model.reduction() {
+            Some(reduction) => {
+                let rows = visual.to_vec();
+                drop(engine);
+                session.visual.extend(reduction.apply(&rows, model.config().text.width)?);
+            }
+            None => {
+                session.visual.extend_from_slice(visual);
+                drop(engine);
+            }
+        }
         tiles.features.clear();
         self.projections_done += 1;
         self.stage_ended(Stage::Project, clock.elapsed(), self.projections_done, self.projection_count);

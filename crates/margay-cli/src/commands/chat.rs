@@ -9,7 +9,8 @@ use crate::{
     output, stats,
 };
 use clap::Args;
-use margay::{Image, Model, Report, Session, Stop};
+use margay::{Image, Model, Report, Session, Stop, rooms::observe::report::bytes};
+use rustyline::{DefaultEditor, error::ReadlineError};
 use std::{
     io::{BufRead, Read},
     path::PathBuf,
@@ -23,15 +24,20 @@ EXAMPLES:
 
 In the chat:
   /image FILE   show a picture with the next question
+  /save FILE    keep the conversation, with all that was computed
+  /load FILE    go on with one that was kept, by the same model
   /clear        forget the conversation
   /stats        what the last answer took
   /help         this list
   /quit         leave (Ctrl-D and, at the prompt, Ctrl-C do so too)
 
+Lines are edited as in a shell: arrows, Ctrl-A, Ctrl-E, Ctrl-R to search what was said before.
 Ctrl-C stops an answer and keeps the conversation.";
 
 const COMMANDS: &str = "\
 /image FILE  show a picture with the next question
+/save FILE   keep the conversation, with all that was computed
+/load FILE   go on with one that was kept, by the same model
 /clear       forget the conversation
 /stats       what the last answer took
 /help        this list
@@ -62,6 +68,8 @@ enum Line<'a> {
     Nothing,
     Say(&'a str),
     Image(&'a str),
+    Save(&'a str),
+    Load(&'a str),
     Clear,
     Stats,
     Help,
@@ -99,17 +107,21 @@ impl Chat {
             let name = talk.model.config().name.escape_debug().to_string();
             output::aside(&format!("{name} on {}; /help lists what you can do", talk.model.backend().id()));
         }
+        // A terminal that cannot be edited on is read as a pipe is.
+        let edited = person && environment::stdout_is_terminal();
+        let mut editor = if edited { DefaultEditor::new().ok() } else { None };
         let mut failures = 0;
         loop {
-            if person {
-                output::prompt();
-            }
-            let Some(line) = read_line()? else {
-                if person {
-                    output::note("");
+            let line = match &mut editor {
+                Some(editor) => edited_line(editor)?,
+                None => {
+                    if person {
+                        output::prompt();
+                    }
+                    read_line()?
                 }
-                break;
             };
+            let Some(line) = line else { break };
             match talk.turn(Line::parse(&line)) {
                 Ok(true) => {}
                 Ok(false) => break,
@@ -153,6 +165,22 @@ impl Talk<'_> {
                     image.height()
                 ));
                 self.images.push(image);
+            }
+            Line::Save("") | Line::Load("") => anyhow::bail!("it needs the path of a file"),
+            Line::Save(path) => {
+                self.session.save(path)?;
+                let size = std::fs::metadata(path).map_or(0, |meta| meta.len());
+                output::aside(&format!(
+                    "{} tokens kept in {path}, {}",
+                    self.session.used_tokens(),
+                    bytes(size)
+                ));
+            }
+            Line::Load(path) => {
+                self.session = self.model.load_session(path)?;
+                self.images.clear();
+                self.last = None;
+                output::aside(&format!("{} tokens from {path}; go on", self.session.used_tokens()));
             }
             Line::Clear => {
                 self.forget();
@@ -209,12 +237,31 @@ impl<'a> Line<'a> {
         let (word, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
         match (word, rest.trim().trim_matches(['"', '\''])) {
             ("/image", path) => Line::Image(path),
+            ("/save", path) => Line::Save(path),
+            ("/load", path) => Line::Load(path),
             ("/clear", "") => Line::Clear,
             ("/stats", "") => Line::Stats,
             ("/help" | "/?", "") => Line::Help,
             ("/quit" | "/exit" | "/q", "") => Line::Quit,
             _ => Line::Unknown(word),
         }
+    }
+}
+
+/// The next line a person types; `None` where they leave. What they typed can be called back.
+fn edited_line(editor: &mut DefaultEditor) -> anyhow::Result<Option<String>> {
+    match editor.readline(output::PROMPT) {
+        Ok(line) => {
+            anyhow::ensure!(
+                line.len() as u64 <= MAX_QUESTION_BYTES,
+                "a line is longer than {MAX_QUESTION_BYTES} bytes"
+            );
+            // A history that is full or off loses nothing of the conversation.
+            let _ = editor.add_history_entry(line.trim());
+            Ok(Some(line))
+        }
+        Err(ReadlineError::Eof | ReadlineError::Interrupted) => Ok(None),
+        Err(e) => Err(e.into()),
     }
 }
 
@@ -237,6 +284,8 @@ mod tests {
         assert_eq!(Line::parse("/image a b.png\n"), Line::Image("a b.png"));
         assert_eq!(Line::parse("/image 'a b.png'"), Line::Image("a b.png"));
         assert_eq!(Line::parse("/image"), Line::Image(""));
+        assert_eq!(Line::parse("/save talk.margay"), Line::Save("talk.margay"));
+        assert_eq!(Line::parse("/load \"my talk\""), Line::Load("my talk"));
         assert_eq!(Line::parse("/quit\r\n"), Line::Quit);
         assert_eq!(Line::parse("/quit now"), Line::Unknown("/quit"));
         assert_eq!(Line::parse("/tmp is full"), Line::Unknown("/tmp"));

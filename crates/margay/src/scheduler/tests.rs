@@ -74,8 +74,10 @@ fn answers_made_together_are_those_made_alone() {
         })
         .collect();
     // Together, in turns, and with more answers than are decoded together.
-    for (outputs, slots) in [(4, 5), (1, 5), (2, 3)] {
-        let options = SchedulerOptions { slots, ..SchedulerOptions::default() };
+    let all = Duration::from_secs(60);
+    for (outputs, slots, slice) in [(4, 5, all), (1, 5, all), (2, 3, all), (4, 5, Duration::ZERO)] {
+        // Without a slice, an encode pauses behind each op, and prompts go piece by piece.
+        let options = SchedulerOptions { slots, slice, ..SchedulerOptions::default() };
         let scheduler = Scheduler::new(model(outputs), options).unwrap();
         let asked: Vec<_> = conversations
             .iter()
@@ -84,10 +86,38 @@ fn answers_made_together_are_those_made_alone() {
             .collect();
         for (events, alone) in asked.iter().zip(&alone) {
             let report = report(events);
-            assert_eq!((&report.tokens, report.stop), (&alone.tokens, alone.stop), "{outputs} {slots}");
+            assert_eq!(
+                (&report.tokens, report.stop),
+                (&alone.tokens, alone.stop),
+                "{outputs} {slots} {slice:?}"
+            );
         }
         // The picture that three of them show was encoded once or, where they began together, at most as often.
         assert!(scheduler.model().image_cache_bytes().unwrap() > 0);
+    }
+}
+
+/// Quantized weights, and keys and values of 8 bits, whose kernels differ between one row and several.
+#[test]
+fn quantized_models_give_the_same_answers_together_and_alone() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/images/street.png");
+    let picture = Image::open(path).unwrap();
+    for kv in [KvType::F16, KvType::Q8] {
+        let load = |outputs| {
+            let options = LoadOptions { kv, outputs, context: Some(512), ..LoadOptions::default() };
+            Model::nano_with(&options).unwrap()
+        };
+        let questions =
+            ["What does the sign say?", "How many circles are there?", "What is left of the square?"];
+        let conversations: Vec<_> = questions.iter().map(|text| vec![user(Some(&picture), text)]).collect();
+        let alone = load(1);
+        let scheduler = Scheduler::new(load(3), SchedulerOptions::default()).unwrap();
+        let asked: Vec<_> = conversations.iter().map(|turns| ask(&scheduler, turns.clone(), 12).1).collect();
+        for (events, turns) in asked.iter().zip(&conversations) {
+            let options = AskOptions { max_tokens: 12, ..AskOptions::default() };
+            let expected = alone.session().unwrap().ask_turns(turns, &options).unwrap().report().unwrap();
+            assert_eq!(report(events).tokens, expected.tokens, "{kv:?}");
+        }
     }
 }
 

@@ -1,0 +1,20 @@
+//! Any rows, the baseline that every method has to beat.
+
+use super::{ReductionEntry, Rows};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+
+pub(super) const ENTRY: ReductionEntry =
+    ReductionEntry { id: "random", what: "any, the same of every picture: a baseline", reduce };
+
+/// Fisher and Yates: the first `keep` places of a shuffle.
+fn reduce(rows: &Rows<'_>, keep: usize) -> Vec<f32> {
+    let mut random = StdRng::seed_from_u64(0);
+    let mut places: Vec<usize> = (0..rows.count()).collect();
+    for at in 0..keep {
+        let other = random.random_range(at..places.len());
+        places.swap(at, other);
+    }
+    places.truncate(keep);
+    places.sort_unstable();
+    rows.chosen(places)
+}
