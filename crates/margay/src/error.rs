@@ -6,7 +6,7 @@ use margay_model::ModelError;
 use margay_prompt::{
     image::ImageError,
     layout::LayoutError,
-    text::{TemplateError, TokenizerError},
+    text::{FormError, TemplateError, TokenizerError},
 };
 use margay_quant::QuantError;
 use std::path::PathBuf;
@@ -48,6 +48,9 @@ pub enum Error {
     /// The vocabulary is unusable, or a text cannot be encoded.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
+    /// A form that no answer can have.
+    #[error(transparent)]
+    Form(#[from] FormError),
     /// The chat template fails.
     #[error("the model's chat template: {0}")]
     Template(#[from] TemplateError),

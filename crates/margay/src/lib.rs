@@ -58,6 +58,7 @@ pub use load::{ModelSource, default_context};
 pub use margay_cpu::KvType;
 pub use margay_graph::Cancel;
 pub use margay_observe::Stage;
+pub use margay_prompt::text::Form;
 pub use model::Model;
 pub use options::{AskOptions, LoadOptions, Sampling};
 pub use predict::{MemoryPrediction, predict_shape};

@@ -7,7 +7,10 @@ use crate::{
 use margay_graph::{Backend, MemoryUse};
 use margay_model::ModelConfig;
 use margay_observe::Stopwatch;
-use margay_prompt::{layout::PictureLayout, text::Tokenizer};
+use margay_prompt::{
+    layout::PictureLayout,
+    text::{Forms, Tokenizer},
+};
 use margay_tensor::Storage;
 use std::{
     path::Path,
@@ -37,6 +40,7 @@ struct Inner {
     /// Settings that change what is computed.
     settings: String,
     identity: OnceLock<String>,
+    forms: OnceLock<Forms>,
     context: usize,
     load: Duration,
 }
@@ -136,10 +140,21 @@ impl Model {
             "{:?}",
             (options.bf16_encoder, options.image_cache_type, &options.reduction, backend.id())
         );
-        let identity = OnceLock::new();
+        let (identity, forms) = (OnceLock::new(), OnceLock::new());
         let reduction = options.reduction.clone();
-        let inner =
-            Inner { source, backend, engine, images, payoff, reduction, settings, identity, context, load };
+        let inner = Inner {
+            source,
+            backend,
+            engine,
+            images,
+            payoff,
+            reduction,
+            settings,
+            identity,
+            forms,
+            context,
+            load,
+        };
         Ok(Model { inner: Arc::new(inner) })
     }
 
@@ -162,7 +177,24 @@ impl Model {
 
     /// Refuses options that no answer could be made with.
     pub(crate) fn check(&self, options: &AskOptions) -> Result<(), Error> {
-        Sampler::new(options, self.config().text.vocabulary).map(|_| ())
+        self.sampler(options).map(|_| ())
+    }
+
+    pub(crate) fn sampler(&self, options: &AskOptions) -> Result<Sampler, Error> {
+        let form = match &options.form {
+            Some(form) => Some(self.forms()?.begin(form)?),
+            None => None,
+        };
+        Sampler::new(options, self.config().text.vocabulary, form)
+    }
+
+    /// Made for the first answer that has a form.
+    fn forms(&self) -> Result<&Forms, Error> {
+        if let Some(forms) = self.inner.forms.get() {
+            return Ok(forms);
+        }
+        let forms = Forms::new(self.tokenizer())?;
+        Ok(self.inner.forms.get_or_init(|| forms))
     }
 
     /// What a picture becomes in a prompt.

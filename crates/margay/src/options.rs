@@ -2,6 +2,7 @@
 
 use crate::Reduction;
 use margay_cpu::KvType;
+use margay_prompt::text::Form;
 use margay_tensor::DType;
 use std::{num::NonZeroUsize, path::PathBuf};
 
@@ -128,6 +129,8 @@ pub struct AskOptions {
     pub max_tokens: usize,
     /// Texts that end the answer, beside the model's own.
     pub stops: Vec<String>,
+    /// The form that the answer takes: JSON of a schema, a regular expression, a grammar.
+    pub form: Option<Form>,
     /// What is added to the logits of tokens; [`f32::NEG_INFINITY`] forbids one.
     pub logit_bias: Vec<(u32, f32)>,
     /// Tokens drafted ahead, looked up in the prompt and the answer, and verified in one run: at most so many, where it pays, and
@@ -143,6 +146,7 @@ impl Default for AskOptions {
             sampling: Sampling::default(),
             max_tokens: 512,
             stops: vec![],
+            form: None,
             logit_bias: vec![],
             draft: 0,
             logprobs: None,

@@ -1,6 +1,7 @@
 //! Chooses the next token from logits.
 
 use crate::{AskOptions, Error, Sampling};
+use margay_prompt::text::FormedAnswer;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,12 +20,17 @@ pub(crate) struct Sampler {
     prompt: BTreeSet<u32>,
     /// Logits after bias and penalties.
     adjusted: Vec<f32>,
+    form: Option<FormedAnswer>,
 }
 
 impl Sampler {
     /// # Errors
     /// [`Error::Option`] for options out of range.
-    pub(crate) fn new(options: &AskOptions, vocabulary: usize) -> Result<Self, Error> {
+    pub(crate) fn new(
+        options: &AskOptions,
+        vocabulary: usize,
+        form: Option<FormedAnswer>,
+    ) -> Result<Self, Error> {
         let sampling = options.sampling;
         let bad = |option, what: String| Err(Error::Option { option, what });
         if !(sampling.temperature >= 0.0 && sampling.temperature.is_finite()) {
@@ -66,6 +72,7 @@ impl Sampler {
             counts: BTreeMap::new(),
             prompt: BTreeSet::new(),
             adjusted: vec![],
+            form,
         })
     }
 
@@ -76,11 +83,20 @@ impl Sampler {
         }
     }
 
-    /// Counts a token that became part of the answer.
-    pub(crate) fn accept(&mut self, token: u32) {
+    /// Takes a token that became part of the answer.
+    pub(crate) fn accept(&mut self, token: u32) -> Result<(), Error> {
         if self.has_penalties() {
             *self.counts.entry(token).or_default() += 1;
         }
+        match &mut self.form {
+            Some(form) => Ok(form.accept(token)?),
+            None => Ok(()),
+        }
+    }
+
+    /// True where the answer has its form, and nothing may follow.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.form.as_ref().is_some_and(FormedAnswer::is_complete)
     }
 
     fn has_penalties(&self) -> bool {
@@ -90,13 +106,16 @@ impl Sampler {
 
     /// The next token; `logits`: [vocabulary].
     pub(crate) fn choose(&mut self, logits: &[f32]) -> Result<u32, Error> {
-        if self.bias.is_empty() && !self.has_penalties() {
+        if self.bias.is_empty() && self.form.is_none() && !self.has_penalties() {
             return self.choose_of(logits);
         }
         let mut adjusted = std::mem::take(&mut self.adjusted);
         adjusted.clear();
         adjusted.extend_from_slice(logits);
         self.adjust(&mut adjusted);
+        if let Some(form) = &mut self.form {
+            form.forbid(&mut adjusted)?;
+        }
         let chosen = self.choose_of(&adjusted);
         self.adjusted = adjusted;
         chosen
@@ -197,7 +216,7 @@ mod tests {
 
     fn draws(sampling: Sampling, logits: &[f32], n: usize) -> Vec<u32> {
         let options = AskOptions { sampling, ..AskOptions::default() };
-        let mut sampler = Sampler::new(&options, logits.len()).unwrap();
+        let mut sampler = Sampler::new(&options, logits.len(), None).unwrap();
         (0..n).map(|_| sampler.choose(logits).unwrap()).collect()
     }
 
@@ -239,9 +258,9 @@ mod tests {
         let logits = [2.0, 1.0, -1.0, 0.0];
         let adjusted = |sampling: Sampling, logit_bias: Vec<(u32, f32)>| {
             let options = AskOptions { sampling, logit_bias, ..AskOptions::default() };
-            let mut sampler = Sampler::new(&options, 4).unwrap();
+            let mut sampler = Sampler::new(&options, 4, None).unwrap();
             sampler.begin(&[2, -1, 3]);
-            [0, 0, 1].into_iter().for_each(|id| sampler.accept(id));
+            [0, 0, 1].into_iter().for_each(|id| sampler.accept(id).unwrap());
             let mut logits = logits;
             sampler.adjust(&mut logits);
             logits
@@ -257,7 +276,7 @@ mod tests {
         );
         let refused = |sampling: Sampling, logit_bias: Vec<(u32, f32)>| {
             let options = AskOptions { sampling, logit_bias, ..AskOptions::default() };
-            Sampler::new(&options, 4).err().unwrap().to_string()
+            Sampler::new(&options, 4, None).err().unwrap().to_string()
         };
         assert!(refused(none, vec![(4, 0.0)]).contains("none has number 4"));
         assert!(refused(none, vec![(1, f32::NAN)]).contains("token 1"));

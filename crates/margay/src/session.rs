@@ -187,7 +187,7 @@ impl Session {
     }
 
     fn sampler(&self, options: &AskOptions) -> Result<Sampler, Error> {
-        Sampler::new(options, self.model.config().text.vocabulary)
+        self.model.sampler(options)
     }
 
     fn answer(

@@ -392,7 +392,7 @@ impl Work {
             Some(token) => {
                 let waited = (self.clock.elapsed() + self.decoding).saturating_sub(self.outside);
                 self.stages.ttft_ms = Some(waited.as_secs_f64() * 1000.0);
-                self.take(session, token);
+                self.take(session, token)?;
             }
             None => self.phase = Phase::Prefill,
         }
@@ -468,8 +468,7 @@ impl Work {
         self.stages.decode_tokens += 1;
         let of = self.options.max_tokens.saturating_sub(1);
         self.stage_ended(Stage::Decode, took + clock.elapsed(), self.stages.decode_tokens, of);
-        self.take(session, next);
-        Ok(())
+        self.take(session, next)
     }
 
     fn choose(&mut self, logits: &[f32]) -> Result<u32, Error> {
@@ -484,13 +483,13 @@ impl Work {
     }
 
     /// Takes a chosen token: ends the answer, or shows its text and goes on.
-    fn take(&mut self, session: &mut Session, token: u32) {
+    fn take(&mut self, session: &mut Session, token: u32) -> Result<(), Error> {
         if self.model.tokenizer().stop_ids().contains(&token) {
             self.end(Stop::End);
-            return;
+            return Ok(());
         }
+        self.sampler.accept(token)?;
         self.tokens.push(token);
-        self.sampler.accept(token);
         if let Some(chosen) = self.chosen.take() {
             self.pending.push_back(Event::Token(Box::new(chosen)));
         }
@@ -499,6 +498,8 @@ impl Work {
         self.show(shown);
         if met {
             self.end(Stop::StopText);
+        } else if self.sampler.is_complete() {
+            self.end(Stop::End);
         } else if self.tokens.len() >= self.options.max_tokens {
             self.end(Stop::Length);
         } else if session.state.len() + 1 > session.state.capacity() {
@@ -506,6 +507,7 @@ impl Work {
         } else {
             self.phase = Phase::Decode;
         }
+        Ok(())
     }
 
     fn end(&mut self, stop: Stop) {

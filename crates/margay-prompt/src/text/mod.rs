@@ -5,6 +5,7 @@ mod byte_level;
 mod charsmap;
 mod error;
 mod gguf;
+mod grammar;
 mod hub;
 mod matcher;
 mod sandbox;
@@ -16,6 +17,7 @@ mod vocab;
 
 pub use byte_level::SUPPORTED_PRE_TOKENIZERS;
 pub use error::{TemplateError, TokenizerError};
+pub use grammar::{Form, FormError, FormedAnswer, Forms};
 pub use stream::{StopMatcher, StreamDecoder};
 pub use template::{ChatTemplate, ImagePlace, Message, Part, RenderOptions, Rendered, RenderedPart};
 pub use tokenizer::{EncodeOptions, Segment, Tokenizer};
