@@ -44,6 +44,21 @@ pub fn contradictions(
             ),
         );
     }
+    // Totals of llama.cpp leave loading out, the others hold it.
+    let like =
+        |id: &str| Ok::<_, DeviceError>(study.run(id).map(|run| (run.name.clone(), run.load + run.total))?);
+    let (llava, mobile) = (like("llava-llama.cpp")?, like("mobilevlm-llama.cpp")?);
+    let others = ["llava-mllm", "imp-mlc"].map(|id| study.run(id).map(|run| (run.name.clone(), run.total)));
+    let mut all = vec![llava, mobile];
+    for other in others {
+        all.push(other?);
+    }
+    let listed = |(name, ms): &(String, f64)| format!("{name} {ms:.1} ms");
+    add(
+        "totals, each with load",
+        "two without it, two with it".to_owned(),
+        all.iter().map(listed).collect::<Vec<_>>().join("; "),
+    );
     let llava = study.run("llava-llama.cpp")?;
     let (tokens, each) = (text("llava_prompt_tokens")?, text("llava_ms_per_prompt_token")?);
     let decode = text("llava_tokens")? * text("llava_ms_per_token")?;
