@@ -54,7 +54,7 @@ fn a_tree_of_another_device_is_looked_at_as_this_machine_is() {
             f["quantity"].as_str().is_some_and(|name| name.contains(quantity)) && !f["value"].is_null()
         })
     };
-    assert!(known("GPU") && known("zone"), "{findings:?}");
+    assert!(known("GPU") && known("cpu-0-0-0"), "{findings:?}");
     let here = run(["observe"]).ok();
     assert!(here.contains("SEEN") && here.contains("UNKNOWN"), "{here}");
 }

@@ -213,7 +213,9 @@ mod tests {
         for name in ["llava", "mobilevlm-v2", "smolvlm", "qwen2vl", "imp", "fastvlm", "llama"] {
             let mut config = golden(name);
             config.text.vocabulary = config.text.vocabulary.max(LEAST_VOCABULARY);
-            let out = folder.path().join(format!("{name}.gguf"));
+            // One folder each: a vision file is looked for beside its model.
+            let out = folder.path().join(name).join("model.gguf");
+            std::fs::create_dir(out.parent().unwrap()).unwrap();
             let files = write(&config, &out, "q8_0", 1);
             assert_eq!(files.len(), 1 + usize::from(config.vision.is_some()), "{name}");
             for (path, bytes) in &files {

@@ -9,7 +9,7 @@ pub(super) const GPU: Suggestion = Suggestion { id: "gpu", against: "high latenc
 const LEAST: f64 = 0.1;
 
 fn look(case: &Case<'_>) -> Look {
-    if case.simulate.is_none() {
+    if case.pricing.is_none() {
         return Look::Unknown("it is priced by a device and a model: give --device and --model".to_owned());
     }
     let changes = [WhatIf::GpuEncode, WhatIf::GpuPrompt];

@@ -121,12 +121,18 @@ pub struct Advised {
     pub unknown: Vec<(&'static str, String)>,
 }
 
-/// Seconds of an answer on a simulated device as it is and with changes; `None` where the device cannot.
-pub type Simulate<'a> = &'a dyn Fn(&[WhatIf]) -> Option<(f64, f64)>;
+/// What only a device's numbers can price.
+#[derive(Clone, Copy)]
+pub struct Pricing<'a> {
+    /// Seconds of an answer on the simulated device as it is and with changes; `None` where the device cannot.
+    pub simulate: &'a dyn Fn(&[WhatIf]) -> Option<(f64, f64)>,
+    /// How many times as fast its CPU multiplies 8-bit numbers as floats.
+    pub int8_over_float: Option<f64>,
+}
 
-/// Looks at a record. `simulate` prices what a change of the device's work would do, where a device and a model are known.
-pub fn advise(record: &Record, simulate: Option<Simulate<'_>>) -> Advised {
-    let case = Case { record, simulate };
+/// Looks at a record. With `pricing`, where a device and a model are known, more can be said.
+pub fn advise(record: &Record, pricing: Option<Pricing<'_>>) -> Advised {
+    let case = Case { record, pricing };
     let mut advised = Advised { advice: vec![], fine: vec![], unknown: vec![] };
     for kind in SUGGESTIONS {
         match (kind.look)(&case) {
@@ -146,7 +152,7 @@ pub fn advise(record: &Record, simulate: Option<Simulate<'_>>) -> Advised {
 /// A record as the kinds look at it.
 struct Case<'a> {
     record: &'a Record,
-    simulate: Option<Simulate<'a>>,
+    pricing: Option<Pricing<'a>>,
 }
 
 impl Case<'_> {
@@ -198,7 +204,7 @@ impl Case<'_> {
 
     /// The gain in an answer's time that a simulated device shows: its ratio, applied to what was measured.
     fn simulated(&self, changes: &[WhatIf]) -> Option<Gain> {
-        let (base, changed) = self.simulate?(changes)?;
+        let (base, changed) = (self.pricing?.simulate)(changes)?;
         let answer = self.answer()?;
         let names: Vec<&str> = changes.iter().map(|change| change.name()).collect();
         let by = format!(
@@ -392,15 +398,21 @@ mod tests {
     }
 
     #[test]
-    fn a_gpu_is_priced_by_what_is_simulated() {
-        let record = healthy();
+    fn a_device_prices_a_gpu_by_what_is_simulated_and_an_encoder_by_its_rates() {
+        let mut record = healthy();
         let half = |changes: &[WhatIf]| Some((10.0, if changes.is_empty() { 10.0 } else { 5.0 }));
-        let advised = advise(&record, Some(&half));
+        let of = |simulate, ratio| Some(Pricing { simulate, int8_over_float: ratio });
+        let advised = advise(&record, of(&half, None));
         let gain = advised.advice[0].gain.as_ref().unwrap();
         assert_eq!((advised.advice[0].id, gain.before, gain.after), ("gpu", 1000.0, 500.0));
         assert!(gain.by.starts_with("simulated"));
-        assert!(advise(&record, Some(&|_| Some((10.0, 9.8)))).advice.is_empty());
-        assert!(advise(&record, Some(&|_| None)).fine.iter().any(|(id, _)| *id == "gpu"));
+        assert!(advise(&record, of(&|_| Some((10.0, 9.8)), None)).advice.is_empty());
+        assert!(advise(&record, of(&|_| None, None)).fine.iter().any(|(id, _)| *id == "gpu"));
+        each(&mut record, |run| run.stages.encode = Some(400.0));
+        let gain = |ratio| advise(&record, of(&|_| None, ratio)).advice[0].gain.clone();
+        assert_eq!(gain(Some(4.0)).map(|gain| gain.after), Some(700.0));
+        assert_eq!(gain(None), None);
+        assert!(advise(&record, of(&|_| None, Some(1.01))).advice.is_empty(), "nothing to win");
     }
 
     #[test]

@@ -129,7 +129,7 @@ pub(crate) fn work_rows(record: &Record) -> Vec<Vec<String>> {
     let row = |work: &crate::StageWork| {
         let metric = METRICS.iter().find(|metric| metric.key == format!("{}_ms", work.stage));
         let taken = metric.and_then(|metric| median(&metric.values(engine))).filter(|ms| *ms > 0.0);
-        let rate = |of: f64| taken.map_or_else(|| "unknown".to_owned(), |ms| format!("{:.1}", of / ms / 1e6));
+        let rate = |of: f64| taken.map_or_else(|| "unknown".to_owned(), |taken| ms(of / taken / 1e6));
         vec![
             work.stage.clone(),
             work.tokens.map_or_else(|| "-".to_owned(), |tokens| tokens.to_string()),

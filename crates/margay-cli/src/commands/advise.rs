@@ -4,8 +4,8 @@ use super::simulate::device;
 use crate::{Outcome, output, recorded, sketch::Sketch};
 use clap::Args;
 use margay::{KvType, rooms::observe::report::bytes};
-use margay_bench::{Advised, Gain, Record, advise};
-use margay_device::{Changed, Device, Engine, WhatIf, Workload};
+use margay_bench::{Advised, Gain, Pricing, Record, advise};
+use margay_device::{Changed, Device, Engine, Kind, Precision, Unit, WhatIf, Workload};
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -56,7 +56,11 @@ impl Advise {
             };
             Some((seconds(&[])?, seconds(changes)?))
         };
-        let advised = advise(&record, priced.is_some().then_some(&simulate));
+        let pricing = priced.as_ref().map(|priced| Pricing {
+            simulate: &simulate,
+            int8_over_float: priced.device.units(Kind::Cpu).next().and_then(int8_over_float),
+        });
+        let advised = advise(&record, pricing);
         if self.json {
             output::json(&json!({ "model": record.model.name, "advised": advised }))?;
         } else {
@@ -71,6 +75,11 @@ impl Advise {
         let workload = sketch.workload(KvType::F16, recorded::sizes(record, &sketch)?)?;
         Ok(Some(Priced { device: device(name)?, engine: Engine::named("margay")?, workload }))
     }
+}
+
+fn int8_over_float(unit: &Unit) -> Option<f64> {
+    let float = unit.rate(Precision::F16).or_else(|| unit.rate(Precision::F32))?;
+    Some(unit.rate(Precision::Int8)? / float)
 }
 
 fn describe(record: &Record, advised: &Advised) -> String {
@@ -91,8 +100,8 @@ fn describe(record: &Record, advised: &Advised) -> String {
     if advised.advice.is_empty() {
         text += "Nothing to gain: none of what is looked at stands out.\n\n";
     }
-    if record.build.debug_assertions {
-        text += "The record is of a build for development: its times say little.\n\n";
+    for warning in &record.protocol.warnings {
+        text += &format!("warning   {warning}\n");
     }
     for (title, list) in [("fine", &advised.fine), ("not told", &advised.unknown)] {
         for (id, why) in list {

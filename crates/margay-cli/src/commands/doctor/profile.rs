@@ -73,8 +73,9 @@ fn measure(threads: &ThreadArgs) -> anyhow::Result<Device> {
     let clock = Clock::start();
     let seconds = || clock.now().as_secs_f64();
     let date = today().unwrap_or_else(|| "on an unknown day".to_owned());
-    let measured =
-        |value: f64, how: &str| Stated::source(value, format!("measured by margay doctor, {date}: {how}"));
+    let measured = |value: f64, how: &str| {
+        Stated::source(told(value), format!("measured by margay doctor, {date}: {how}"))
+    };
     let probe = Probe::new();
     let all = cpu_backend(&threads.options())?;
     let idle = watch(IDLE)?;
@@ -152,6 +153,14 @@ fn measure(threads: &ThreadArgs) -> anyhow::Result<Device> {
         thermal: thermal(&idle, &busy, &measured),
         unit: units,
     })
+}
+
+/// Whole numbers as they are, rates to four digits: no more of them would come again.
+fn told(value: f64) -> f64 {
+    if value.fract() == 0.0 || !value.is_finite() {
+        return value;
+    }
+    format!("{value:.3e}").parse().unwrap_or(value)
 }
 
 /// Cores that are measured together.
@@ -235,4 +244,17 @@ fn watch(time: Duration) -> anyhow::Result<Series> {
     let sampler = sampler()?;
     std::thread::sleep(time);
     Ok(sampler.stop())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_have_four_digits_and_counts_all_of_theirs() {
+        assert_eq!(
+            [136.841_389, 1.185_7e-6, 25_276_059_648.0].map(told),
+            [136.8, 1.186e-6, 25_276_059_648.0]
+        );
+    }
 }
