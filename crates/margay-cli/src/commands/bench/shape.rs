@@ -123,13 +123,47 @@ fn enough(sketch: &Sketch, options: &LoadOptions) -> anyhow::Result<()> {
     };
     let needed: usize = [Some(text), encode, project].iter().flatten().map(of).sum::<usize>() + cache_bytes;
     let available = machine::memory(&Root::system()).and_then(|memory| memory.available_bytes);
-    match available {
-        Some(available) if needed as u64 > available => anyhow::bail!(
-            "{} takes {} of memory and {} are available: choose a smaller --type, --context or shape",
-            sketch.name(),
-            bytes(needed as u64),
-            bytes(available)
-        ),
-        _ => Ok(()),
+    too_little(&sketch.name(), needed as u64, available).map_or(Ok(()), |why| Err(anyhow::anyhow!(why)))
+}
+
+/// Why it cannot be measured here; `None` where it can, or nobody says how much memory there is.
+fn too_little(name: &str, needed: u64, available: Option<u64>) -> Option<String> {
+    let available = available.filter(|available| needed > *available)?;
+    Some(format!(
+        "{name} takes {} of memory and {} are available: choose a smaller --type, --context or shape",
+        bytes(needed),
+        bytes(available)
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_little_memory_is_said_with_both_sizes_and_what_to_do() {
+        assert_eq!(too_little("x", 5 << 30, Some(5 << 30)), None);
+        assert_eq!(too_little("x", 5 << 30, None), None);
+        let why = too_little("x:q4_0", 5 << 30, Some(4 << 30)).unwrap();
+        for part in ["x:q4_0 takes 5.0 GiB", "4.0 GiB are available", "--context"] {
+            assert!(why.contains(part), "{why}");
+        }
+    }
+
+    #[test]
+    fn a_shape_has_one_type() {
+        let asked = |shape, dtype| Asked { shape, dtype, vision: None, seed: 0, keep: None };
+        let name = |asked: Asked<'_>| named(&asked).map(|(name, _, words)| format!("{name} {words}"));
+        assert_eq!(name(asked("phi-2", None)).unwrap(), "phi-2 q4_0");
+        assert_eq!(name(asked("phi-2", Some(DType::Q8_0))).unwrap(), "phi-2 q8_0");
+        assert_eq!(name(asked("phi-2:mobile-int4", None)).unwrap(), "phi-2 mobile-int4");
+        for (wrong, part) in [
+            (asked("phi-2:q4_0", Some(DType::Q8_0)), "one too many"),
+            (asked("phi-9", None), "phi-2"),
+            (asked("phi-2:q9", None), "q9"),
+        ] {
+            let message = named(&wrong).unwrap_err().to_string();
+            assert!(message.contains(part), "{message}");
+        }
     }
 }
