@@ -35,7 +35,7 @@ mod sustain;
 mod watched;
 mod work;
 
-pub use advise::{Advice, Advised, Gain, Pricing, SUGGESTIONS, Suggestion, advise};
+pub use advise::{Advice, Advised, Gain, Pricing, SUGGESTIONS, Simulate, Suggestion, advise};
 pub use compare::{Broken, Comparison, Line, MoreWork, compare};
 pub use error::BenchError;
 pub use figures::{Better, Energies, METRICS, Metric, energies};

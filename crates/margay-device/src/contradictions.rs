@@ -45,14 +45,14 @@ pub fn contradictions(
         );
     }
     // Totals of llama.cpp leave loading out, the others hold it.
-    let like =
-        |id: &str| Ok::<_, DeviceError>(study.run(id).map(|run| (run.name.clone(), run.load + run.total))?);
-    let (llava, mobile) = (like("llava-llama.cpp")?, like("mobilevlm-llama.cpp")?);
-    let others = ["llava-mllm", "imp-mlc"].map(|id| study.run(id).map(|run| (run.name.clone(), run.total)));
-    let mut all = vec![llava, mobile];
-    for other in others {
-        all.push(other?);
-    }
+    let with_load = |id: &str| study.run(id).map(|run| (run.name.clone(), run.load + run.total));
+    let as_printed = |id: &str| study.run(id).map(|run| (run.name.clone(), run.total));
+    let all = [
+        with_load("llava-llama.cpp")?,
+        as_printed("llava-mllm")?,
+        with_load("mobilevlm-llama.cpp")?,
+        as_printed("imp-mlc")?,
+    ];
     let listed = |(name, ms): &(String, f64)| format!("{name} {ms:.1} ms");
     add(
         "totals, each with load",

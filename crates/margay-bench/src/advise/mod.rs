@@ -121,11 +121,14 @@ pub struct Advised {
     pub unknown: Vec<(&'static str, String)>,
 }
 
+/// Seconds of an answer on a simulated device as it is and with changes; `None` where the device cannot.
+pub type Simulate<'a> = &'a dyn Fn(&[WhatIf]) -> Option<(f64, f64)>;
+
 /// What only a device's numbers can price.
 #[derive(Clone, Copy)]
 pub struct Pricing<'a> {
-    /// Seconds of an answer on the simulated device as it is and with changes; `None` where the device cannot.
-    pub simulate: &'a dyn Fn(&[WhatIf]) -> Option<(f64, f64)>,
+    /// What a change of where things run would do.
+    pub simulate: Simulate<'a>,
     /// How many times as fast its CPU multiplies 8-bit numbers as floats.
     pub int8_over_float: Option<f64>,
 }
