@@ -43,6 +43,33 @@ pub(crate) fn answer(
     Ok(Answered { run, timeline, cancelled })
 }
 
+impl Answered {
+    /// Says of each prefill span what it was of. `parts` are those of the batches, in order.
+    pub(crate) fn tell_parts(&mut self, parts: &[Part]) {
+        let spans = &mut self.timeline.spans;
+        let batches: Vec<&mut Span> = spans.iter_mut().filter(|span| span.stage == Stage::Prefill).collect();
+        if batches.len() != parts.len() {
+            return;
+        }
+        let mut sums = [None::<f64>; 3];
+        for (span, part) in batches.into_iter().zip(parts) {
+            span.part = Some(*part);
+            let slot = match part {
+                Part::Image => &mut sums[0],
+                Part::Text => &mut sums[1],
+                Part::Mixed | Part::Token(_) => &mut sums[2],
+            };
+            *slot = Some(slot.unwrap_or(0.0) + millis(span.duration));
+        }
+        let stages = &mut self.run.stages;
+        match sums {
+            [image, text, None] => (stages.image_prefill, stages.text_prefill) = (image, text),
+            // Of what is partly told apart the parts are no figures of the whole.
+            [_, _, mixed] => stages.mixed_prefill = mixed,
+        }
+    }
+}
+
 /// What is noted while an answer comes about.
 struct Asked {
     clock: Clock,
@@ -168,6 +195,8 @@ impl Asked {
                 project: s.project_ms,
                 prefill: s.prefill_ms,
                 image_prefill: None,
+                text_prefill: None,
+                mixed_prefill: None,
                 decode: s.decode_ms,
                 other: Some((without_load - stages.iter().flatten().sum::<f64>()).max(0.0)),
             };
@@ -189,4 +218,38 @@ impl Asked {
 
 fn millis(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use margay_observe::Series;
+
+    fn answered(batches: &[u64]) -> Answered {
+        let mut timeline = Timeline::of_samples("", Series::new(Duration::from_millis(100)));
+        let span = |ms: &u64| Span {
+            stage: Stage::Prefill,
+            part: None,
+            start: Duration::ZERO,
+            duration: Duration::from_millis(*ms),
+        };
+        timeline.spans = batches.iter().map(span).collect();
+        Answered { run: Run::default(), timeline, cancelled: false }
+    }
+
+    fn told(batches: &[u64], parts: &[Part]) -> [Option<f64>; 3] {
+        let mut answered = answered(batches);
+        answered.tell_parts(parts);
+        let s = answered.run.stages;
+        [s.image_prefill, s.text_prefill, s.mixed_prefill]
+    }
+
+    #[test]
+    fn parts_of_the_prefill_are_told_only_where_no_batch_holds_both() {
+        use Part::{Image, Mixed, Text};
+        assert_eq!(told(&[5, 7, 1], &[Image, Image, Text]), [Some(12.0), Some(1.0), None]);
+        assert_eq!(told(&[5], &[Text]), [None, Some(5.0), None]);
+        assert_eq!(told(&[5, 7], &[Mixed, Text]), [None, None, Some(5.0)]);
+        assert_eq!(told(&[5, 7], &[Mixed]), [None; 3], "some of it was in the cache");
+    }
 }

@@ -31,6 +31,28 @@ pub struct Comparison {
     pub notes: Vec<String>,
     /// The figures that either record knows.
     pub lines: Vec<Line>,
+    /// Work that B's stages do and A's did not, or less of it; empty where it is the same or not counted.
+    pub work: Vec<MoreWork>,
+}
+
+/// A stage's work in both records, where it is not the same. Counted, not measured: there is no noise in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct MoreWork {
+    /// Which stage.
+    pub stage: String,
+    /// `operations` or `bytes`.
+    pub of: &'static str,
+    /// Of A.
+    pub a: u64,
+    /// Of B.
+    pub b: u64,
+}
+
+impl MoreWork {
+    /// Whether B does more.
+    pub fn more(&self) -> bool {
+        self.b > self.a
+    }
 }
 
 /// A figure that breaks a gate.
@@ -76,7 +98,29 @@ pub fn compare(a: &Record, b: &Record, force: bool) -> Result<Comparison, BenchE
         }
     }
     let lines = METRICS.iter().filter_map(|metric| line(metric, a, b)).collect();
-    Ok(Comparison { notes, lines })
+    let (work, uncounted) = works(a, b);
+    notes.extend(uncounted);
+    Ok(Comparison { notes, lines, work })
+}
+
+/// Stages whose work differs, and what cannot be compared.
+fn works(a: &Record, b: &Record) -> (Vec<MoreWork>, Vec<String>) {
+    let (mut all, mut notes) = (vec![], vec![]);
+    for of_b in &b.work {
+        let Some(of_a) = a.work.iter().find(|work| work.stage == of_b.stage) else {
+            notes.push(format!("the work of {} is not counted in the first record", of_b.stage));
+            continue;
+        };
+        // Answers may end where they like.
+        if of_b.stage == "decode" && of_a.tokens != of_b.tokens {
+            notes.push("the work of decode is not compared: the answers are of different lengths".to_owned());
+            continue;
+        }
+        let pairs = [("operations", of_a.operations, of_b.operations), ("bytes", of_a.bytes, of_b.bytes)];
+        let differ = pairs.into_iter().filter(|(_, a, b)| a != b);
+        all.extend(differ.map(|(of, a, b)| MoreWork { stage: of_b.stage.clone(), of, a, b }));
+    }
+    (all, notes)
 }
 
 /// Checks that two questions are one, before half an hour goes into the second.
@@ -180,6 +224,11 @@ impl Comparison {
         self.lines.iter().filter(gated).filter_map(over).collect()
     }
 
+    /// Stages that do more work in B than in A, by however little.
+    pub fn more_work(&self) -> impl Iterator<Item = &MoreWork> {
+        self.work.iter().filter(|work| work.more())
+    }
+
     /// True where a gate can say nothing at all: no gated figure had enough runs on both sides.
     pub fn says_nothing(&self) -> bool {
         let tells = |line: &Line| line.shift.is_some_and(|shift| shift.verdict != Verdict::TooFew);
@@ -191,7 +240,7 @@ impl Comparison {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Begin, Engine, FORM, Run, StageMs};
+    use crate::record::{Begin, Engine, FORM, Run, StageMs, StageWork};
 
     fn record(encode: f64, rounds: usize) -> Record {
         let run = |round: usize| Run {
@@ -230,6 +279,27 @@ mod tests {
         assert_eq!(of(&back, "encode_ms").worse, Some(false));
         assert!(back.broken(0.0).is_empty(), "faster breaks nothing");
         assert!(compare(&record(20.0, 3), &record(40.0, 3), false).unwrap().says_nothing());
+    }
+
+    #[test]
+    fn work_is_compared_exactly_and_answers_of_other_lengths_are_not() {
+        let stage = |stage: &str, tokens, operations, bytes| StageWork {
+            stage: stage.to_owned(),
+            tokens,
+            operations,
+            bytes,
+        };
+        let (mut a, mut b) = (record(20.0, 5), record(20.0, 5));
+        a.work = vec![stage("encode", None, 1000, 50), stage("decode", Some(3), 30, 3)];
+        b.work = vec![stage("encode", None, 1001, 40), stage("decode", Some(4), 40, 4)];
+        let found = compare(&a, &b, false).unwrap();
+        let more: Vec<_> = found.more_work().map(|w| (w.stage.as_str(), w.of, w.a, w.b)).collect();
+        assert_eq!(more, [("encode", "operations", 1000, 1001)]);
+        assert_eq!(found.work.len(), 2, "less is told too: {:?}", found.work);
+        assert!(found.notes.iter().any(|note| note.contains("different lengths")), "{:?}", found.notes);
+        a.work.clear();
+        let found = compare(&a, &b, false).unwrap();
+        assert!(found.work.is_empty() && found.notes.iter().any(|note| note.contains("not counted")));
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub struct Metric {
     pub better: Better,
     /// True where `--gate` looks at it.
     pub gated: bool,
+    /// True of a part of another figure: where it is unknown nothing is said of it.
+    pub part: bool,
     /// Its value.
     pub value: fn(&Run) -> Option<f64>,
 }
@@ -36,6 +38,11 @@ impl Metric {
     /// Its values over an engine's runs that know it, in order.
     pub fn values(&self, engine: &Engine) -> Vec<f64> {
         self.runs(engine).map(|(_, value)| value).collect()
+    }
+
+    /// Whether there is something to say of it.
+    pub(crate) fn is_told(&self, engine: &Engine) -> bool {
+        (self.unit == "ms" || self.unit == "1/s") && (!self.part || self.runs(engine).next().is_some())
     }
 
     /// The same with the position of each run among the engine's.
@@ -52,7 +59,12 @@ const fn time(
     begin: Begin,
     value: fn(&Run) -> Option<f64>,
 ) -> Metric {
-    Metric { key, name, unit: "ms", field_name, begin, better: Better::Less, gated: true, value }
+    Metric { key, name, unit: "ms", field_name, begin, better: Better::Less, gated: true, part: false, value }
+}
+
+/// A part of another figure, told where it is known.
+const fn part(key: &'static str, name: &'static str, value: fn(&Run) -> Option<f64>) -> Metric {
+    Metric { gated: false, part: true, ..time(key, name, "prompt-eval", Begin::Warm, value) }
 }
 
 /// Every figure, in the order in which they are told.
@@ -62,6 +74,9 @@ pub const METRICS: &[Metric] = &[
     time("encode_ms", "encode", "slice-encode", Begin::Warm, |run| run.stages.encode),
     time("project_ms", "project", "slice-encode", Begin::Warm, |run| run.stages.project),
     time("prefill_ms", "prefill", "prompt-eval", Begin::Warm, |run| run.stages.prefill),
+    part("prefill_image_ms", "prefill, image", |run| run.stages.image_prefill),
+    part("prefill_text_ms", "prefill, text", |run| run.stages.text_prefill),
+    part("prefill_mixed_ms", "prefill, mixed", |run| run.stages.mixed_prefill),
     time("decode_ms", "decode", "token-eval", Begin::Warm, |run| run.stages.decode),
     // Some tens of microseconds: no reason to fail anything.
     Metric { gated: false, ..time("other_ms", "other", "", Begin::Warm, |run| run.stages.other) },
@@ -79,6 +94,7 @@ pub const METRICS: &[Metric] = &[
         begin: Begin::Warm,
         better: Better::More,
         gated: false,
+        part: false,
         value: Run::tokens_per_second,
     },
     Metric {
@@ -89,6 +105,7 @@ pub const METRICS: &[Metric] = &[
         begin: Begin::Warm,
         better: Better::Less,
         gated: true,
+        part: false,
         value: |run| run.net_joules,
     },
     Metric {
@@ -99,6 +116,7 @@ pub const METRICS: &[Metric] = &[
         begin: Begin::Warm,
         better: Better::Less,
         gated: false,
+        part: false,
         value: |run| run.peak_anonymous_bytes.map(|bytes| bytes as f64),
     },
 ];

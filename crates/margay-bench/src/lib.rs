@@ -16,6 +16,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod advise;
 mod answer;
 mod compare;
 mod digest;
@@ -24,6 +25,7 @@ mod figures;
 mod heartbeat;
 mod measure;
 mod noise;
+mod ops;
 mod peers;
 mod protocol;
 mod record;
@@ -31,8 +33,10 @@ pub mod report;
 mod statistics;
 mod sustain;
 mod watched;
+mod work;
 
-pub use compare::{Broken, Comparison, Line, compare};
+pub use advise::{Advice, Advised, Gain, Pricing, SUGGESTIONS, Simulate, Suggestion, advise};
+pub use compare::{Broken, Comparison, Line, MoreWork, compare};
 pub use error::BenchError;
 pub use figures::{Better, Energies, METRICS, Metric, energies};
 pub use measure::{Measured, Plan, measure};
@@ -40,7 +44,8 @@ pub use noise::{Shift, Verdict, shift};
 pub use peers::{PEERS, Peer, PeerKind};
 pub use protocol::CoolDown;
 pub use record::{
-    Begin, Build, Device, Engine, FORM, Heartbeat, MARGAY, Mark, ModelId, PictureId, Protocol, Question,
-    Record, Run, StageMs, Sustained, SustainedAnswer,
+    Begin, Build, Device, Engine, FORM, Heartbeat, MARGAY, Mark, ModelId, OpMs, PictureId, Protocol,
+    Question, Record, Run, StageMs, StageOps, StageWork, Sustained, SustainedAnswer,
 };
 pub use statistics::{Summary, median, nearest_to_median, percentile, summary};
+pub use work::bytes_read;

@@ -4,12 +4,14 @@ use crate::{
     BenchError, CoolDown, Peer, answer,
     compare::same_question,
     digest::of_file,
+    ops::by_op,
     protocol::{Cooler, before, device, idle},
     record::{Build, Engine, FORM, MARGAY, ModelId, PictureId, Question, Record, Run},
     statistics::summary,
     sustain::sustain,
+    work::{Prompt, work},
 };
-use margay::{AskOptions, Cancel, Image, Model, ModelSource};
+use margay::{AskOptions, Cancel, Image, KvType, LoadOptions, Model, ModelSource};
 use margay_observe::{PERIOD, Root, Timeline};
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
@@ -54,10 +56,18 @@ pub struct Plan<'a> {
     pub model_file: Option<PathBuf>,
     /// Its vision file, for peers.
     pub mmproj_file: Option<PathBuf>,
+    /// Tokens of a prompt that the model is loaded to compute together.
+    pub batch: usize,
+    /// How it keeps keys and values.
+    pub kv: KvType,
+    /// Tell what each stage's time goes to, op by op, by one more pass behind the rounds.
+    pub ops: bool,
     /// Threads, for peers.
     pub threads: Option<usize>,
     /// How the model is loaded and asked, by name, for the record.
     pub options: BTreeMap<String, String>,
+    /// What a reader should know before believing the numbers, beside what is found.
+    pub warnings: Vec<String>,
     /// Version of the program.
     pub version: String,
     /// Its executable file.
@@ -86,8 +96,12 @@ impl<'a> Plan<'a> {
             progress: &|_| {},
             model_file: None,
             mmproj_file: None,
+            batch: LoadOptions::default().batch,
+            kv: KvType::default(),
+            ops: false,
             threads: None,
             options: BTreeMap::new(),
+            warnings: vec![],
             version: env!("CARGO_PKG_VERSION").to_owned(),
             executable: None,
         }
@@ -126,8 +140,15 @@ pub fn measure(plan: &Plan<'_>) -> Result<Measured, BenchError> {
     (plan.progress)("watching the machine idle");
     let idle = idle(plan, &root);
     let mut protocol = before(plan, &device, &idle);
-    let mut rounds =
-        Rounds { plan, idle_watts: protocol.idle_watts, held: None, source: None, stopped: false };
+    protocol.warnings.splice(0..0, plan.warnings.iter().cloned());
+    let mut rounds = Rounds {
+        plan,
+        idle_watts: protocol.idle_watts,
+        held: None,
+        source: None,
+        prompt: None,
+        stopped: false,
+    };
     let mut cooler = Cooler::new(&root, plan.cool, protocol.start_celsius);
     let mut timelines = Vec::new();
     for round in 0..plan.warmup + plan.repeat {
@@ -155,10 +176,34 @@ pub fn measure(plan: &Plan<'_>) -> Result<Measured, BenchError> {
         (sustained, long) = sustain(plan, &model, planned)?.unzip();
         rounds.held = Some(model);
     }
+    let mut ops = vec![];
+    if plan.ops && !rounds.stopped && !plan.stop.is_cancelled() {
+        (plan.progress)("op by op");
+        let model = match rounds.held.take() {
+            Some(model) => model,
+            None => (plan.load)()?,
+        };
+        // What was measured is not lost to what a backend does not tell.
+        match by_op(plan, &model, rounds.prompt.as_ref()) {
+            Ok(told) => ops = told,
+            Err(e) => protocol.warnings.push(format!("ops are unknown: {e}")),
+        }
+    }
     protocol.warnings.extend(after(&engines, plan));
     let stopped = plan.stop.is_cancelled();
     (plan.progress)("digests");
     let model = rounds.source.as_ref().map(model_id).unwrap_or_default();
+    let decoded = engines[0].runs.iter().find_map(|run| run.decode_tokens);
+    let counted = match (&rounds.source, &rounds.prompt, decoded) {
+        (Some(source), Some(prompt), Some(decoded)) => {
+            let counted = work(source, prompt, plan.kv, decoded);
+            counted.unwrap_or_else(|e| {
+                protocol.warnings.push(format!("the work of the stages is not counted: {e}"));
+                vec![]
+            })
+        }
+        _ => vec![],
+    };
     let record = Record {
         form: FORM.to_owned(),
         device,
@@ -172,6 +217,8 @@ pub fn measure(plan: &Plan<'_>) -> Result<Measured, BenchError> {
         options: plan.options.clone(),
         protocol,
         engines,
+        work: counted,
+        ops,
         sustained,
         stopped,
     };
@@ -189,6 +236,7 @@ struct Rounds<'p> {
     idle_watts: Option<f64>,
     held: Option<Model>,
     source: Option<ModelSource>,
+    prompt: Option<Prompt>,
     stopped: bool,
 }
 
@@ -244,9 +292,13 @@ impl Rounds<'_> {
         timelines: &mut Vec<Timeline>,
     ) -> Result<(), BenchError> {
         for _ in 0..1 + usize::from(cold) {
-            let answered = answer::answer(self.plan, self.idle_watts, round, &mut self.held)?;
-            if self.source.is_none() {
-                self.source = self.held.as_ref().map(|model| model.source().clone());
+            let mut answered = answer::answer(self.plan, self.idle_watts, round, &mut self.held)?;
+            if let (None, Some(model)) = (&self.source, &self.held) {
+                self.source = Some(model.source().clone());
+                self.prompt = prompt(self.plan, model)?;
+            }
+            if let Some(prompt) = &self.prompt {
+                answered.tell_parts(&prompt.parts());
             }
             if answered.cancelled {
                 self.stopped = true;
@@ -259,6 +311,15 @@ impl Rounds<'_> {
         }
         Ok(())
     }
+}
+
+/// The question as the text program is given it; `None` where a system's words come before it.
+fn prompt(plan: &Plan<'_>, model: &Model) -> Result<Option<Prompt>, BenchError> {
+    if plan.system.is_some() {
+        return Ok(None);
+    }
+    let images = plan.pictures.iter().map(Image::open).collect::<Result<Vec<_>, _>>()?;
+    Ok(Some(Prompt::new(model, &images, &plan.prompt, plan.batch)?))
 }
 
 /// What the runs themselves say against them.

@@ -2,6 +2,7 @@
 //! verdict everywhere.
 
 use crate::statistics::{median, percentile};
+use margay_device::Random;
 use serde::Serialize;
 
 /// Resamples of a bootstrap: the bounds of its interval then vary by about a hundredth of its width with the seed.
@@ -70,7 +71,7 @@ pub fn shift(a: &[f64], b: &[f64]) -> Option<Shift> {
 /// The 2.5 and 97.5 % percentiles of the ratio of medians over resamples. Source: Efron and Tibshirani, "An Introduction to
 /// the Bootstrap", chapter 13.
 fn ratio_interval(a: &[f64], b: &[f64]) -> Option<(f64, f64)> {
-    let mut random = Random(SEED);
+    let mut random = Random::new(SEED);
     let mut drawn = |values: &[f64]| {
         let values: Vec<f64> = (0..values.len()).map(|_| values[random.below(values.len())]).collect();
         median(&values)
@@ -150,24 +151,6 @@ fn two_sided(z: f64) -> f64 {
     (sum * (-x * x).exp()).clamp(0.0, 1.0)
 }
 
-/// SplitMix64: the same numbers on every machine and with every version of any library. Source: Steele, Lea and Flood,
-/// "Fast Splittable Pseudorandom Number Generators", 2014.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A number below `count`, which is not 0; the bias of a remainder is far below what a resample can show.
-    fn below(&mut self, count: usize) -> usize {
-        (self.next() % count as u64) as usize
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -227,7 +210,7 @@ mod tests {
     #[test]
     fn runs_of_one_kind_seldom_differ() {
         // 400 pairs of five runs of the same noise: at most 5 % may be called different.
-        let mut random = Random(7);
+        let mut random = Random::new(7);
         let mut side = || -> Vec<f64> { (0..5).map(|_| 100.0 + random.below(1000) as f64 / 50.0).collect() };
         let wrong =
             (0..400).filter(|_| shift(&side(), &side()).unwrap().verdict != Verdict::NotShown).count();

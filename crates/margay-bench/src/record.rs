@@ -32,6 +32,12 @@ pub struct Record {
     pub protocol: Protocol,
     /// Margay first, then its peers.
     pub engines: Vec<Engine>,
+    /// What the question asks of each stage, counted from the programs; empty where it is not counted.
+    #[serde(default)]
+    pub work: Vec<StageWork>,
+    /// What each stage's time goes to, where that was asked for.
+    #[serde(default)]
+    pub ops: Vec<StageOps>,
     /// What a long run showed, where there was one.
     pub sustained: Option<Sustained>,
     /// True where Ctrl-C ended it before its time.
@@ -228,12 +234,53 @@ pub struct StageMs {
     pub project: Option<f64>,
     /// Prompt to the first logits.
     pub prefill: Option<f64>,
-    /// The part of `prefill` that is of visual tokens, where it is told apart.
+    /// The part of `prefill` that is of visual tokens; of Margay where no batch of the prompt holds text as well.
     pub image_prefill: Option<f64>,
+    /// The part that is of text, likewise.
+    pub text_prefill: Option<f64>,
+    /// Batches that hold both, whose time cannot be told apart.
+    pub mixed_prefill: Option<f64>,
     /// All tokens behind the first.
     pub decode: Option<f64>,
     /// What lies between: template, tokenizer, KV cache, text.
     pub other: Option<f64>,
+}
+
+/// Work of a stage over a whole question.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageWork {
+    /// `encode`, `project`, `prefill` or `decode`.
+    pub stage: String,
+    /// Tokens of the text program; `None` of the vision side.
+    pub tokens: Option<usize>,
+    /// Operations of products, convolutions and attention, 2 a multiply-add.
+    pub operations: u64,
+    /// Bytes of weights, keys and values that are read.
+    pub bytes: u64,
+}
+
+/// What one more pass of a stage went to.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StageOps {
+    /// `encode` (a picture, with the projector), `prefill` or `decode`.
+    pub stage: String,
+    /// Tokens of it.
+    pub tokens: Option<usize>,
+    /// Its ops, most time first.
+    pub ops: Vec<OpMs>,
+}
+
+/// Ops of one kind and size within a stage.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct OpMs {
+    /// Their names; of linear layers the columns they read and make, too.
+    pub op: String,
+    /// How often they ran.
+    pub calls: u64,
+    /// All of them together.
+    pub ms: f64,
+    /// Operations of products and attention, 2 a multiply-add.
+    pub operations: u64,
 }
 
 /// Wakes of a thread that should wake 60 times a second.
@@ -371,7 +418,7 @@ impl Record {
 }
 
 impl Run {
-    fn times(&self) -> [(&'static str, Option<f64>); 11] {
+    fn times(&self) -> [(&'static str, Option<f64>); 13] {
         let s = &self.stages;
         [
             ("load", s.load),
@@ -380,6 +427,8 @@ impl Run {
             ("project", s.project),
             ("prefill", s.prefill),
             ("image_prefill", s.image_prefill),
+            ("text_prefill", s.text_prefill),
+            ("mixed_prefill", s.mixed_prefill),
             ("decode", s.decode),
             ("other", s.other),
             ("with_load_ms", self.with_load_ms),

@@ -4,16 +4,11 @@ use crate::record::Run;
 use margay_observe::{Sample, Timeline};
 use std::time::Duration;
 
-/// Share of a stretch for which power must be known for its energy to be told.
-const KNOWN_ENOUGH: f64 = 0.95;
-
 /// Adds to a run what the samples say; energies are of the stretch from the question to the end.
 pub(crate) fn watch(run: &mut Run, timeline: &Timeline, (from, to): (Duration, Duration)) {
     let samples = &timeline.series.samples;
-    let seconds = to.saturating_sub(from).as_secs_f64();
-    let known = timeline.series.energy(from, to).filter(|energy| energy.known >= KNOWN_ENOUGH);
-    run.gross_joules = known.map(|energy| energy.joules / energy.known);
-    run.net_joules = run.gross_joules.zip(timeline.idle_watts).map(|(gross, idle)| gross - idle * seconds);
+    (run.gross_joules, run.net_joules) =
+        timeline.energy(from, to).map_or((None, None), |(gross, net)| (Some(gross), net));
     let stages = timeline.stage_statistics();
     let net = |names: &[&str]| {
         let of = stages.iter().filter(|stage| stage.stage.is_some_and(|name| names.contains(&name)));

@@ -17,6 +17,7 @@ mod model;
 mod output;
 mod progress;
 mod questions;
+mod recorded;
 mod sketch;
 mod stats;
 mod words;

@@ -18,6 +18,8 @@ use std::{collections::BTreeMap, num::NonZeroUsize, path::Path};
 
 /// What may stand before the name of a shape, and must where a file could be meant.
 pub(crate) const PREFIX: &str = "shape:";
+/// The model inside the program.
+const NANO: &str = "margay-nano";
 /// Format of a shape that names none.
 const DEFAULT_TYPE: &str = "q4_0";
 /// Tokens of a block of the KV cache.
@@ -54,6 +56,9 @@ impl Sketch {
             let recipe = Recipe::named(typed).map_err(|e| Usage(e.to_string()))?;
             return Self::new(shape.config()?, &recipe, typed, Some(shape.source()));
         }
+        if text == NANO {
+            return Self::of_source(&model::source(None, None)?);
+        }
         if text.starts_with(PREFIX) || (!text.starts_with(hub::PREFIX) && !Path::new(text).exists()) {
             let known: Vec<_> = SHAPES.iter().map(|shape| shape.name).collect();
             let what = format!("there is no file and no shape {base:?}; shapes are {}", known.join(", "));
@@ -61,6 +66,15 @@ impl Sketch {
         }
         let path = hub::local(Path::new(text))?;
         Self::of_source(&model::source(Some(&path), None)?)
+    }
+
+    /// A shape's model in the formats of a recipe that is called `words`.
+    ///
+    /// # Errors
+    /// Where there is no such shape.
+    pub(crate) fn of_shape(name: &str, recipe: &Recipe, words: &str) -> anyhow::Result<Self> {
+        let shape = shape(name).ok_or_else(|| Usage(format!("there is no shape {name:?}")))?;
+        Self::new(shape.config()?, recipe, words, Some(shape.source()))
     }
 
     /// The same model in other formats, those of the recipe or type of that name.

@@ -97,6 +97,129 @@ fn a_record_is_compared_and_gated() {
 }
 
 #[test]
+fn a_shape_is_measured_with_random_weights_that_are_gone_afterwards() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = word(folder.path(), "run.json");
+    let mut command = program::margay();
+    let words = [
+        "bench",
+        "--shape",
+        "smolvlm-256m",
+        "--type",
+        "q4_0",
+        "--prompt",
+        "What is this?",
+        "--max-tokens",
+        "2",
+        "--repeat",
+        "1",
+        "--warmup",
+        "0",
+        "--idle",
+        "50ms",
+        "--context",
+        "128",
+        "--out",
+        &out,
+        "--ops",
+    ];
+    command.args(words).env("TMPDIR", folder.path());
+    let ran = program::finish(&mut command, "");
+    assert!(ran.stderr.contains("of random weights") && ran.stderr.contains("removed"), "{}", ran.stderr);
+    let text = ran.ok().split_whitespace().collect::<Vec<_>>().join(" ");
+    for part in
+        ["weights are random", "weights random (shape smolvlm-256m:q4_0", "decode of 8 tokens, op by op"]
+    {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left, ["run.json"], "the weights are gone");
+    let record: Value = serde_json::from_slice(&std::fs::read(&out).unwrap()).unwrap();
+    let inspected = run(["inspect", "shape:smolvlm-256m:q4_0", "--json"]).json();
+    let parts = inspected["weights"].as_array().unwrap();
+    let all = parts.iter().find(|part| part["stage"] == "all").unwrap();
+    assert_eq!(record["model"]["weights_bytes"], all["bytes"], "what a file of that model would take");
+    let stages: Vec<_> = record["work"].as_array().unwrap().iter().map(|w| &w["stage"]).collect();
+    assert_eq!(stages, ["prefill", "decode"]);
+    assert!(record["ops"][0]["ops"][0]["ms"].as_f64() > Some(0.0));
+    assert!(record["engines"][0]["runs"][1]["stages"]["text_prefill"].is_number());
+
+    // A stage that does one operation more than the baseline breaks the gate, without any round to compare.
+    let mut less = record.clone();
+    let prefill = &mut less["work"][0]["operations"];
+    *prefill = (prefill.as_u64().unwrap() - 1).into();
+    std::fs::write(word(folder.path(), "less.json"), less.to_string()).unwrap();
+    let compared = run(["bench", "compare", &word(folder.path(), "less.json"), &out, "--json"]).json();
+    assert_eq!(compared["work"][0]["stage"], "prefill", "{compared}");
+
+    for (words, part) in [
+        (&["bench", "--shape", "llava-9"][..], "llava-1.5-7b"),
+        (&["bench", "--shape", "phi-2:q4_0", "--type", "q8_0"], "one too many"),
+    ] {
+        run(words).fails(2, &[part]);
+    }
+    let both = run(["bench", "model.gguf", "--shape", "phi-2"]);
+    assert!(both.code == Some(2) && both.stderr.contains("cannot be used with"), "{}", both.stderr);
+    // 2^24 tokens of keys and values of a 7B model are 8 TiB.
+    run(["bench", "--shape", "llama-2-7b", "--context", "16777216"]).fails(1, &["memory", "context"]);
+}
+
+#[test]
+fn a_gate_is_broken_by_work_that_the_baseline_did_not_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let baseline = word(folder.path(), "a.json");
+    run(short(&["--out", &baseline])).ok();
+    let mut record: Value = serde_json::from_slice(&std::fs::read(&baseline).unwrap()).unwrap();
+    for run in record["engines"][0]["runs"].as_array_mut().unwrap() {
+        // However slow the baseline was.
+        for ms in run["stages"].as_object_mut().unwrap().values_mut().filter(|ms| ms.is_number()) {
+            *ms = (ms.as_f64().unwrap() * 100.0).into();
+        }
+    }
+    let operations = &mut record["work"][0]["operations"];
+    *operations = (operations.as_u64().unwrap() - 2).into();
+    std::fs::write(&baseline, record.to_string()).unwrap();
+    let gated = run(short(&["--gate", &baseline]));
+    assert_eq!(gated.code, Some(3), "{}", gated.stderr);
+    assert!(gated.stderr.contains("--gate is broken: encode does"), "{}", gated.stderr);
+}
+
+#[test]
+fn a_record_is_advised_on_and_simulated_beside() {
+    let folder = tempfile::tempdir().unwrap();
+    let (record, me) = (word(folder.path(), "run.json"), word(folder.path(), "me.toml"));
+    run(short(&["--out", &record])).ok();
+    let text = run(["advise", &record]).ok();
+    assert!(text.contains("margay-nano on") && text.contains("not told"), "{text}");
+    let json = run(["advise", &record, "--json"]).json();
+    assert!(json["advised"]["fine"].is_array() && json["model"] == "margay-nano", "{json}");
+    let garbage = word(folder.path(), "garbage.json");
+    std::fs::write(&garbage, "{\"form\": 3}").unwrap();
+    run(["advise", &garbage]).fails(1, &["garbage.json", "no record"]);
+    run(["advise", "no-such.json"]).fails(1, &["no-such.json"]);
+    let alone = run(["advise", &record, "--device", "tablet"]);
+    assert!(alone.code == Some(2) && alone.stderr.contains("--model"), "{}", alone.stderr);
+
+    let wrote = run(["doctor", "--profile", "-o", &me]);
+    assert!(wrote.stderr.contains("measured now"), "{}", wrote.stderr);
+    wrote.ok();
+    let numbers = run(["simulate", "--device", &me, "--numbers"]).ok();
+    assert!(numbers.contains("measured by margay doctor, 20"), "{numbers}");
+    let beside =
+        run(["simulate", "--device", &me, "--model", "margay-nano", "--beside", &record, "--json"]).json();
+    let stages: Vec<_> = beside["stages"].as_array().unwrap().iter().map(|s| s["stage"].clone()).collect();
+    assert_eq!(stages, ["load (cold)", "encode", "project", "prefill", "decode"]);
+    for stage in beside["stages"].as_array().unwrap() {
+        assert!(stage["simulated_ms"].as_f64() > Some(0.0) && stage["measured_ms"].as_f64() > Some(0.0));
+    }
+    let priced =
+        run(["advise", &record, "--device", "oneplus-13r", "--model", "margay-nano", "--json"]).json();
+    let told = priced.to_string();
+    assert!(told.contains("\"gpu\"") && !told.contains("give --device"), "{told}");
+    run(["plan", "--device", &me, "--model", "smolvlm-256m:q8_0", "--json"]).json();
+}
+
+#[test]
 fn what_is_wrong_is_said_before_anything_is_measured() {
     let folder = tempfile::tempdir().unwrap();
     let garbage = word(folder.path(), "garbage.json");

@@ -44,6 +44,21 @@ pub fn contradictions(
             ),
         );
     }
+    // Totals of llama.cpp leave loading out, the others hold it.
+    let with_load = |id: &str| study.run(id).map(|run| (run.name.clone(), run.load + run.total));
+    let as_printed = |id: &str| study.run(id).map(|run| (run.name.clone(), run.total));
+    let all = [
+        with_load("llava-llama.cpp")?,
+        as_printed("llava-mllm")?,
+        with_load("mobilevlm-llama.cpp")?,
+        as_printed("imp-mlc")?,
+    ];
+    let listed = |(name, ms): &(String, f64)| format!("{name} {ms:.1} ms");
+    add(
+        "totals, each with load",
+        "two without it, two with it".to_owned(),
+        all.iter().map(listed).collect::<Vec<_>>().join("; "),
+    );
     let llava = study.run("llava-llama.cpp")?;
     let (tokens, each) = (text("llava_prompt_tokens")?, text("llava_ms_per_prompt_token")?);
     let decode = text("llava_tokens")? * text("llava_ms_per_token")?;

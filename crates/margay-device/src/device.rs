@@ -216,6 +216,11 @@ impl Device {
         Ok(device)
     }
 
+    /// The text that [`Device::parse`] reads as this device: a number a line, each with its origin.
+    pub fn to_toml(&self) -> String {
+        crate::written::profile(self)
+    }
+
     /// Units of that kind, the fastest first.
     pub fn units(&self, kind: Kind) -> impl Iterator<Item = &Unit> {
         self.unit.iter().filter(move |unit| unit.kind == kind)

@@ -34,6 +34,7 @@ mod govern;
 mod limits;
 mod plan;
 mod quality;
+mod random;
 mod simulate;
 mod stated;
 mod study;
@@ -42,6 +43,7 @@ mod thermal;
 mod trial;
 mod what_if;
 mod workload;
+mod written;
 
 pub use contradictions::{Contradiction, contradictions};
 pub use device::{Battery, Device, Kind, Memory, Node, Precision, Thermal, ThrottlePoint, Unit};
@@ -59,6 +61,7 @@ pub use plan::{
     Candidate, Infeasible, Outcome, Planned, Prefer, Space, Variant, candidates, front, plan, run,
 };
 pub use quality::{Quality, bits};
+pub use random::Random;
 pub use simulate::{Bound, Run, Setup, StageRun, TICK_SECONDS, fastest, simulate};
 pub use stated::{Origin, Stated};
 pub use study::{Claim, Fitted, PHONE, Quantity, Residual, Study, StudyRun};

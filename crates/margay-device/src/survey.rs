@@ -1,6 +1,6 @@
 //! Trials at random ambient temperatures, on random devices and engines.
 
-use crate::{Device, DeviceError, Engine, Firmware, Strategy, Trial, TrialRun, Workload};
+use crate::{Device, DeviceError, Engine, Firmware, Random, Strategy, Trial, TrialRun, Workload};
 
 /// What is drawn from.
 #[derive(Clone, Debug)]
@@ -78,31 +78,5 @@ impl Survey<'_> {
             }
         }
         Ok(all)
-    }
-}
-
-/// SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"): the same numbers everywhere.
-#[derive(Clone, Debug)]
-pub(crate) struct Random(u64);
-
-impl Random {
-    pub(crate) fn new(seed: u64) -> Self {
-        Random(seed)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// 0 to 1.
-    pub(crate) fn part(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    pub(crate) fn below(&mut self, end: usize) -> usize {
-        ((self.part() * end as f64) as usize).min(end.saturating_sub(1))
     }
 }

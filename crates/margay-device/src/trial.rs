@@ -239,7 +239,7 @@ impl<'a> Trial<'a> {
 
     /// The same for every strategy.
     fn noise_of_sensor(&self) -> impl FnMut() -> f64 + use<> {
-        let (most, mut random) = (self.noise, crate::survey::Random::new(1));
+        let (most, mut random) = (self.noise, crate::Random::new(1));
         move || most * (2.0 * random.part() - 1.0)
     }
 }

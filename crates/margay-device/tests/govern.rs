@@ -1,12 +1,15 @@
 //! What a governor keeps: ceilings, direction, bounds; on devices that are not here and on readings that cannot be.
 #![allow(clippy::unwrap_used, reason = "a helper of a test may fail as the test does")]
 
+mod question;
+
 use margay_device::{
     Actuator, Admission, Bounds, Device, Engine, Firmware, Governor, KvStep, LEAST_SPEED, Limit, Observation,
-    Programs, Purpose, Query, Resource, Settings, Strategy as Way, Survey, Tick, Trial, Workload,
+    Purpose, Resource, Settings, Strategy as Way, Survey, Tick, Trial, Workload,
 };
 use margay_tensor::DType;
 use proptest::prelude::*;
+use question::{Tokens, seeing};
 use std::{sync::OnceLock, time::Duration};
 
 const GIB: u64 = 1 << 30;
@@ -18,22 +21,9 @@ const TURNS_IN_HALF_AN_HOUR: usize = 16;
 fn workload() -> &'static Workload {
     static WORKLOAD: OnceLock<Workload> = OnceLock::new();
     WORKLOAD.get_or_init(|| {
-        let config = margay_model::shapes::shape("mobilevlm-v2-1.7b").unwrap().config().unwrap();
-        let programs = config.programs().unwrap();
-        let vision = config.vision.as_ref().unwrap();
-        let (width, height) = vision.image.size;
-        let query = Query {
-            picture: vision.sizes(width, height).unwrap(),
-            tiles: 1,
-            projections: 1,
-            visual_tokens: vision.tile_tokens(),
-            prefix_tokens: 35,
-            prompt_tokens: 60,
-            answer_tokens: 64,
-        };
-        let parts = [programs.encode.as_ref().unwrap(), programs.project.as_ref().unwrap()];
-        let programs = Programs { vision: Some(parts), text: &programs.text };
-        Workload::count("mobilevlm-v2-1.7b", programs, &|_, _| DType::Q4_0, 2.0, query).unwrap()
+        let tokens = Tokens { prefix: 35, prompt: 60, answer: 64 };
+        let shape = "mobilevlm-v2-1.7b";
+        question::workload(shape, &seeing(shape), tokens, &|_, _| DType::Q4_0, 2.0)
     })
 }
 

@@ -1,12 +1,14 @@
 //! Plans keep their limits on any device, and are the best there are.
 #![allow(clippy::unwrap_used, reason = "a helper of a test may fail as the test does")]
 
+mod question;
+
 use margay_device::{
-    Device, Engine, Limit, Metric, Outcome, Prefer, Programs, Query, Space, Variant, Workload, candidates,
-    front, plan, run,
+    Device, Engine, Limit, Metric, Outcome, Prefer, Space, Variant, candidates, front, plan, run,
 };
 use margay_tensor::DType;
 use proptest::prelude::*;
+use question::{Tokens, seeing, workload};
 use std::sync::OnceLock;
 
 /// Two sizes, three formats, two types of keys and values. Qualities are numbers to choose by, of no model.
@@ -15,24 +17,11 @@ fn variants() -> &'static [Variant] {
     VARIANTS.get_or_init(|| {
         let mut all = vec![];
         for (shape, best) in [("mobilevlm-v2-1.7b", 95.0), ("smolvlm-256m", 90.0)] {
-            let config = margay_model::shapes::shape(shape).unwrap().config().unwrap();
-            let programs = config.programs().unwrap();
-            let vision = config.vision.as_ref().unwrap();
-            let (width, height) = vision.image.size;
-            let query = Query {
-                picture: vision.sizes(width, height).unwrap(),
-                tiles: 1,
-                projections: 1,
-                visual_tokens: vision.tile_tokens(),
-                prefix_tokens: 10,
-                prompt_tokens: 30,
-                answer_tokens: 20,
-            };
-            let parts = [programs.encode.as_ref().unwrap(), programs.project.as_ref().unwrap()];
-            let programs = Programs { vision: Some(parts), text: &programs.text };
+            let config = seeing(shape);
+            let tokens = Tokens { prefix: 10, prompt: 30, answer: 20 };
             for (dtype, kept) in [(DType::F16, Some(1.0)), (DType::Q8_0, Some(0.999)), (DType::Q4_0, None)] {
                 for (kv, bytes) in [("f16", 2.0), ("q8", 1.06)] {
-                    let workload = Workload::count(shape, programs, &|_, _| dtype, bytes, query).unwrap();
+                    let workload = workload(shape, &config, tokens, &|_, _| dtype, bytes);
                     all.push(Variant {
                         model: shape.to_owned(),
                         recipe: dtype.to_string(),

@@ -2,29 +2,19 @@
 #![allow(clippy::unwrap_used, reason = "a helper of a test may fail as the test does")]
 #![allow(clippy::print_stderr, reason = "the table that a failure is read from")]
 
-use margay_device::{Fitted, Programs, Query, Study, Workload};
+mod question;
+
+use margay_device::{Fitted, Study, Workload};
 use margay_graph::Stage;
 use margay_tensor::DType;
+use question::{Tokens, seeing, workload};
 use std::collections::BTreeMap;
 
 /// 4-bit decoder as llama.cpp's q4_0 files have it, head in 6 bits, vision in half precision.
 fn workloads(study: &Study) -> BTreeMap<String, Workload> {
     let count = |run: &margay_device::StudyRun| {
-        let config = margay_model::shapes::shape(&run.shape).unwrap().config().unwrap();
-        let programs = config.programs().unwrap();
-        let vision = config.vision.as_ref().unwrap();
-        let (width, height) = vision.image.size;
-        let query = Query {
-            picture: vision.sizes(width, height).unwrap(),
-            tiles: 1,
-            projections: 1,
-            visual_tokens: run.visual_tokens,
-            prefix_tokens: 0,
-            prompt_tokens: run.prompt_tokens,
-            answer_tokens: run.answer_tokens,
-        };
-        let vision = [programs.encode.as_ref().unwrap(), programs.project.as_ref().unwrap()];
-        let programs = Programs { vision: Some(vision), text: &programs.text };
+        let config = seeing(&run.shape);
+        let tokens = Tokens { prefix: 0, prompt: run.prompt_tokens, answer: run.answer_tokens };
         let format = |program: &margay_graph::Program, spec: &margay_graph::WeightSpec| {
             use margay_graph::Role;
             match (program.stage(), spec.role) {
@@ -34,8 +24,8 @@ fn workloads(study: &Study) -> BTreeMap<String, Workload> {
                 _ => DType::Q4_0,
             }
         };
-        let workload = Workload::count(&run.name, programs, &format, 2.0, query).unwrap();
-        assert_eq!(config.vision.unwrap().tile_tokens(), run.visual_tokens, "{}", run.id);
+        let workload = workload(&run.name, &config, tokens, &format, 2.0);
+        assert_eq!(workload.query.visual_tokens, run.visual_tokens, "{}", run.id);
         (run.id.clone(), workload)
     };
     study.runs.iter().map(count).collect()

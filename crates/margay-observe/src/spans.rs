@@ -69,6 +69,8 @@ pub enum Part {
     Image,
     /// Prefill of text.
     Text,
+    /// Prefill of tokens of both, computed together: whose time is whose cannot be told.
+    Mixed,
     /// One token of decode, counted from 0.
     Token(u32),
 }
@@ -79,6 +81,7 @@ impl Part {
         match self {
             Part::Image => "image",
             Part::Text => "text",
+            Part::Mixed => "mixed",
             Part::Token(_) => "token",
         }
     }

@@ -88,6 +88,19 @@ impl Timeline {
         all.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))
     }
 
+    /// Energy from one time to another, first with idle, then beyond it: the latter `None` where nobody measured idle.
+    /// `None` where power is known for less than 95 % of the time.
+    pub fn energy(&self, from: Duration, to: Duration) -> Option<(f64, Option<f64>)> {
+        let seconds = to.saturating_sub(from).as_secs_f64();
+        let energy = self.series.energy(from, to)?;
+        let gross = whole(energy.joules, energy.known * seconds, seconds)?;
+        Some((gross, self.net(gross, seconds)))
+    }
+
+    fn net(&self, gross: f64, seconds: f64) -> Option<f64> {
+        self.idle_watts.map(|idle| gross - idle * seconds)
+    }
+
     /// Statistics of each stage that ran, in the order of the flow, image before text, and of all of them together.
     pub fn stage_statistics(&self) -> Vec<StageStatistics> {
         // Tokens are one group, whatever their number.
@@ -133,9 +146,7 @@ impl Timeline {
         let seconds: f64 = spans.iter().map(|span| span.duration.as_secs_f64()).sum();
         let known = touched().filter_map(|(sample, within)| Some((sample.power_watts?, *within)));
         let (joules, known) = known.fold((0.0, 0.0), |(j, k), (watts, s)| (j + watts * s, k + s));
-        // The few percent that the samples miss are taken to be like the rest.
-        let gross_joules =
-            (seconds > 0.0 && known >= KNOWN_ENOUGH * seconds).then(|| joules / known * seconds);
+        let gross_joules = whole(joules, known, seconds);
         StageStatistics {
             stage,
             part,
@@ -148,12 +159,18 @@ impl Timeline {
             npu_percent: rate(|sample| sample.npu_percent),
             power_watts: rate(|sample| sample.power_watts),
             gross_joules,
-            net_joules: gross_joules.zip(self.idle_watts).map(|(gross, idle)| gross - idle * seconds),
+            net_joules: gross_joules.and_then(|gross| self.net(gross, seconds)),
             peak_celsius: touched().filter_map(|(sample, _)| sample.temperature_celsius).reduce(f64::max),
             peak_rss_bytes: most(|sample| sample.rss_bytes),
             peak_anonymous_bytes: most(|sample| sample.anonymous_bytes),
         }
     }
+}
+
+/// Energy of `seconds`, of which the samples know `joules` of `known` seconds. The few percent that they miss are taken to be
+/// like the rest.
+fn whole(joules: f64, known: f64, seconds: f64) -> Option<f64> {
+    (seconds > 0.0 && known >= KNOWN_ENOUGH * seconds).then(|| joules / known * seconds)
 }
 
 /// Mean of values weighted by their seconds within, and the greatest of those that lie at least half within; of short
@@ -260,7 +277,14 @@ mod tests {
         let all = timeline.stage_statistics().pop().unwrap();
         assert!(all.gross_joules.is_some());
         assert_eq!(all.net_joules, None, "nobody measured what idle takes");
+        let (gross, net) = timeline.energy(millis(100), millis(600)).unwrap();
+        assert!((gross - (4.0 * 0.2 + 0.1 * 10.0)).abs() < 1e-9 && net.is_none(), "{gross}");
+        timeline.idle_watts = Some(1.0);
+        let (gross, net) = timeline.energy(millis(0), millis(1000)).unwrap();
+        assert!((gross - 6.0).abs() < 1e-9 && (net.unwrap() - 5.0).abs() < 1e-9, "{gross}");
         timeline.series.samples[4].power_watts = None;
+        assert_eq!(timeline.energy(millis(0), millis(1000)), None);
+        assert!(timeline.energy(millis(500), millis(1000)).is_some());
         let all = timeline.stage_statistics().pop().unwrap();
         assert_eq!(all.gross_joules, None, "a tenth of the time is missing");
         assert!(all.power_watts.is_some());

@@ -44,6 +44,12 @@ pub enum PackError {
         #[source]
         source: FileError,
     },
+    /// A shape of which no random model can be made.
+    #[error("no random model of this shape can be made: {what}")]
+    Shape {
+        /// Why.
+        what: String,
+    },
     /// A recipe that is none.
     #[error("the recipe {name}: {what}")]
     Recipe {

@@ -33,6 +33,7 @@ mod prepack;
 mod prune;
 mod quantize;
 mod questions;
+mod random;
 mod recipe;
 mod report;
 #[cfg(feature = "calibrate")]
@@ -58,5 +59,6 @@ pub use prune::{
 };
 pub use quantize::{OnProgress, Progress, QuantizeOptions, QuantizeReport, quantize};
 pub use questions::{OnStep, Question, WalkProgress, answer, load, prompts};
+pub use random::{RandomOptions, random};
 pub use recipe::{Place, Recipe};
 pub use report::TensorReport;

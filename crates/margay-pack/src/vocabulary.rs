@@ -3,7 +3,7 @@
 use crate::PackError;
 use margay::ModelSource;
 use margay_file::gguf::Metadata;
-use margay_prompt::text::PieceKind;
+use margay_prompt::text::{GgufVocab, PieceKind};
 
 /// Score of a piece that is never produced. Source: what public converters write for padding.
 const UNUSED_SCORE: f32 = -1000.0;
@@ -21,6 +21,23 @@ pub(crate) fn write(source: &ModelSource, meta: &mut Metadata) -> Result<Option<
             vocab.token_types.push(PieceKind::Unused as i32);
         }
     }
+    put(&vocab, meta);
+    let note = vocab.space_prefix.as_ref().map(|rule| {
+        meta.insert("margay.tokenizer.space_prefix", rule.as_str());
+        let what = match rule.as_str() {
+            "metaspace-first" => "put a space before the text behind a picture or a control token",
+            _ => "put one more space before a text that begins with a space",
+        };
+        format!("no GGUF key says where this vocabulary puts its leading space: other runtimes will {what}")
+    });
+    if let Some(template) = &source.template_source {
+        meta.insert("tokenizer.chat_template", template.as_str());
+    }
+    Ok(note)
+}
+
+/// Adds the keys that other readers know.
+pub(crate) fn put(vocab: &GgufVocab, meta: &mut Metadata) {
     let mut put = |name: &str, value: margay_file::gguf::Value| {
         meta.insert(&format!("tokenizer.ggml.{name}"), value);
     };
@@ -59,16 +76,4 @@ pub(crate) fn write(source: &ModelSource, meta: &mut Metadata) -> Result<Option<
             put(name, flag.into());
         }
     }
-    let note = vocab.space_prefix.as_ref().map(|rule| {
-        meta.insert("margay.tokenizer.space_prefix", rule.as_str());
-        let what = match rule.as_str() {
-            "metaspace-first" => "put a space before the text behind a picture or a control token",
-            _ => "put one more space before a text that begins with a space",
-        };
-        format!("no GGUF key says where this vocabulary puts its leading space: other runtimes will {what}")
-    });
-    if let Some(template) = &source.template_source {
-        meta.insert("tokenizer.chat_template", template.as_str());
-    }
-    Ok(note)
 }

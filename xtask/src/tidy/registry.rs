@@ -23,6 +23,7 @@ const REGISTRIES: &[Registry] = &[
     Registry { folder: "crates/margay-observe/src/sensors", lists: &["const SENSORS: &["] },
     Registry { folder: "crates/margay-observe/src/power", lists: &["const POWER_SOURCES: &["] },
     Registry { folder: "crates/margay-observe/src/report", lists: &["const WRITERS: &["] },
+    Registry { folder: "crates/margay-bench/src/advise", lists: &["const SUGGESTIONS: &["] },
     Registry { folder: "crates/margay-bench/src/peers", lists: &["const PEERS: &["] },
     Registry { folder: "crates/margay-cli/src/commands", lists: &["const COMMANDS: &[", "enum Command"] },
 ];

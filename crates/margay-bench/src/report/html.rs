@@ -35,6 +35,15 @@ pub fn page(
     page += &engines(record);
     let Some(engine) = record.engine(MARGAY) else { return page + "</main></body></html>\n" };
     page += &stages(record);
+    let work = super::work_rows(record);
+    if !work.is_empty() {
+        page += "<h2>Work <small>of a question, counted from the programs; rates by the median run</small></h2>\n";
+        page += &plain_table(&super::WORK_HEADER, &work);
+    }
+    for stage in &record.ops {
+        page += &format!("<h2>Ops <small>{}</small></h2>\n", escaped(&super::ops_title(stage)));
+        page += &plain_table(&super::OPS_HEADER, &super::op_rows(stage));
+    }
     page += "<h2>Runs <small>each dot is a run, relative to the median of its row</small></h2>\n";
     page += &dots::figure(engine);
     page += "<h2>Facts</h2>\n<dl>\n";
@@ -163,11 +172,27 @@ fn stages(record: &Record) -> String {
             escaped(field_name)
         );
     };
-    for metric in METRICS.iter().filter(|metric| metric.unit == "ms" || metric.unit == "1/s") {
+    for metric in METRICS.iter().filter(|metric| metric.is_told(engine)) {
         row(metric.name, &metric.values(engine), metric.field_name);
     }
     row("each token", &token_times(engine), "ITL");
     text + "</tbody></table></div>\n"
+}
+
+/// A table of cells; the first column names the row.
+fn plain_table(header: &[&str], rows: &[Vec<String>]) -> String {
+    let heads: String = header.iter().map(|head| format!("<th>{}</th>", escaped(head))).collect();
+    let row = |row: &Vec<String>| {
+        let cell = |(at, cell): (usize, &String)| match at {
+            0 => format!("<th scope=\"row\">{}</th>", escaped(cell)),
+            _ => format!("<td>{}</td>", escaped(cell)),
+        };
+        format!("<tr>{}</tr>\n", row.iter().enumerate().map(cell).collect::<String>())
+    };
+    let rows: String = rows.iter().map(row).collect();
+    format!(
+        "<div class=\"wide\"><table><thead><tr>{heads}</tr></thead><tbody>\n{rows}</tbody></table></div>\n"
+    )
 }
 
 fn sustained_part(s: &Sustained) -> String {

@@ -119,6 +119,57 @@ pub fn median_timeline<'t>(record: &Record, timelines: &'t [Timeline]) -> Option
     timelines.get(median_run(record.engine(MARGAY)?)?)
 }
 
+/// Header of [`work_rows`].
+pub(crate) const WORK_HEADER: [&str; 6] =
+    ["work of a question", "tokens", "Gop", "MiB read", "Gop/s", "GB/s"];
+
+/// Work of each stage, and the rates that the median of the warm runs means.
+pub(crate) fn work_rows(record: &Record) -> Vec<Vec<String>> {
+    let Some(engine) = record.engine(MARGAY) else { return vec![] };
+    let row = |work: &crate::StageWork| {
+        let metric = METRICS.iter().find(|metric| metric.key == format!("{}_ms", work.stage));
+        let taken = metric.and_then(|metric| median(&metric.values(engine))).filter(|ms| *ms > 0.0);
+        let rate = |of: f64| taken.map_or_else(|| "unknown".to_owned(), |taken| ms(of / taken / 1e6));
+        vec![
+            work.stage.clone(),
+            work.tokens.map_or_else(|| "-".to_owned(), |tokens| tokens.to_string()),
+            format!("{:.3}", work.operations as f64 / 1e9),
+            format!("{:.1}", work.bytes as f64 / f64::from(1 << 20)),
+            rate(work.operations as f64),
+            rate(work.bytes as f64),
+        ]
+    };
+    record.work.iter().map(row).collect()
+}
+
+/// Header of [`op_rows`].
+pub(crate) const OPS_HEADER: [&str; 5] = ["op", "calls", "ms", "% of the stage", "Gop/s"];
+
+/// What a table of ops is of.
+pub(crate) fn ops_title(stage: &crate::StageOps) -> String {
+    match (stage.stage.as_str(), stage.tokens) {
+        ("decode", Some(tokens)) => format!("decode of {tokens} tokens, op by op"),
+        (name, Some(tokens)) => format!("{name} of {tokens} tokens, op by op"),
+        (name, None) => format!("{name} of a picture, op by op"),
+    }
+}
+
+/// Ops of a stage, most time first.
+pub(crate) fn op_rows(stage: &crate::StageOps) -> Vec<Vec<String>> {
+    let whole: f64 = stage.ops.iter().map(|op| op.ms).sum();
+    let row = |op: &crate::OpMs| {
+        let rate = op.operations as f64 / op.ms.max(f64::MIN_POSITIVE) / 1e6;
+        vec![
+            op.op.clone(),
+            op.calls.to_string(),
+            ms(op.ms),
+            format!("{:.1}", 100.0 * op.ms / whole.max(f64::MIN_POSITIVE)),
+            if op.operations > 0 && op.ms > 0.0 { format!("{rate:.1}") } else { "-".to_owned() },
+        ]
+    };
+    stage.ops.iter().map(row).collect()
+}
+
 /// A number of milliseconds with the digits that it deserves.
 pub(crate) fn ms(value: f64) -> String {
     match value.abs() {

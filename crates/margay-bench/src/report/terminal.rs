@@ -16,6 +16,8 @@ const COLUMNS: usize = 100;
 pub fn record_text(record: &Record, period_seconds: f64, watt_hours: Option<f64>) -> String {
     let mut text = head(record);
     text += &stages(record);
+    text += &work(record);
+    text += &ops(record);
     text += &engines(record);
     text += "\n";
     for (name, words) in facts(record, period_seconds, watt_hours) {
@@ -74,7 +76,7 @@ fn stages(record: &Record) -> String {
             metric.field_name.to_owned(),
         ]
     };
-    let shown = METRICS.iter().filter(|metric| metric.unit == "ms" || metric.unit == "1/s");
+    let shown = METRICS.iter().filter(|metric| metric.is_told(engine));
     let mut rows: Vec<Vec<String>> = shown.map(row).collect();
     if let Some(all) = summary(&token_times(engine)) {
         let deviation = all.deviation.map_or_else(|| "-".to_owned(), ms);
@@ -83,6 +85,24 @@ fn stages(record: &Record) -> String {
     }
     let header = ["margay, ms", "mean", "deviation", "p50", "p95", "p99", "runs", "also called"];
     format!("\n{}", table(&header, &rows))
+}
+
+/// What the question asks of each stage, and how fast the warm runs did it.
+fn work(record: &Record) -> String {
+    let rows: Vec<Vec<String>> = super::work_rows(record);
+    if rows.is_empty() {
+        return String::new();
+    }
+    format!("\n{}", table(&super::WORK_HEADER, &rows))
+}
+
+/// What each stage's time goes to.
+fn ops(record: &Record) -> String {
+    let of = |stage: &crate::StageOps| {
+        let rows: Vec<Vec<String>> = super::op_rows(stage);
+        format!("\n{}\n{}", super::ops_title(stage), table(&super::OPS_HEADER, &rows))
+    };
+    record.ops.iter().map(of).collect()
 }
 
 /// Every engine beside each other, as the study's table of latencies, with totals that are of the same things.
@@ -301,6 +321,11 @@ pub fn comparison_text(comparison: &Comparison) -> String {
         "",
         "A difference counts where the interval leaves 1 out and the chance of the ranks is at most 0.05.",
     );
+    for work in &comparison.work {
+        let word = if work.more() { "more" } else { "less" };
+        let words = format!("{} of {}: {} in A, {} in B, {word}", work.of, work.stage, work.a, work.b);
+        text += &paragraph("work: ", &words);
+    }
     for note in &comparison.notes {
         text += &paragraph("note: ", note);
     }

@@ -3,6 +3,7 @@
 mod gate;
 mod kernels;
 mod pipeline;
+mod shape;
 mod stages;
 
 use crate::{Outcome, interrupt::Interrupt};
@@ -17,6 +18,8 @@ EXAMPLES:
   margay bench llava.gguf --image street.png --gate baseline.json    fails with exit code 3 where it became slower
   margay bench compare before.json after.json         what changed beyond noise
   margay bench llava.gguf --image street.png --peer llama.cpp=./llama-mtmd-cli --peer command='./other \"$IMAGE\" \"$PROMPT\"'
+  margay bench --shape llava-1.5-7b --type q4_0 --image street.png --max-tokens 16
+                                                      random weights of the true sizes: this device, no download
   margay bench stages model.gguf                      single stages beside the limits of the machine
   margay bench kernels --quick                        single kernels
 
@@ -24,6 +27,11 @@ ROUNDS:
   A round is a cold run (the model is loaded anew; its time is told apart), a warm one, and each peer once; every other
   round peers go first. Load is never part of a stage or of \"without load\". Percentiles lie on straight lines between
   values (numpy's default). Definitions of all numbers: docs/measuring.md.
+
+SHAPES:
+  --shape writes a published model's file with random weights (the same for the same --weights-seed), measures it and
+  removes it; --keep FILE keeps it. Times, memory and energy are those of such a model, answers are noise of
+  --max-tokens tokens, and the record says that weights are random. Too little memory is said before anything is written.
 
 PEERS:
   llama.cpp=PATH [ARGUMENTS]   llama-mtmd-cli, with its own times; the model is Margay's GGUF unless -m is given.

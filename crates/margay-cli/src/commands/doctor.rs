@@ -1,5 +1,7 @@
 //! `margay doctor`: what this machine is, and which kernels it gets.
 
+mod profile;
+
 use crate::{Outcome, environment, limits::Measured, model::ThreadArgs, output};
 use clap::Args;
 use margay::{
@@ -10,12 +12,18 @@ use margay::{
     },
 };
 use serde::Serialize;
+use std::path::PathBuf;
 
 const AFTER_HELP: &str = "\
 EXAMPLES:
   margay doctor
   margay doctor --json
-  MARGAY_ISA=scalar margay doctor     the portable kernels";
+  MARGAY_ISA=scalar margay doctor     the portable kernels
+  margay doctor --profile -o me.toml  this machine as a profile: margay plan --device me.toml, margay simulate --device me.toml
+
+PROFILE:
+  Rates of products, reading, a barrier, memory, and power and heat where the machine shows them: seven seconds. Every number
+  says \"measured by margay doctor, DATE\", or that it is assumed and why.";
 
 /// Show what this machine is, and which kernels it gets
 #[derive(Debug, Args)]
@@ -23,6 +31,12 @@ EXAMPLES:
 pub(crate) struct Doctor {
     #[command(flatten)]
     threads: ThreadArgs,
+    /// Measure this machine as a device profile (TOML)
+    #[arg(long)]
+    profile: bool,
+    /// Write the profile to this file
+    #[arg(long, short, value_name = "FILE.toml", requires = "profile")]
+    out: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -69,6 +83,10 @@ struct BackendFinding {
 
 impl Doctor {
     pub(crate) fn run(self) -> anyhow::Result<Outcome> {
+        if self.profile {
+            let asked = profile::Asked { threads: &self.threads, out: self.out.as_deref(), json: self.json };
+            return profile::run(&asked);
+        }
         let findings = self.look()?;
         if self.json {
             output::json(&findings)?

@@ -1,5 +1,6 @@
 //! The commands: one file each, one variant in [`Command`].
 
+mod advise;
 mod bench;
 mod calibrate;
 mod chat;
@@ -43,6 +44,7 @@ pub(crate) enum Command {
     Doctor(doctor::Doctor),
     Observe(observe::Observe),
     Bench(bench::Bench),
+    Advise(advise::Advise),
     Simulate(simulate::Simulate),
     Plan(plan::Plan),
 }
@@ -68,6 +70,7 @@ impl Command {
             Command::Doctor(c) => c.run(),
             Command::Observe(c) => c.run(interrupt),
             Command::Bench(c) => c.run(interrupt),
+            Command::Advise(c) => c.run(),
             Command::Simulate(c) => c.run(),
             Command::Plan(c) => c.run(),
         }

@@ -1,18 +1,23 @@
 //! `margay simulate`: an answer on a device that is not here.
 
 mod answer;
+mod beside;
 mod govern;
 mod govern_page;
 mod study;
 
 use crate::{
-    Outcome, Usage, output,
+    Outcome, Usage, output, recorded,
     sketch::{Sizes, Sketch},
 };
 use clap::{Args, builder::PossibleValuesParser};
 use margay::{KvType, rooms::file::read_file};
+use margay_bench::Record;
 use margay_device::{Changed, Device, Engine, WhatIf};
-use std::{num::NonZeroUsize, path::Path};
+use std::{
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+};
 
 const AFTER_HELP: &str = "\
 EXAMPLES:
@@ -23,12 +28,14 @@ EXAMPLES:
   margay simulate --model phi-2 --device a17-pro --speculate 4,0.8,0.1
   margay simulate --device flagship-phone --model mobilevlm-v2-1.7b --govern 30m --ambient 35 --html page.html
                                        half an hour of questions: a governor beside a race to throttle
+  margay doctor --profile -o me.toml; margay bench --image street.png --out run.json
+  margay simulate --device me.toml --model margay-nano --beside run.json    this machine, simulated and measured
   margay simulate --study              the published study beside the simulator, cell by cell
   margay simulate --list               devices, engines, models, changes
   margay simulate --device tensor-g4 --numbers   every number of a profile, with its source
 
   A device is a name of --list or a .toml file like those in crates/margay-device/profiles; a model is a
-  shape with a type or recipe behind a colon (q4_0 unless given), or a file.
+  shape with a type or recipe behind a colon (q4_0 unless given), a file, or margay-nano, the one inside the program.
 
 WHAT IT IS:
   Arithmetic on virtual time: operations and bytes of the model's programs over the rates of the profile,
@@ -73,6 +80,9 @@ pub(crate) struct Simulate {
     speculate: Option<String>,
     #[command(flatten)]
     govern: govern::GovernArgs,
+    /// Set the stages that this record of margay bench measured beside the simulated ones; its question is taken
+    #[arg(long, value_name = "RUN.json", conflicts_with = "what_if")]
+    beside: Option<PathBuf>,
     /// Set the published study (arXiv 2507.08505) beside the simulator, and list where it contradicts itself
     #[arg(long, conflicts_with_all = ["model", "what_if"])]
     study: bool,
@@ -157,9 +167,25 @@ impl Simulate {
         if shrinks && kv != KvType::F16 {
             return Err(Usage("kv-int8 and kv-int4 are changes of --kv f16".to_owned()).into());
         }
-        let workload = sketch.workload(kv, self.question.sizes()?)?;
+        let record = self.beside.as_deref().map(Record::read).transpose()?;
+        let sizes = match &record {
+            Some(record) => recorded::sizes(record, &sketch)?,
+            None => self.question.sizes()?,
+        };
+        let workload = sketch.workload(kv, sizes)?;
         if let Some(time) = self.govern.time()? {
             return self.govern.run(time, &device, &engine, &workload, self.json);
+        }
+        if let Some(record) = &record {
+            let run = &Changed::new(&engine, &workload, &[])?.run(&device)?;
+            let beside =
+                beside::Beside { record, device: &device, engine: &engine, workload: &workload, run };
+            if self.json {
+                output::json(&beside.json())?
+            } else {
+                output::text(&beside.describe())?
+            }
+            return Ok(Outcome::Done);
         }
         let speculate = self.speculate.as_deref().map(speculation).transpose()?;
         let base = Changed::new(&engine, &workload, &[])?;

@@ -8,7 +8,6 @@ use crate::{
     report::bytes,
     tracks,
 };
-use std::time::Duration;
 
 #[derive(Debug)]
 pub(super) struct Html;
@@ -249,10 +248,10 @@ fn stage_table(stages: &[StageStatistics]) -> String {
     text += &shown.iter().map(|(name, _)| format!("<th>{name}</th>")).collect::<String>();
     text += "</tr></thead><tbody>\n";
     for s in stages {
-        let time = Duration::try_from_secs_f64(s.seconds).unwrap_or_default();
+        let time = time(s.seconds);
         let row = if s.stage.is_none() { "<tr class=\"all\">" } else { "<tr>" };
         text += &format!(
-            "{row}<th scope=\"row\">{}</th><td>{}</td><td>{time:.1?}</td>",
+            "{row}<th scope=\"row\">{}</th><td>{}</td><td>{time}</td>",
             escaped(&terminal::name(s)),
             s.spans
         );
@@ -268,6 +267,25 @@ fn stage_table(stages: &[StageStatistics]) -> String {
     text
 }
 
+/// A time for people: `367.4 µs`, `6.8 ms`, `12.3 s`.
+fn time(seconds: f64) -> String {
+    match seconds {
+        s if s >= 1.0 => format!("{s:.1} s"),
+        s if s >= 1e-3 => format!("{:.1} ms", s * 1e3),
+        s => format!("{:.1} µs", s * 1e6),
+    }
+}
+
 fn unknown() -> String {
     "<span class=\"unknown\">unknown</span>".to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_stand_apart_from_their_units() {
+        assert_eq!([3.674e-4, 6.8e-3, 12.3].map(time), ["367.4 µs", "6.8 ms", "12.3 s"]);
+    }
 }

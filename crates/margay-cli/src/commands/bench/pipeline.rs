@@ -1,6 +1,9 @@
 //! `margay bench` itself: an answer from picture to text, again and again.
 
-use super::gate;
+use super::{
+    gate,
+    shape::{Asked, RandomModel},
+};
 use crate::{
     Outcome, Usage, hub,
     interrupt::{Interrupt, Late},
@@ -32,6 +35,16 @@ pub(crate) struct Pipeline {
     /// The model: a GGUF file, a Hugging Face folder, hf:OWNER/REPO; the model inside the program unless given
     #[arg(value_name = "MODEL")]
     model: Option<PathBuf>,
+    /// In place of a model: random weights of this published shape, in --type or in the type or recipe behind a colon (q4_0
+    /// unless given), the vision side in f16 where --vision-type says nothing; `margay simulate --list` names the shapes
+    #[arg(long, value_name = "SHAPE", conflicts_with_all = ["model", "mmproj"])]
+    shape: Option<String>,
+    /// The same seed makes the same random weights
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "shape")]
+    weights_seed: u64,
+    /// Keep the random weights in this file (and mmproj-FILE)
+    #[arg(long, value_name = "FILE", requires = "shape")]
+    keep: Option<PathBuf>,
     /// A picture; may be repeated
     #[arg(long = "image", short = 'i', value_name = "FILE")]
     images: Vec<PathBuf>,
@@ -77,6 +90,9 @@ pub(crate) struct Pipeline {
     /// How much worse is too much
     #[arg(long, value_name = "PERCENT", default_value_t = 10.0, value_parser = positive)]
     gate_percent: f64,
+    /// Tell what the time of each stage goes to, op by op, by one more pass of each
+    #[arg(long)]
+    ops: bool,
     /// Write the record: raw numbers of every run, for `margay bench compare`
     #[arg(long, short = 'o', value_name = "FILE")]
     out: Option<PathBuf>,
@@ -101,8 +117,13 @@ impl Pipeline {
         let baseline = self.gate.as_deref().map(Record::read).transpose()?;
         let peers = self.peers.iter().map(|spec| Peer::parse(spec)).collect::<Result<Vec<_>, _>>();
         let peers = peers.map_err(|e| Usage(e.to_string()))?;
-        let path = self.model.as_deref().map(hub::local).transpose()?;
         let mut options = self.load.options();
+        let random = match self.random(&mut options, interrupt)? {
+            Some(None) => return Ok(Outcome::Interrupted),
+            made => made.flatten(),
+        };
+        let given = random.as_ref().map(|random| random.path.as_path()).or(self.model.as_deref());
+        let path = given.map(hub::local).transpose()?;
         options.mmproj =
             self.load.mmproj.as_deref().map(hub::local).transpose()?.map(std::borrow::Cow::into_owned);
         if path.is_none() && options.mmproj.is_some() {
@@ -126,7 +147,12 @@ impl Pipeline {
         plan.model_file = path.as_deref().map(Path::to_owned);
         plan.mmproj_file = vision_file(path.as_deref(), &options)?;
         plan.threads = Some(options.threads.unwrap_or_else(default_threads));
+        (plan.batch, plan.kv, plan.ops) = (options.batch, options.kv, self.ops);
         plan.options = told(&options, &self.ask);
+        if let Some(random) = &random {
+            plan.options.insert("weights".to_owned(), random.told.clone());
+            plan.warnings.push("weights are random: answers are noise, as long as they may be".to_owned());
+        }
         plan.executable = std::env::current_exe().ok();
         plan.baseline = baseline.as_ref();
         let stop = Cancel::new();
@@ -147,6 +173,19 @@ impl Pipeline {
             }
             _ => Ok(Outcome::Done),
         }
+    }
+
+    /// The model of random weights that was asked for; `Some(None)` where Ctrl-C came first.
+    fn random(
+        &self,
+        options: &mut LoadOptions,
+        interrupt: &Interrupt,
+    ) -> anyhow::Result<Option<Option<RandomModel>>> {
+        let Some(shape) = &self.shape else { return Ok(None) };
+        // The file is of that type already.
+        let (dtype, vision) = (options.dtype.take(), options.vision_dtype.take());
+        let asked = Asked { shape, dtype, vision, seed: self.weights_seed, keep: self.keep.as_deref() };
+        RandomModel::write(&asked, options, interrupt).map(Some)
     }
 
     fn show(&self, record: &Record) -> anyhow::Result<()> {

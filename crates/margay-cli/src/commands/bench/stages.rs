@@ -10,13 +10,14 @@ use margay::{
             CpuBackend,
             measure::{Limits as CpuLimits, Probe, Sustained},
         },
-        graph::{Bindings, Op, Program, Sym, cost},
+        graph::{Bindings, Program, Sym, cost},
         model::ModelPrograms,
         observe::{Clock, Root, process, report::table},
     },
 };
+use margay_bench::bytes_read;
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, io::BufRead, num::NonZeroUsize, path::PathBuf, time::Duration};
+use std::{io::BufRead, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 const AFTER_HELP: &str = "\
 EXAMPLES:
@@ -533,26 +534,6 @@ fn median(values: &[f64]) -> f64 {
     sorted.sort_by(f64::total_cmp);
     let at = sorted.len() / 2;
     if sorted.len() % 2 == 1 { sorted[at] } else { (sorted[at - 1] + sorted[at]) / 2.0 }
-}
-
-/// Bytes of weights that so many rows read: of tables of which rows are looked up none, of experts as many as the rows
-/// can choose.
-fn bytes_read(source: &ModelSource, programs: &[&Program], rows: usize) -> u64 {
-    let mut parts = BTreeMap::new();
-    for program in programs {
-        for node in program.nodes().iter().filter(|node| !matches!(node.op, Op::Embed { .. })) {
-            let part = match &node.op {
-                Op::Experts(op) => {
-                    let of = program.value(node.inputs[1]).columns();
-                    (rows.saturating_mul(op.used).min(of), of)
-                }
-                _ => (1, 1),
-            };
-            parts.extend(node.op.weights().into_iter().map(|id| (program.weight(id).name.as_str(), part)));
-        }
-    }
-    let bytes = |name: &str| source.weights.info(name).and_then(|info| info.size_bytes().ok()).unwrap_or(0);
-    parts.into_iter().map(|(name, (read, of))| (bytes(name) / of.max(1) * read) as u64).sum()
 }
 
 /// The limit that products with most of these weights meet.
