@@ -75,8 +75,8 @@ impl Forms {
     /// [`FormError::Form`] saying what is wrong with it.
     pub fn begin(&self, form: &Form) -> Result<FormedAnswer, FormError> {
         let grammar = match form {
-            Form::Json => TopLevelGrammar::from_json_schema(json!({"type": "object"})),
-            Form::JsonSchema(schema) => TopLevelGrammar::from_json_schema(schema.clone()),
+            Form::Json => TopLevelGrammar::from_json_schema(written_plainly(json!({"type": "object"}))),
+            Form::JsonSchema(schema) => TopLevelGrammar::from_json_schema(written_plainly(schema.clone())),
             Form::Regex(regex) => TopLevelGrammar::from_regex(regex),
             Form::Lark(lark) => TopLevelGrammar::from_lark(lark.clone()),
         };
@@ -123,6 +123,16 @@ impl FormedAnswer {
     pub fn is_complete(&self) -> bool {
         self.matcher.is_stopped()
     }
+}
+
+/// JSON on one line, with a space behind commas and colons, unless the schema says otherwise: a model that is free to write
+/// white space may write nothing else.
+fn written_plainly(mut schema: Value) -> Value {
+    if let Some(schema) = schema.as_object_mut() {
+        let plain = || json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "});
+        schema.entry("x-guidance").or_insert_with(plain);
+    }
+    schema
 }
 
 fn refused(error: impl std::fmt::Display) -> FormError {
