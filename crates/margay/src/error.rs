@@ -100,6 +100,12 @@ pub enum Error {
     /// Nothing to answer.
     #[error("there is nothing to ask: the question is empty and there is no picture")]
     EmptyPrompt,
+    /// No room for a request.
+    #[error("the model is busy: {waiting} requests wait already; try again later")]
+    Busy {
+        /// Requests that wait.
+        waiting: usize,
+    },
     /// Turns that are no conversation.
     #[error("the messages are no conversation that ends with a question: {what}")]
     Turns {
