@@ -246,7 +246,7 @@ pub(crate) fn one_picture(config: &ModelConfig, pictures: usize) -> Result<(), E
     }
 }
 
-fn check_turns(turns: &[Turn]) -> Result<(), Error> {
+pub(crate) fn check_turns(turns: &[Turn]) -> Result<(), Error> {
     let bad = |what: String| Err(Error::Turns { what });
     let Some(last) = turns.last() else { return bad("there is none".to_owned()) };
     for (at, turn) in turns.iter().enumerate() {
@@ -273,7 +273,7 @@ fn check_turns(turns: &[Turn]) -> Result<(), Error> {
     if last.content.iter().any(says) { Ok(()) } else { Err(Error::EmptyPrompt) }
 }
 
-fn message(turn: &Turn) -> Message {
+pub(crate) fn message(turn: &Turn) -> Message {
     let part = |part: &Content| match part {
         Content::Text(text) => Part::Text(text.clone()),
         Content::Image(_) => Part::Image,
