@@ -7,6 +7,11 @@ pub(crate) fn isa() -> Option<String> {
     std::env::var("MARGAY_ISA").ok().filter(|isa| !isa.is_empty())
 }
 
+/// What callers of `margay serve` have to know; unset and empty mean no key.
+pub(crate) fn api_key() -> Option<String> {
+    std::env::var("MARGAY_API_KEY").ok().filter(|key| !key.is_empty())
+}
+
 /// What the variables of Hugging Face's own tools say of a hub. Source: huggingface_hub, "Environment variables";
 /// httpx and requests, on which it stands, for the certificates.
 #[cfg(feature = "hub")]

@@ -65,6 +65,7 @@ EXAMPLES:
   margay run street.png \"What does the sign say?\"   ask the built-in model about a picture
   margay run model.gguf street.png --stats          ask a model of your own, and see the stage times
   margay chat model.gguf                            talk in the terminal
+  margay serve model.gguf                           answer over HTTP, with a page to ask from
   margay convert ./llava-1.5-7b -o llava.gguf --type q4_k
   margay compare ./llava-1.5-7b llava.gguf --images photos --max-kl 0.05
 
@@ -82,6 +83,7 @@ EXIT CODES:
 ENVIRONMENT:
   MARGAY_ISA   scalar, avx2, avxvnni, avx512, neon, dotprod or i8mm: use these kernels, not the best ones
   NO_COLOR     set to anything: no colours
+  MARGAY_API_KEY   the key that callers of `margay serve` have to send
   HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE: see `margay pull --help`";
 
 /// Ask a picture a question, on the device you already own.

@@ -1,6 +1,11 @@
-//! Monotonic time.
+//! Monotonic time, and the time of day.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Seconds since 1970 by the system's clock, which may be wrong; 0 where it says an earlier time.
+pub fn unix_seconds() -> u64 {
+    SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs())
+}
 
 /// A monotonic clock that counts from its own start. Copies share the origin, so their readings compare.
 #[derive(Clone, Copy, Debug)]

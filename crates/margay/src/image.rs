@@ -50,6 +50,14 @@ impl Image {
         Self::decode(bytes, name, &ImageLimits::default(), Stopwatch::start())
     }
 
+    /// As [`Image::from_bytes`], within bounds of the caller's.
+    ///
+    /// # Errors
+    /// [`Error::Image`] where it is no such picture or too large.
+    pub fn from_bytes_within(bytes: &[u8], name: &str, limits: &ImageLimits) -> Result<Self, Error> {
+        Self::decode(bytes, name, limits, Stopwatch::start())
+    }
+
     /// A picture of one colour, for tests and examples.
     ///
     /// # Errors

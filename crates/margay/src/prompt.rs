@@ -22,8 +22,16 @@ impl Prompt {
     /// [`Error::Turns`] where the turns are no conversation that ends with a question; else what the template, the
     /// pictures or the vocabulary refuse.
     pub(crate) fn of_turns(model: &Model, turns: &[Turn]) -> Result<Self, Error> {
+        let prompt = Self::of_any_length(model, turns)?;
+        check_room(model, &prompt.sequence)?;
+        // Here, where no other caller waits for it.
+        prompt.pictures.iter().for_each(|(image, _)| _ = image.digest());
+        Ok(prompt)
+    }
+
+    /// As [`Prompt::of_turns`], whether the context has room or not.
+    fn of_any_length(model: &Model, turns: &[Turn]) -> Result<Self, Error> {
         check_turns(turns)?;
-        let source = model.source();
         let mut pictures = vec![];
         for part in turns.iter().flat_map(|turn| &turn.content) {
             if let Content::Image(image) = part {
@@ -32,10 +40,28 @@ impl Prompt {
         }
         let messages: Vec<_> = turns.iter().map(message).collect();
         let layouts: Vec<_> = pictures.iter().map(|(_, layout)| layout.clone()).collect();
-        let sequence = place(model, &source.render(&messages)?, &layouts)?;
-        // Here, where no other caller waits for it.
-        pictures.iter().for_each(|(image, _)| _ = image.digest());
+        let sequence = laid_out(model, &model.source().render(&messages)?, &layouts)?;
         Ok(Prompt { messages, pictures, sequence })
+    }
+}
+
+/// Tokens of a prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PromptSize {
+    /// All of them.
+    pub tokens: usize,
+    /// Those of pictures among them.
+    pub visual_tokens: usize,
+}
+
+impl Model {
+    /// Tokens that a conversation's prompt has. Whether it fits the context is not asked.
+    ///
+    /// # Errors
+    /// As [`crate::Session::ask_turns`], but for [`Error::PromptTooLong`].
+    pub fn prompt_size(&self, turns: &[Turn]) -> Result<PromptSize, Error> {
+        let sequence = Prompt::of_any_length(self, turns)?.sequence;
+        Ok(PromptSize { tokens: sequence.ids.len(), visual_tokens: sequence.visual_tokens() })
     }
 }
 
@@ -48,14 +74,23 @@ pub(crate) fn place(
     parts: &[RenderedPart],
     pictures: &[PictureLayout],
 ) -> Result<Sequence, Error> {
-    let (config, context) = (model.config(), model.context());
-    one_picture(config, pictures.len())?;
-    let sequence = Layout::default().place(model.tokenizer(), parts, pictures)?;
-    let prompt = sequence.ids.len();
-    if prompt >= context {
-        return Err(too_long(config, prompt, sequence.visual_tokens(), context));
-    }
+    let sequence = laid_out(model, parts, pictures)?;
+    check_room(model, &sequence)?;
     Ok(sequence)
+}
+
+fn laid_out(model: &Model, parts: &[RenderedPart], pictures: &[PictureLayout]) -> Result<Sequence, Error> {
+    one_picture(model.config(), pictures.len())?;
+    Ok(Layout::default().place(model.tokenizer(), parts, pictures)?)
+}
+
+fn check_room(model: &Model, sequence: &Sequence) -> Result<(), Error> {
+    let (prompt, context) = (sequence.ids.len(), model.context());
+    // One place is left for the answer's first token.
+    if prompt >= context {
+        return Err(too_long(model.config(), prompt, sequence.visual_tokens(), context));
+    }
+    Ok(())
 }
 
 fn check_turns(turns: &[Turn]) -> Result<(), Error> {
@@ -91,4 +126,25 @@ fn message(turn: &Turn) -> Message {
         Content::Image(_) => Part::Image,
     };
     Message { role: turn.role.clone(), content: turn.content.iter().map(part).collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{AskOptions, Image};
+
+    #[test]
+    fn the_size_is_that_of_the_prompt_that_is_computed() {
+        let model = Model::nano().unwrap();
+        let picture = Image::filled(64, 48, [200, 30, 30]).unwrap();
+        let content = vec![Content::Image(picture), Content::Text("What is this?".to_owned())];
+        let turns = [Turn { role: "user".to_owned(), content }];
+        let size = model.prompt_size(&turns).unwrap();
+        let ask = AskOptions { max_tokens: 1, ..AskOptions::default() };
+        let report = model.session().unwrap().ask_turns(&turns, &ask).unwrap().report().unwrap();
+        assert_eq!(size.tokens, report.stages.prefill_tokens);
+        assert_eq!(size.visual_tokens, report.stages.visual_tokens);
+        assert!(size.visual_tokens > 0);
+        assert!(matches!(model.prompt_size(&[]), Err(Error::Turns { .. })));
+    }
 }

@@ -17,6 +17,7 @@ mod prune;
 mod pull;
 mod quantize;
 mod run;
+mod serve;
 mod simulate;
 mod tokenize;
 mod trace;
@@ -29,6 +30,7 @@ use clap::Subcommand;
 pub(crate) enum Command {
     Run(run::Run),
     Chat(chat::Chat),
+    Serve(serve::Serve),
     Inspect(inspect::Inspect),
     List(list::List),
     Convert(convert::Convert),
@@ -55,6 +57,7 @@ impl Command {
         match self {
             Command::Run(c) => c.run(interrupt),
             Command::Chat(c) => c.run(interrupt),
+            Command::Serve(c) => c.run(interrupt),
             Command::Inspect(c) => c.run(),
             Command::List(c) => c.run(),
             Command::Convert(c) => c.run(interrupt),

@@ -1,0 +1,223 @@
+//! `POST /v1/chat/completions`.
+
+use crate::{
+    app::{App, HeldPixels},
+    dry_run,
+    metrics::Metrics,
+    problem::{Problem, json_response},
+    reply::{Head, choice, completion},
+    request::ChatRequest,
+    stream, turns,
+};
+use axum::{
+    body::{Body, Bytes},
+    extract::{Request, State},
+    http::StatusCode,
+    response::Response,
+};
+use margay::{AskOptions, Cancel, Error, Event, Job, Report, Turn};
+use margay_observe::{Stopwatch, unix_seconds};
+use std::{pin::Pin, sync::Arc, time::Duration};
+use tokio::{
+    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    time::{Sleep, sleep, timeout},
+};
+
+/// A body that takes longer is no longer waited for.
+const BODY_TIME: Duration = Duration::from_secs(60);
+
+/// What an answer told, and which of a request's answers it is.
+pub(crate) type Told = (usize, Result<Event, Error>);
+
+/// When a request's time is over.
+pub(crate) type Deadline = Pin<Box<Sleep>>;
+
+/// A request that can be given to the engine.
+pub(crate) struct Prepared {
+    pub(crate) request: ChatRequest,
+    pub(crate) turns: Vec<Turn>,
+    held: HeldPixels,
+}
+
+/// Answers that are being made. Dropping it ends them.
+pub(crate) struct Running {
+    pub(crate) told: UnboundedReceiver<Told>,
+    pub(crate) choices: usize,
+    cancels: Vec<Cancel>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.cancels.iter().for_each(Cancel::cancel);
+    }
+}
+
+/// Answers a request.
+pub(crate) async fn chat(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
+    let limit = app.limits().time;
+    let mut deadline = Box::pin(sleep(limit));
+    let arrived = Stopwatch::start();
+    let prepared = tokio::select! {
+        prepared = prepare(&app, request) => prepared?,
+        () = &mut deadline => return Err(Problem::late(limit)),
+    };
+    let model = app.name(prepared.request.model.clone())?;
+    if prepared.request.dry_run {
+        let told = dry_run::tell(&app, &prepared, &model)?;
+        return Ok(json_response(StatusCode::OK, &told));
+    }
+    let (number, random) = app.number();
+    let head = Head { id: format!("chatcmpl-{:x}{number:06x}", app.started), created: unix_seconds(), model };
+    let options = stream::Options::of(&prepared.request);
+    let streams = prepared.request.stream;
+    // Tokenising may take a while.
+    let asked = app.clone();
+    let submitted = tokio::task::spawn_blocking(move || submit(&asked, prepared, random, arrived));
+    let running = submitted.await.map_err(|_| broken())??;
+    if streams {
+        return stream::respond(app, head, options, running, deadline).await;
+    }
+    tokio::select! {
+        answered = collect(&head, running) => answered,
+        () = &mut deadline => Err(Problem::late(limit)),
+    }
+}
+
+/// Reads the body, checks it and decodes its pictures.
+async fn prepare(app: &Arc<App>, request: Request) -> Result<Prepared, Problem> {
+    let body = body_of(app, request.into_body()).await?;
+    let _permit = app.preparing.acquire().await.map_err(|_| Problem::stopping())?;
+    let app = app.clone();
+    let work = tokio::task::spawn_blocking(move || {
+        let mut request = ChatRequest::read(&body, app.limits())?;
+        drop(body);
+        let said = std::mem::take(&mut request.messages);
+        let (turns, held) = turns::of(&app, said, request.choices as u64)?;
+        Ok(Prepared { request, turns, held })
+    });
+    work.await.map_err(|_| broken())?
+}
+
+/// Work on a request panicked: a defect of ours, which shall not end the server.
+fn broken() -> Problem {
+    Problem::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "the server failed to read the request; this is a defect of the server",
+    )
+}
+
+async fn body_of(app: &App, body: Body) -> Result<Bytes, Problem> {
+    let limit = app.limits().body_bytes;
+    match timeout(BODY_TIME, axum::body::to_bytes(body, limit)).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(e)) => {
+            // axum tells a body that is too long and one that breaks off by the same type.
+            let mut cause: Option<&dyn std::error::Error> = Some(&e);
+            while let Some(error) = cause {
+                if error.to_string().contains("length limit") {
+                    return Err(too_long(limit));
+                }
+                cause = error.source();
+            }
+            Err(Problem::bad("", format!("cannot be read: {e}")))
+        }
+        Err(_) => {
+            let message = format!("the request's body did not come within {} s", BODY_TIME.as_secs());
+            Err(Problem::new(StatusCode::REQUEST_TIMEOUT, message))
+        }
+    }
+}
+
+pub(crate) fn too_long(limit: usize) -> Problem {
+    let message = format!("the request's body is larger than {limit} bytes, the limit of this server");
+    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, message).with_code("body_too_large")
+}
+
+/// Gives the request to the engine: a job for each answer.
+// The engine's options grow; what they gain is off by default.
+#[allow(clippy::needless_update)]
+fn submit(app: &App, prepared: Prepared, random: u64, arrived: Stopwatch) -> Result<Running, Problem> {
+    if app.is_stopping() {
+        return Err(Problem::stopping());
+    }
+    let Prepared { request, turns, held } = prepared;
+    let (tell, told) = unbounded_channel();
+    let held = Arc::new(held);
+    let mut running = Running { told, choices: request.choices, cancels: vec![] };
+    for index in 0..request.choices {
+        let mut sampling = request.sampling;
+        sampling.seed = request.seed.unwrap_or(random).wrapping_add(index as u64);
+        let options = AskOptions {
+            sampling,
+            max_tokens: request.max_tokens.unwrap_or(app.limits().tokens),
+            stops: request.stops.clone(),
+            ..AskOptions::default()
+        };
+        let mut teller = Teller {
+            index,
+            tell: tell.clone(),
+            metrics: app.metrics.clone(),
+            arrived,
+            began: None,
+            spoke: false,
+            _held: held.clone(),
+        };
+        let job = Job { turns: turns.clone(), options };
+        let submitted = app.scheduler.submit(job, Box::new(move |event| teller.hear(event)));
+        // What was submitted before ends with `running`.
+        running.cancels.push(submitted.map_err(|e| match e {
+            Error::Busy { .. } if app.is_stopping() => Problem::stopping(),
+            Error::Busy { .. } => app.busy(),
+            e => Problem::of_engine(&e),
+        })?);
+    }
+    Ok(running)
+}
+
+/// Hears what an answer tells, on the engine's thread, and hands it on.
+struct Teller {
+    index: usize,
+    tell: UnboundedSender<Told>,
+    metrics: Arc<Metrics>,
+    arrived: Stopwatch,
+    /// Since the first that was told.
+    began: Option<Stopwatch>,
+    spoke: bool,
+    _held: Arc<HeldPixels>,
+}
+
+impl Teller {
+    fn hear(&mut self, event: Result<Event, Error>) -> bool {
+        let began = *self.began.get_or_insert_with(Stopwatch::start);
+        match &event {
+            Ok(Event::Text(_)) if !self.spoke => {
+                self.spoke = true;
+                self.metrics.first_text(self.arrived.elapsed());
+            }
+            Ok(Event::Done(report)) => self.metrics.answered(report, self.arrived.elapsed(), began.elapsed()),
+            Err(_) => self.metrics.failed(),
+            Ok(_) => {}
+        }
+        self.tell.send((self.index, event)).is_ok()
+    }
+}
+
+/// Waits for every answer.
+async fn collect(head: &Head, mut running: Running) -> Result<Response, Problem> {
+    let mut reports: Vec<Option<Box<Report>>> = vec![None; running.choices];
+    while reports.iter().any(Option::is_none) {
+        match running.told.recv().await {
+            Some((index, Ok(Event::Done(report)))) => reports[index] = Some(report),
+            Some((_, Ok(_))) => {}
+            Some((_, Err(e))) => return Err(Problem::of_engine(&e)),
+            // The engine let go of a job that it will not do.
+            None => return Err(Problem::stopping()),
+        }
+    }
+    let reports: Vec<_> = reports.into_iter().flatten().collect();
+    if reports.iter().any(|report| report.stop == margay::Stop::Cancelled) {
+        return Err(Problem::stopping());
+    }
+    let choices = reports.iter().enumerate().map(|(index, report)| choice(index, report)).collect();
+    Ok(json_response(StatusCode::OK, &completion(head, choices, &reports)))
+}

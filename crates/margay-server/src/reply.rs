@@ -1,0 +1,76 @@
+//! Answers in OpenAI's form. Source: OpenAI API reference, "The chat completion object", "The chat completion chunk
+//! object". `margay` beside a choice is an extension.
+
+use margay::{Report, Stop};
+use serde_json::{Value, json};
+
+/// What every part of one answer says of itself.
+#[derive(Clone, Debug)]
+pub(crate) struct Head {
+    pub(crate) id: String,
+    /// Seconds since 1970.
+    pub(crate) created: u64,
+    pub(crate) model: String,
+}
+
+/// A whole answer.
+pub(crate) fn completion(head: &Head, choices: Vec<Value>, reports: &[Box<Report>]) -> Value {
+    json!({
+        "id": head.id, "object": "chat.completion", "created": head.created, "model": head.model,
+        "system_fingerprint": fingerprint(), "choices": choices, "usage": usage(reports),
+    })
+}
+
+/// One of its choices.
+pub(crate) fn choice(index: usize, report: &Report) -> Value {
+    json!({
+        "index": index,
+        "message": { "role": "assistant", "content": report.text, "refusal": null },
+        "logprobs": null,
+        "finish_reason": finish_reason(report.stop),
+        "margay": stages(report),
+    })
+}
+
+/// A piece of an answer; `usage` is there, as null, where usage was asked for.
+pub(crate) fn chunk(head: &Head, choices: Value, usage: Option<Value>) -> Value {
+    let mut chunk = json!({
+        "id": head.id, "object": "chat.completion.chunk", "created": head.created, "model": head.model,
+        "system_fingerprint": fingerprint(), "choices": choices,
+    });
+    if let Some(usage) = usage {
+        chunk["usage"] = usage;
+    }
+    chunk
+}
+
+/// The prompt counts once, however many answers it got.
+pub(crate) fn usage(reports: &[Box<Report>]) -> Value {
+    let first = reports.first().map(|report| report.stages).unwrap_or_default();
+    let prompt = first.prefill_tokens + first.reused_tokens;
+    let completion: usize = reports.iter().map(|report| report.tokens.len()).sum();
+    json!({
+        "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion,
+        "prompt_tokens_details": { "cached_tokens": first.reused_tokens },
+    })
+}
+
+pub(crate) fn finish_reason(stop: Stop) -> &'static str {
+    match stop {
+        Stop::End | Stop::StopText | Stop::Cancelled => "stop",
+        Stop::Length | Stop::Context => "length",
+    }
+}
+
+/// What the stages took, in milliseconds and tokens; what is unknown is null.
+pub(crate) fn stages(report: &Report) -> Value {
+    let mut value = json!(report.stages);
+    value["stop"] = json!(report.stop);
+    value["prefill_tokens_per_second"] = json!(report.stages.prefill_rate());
+    value["decode_tokens_per_second"] = json!(report.stages.decode_rate());
+    value
+}
+
+fn fingerprint() -> &'static str {
+    concat!("margay-", env!("CARGO_PKG_VERSION"))
+}
