@@ -177,7 +177,8 @@ impl LoadArgs {
         self.load_as(path, options)
     }
 
-    fn load_as(&self, path: Option<&Path>, mut options: LoadOptions) -> anyhow::Result<Model> {
+    /// Loads it with those options.
+    pub(crate) fn load_as(&self, path: Option<&Path>, mut options: LoadOptions) -> anyhow::Result<Model> {
         let path = path.map(hub::local).transpose()?;
         options.mmproj = local_mmproj(self.mmproj.as_deref())?;
         let spinner = Spinner::start("loading");

@@ -5,7 +5,7 @@ use crate::{
     dry_run,
     metrics::Metrics,
     problem::{Problem, json_response},
-    reply::{Head, choice, completion},
+    reply::{Head, choice, completion, token},
     request::ChatRequest,
     stream, turns,
 };
@@ -17,6 +17,7 @@ use axum::{
 };
 use margay::{AskOptions, Cancel, Error, Event, Job, Report, Turn};
 use margay_observe::{Stopwatch, unix_seconds};
+use serde_json::Value;
 use std::{pin::Pin, sync::Arc, time::Duration};
 use tokio::{
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
@@ -134,8 +135,6 @@ pub(crate) fn too_long(limit: usize) -> Problem {
 }
 
 /// Gives the request to the engine: a job for each answer.
-// The engine's options grow; what they gain is off by default.
-#[allow(clippy::needless_update)]
 fn submit(app: &App, prepared: Prepared, random: u64, arrived: Stopwatch) -> Result<Running, Problem> {
     if app.is_stopping() {
         return Err(Problem::stopping());
@@ -151,7 +150,10 @@ fn submit(app: &App, prepared: Prepared, random: u64, arrived: Stopwatch) -> Res
             sampling,
             max_tokens: request.max_tokens.unwrap_or(app.limits().tokens),
             stops: request.stops.clone(),
-            ..AskOptions::default()
+            form: request.form.clone(),
+            logit_bias: request.bias.clone(),
+            draft: app.options.draft,
+            logprobs: request.logprobs,
         };
         let mut teller = Teller {
             index,
@@ -205,9 +207,13 @@ impl Teller {
 /// Waits for every answer.
 async fn collect(head: &Head, mut running: Running) -> Result<Response, Problem> {
     let mut reports: Vec<Option<Box<Report>>> = vec![None; running.choices];
+    let mut tokens: Vec<Option<Vec<Value>>> = vec![None; running.choices];
     while reports.iter().any(Option::is_none) {
         match running.told.recv().await {
             Some((index, Ok(Event::Done(report)))) => reports[index] = Some(report),
+            Some((index, Ok(Event::Token(chosen)))) => {
+                tokens[index].get_or_insert_default().push(token(&chosen));
+            }
             Some((_, Ok(_))) => {}
             Some((_, Err(e))) => return Err(Problem::of_engine(&e)),
             // The engine let go of a job that it will not do.
@@ -218,6 +224,7 @@ async fn collect(head: &Head, mut running: Running) -> Result<Response, Problem>
     if reports.iter().any(|report| report.stop == margay::Stop::Cancelled) {
         return Err(Problem::stopping());
     }
-    let choices = reports.iter().enumerate().map(|(index, report)| choice(index, report)).collect();
+    let choices = reports.iter().zip(tokens).enumerate();
+    let choices = choices.map(|(index, (report, tokens))| choice(index, report, tokens)).collect();
     Ok(json_response(StatusCode::OK, &completion(head, choices, &reports)))
 }

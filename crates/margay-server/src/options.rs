@@ -27,6 +27,8 @@ pub struct ServerOptions {
     pub kv: KvType,
     /// How many answers at the same time, and how many may wait.
     pub scheduler: SchedulerOptions,
+    /// Tokens that an answer drafts ahead at most while it is the only one.
+    pub draft: usize,
     /// What one request may take.
     pub limits: Limits,
     /// How long running answers may go on when the server is asked to end.
@@ -45,6 +47,7 @@ impl Default for ServerOptions {
             hosts: vec![],
             kv: KvType::default(),
             scheduler: SchedulerOptions::default(),
+            draft: 0,
             limits: Limits::default(),
             grace: Duration::from_secs(30),
         }

@@ -70,6 +70,9 @@ impl Problem {
             E::Option { option, .. } => {
                 Problem { param: Some((*option).to_owned()), ..problem(StatusCode::BAD_REQUEST) }
             }
+            E::Form(_) => {
+                Problem { param: Some("response_format".to_owned()), ..problem(StatusCode::BAD_REQUEST) }
+            }
             E::Busy { .. } => problem(StatusCode::TOO_MANY_REQUESTS).with_code("busy"),
             _ => problem(StatusCode::INTERNAL_SERVER_ERROR),
         }

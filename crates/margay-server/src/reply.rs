@@ -1,7 +1,7 @@
 //! Answers in OpenAI's form. Source: OpenAI API reference, "The chat completion object", "The chat completion chunk
 //! object". `margay` beside a choice is an extension.
 
-use margay::{Report, Stop};
+use margay::{Report, Stop, Token};
 use serde_json::{Value, json};
 
 /// What every part of one answer says of itself.
@@ -21,12 +21,26 @@ pub(crate) fn completion(head: &Head, choices: Vec<Value>, reports: &[Box<Report
     })
 }
 
+/// A token and its probability. Source: OpenAI API reference, "The chat completion object", `logprobs`.
+pub(crate) fn token(token: &Token) -> Value {
+    let told = |bytes: &[u8], logprob: f32| json!({ "token": String::from_utf8_lossy(bytes), "logprob": logprob, "bytes": bytes });
+    let mut value = told(&token.bytes, token.logprob);
+    let top: Vec<_> = token.top.iter().map(|(_, bytes, logprob)| told(bytes, *logprob)).collect();
+    value["top_logprobs"] = Value::Array(top);
+    value
+}
+
+/// Probabilities of those tokens; null where they were not asked for.
+pub(crate) fn logprobs(tokens: Option<Vec<Value>>) -> Value {
+    tokens.map_or(Value::Null, |tokens| json!({ "content": tokens, "refusal": null }))
+}
+
 /// One of its choices.
-pub(crate) fn choice(index: usize, report: &Report) -> Value {
+pub(crate) fn choice(index: usize, report: &Report, tokens: Option<Vec<Value>>) -> Value {
     json!({
         "index": index,
         "message": { "role": "assistant", "content": report.text, "refusal": null },
-        "logprobs": null,
+        "logprobs": logprobs(tokens),
         "finish_reason": finish_reason(report.stop),
         "margay": stages(report),
     })

@@ -9,7 +9,7 @@ use crate::{
     options::Limits,
     problem::Problem,
 };
-use margay::Sampling;
+use margay::{Form, Sampling};
 use serde_json::Value;
 
 /// Texts that end an answer at most, as OpenAI has it.
@@ -33,32 +33,17 @@ pub(crate) struct ChatRequest {
     pub(crate) max_tokens: Option<usize>,
     pub(crate) stops: Vec<String>,
     pub(crate) choices: usize,
-    pub(crate) penalties: Penalties,
+    /// What is added to the logits of tokens.
+    pub(crate) bias: Vec<(u32, f32)>,
     /// Alternatives to tell for each token; `None` tells no probabilities.
     pub(crate) logprobs: Option<usize>,
-    pub(crate) format: Format,
+    /// What an answer has to look like.
+    pub(crate) form: Option<Form>,
     pub(crate) tools: Vec<Value>,
     pub(crate) stream: bool,
     pub(crate) include_usage: bool,
     pub(crate) include_stages: bool,
     pub(crate) dry_run: bool,
-}
-
-/// What makes some tokens likelier or less likely.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Penalties {
-    pub(crate) frequency: f32,
-    pub(crate) presence: f32,
-    pub(crate) repeat: f32,
-    pub(crate) bias: Vec<(u32, f32)>,
-}
-
-/// What an answer has to look like.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Format {
-    Text,
-    JsonObject,
-    JsonSchema(Value),
 }
 
 impl ChatRequest {
@@ -80,9 +65,9 @@ impl ChatRequest {
             max_tokens: max_tokens(&mut fields, limits)?,
             stops: stops(&mut fields)?,
             choices: fields.whole("n", 1..=limits.choices as u64)?.unwrap_or(1),
-            penalties: penalties(&mut fields)?,
+            bias: bias(&mut fields)?,
             logprobs: logprobs(&mut fields)?,
-            format: format(&mut fields)?,
+            form: form(&mut fields)?,
             tools: tools(&mut fields)?,
             stream: streaming,
             include_usage,
@@ -95,23 +80,13 @@ impl ChatRequest {
         Ok(request)
     }
 
-    /// Refuses what is understood and cannot be done. The engine's part of it is under way; a line goes as it comes.
+    /// Refuses what is understood and cannot be done.
     fn not_yet(&self) -> Result<(), Problem> {
-        let wants = [
-            ("frequency_penalty", self.penalties.frequency != 0.0),
-            ("presence_penalty", self.penalties.presence != 0.0),
-            ("repeat_penalty", self.penalties.repeat != 1.0),
-            ("logit_bias", !self.penalties.bias.is_empty()),
-            ("logprobs", self.logprobs.is_some()),
-            ("response_format", self.format != Format::Text),
-            ("tools", !self.tools.is_empty()),
-        ];
-        match wants.iter().find(|(_, wanted)| *wanted) {
-            Some((name, _)) => {
-                Err(Problem::bad(*name, "is not supported yet").with_code("unsupported_parameter"))
-            }
-            None => Ok(()),
+        if self.tools.is_empty() {
+            return Ok(());
         }
+        let what = "are not supported yet; ask for JSON of a schema with response_format";
+        Err(Problem::bad("tools", what).with_code("unsupported_parameter"))
     }
 }
 
@@ -135,6 +110,9 @@ fn sampling(fields: &mut Fields) -> Result<Sampling, Problem> {
         top_k: fields.whole("top_k", 0..=1_000_000)?.unwrap_or(0),
         top_p: fields.number("top_p", f64::MIN_POSITIVE..=1.0)?.unwrap_or(1.0),
         min_p: fields.number("min_p", 0.0..=1.0)?.unwrap_or(0.0),
+        frequency_penalty: fields.number("frequency_penalty", -2.0..=2.0)?.unwrap_or(0.0),
+        presence_penalty: fields.number("presence_penalty", -2.0..=2.0)?.unwrap_or(0.0),
+        repeat_penalty: fields.number("repeat_penalty", 0.1..=10.0)?.unwrap_or(1.0),
         ..Sampling::default()
     })
 }
@@ -187,15 +165,6 @@ fn stops(fields: &mut Fields) -> Result<Vec<String>, Problem> {
     values.into_iter().map(text).collect()
 }
 
-fn penalties(fields: &mut Fields) -> Result<Penalties, Problem> {
-    Ok(Penalties {
-        frequency: fields.number("frequency_penalty", -2.0..=2.0)?.unwrap_or(0.0),
-        presence: fields.number("presence_penalty", -2.0..=2.0)?.unwrap_or(0.0),
-        repeat: fields.number("repeat_penalty", 0.1..=10.0)?.unwrap_or(1.0),
-        bias: bias(fields)?,
-    })
-}
-
 fn bias(fields: &mut Fields) -> Result<Vec<(u32, f32)>, Problem> {
     let Some(mut object) = fields.object("logit_bias")? else { return Ok(vec![]) };
     let mut biases = vec![];
@@ -221,10 +190,10 @@ fn logprobs(fields: &mut Fields) -> Result<Option<usize>, Problem> {
     }
 }
 
-fn format(fields: &mut Fields) -> Result<Format, Problem> {
-    let Some(mut object) = fields.object("response_format")? else { return Ok(Format::Text) };
+fn form(fields: &mut Fields) -> Result<Option<Form>, Problem> {
+    let Some(mut object) = fields.object("response_format")? else { return Ok(None) };
     let word = object.word("type", &["text", "json_object", "json_schema"])?;
-    let format = match word.as_deref() {
+    let form = match word.as_deref() {
         None => return Err(Problem::bad("response_format.type", "is missing")),
         Some("json_schema") => {
             let mut inner = object
@@ -233,15 +202,15 @@ fn format(fields: &mut Fields) -> Result<Format, Problem> {
             inner.needed_text("name")?;
             inner.text("description")?;
             inner.flag("strict")?;
-            let schema = inner.take("schema").unwrap_or(Value::Bool(true));
+            let schema = inner.take("schema").unwrap_or_else(|| serde_json::json!({}));
             inner.finish()?;
-            Format::JsonSchema(schema)
+            Some(Form::JsonSchema(schema))
         }
-        Some("json_object") => Format::JsonObject,
-        Some(_) => Format::Text,
+        Some("json_object") => Some(Form::Json),
+        Some(_) => None,
     };
     object.finish()?;
-    Ok(format)
+    Ok(form)
 }
 
 fn tools(fields: &mut Fields) -> Result<Vec<Value>, Problem> {
@@ -356,17 +325,24 @@ mod tests {
 
     #[test]
     fn what_is_not_supported_yet_says_so() {
-        for body in [
-            json!({"frequency_penalty": 1}),
-            json!({"presence_penalty": -1}),
-            json!({"repeat_penalty": 1.1}),
-            json!({"logit_bias": {"5": 1}}),
-            json!({"logprobs": true, "top_logprobs": 2}),
-            json!({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}}),
-            json!({"tools": [{"type": "function"}]}),
-        ] {
-            assert!(refused(body).1.contains("not supported yet"));
-        }
+        assert!(refused(json!({"tools": [{"type": "function"}]})).1.contains("not supported yet"));
+    }
+
+    #[test]
+    fn penalties_probabilities_and_forms_arrive() {
+        let request = read(json!({
+            "frequency_penalty": 1, "presence_penalty": -1, "repeat_penalty": 1.5, "logit_bias": {"5": -100},
+            "logprobs": true, "top_logprobs": 2,
+            "response_format": {"type": "json_schema", "json_schema": {"name": "x", "strict": true, "schema": {"type": "null"}}},
+        }))
+        .unwrap();
+        let sampling = request.sampling;
+        let penalties = (sampling.frequency_penalty, sampling.presence_penalty, sampling.repeat_penalty);
+        assert_eq!(penalties, (1.0, -1.0, 1.5));
+        assert_eq!((request.bias, request.logprobs), (vec![(5, -100.0)], Some(2)));
+        assert_eq!(request.form, Some(Form::JsonSchema(json!({"type": "null"}))));
+        assert_eq!(read(json!({"response_format": {"type": "json_object"}})).unwrap().form, Some(Form::Json));
+        assert_eq!(read(json!({"response_format": {"type": "text"}})).unwrap().form, None);
     }
 
     #[test]

@@ -63,6 +63,7 @@ pub(crate) async fn respond(
     alive.reset();
     let mut events = Events {
         reports: vec![None; running.choices],
+        tokens: vec![None; running.choices],
         app,
         head,
         options,
@@ -92,6 +93,8 @@ struct Events {
     /// `None` once all is told.
     running: Option<Running>,
     reports: Vec<Option<Box<Report>>>,
+    /// Tokens of each answer, with their probabilities, whose text is still to come.
+    tokens: Vec<Option<Vec<Value>>>,
     deadline: Deadline,
     alive: Interval,
     ready: VecDeque<Bytes>,
@@ -107,6 +110,9 @@ impl Events {
     fn take(&mut self, (index, event): Told) {
         match event {
             Ok(Event::Text(text)) => self.delta(index, json!({ "content": text })),
+            Ok(Event::Token(chosen)) => {
+                self.tokens[index].get_or_insert_default().push(reply::token(&chosen));
+            }
             // A decoded token's stage says nothing that its text does not.
             Ok(Event::Stage { stage, took, done, of }) if self.options.stages && stage != Stage::Decode => {
                 let mut value = chunk(&self.head, json!([]), self.no_usage());
@@ -123,8 +129,9 @@ impl Events {
     }
 
     fn finish(&mut self, index: usize, report: Box<Report>) {
+        let logprobs = reply::logprobs(self.tokens[index].take());
         let choice = json!([{
-            "index": index, "delta": {}, "logprobs": null, "finish_reason": finish_reason(report.stop),
+            "index": index, "delta": {}, "logprobs": logprobs, "finish_reason": finish_reason(report.stop),
             "margay": reply::stages(&report),
         }]);
         self.send(&chunk(&self.head, choice, self.no_usage()));
@@ -151,7 +158,8 @@ impl Events {
     }
 
     fn delta(&mut self, index: usize, delta: Value) {
-        let choice = json!([{ "index": index, "delta": delta, "logprobs": null, "finish_reason": null }]);
+        let logprobs = reply::logprobs(self.tokens[index].take());
+        let choice = json!([{ "index": index, "delta": delta, "logprobs": logprobs, "finish_reason": null }]);
         self.send(&chunk(&self.head, choice, self.no_usage()));
     }
 

@@ -3,6 +3,7 @@
 
 mod support;
 
+use margay::SchedulerOptions;
 use margay_server::ServerOptions;
 use serde_json::{Value, json};
 use support::{Site, about, data_url, with, words};
@@ -14,7 +15,9 @@ fn text(chunks: &[Value]) -> String {
 
 #[test]
 fn a_picture_is_answered_whole_and_streamed_with_the_same_words() {
-    let site = Site::nano(ServerOptions::default());
+    // Nothing is kept of the first answer, so that the second one has all stages as well.
+    let scheduler = SchedulerOptions { kept: 0, ..SchedulerOptions::default() };
+    let site = Site::nano(ServerOptions { scheduler, ..ServerOptions::default() });
     let question = about("street.png", "What does the sign say?");
     let whole = site.ask(&question);
     assert_eq!(whole.status, 200, "{}", whole.body);
@@ -153,4 +156,64 @@ fn a_dry_run_tells_what_the_request_then_takes() {
     let after = site.ask(&dry).json();
     let (ttft, total) = (&after["predicted"]["ttft_ms"], &after["predicted"]["total_ms"]);
     assert!(ttft.as_f64().unwrap() > 0.0 && total.as_f64() > ttft.as_f64(), "{after}");
+}
+
+#[test]
+fn a_question_that_goes_on_computes_only_what_is_new() {
+    let site = Site::nano(ServerOptions::default());
+    let question = about("street.png", "What does the sign say?");
+    let first = site.ask(&question).json();
+    let again = site.ask(&question).json();
+    assert_eq!(again["choices"][0]["message"], first["choices"][0]["message"]);
+    let (usage, stages) = (&again["usage"], &again["choices"][0]["margay"]);
+    let cached = usage["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
+    assert_eq!(cached + 1, usage["prompt_tokens"].as_u64().unwrap());
+    assert!(stages["encode_ms"].is_null() && stages["reused_pictures"] == 1, "{stages}");
+}
+
+#[test]
+fn tokens_and_their_probabilities_make_up_the_answer() {
+    let site = Site::nano(ServerOptions::default());
+    let question =
+        with(about("street.png", "What does the sign say?"), json!({"logprobs": true, "top_logprobs": 3}));
+    let choice = site.ask(&question).json()["choices"][0].clone();
+    let said = choice["message"]["content"].as_str().unwrap().to_owned();
+    let tokens = |logprobs: &Value| logprobs["content"].as_array().cloned().unwrap_or_default();
+    let told = tokens(&choice["logprobs"]);
+    let bytes = |token: &Value| {
+        token["bytes"].as_array().unwrap().iter().map(|b| b.as_u64().unwrap() as u8).collect::<Vec<_>>()
+    };
+    let joined: Vec<u8> = told.iter().flat_map(bytes).collect();
+    assert_eq!(String::from_utf8(joined).unwrap().trim_start(), said);
+    for token in &told {
+        let top = token["top_logprobs"].as_array().unwrap();
+        assert_eq!(top.len(), 3);
+        // Without a temperature, the likeliest is what is said.
+        assert_eq!(top[0]["logprob"], token["logprob"]);
+        let share: f64 = top.iter().map(|top| top["logprob"].as_f64().unwrap().exp()).sum();
+        assert!(share > 0.0 && share <= 1.0 + 1e-6, "{token}");
+    }
+    let chunks = site.stream(&question).all();
+    let streamed: Vec<Value> =
+        chunks.iter().flat_map(|chunk| tokens(&chunk["choices"][0]["logprobs"])).collect();
+    assert_eq!(streamed, told);
+}
+
+#[test]
+fn an_answer_has_the_form_that_was_asked_for() {
+    let site = Site::nano(ServerOptions::default());
+    let schema = json!({
+        "type": "object", "additionalProperties": false, "required": ["sign", "legible"],
+        "properties": {"sign": {"type": "string", "maxLength": 8}, "legible": {"type": "boolean"}},
+    });
+    let format =
+        json!({"type": "json_schema", "json_schema": {"name": "sign", "strict": true, "schema": schema}});
+    let question = with(about("street.png", "What does the sign say?"), json!({"response_format": format}));
+    let told = site.ask(&question).json();
+    let said = told["choices"][0]["message"]["content"].as_str().unwrap();
+    let value: Value = serde_json::from_str(said).unwrap();
+    assert!(value["sign"].is_string() && value["legible"].is_boolean(), "{said}");
+    let bad = json!({"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "colour"}}});
+    let refused = site.ask(&with(about("street.png", "What?"), json!({"response_format": bad})));
+    assert_eq!(refused.status, 400, "{}", refused.body);
 }

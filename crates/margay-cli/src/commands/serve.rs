@@ -6,8 +6,8 @@ use crate::{
     model::LoadArgs,
     output,
 };
-use clap::Args;
-use margay::{Cancel, KvType, SchedulerOptions};
+use clap::{Args, builder::TypedValueParser};
+use margay::{Cancel, KvType, LoadOptions, SchedulerOptions};
 use margay_server::{Limits, Server, ServerError, ServerOptions};
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -64,6 +64,15 @@ pub(crate) struct Serve {
     /// Requests that may wait for one; more are told to come again
     #[arg(long, value_name = "N", default_value_t = SchedulerOptions::default().queue)]
     queue: usize,
+    /// Conversations whose keys and values are kept when they are answered, for their next turn
+    #[arg(long, value_name = "N", default_value_t = SchedulerOptions::default().kept)]
+    kept: usize,
+    /// Million bytes of visual tokens that are kept, so that a picture seen before is not encoded again
+    #[arg(long, value_name = "MEGABYTES", default_value_t = 64)]
+    image_cache: usize,
+    /// Tokens that an answer drafts ahead at most while it is the only one, and while that pays
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=64).map(usize::from))]
+    draft: usize,
     /// Tokens of an answer at most
     #[arg(long, value_name = "N", default_value = "2048")]
     max_tokens: NonZeroUsize,
@@ -93,7 +102,12 @@ impl Serve {
             // Said before a large model is loaded.
             return Err(Usage(ServerError::NeedsKey { host: options.host }.to_string()).into());
         }
-        let model = self.load.load(self.model.as_deref())?;
+        let load = LoadOptions {
+            outputs: self.slots.get().max(self.draft + 1),
+            image_cache: self.image_cache.saturating_mul(1_000_000),
+            ..self.load.options()
+        };
+        let model = self.load.load_as(self.model.as_deref(), load)?;
         let name = output::harmless(&model.config().name).into_owned();
         let server = Server::bind(model, options)?;
         output::line(&format!("{name} at http://{}", server.address()))?;
@@ -103,8 +117,6 @@ impl Serve {
         Ok(Outcome::Done)
     }
 
-    // What the scheduler's options gain has defaults.
-    #[allow(clippy::needless_update)]
     fn options(&self) -> ServerOptions {
         let millions = |n: u64| n.saturating_mul(1_000_000);
         let pixels = millions(self.max_pixels.get());
@@ -120,8 +132,10 @@ impl Serve {
             scheduler: SchedulerOptions {
                 slots: self.slots.get(),
                 queue: self.queue,
+                kept: self.kept,
                 ..SchedulerOptions::default()
             },
+            draft: self.draft,
             limits: Limits {
                 body_bytes: self.max_body.get().saturating_mul(1_000_000),
                 pixels,
