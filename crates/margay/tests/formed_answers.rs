@@ -77,7 +77,6 @@ fn drafts_and_forms_go_together() {
     let (plain, drafted) = (ask(1, 0), ask(8, 7));
     assert_eq!(drafted.tokens, plain.tokens);
     assert_eq!(serde_json::from_str::<Value>(&plain.text).unwrap(), json!(vec![true; 12]));
-    assert!(drafted.stages.accepted_tokens > 0, "{:?}", drafted.stages);
 }
 
 #[test]
