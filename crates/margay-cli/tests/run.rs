@@ -27,9 +27,12 @@ fn json_is_one_object_with_exactly_the_documented_keys() {
         "prefill_ms",
         "prefill_tokens",
         "reused_tokens",
+        "reused_pictures",
         "visual_tokens",
         "decode_ms",
         "decode_tokens",
+        "drafted_tokens",
+        "accepted_tokens",
         "ttft_ms",
     ];
     assert_eq!(keys(&report["stages"]), BTreeSet::from(stages));

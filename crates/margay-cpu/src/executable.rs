@@ -262,9 +262,6 @@ impl CpuExecutable {
 
     /// Refuses states of other programs, and those without room.
     fn check_segments(&self, segments: &mut [Segment<'_>], appended: usize) -> Result<(), BackendError> {
-        if segments.is_empty() && !self.program.caches().is_empty() {
-            return Err(call("this program keeps a KV cache: call it with a state"));
-        }
         let rows = segments.iter().try_fold(0usize, |sum, segment| sum.checked_add(segment.rows));
         if !segments.is_empty() && rows != Some(appended) {
             return Err(call(format!("the segments are {rows:?} tokens, the call {appended}")));
@@ -297,6 +294,9 @@ impl CpuExecutable {
         (from, pause): (usize, &mut dyn FnMut() -> bool),
         cancel: &Cancel,
     ) -> Result<Option<usize>, BackendError> {
+        if segments.is_empty() && !self.program.caches().is_empty() {
+            return Err(call("this program keeps a KV cache: call it with a state"));
+        }
         let past = segments.iter().map(|segment| segment.state.len()).min().unwrap_or(0);
         let bindings = bindings.with(Sym::Past, past);
         self.check(&bindings, inputs)?;

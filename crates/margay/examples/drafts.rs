@@ -2,6 +2,8 @@
 //!
 //!     cargo run --release -p margay --example drafts [MODEL [PICTURE]]
 
+#![allow(clippy::print_stdout, reason = "an example prints")]
+
 use margay::{AskOptions, Image, LoadOptions, Model};
 use std::error::Error;
 

@@ -2,6 +2,8 @@
 //!
 //!     cargo run --release --example many_callers [MODEL [TOKENS [PICTURE]]]
 
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example prints")]
+
 use margay::{
     AskOptions, Content, Event, Image, Job, LoadOptions, Model, Report, Scheduler, SchedulerOptions, Turn,
 };

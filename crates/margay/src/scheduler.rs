@@ -9,7 +9,7 @@ use crate::{
     prompt::Prompt,
     work::{Pace, Work},
 };
-use margay_graph::{Cancel, Segment};
+use margay_graph::{BackendError, Cancel, Segment};
 use margay_observe::Stopwatch;
 use std::{
     collections::VecDeque,
@@ -120,7 +120,7 @@ impl Scheduler {
     }
 
     /// Takes a request, or says at once that there is no room; `tell` is called from another thread, and should not keep it.
-    /// The flag that comes back ends the request, waiting or running.
+    /// The flag that comes back ends the request: one that waits with [`BackendError::Cancelled`], one that runs with its report.
     ///
     /// # Errors
     /// [`Error::Busy`] where the queue is full or the scheduler is being closed; else as [`Session::ask_turns`].
@@ -255,6 +255,15 @@ impl Desk<'_> {
             (queue.cached_tokens, queue.cache_bytes) = sessions.fold((0, 0), |(tokens, bytes), session| {
                 (tokens + session.used_tokens(), bytes + session.cache_bytes())
             });
+            // Who left while waiting makes room at once.
+            if let Some(at) = queue.waiting.iter().position(|waiting| waiting.cancel.is_cancelled()) {
+                let left = queue.waiting.remove(at);
+                drop(queue);
+                if let Some(Waiting { mut tell, .. }) = left {
+                    tell(Err(BackendError::Cancelled.into()));
+                }
+                continue;
+            }
             if self.running.len() < self.shared.options.slots
                 && let Some(waiting) = queue.waiting.pop_front()
             {

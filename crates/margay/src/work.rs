@@ -266,8 +266,9 @@ impl Work {
         let clock = Stopwatch::start();
         if model.engine()?.prepare_vision(source, model.backend(), &session.cancel)? {
             // Packing the tower is loading, not encoding.
-            self.outside += clock.elapsed();
-            self.times.add(Stage::Load, clock.elapsed());
+            let took = clock.elapsed();
+            self.outside += took;
+            self.times.add(Stage::Load, took);
         }
         let clock = Stopwatch::start();
         let left = preprocess(&image.picture, &vision.image)

@@ -37,7 +37,7 @@ MESSAGES:
 JSON:
   text, tokens (ids), stop (end, stop_text, length, context, cancelled), peak_rss_bytes, and stages:
   load_ms, preprocess_ms, encode_ms, project_ms, prefill_ms, prefill_tokens, reused_tokens,
-  visual_tokens, decode_ms, decode_tokens, ttft_ms. What is unknown is null.";
+  reused_pictures, visual_tokens, decode_ms, decode_tokens, drafted_tokens, accepted_tokens, ttft_ms. What is unknown is null.";
 
 /// Ask a question, with or without a picture
 #[derive(Debug, Args)]
