@@ -1,5 +1,7 @@
 //! Answers of a given form.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use margay::{AskOptions, Error, Form, Image, KvType, LoadOptions, Model, Sampling, Stop};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};

@@ -1,5 +1,7 @@
 //! Conversations that are kept in a file.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use margay::{AskOptions, Error, Image, KvType, LoadOptions, Model, Session};
 use std::{fs, path::Path};
 
