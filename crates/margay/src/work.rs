@@ -262,7 +262,7 @@ impl Work {
             self.phase = Phase::Preprocess;
             return Ok(());
         }
-        self.times.add(Stage::Preprocess, clock.elapsed());
+        let looked = clock.elapsed();
         let clock = Stopwatch::start();
         if model.engine()?.prepare_vision(source, model.backend(), &session.cancel)? {
             // Packing the tower is loading, not encoding.
@@ -274,7 +274,7 @@ impl Work {
         let left = preprocess(&image.picture, &vision.image)
             .map_err(|source| Error::Image { place: image.name.clone(), source })?;
         let done = self.picture_count - self.pictures.len();
-        self.stage_ended(Stage::Preprocess, clock.elapsed(), done, self.picture_count);
+        self.stage_ended(Stage::Preprocess, looked + clock.elapsed(), done, self.picture_count);
         self.phase = Phase::Encode(Tiles { digest, start, left, layout, features: vec![] });
         Ok(())
     }
