@@ -30,7 +30,7 @@ pub struct SchedulerOptions {
     pub queue: usize,
     /// Conversations whose KV cache is kept when they are answered.
     pub kept: usize,
-    /// How long others that decode may be kept waiting by one answer's encode or prompt, an op or [`LEAST_CHUNK`] tokens
+    /// How long others that decode may be kept waiting by one answer's encode or prompt, an op or 16 tokens
     /// more or less.
     pub slice: Duration,
 }
