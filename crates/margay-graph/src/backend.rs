@@ -123,11 +123,6 @@ impl Cancel {
         self.0.store(false, Ordering::Relaxed);
     }
 
-    /// True for clones of one flag.
-    pub fn same(&self, other: &Cancel) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
-    }
-
     /// True once cancelled.
     pub fn is_cancelled(&self) -> bool {
         self.0.load(Ordering::Relaxed)

@@ -301,6 +301,12 @@ impl<'a> Run<'a> {
         [q, k, v]: [View<'_>; 3],
         out: Out<'_>,
     ) -> Result<(), BackendError> {
+        if q.rows != k.rows {
+            return Err(call(format!(
+                "attention with a cache has {} queries for {} new keys",
+                q.rows, k.rows
+            )));
+        }
         let prefix = op.prefix(self.bindings, q.rows)?;
         if prefix > 0 && segments.len() > 1 {
             return Err(call("tokens that see one another are computed one conversation at a time"));

@@ -99,9 +99,9 @@ impl FormedAnswer {
     /// [`FormError::Form`] where the form asks for more work than the library allows.
     pub fn forbid(&mut self, logits: &mut [f32]) -> Result<(), FormError> {
         let mask = self.matcher.compute_mask_or_eos().map_err(refused)?;
-        let ends = self.stops.first().is_some_and(|end| mask.is_allowed(*end));
         let words = mask.as_slice();
         let allowed = |id: usize| words.get(id / 32).is_some_and(|word| word >> (id % 32) & 1 == 1);
+        let ends = self.stops.first().is_some_and(|end| allowed(*end as usize));
         for (id, logit) in logits.iter_mut().enumerate() {
             let may = allowed(id) || ends && self.stops.contains(&(id as u32));
             if !may {
