@@ -48,7 +48,11 @@ fn digest(source: &ModelSource, weight: impl Fn(&[u8], &mut dyn FnMut(&[u8]))) -
         add(tensor.shape().to_string().as_bytes());
         weight(tensor.bytes(), &mut add);
     }
-    Ok(hash.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hexadecimal(hash))
+}
+
+pub(crate) fn hexadecimal(hash: Context) -> String {
+    hash.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! The file is a safetensors file: the ids of the tokens held, the visual tokens and the KV cache as tensors, the rest as a
 //! text of JSON among its metadata, with a SHA-256 of everything. It appears whole or not at all.
 
-use crate::{Error, Model, Session, image::ImageDigest};
+use crate::{Error, Model, Session, digest::hexadecimal, image::ImageDigest};
 use margay_file::{SafeTensors, TensorSource, safetensors::write_safetensors};
 use margay_prompt::{
     layout::PictureLayout,
@@ -174,5 +174,5 @@ fn checksum<'b>(text: &'b str, tensors: impl Iterator<Item = &'b [u8]>) -> Strin
         hash.update(&(bytes.len() as u64).to_le_bytes());
         hash.update(bytes);
     }
-    hash.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    hexadecimal(hash)
 }
