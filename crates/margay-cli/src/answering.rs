@@ -6,7 +6,7 @@ use crate::{
     output,
     progress::Spinner,
 };
-use margay::{AskOptions, Content, Event, Image, Report, Session, Stage, Stop, Turn};
+use margay::{AskOptions, Content, Event, GovernorEvent, Image, Report, Session, Stage, Stop, Turn};
 use std::{io::Read, path::PathBuf};
 
 /// Bytes of a question at most: more than any context holds, little enough to read at once.
@@ -67,6 +67,10 @@ pub(crate) fn answer(
                 spinner.say(format!("looking {done}/{of}"));
             }
             Event::Stage { stage: Stage::Project, .. } => spinner.say("reading".to_owned()),
+            Event::Governed(event) => {
+                spinner.clear();
+                output::aside(&moved(&event));
+            }
             Event::Text(piece) => {
                 if question.stream {
                     spinner.clear();
@@ -91,6 +95,13 @@ pub(crate) fn answer(
         }
     }
     Ok(report)
+}
+
+/// What a person should know of a governor that has moved.
+fn moved(event: &GovernorEvent) -> String {
+    let GovernorEvent { rung, from, to, resource, why, .. } = event;
+    let way = if to > from { "down" } else { "up" };
+    format!("(governor: {rung} {way} to step {to} for {}: {why})", resource.name())
 }
 
 /// What a person should know of how the answer ended.

@@ -1,5 +1,6 @@
 //! What running a model will take, before it runs.
 
+use crate::model::IMAGE_CACHE;
 use margay::{
     KvType, LoadOptions, MemoryPrediction,
     rooms::{
@@ -33,7 +34,11 @@ pub(crate) struct Memory {
     /// Of it, keys and values themselves: no scales, no blocks that are filled up.
     cache_number_bytes: u64,
     visual_bytes_per_picture: Option<usize>,
+    /// Of pictures seen before, at most.
+    image_cache_bytes: Option<usize>,
     pub total_bytes: u64,
+    /// With as many pictures kept as there is room for: what a long conversation takes.
+    pub most_bytes: u64,
 }
 
 fn weights(of: &MemoryUse) -> u64 {
@@ -76,6 +81,7 @@ impl Memory {
         let stages = [Some(text), encode, project];
         let weight_bytes: u64 = stages.iter().flatten().map(weights).sum();
         let all_buffers: usize = held + stages.iter().flatten().map(buffers).sum::<usize>();
+        let image_cache_bytes = tokens.map(|_| IMAGE_CACHE);
         let rest = all_buffers + cache_bytes + visual_bytes_per_picture.unwrap_or(0);
         Ok(Memory {
             context_tokens: context,
@@ -88,7 +94,9 @@ impl Memory {
             cache_bytes,
             cache_number_bytes: programs.text.cache_elements(context) * kv.bytes() as u64,
             visual_bytes_per_picture,
+            image_cache_bytes,
             total_bytes: weight_bytes.saturating_add(rest as u64),
+            most_bytes: weight_bytes.saturating_add((rest + image_cache_bytes.unwrap_or(0)) as u64),
         })
     }
 
@@ -110,6 +118,10 @@ impl Memory {
         row("visual tokens", size(self.visual_bytes_per_picture), "a picture".to_owned());
         let with = if self.visual_bytes_per_picture.is_some() { "with one picture, " } else { "" };
         row("total", Some(self.total_bytes), format!("{with}{} B", self.total_bytes));
+        if let Some(kept) = self.image_cache_bytes {
+            row("kept pictures", Some(kept as u64), "at most, of those seen before".to_owned());
+            row("in long use", Some(self.most_bytes), format!("with those, {} B", self.most_bytes));
+        }
         text
     }
 

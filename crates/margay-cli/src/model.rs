@@ -6,11 +6,11 @@ use clap::{
     builder::{PossibleValuesParser, TypedValueParser},
 };
 use margay::{
-    AskOptions, BACKENDS, KvType, LoadOptions, Model, ModelSource, REDUCTIONS, Reduction, Sampling,
-    rooms::{quant::FORMATS, tensor::DType},
+    AskOptions, BACKENDS, Bounds, KvType, LoadOptions, Model, ModelSource, REDUCTIONS, Reduction, Sampling,
+    rooms::{observe::Root, quant::FORMATS, tensor::DType},
 };
 use std::{
-    num::NonZeroUsize,
+    num::{NonZeroU64, NonZeroUsize},
     path::{Path, PathBuf},
 };
 
@@ -30,7 +30,7 @@ const TYPES: [DType; 11] = [
 ];
 
 /// Bytes of visual tokens that a conversation keeps: some ten pictures of LLaVA-1.5.
-const IMAGE_CACHE: usize = 64 << 20;
+pub(crate) const IMAGE_CACHE: usize = 64 << 20;
 
 /// Reads one of them.
 pub(crate) fn types() -> impl TypedValueParser<Value = DType> {
@@ -79,6 +79,45 @@ impl ThreadArgs {
     }
 }
 
+/// What the device is kept within.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct GovernArgs {
+    /// Keep the hottest thermal zone below this: answers become slower, wait, and questions are refused before it is met
+    #[arg(long, value_name = "CELSIUS", help_heading = GOVERNOR)]
+    pub ceiling: Option<f64>,
+    /// Keep so much memory available to other programs: below it questions wait, at a quarter of it they are refused
+    #[arg(long, value_name = "MEBIBYTES", help_heading = GOVERNOR)]
+    pub keep_free: Option<NonZeroU64>,
+    /// Below this charge answer slowly and sparingly, and refuse questions at a quarter of it; not while it is charged
+    #[arg(long, value_name = "PERCENT", help_heading = GOVERNOR)]
+    pub battery_mode: Option<f64>,
+}
+
+const GOVERNOR: &str = "Governor";
+
+impl GovernArgs {
+    /// For the library; `None` where nothing is asked for.
+    fn bounds(&self) -> Option<Bounds> {
+        let bounds = Bounds {
+            ceiling_celsius: self.ceiling,
+            watermark_bytes: self.keep_free.map(|mebibytes| mebibytes.get().saturating_mul(1 << 20)),
+            battery_percent: self.battery_mode,
+            ..Bounds::default()
+        };
+        (bounds != Bounds::default()).then_some(bounds)
+    }
+
+    fn govern(&self, model: &Model) {
+        let Some(bounds) = self.bounds() else { return };
+        model.govern(bounds, &Root::system());
+        for resource in model.governor().iter().flat_map(|governor| &governor.unknown) {
+            output::aside(&format!(
+                "governor: no sensor here tells of {resource}; nothing is kept within a bound of it"
+            ));
+        }
+    }
+}
+
 /// How a model is loaded.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct LoadArgs {
@@ -123,6 +162,8 @@ pub(crate) struct LoadArgs {
     /// The same for the vision side: --type where that has 8 bits or more, else f16, unless given
     #[arg(long, value_name = "TYPE", value_parser = types(), requires = "dtype")]
     pub vision_type: Option<DType>,
+    #[command(flatten)]
+    pub govern: GovernArgs,
     /// Pack the weights anew, even where `margay prepack` has left a file beside the model
     #[arg(long)]
     pub no_packed: bool,
@@ -190,6 +231,7 @@ impl LoadArgs {
             }
         };
         drop(spinner);
+        self.govern.govern(&model);
         model.notes()?.iter().for_each(|note| output::aside(&output::harmless(note)));
         Ok(model)
     }

@@ -135,7 +135,7 @@ fn a_plan_keeps_its_limits_and_its_memory_is_what_inspect_predicts() {
     let kv = best["kv"].as_str().unwrap();
     let inspected =
         run(["inspect", &format!("shape:{model}"), "--context", "2048", "--kv", kv, "--json"]).json();
-    assert_eq!(inspected["memory"]["total_bytes"].as_f64(), Some(of("memory")));
+    assert_eq!(inspected["memory"]["most_bytes"].as_f64(), Some(of("memory")));
     let folder = tempfile::tempdir().unwrap();
     let page = program::word(folder.path(), "plans.html");
     let words = run(ask.iter().chain(&["--html", &page])).ok();

@@ -87,6 +87,8 @@ pub struct Sample {
     pub cgroup_bytes: Option<u64>,
     /// Most memory of the group so far.
     pub cgroup_peak_bytes: Option<u64>,
+    /// The part of it that is pages of files, which the system takes back before the group is full.
+    pub cgroup_file_bytes: Option<u64>,
     /// What the group may take; unknown where there is no limit.
     pub cgroup_max_bytes: Option<u64>,
     /// Share of the time in which something waited for a core.
@@ -161,6 +163,7 @@ impl Sample {
             available_bytes: least(self.available_bytes, next.available_bytes),
             cgroup_bytes: self.cgroup_bytes.max(next.cgroup_bytes),
             cgroup_peak_bytes: self.cgroup_peak_bytes.max(next.cgroup_peak_bytes),
+            cgroup_file_bytes: next.cgroup_file_bytes.or(self.cgroup_file_bytes),
             cgroup_max_bytes: next.cgroup_max_bytes.or(self.cgroup_max_bytes),
             cpu_pressure_percent: mean(self.cpu_pressure_percent, next.cpu_pressure_percent),
             memory_pressure_percent: mean(self.memory_pressure_percent, next.memory_pressure_percent),

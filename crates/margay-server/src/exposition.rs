@@ -5,6 +5,7 @@ use crate::{
     machine::Machine,
     metrics::{BOUNDS, Histogram, Served},
 };
+use margay::GovernorReport;
 use std::fmt::Write;
 
 /// The page of all metrics.
@@ -23,6 +24,9 @@ pub(crate) fn page(app: &App) -> String {
     let uptime = app.clock.now().as_secs_f64();
     page.one("margay_uptime_seconds_total", "counter", "Time since the server started.", uptime);
     machine(&mut page, &app.machine);
+    if let Some(governor) = app.model().governor() {
+        governed(&mut page, &governor);
+    }
     page.text
 }
 
@@ -80,6 +84,22 @@ fn machine(page: &mut Page, machine: &Machine) {
             joules,
         );
     }
+}
+
+fn governed(page: &mut Page, governor: &GovernorReport) {
+    page.head("margay_governor_step", "gauge", "Steps down each rung of the governor's ladder.");
+    for (rung, moves) in &governor.moves {
+        page.line("margay_governor_step", &format!("{{rung=\"{rung}\"}}"), moves.step as f64);
+    }
+    page.head("margay_governor_moves_total", "counter", "Moves of each rung, by direction.");
+    for (rung, moves) in &governor.moves {
+        for (way, count) in [("down", moves.down), ("up", moves.up)] {
+            let labels = format!("{{rung=\"{rung}\",way=\"{way}\"}}");
+            page.line("margay_governor_moves_total", &labels, count as f64);
+        }
+    }
+    let help = "Time for which work rested because the governor asked for it.";
+    page.one("margay_governor_rested_seconds_total", "counter", help, governor.rested.as_secs_f64());
 }
 
 #[derive(Default)]

@@ -73,6 +73,11 @@ impl Problem {
             E::Form(_) => {
                 Problem { param: Some("response_format".to_owned()), ..problem(StatusCode::BAD_REQUEST) }
             }
+            E::Refused { retry_after, .. } => {
+                let after = Some(*retry_after);
+                Problem { retry_after: after, ..problem(StatusCode::SERVICE_UNAVAILABLE) }
+                    .with_code("device_limit")
+            }
             E::Busy { .. } => problem(StatusCode::TOO_MANY_REQUESTS).with_code("busy"),
             _ => problem(StatusCode::INTERNAL_SERVER_ERROR),
         }

@@ -11,6 +11,7 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::Response,
 };
+use margay::GovernorReport;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -72,6 +73,7 @@ pub(crate) async fn status(State(app): State<Arc<App>>) -> Result<Response, Prob
             "cpu_percent": now.sample.process_cpu_percent,
             "power_watts": now.sample.power_watts, "power_scope": now.power_scope, "joules": now.joules,
             "prefill_ms_per_token": served.rates.prefill_ms, "decode_ms_per_token": served.rates.decode_ms,
+            "governor": app.model().governor().map(|governor| governed(&governor)),
             "limits": {
                 "body_bytes": limits.body_bytes, "pixels": limits.pixels, "pictures": limits.pictures,
                 "tokens": limits.tokens, "choices": limits.choices, "seconds": limits.time.as_secs_f64(),
@@ -80,6 +82,20 @@ pub(crate) async fn status(State(app): State<Arc<App>>) -> Result<Response, Prob
         json_response(StatusCode::OK, &value)
     })
     .await
+}
+
+/// What a governor does and did.
+fn governed(governor: &GovernorReport) -> Value {
+    let settings = &governor.settings;
+    let moves = governor.moves.iter();
+    let steps: serde_json::Map<_, _> =
+        moves.map(|(rung, moves)| ((*rung).to_owned(), Value::from(moves.step))).collect();
+    let last = governor.events.last();
+    json!({
+        "speed": settings.speed, "decode_speed": settings.decode_speed, "pace": settings.pace, "hold": settings.hold,
+        "steps": steps, "unknown": governor.unknown, "rested_seconds": governor.rested.as_secs_f64(),
+        "why": last.map(|event| format!("{} for {}: {}", event.rung, event.resource.name(), event.why)),
+    })
 }
 
 pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Problem> {

@@ -1,7 +1,7 @@
 //! An answer as it comes about.
 
 use crate::{
-    Error, Report, Session,
+    Error, GovernorEvent, Report, Session,
     work::{Pace, Work},
 };
 use margay_observe::Stage;
@@ -25,6 +25,8 @@ pub enum Event {
     },
     /// A token of the answer and its probability, where [`crate::AskOptions::logprobs`] asks for it; the text comes apart.
     Token(Box<Token>),
+    /// The governor has moved: [`crate::Model::govern`].
+    Governed(Box<GovernorEvent>),
     /// The next piece of the answer.
     Text(String),
     /// The answer is complete.

@@ -111,6 +111,14 @@ pub enum Error {
         /// Requests that wait.
         waiting: usize,
     },
+    /// The governor turns questions away.
+    #[error("no questions are taken now ({why}); ask again in {} s", retry_after.as_secs().max(1))]
+    Refused {
+        /// What is short, and the reading that decided.
+        why: String,
+        /// When to ask again.
+        retry_after: std::time::Duration,
+    },
     /// A run that several answers shared failed.
     #[error("{what}")]
     Run {

@@ -1,12 +1,13 @@
 //! A loaded model.
 
 use crate::{
-    AskOptions, Error, Image, LoadOptions, ModelSource, Reduction, Session, backends, default_context,
-    digest::sampled_digest, draft::Payoff, engine::Engine, image_cache::ImageCache, sample::Sampler,
+    AskOptions, Bounds, Error, GovernorReport, Image, LoadOptions, ModelSource, Reduction, Session, backends,
+    default_context, digest::sampled_digest, draft::Payoff, engine::Engine, governed::Governed,
+    image_cache::ImageCache, sample::Sampler,
 };
 use margay_graph::{Backend, MemoryUse};
 use margay_model::ModelConfig;
-use margay_observe::Stopwatch;
+use margay_observe::{Root, Stopwatch};
 use margay_prompt::{
     layout::PictureLayout,
     text::{Forms, Tokenizer},
@@ -14,7 +15,7 @@ use margay_prompt::{
 use margay_tensor::Storage;
 use std::{
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, OnceLock},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -37,6 +38,7 @@ struct Inner {
     images: Mutex<ImageCache>,
     payoff: Mutex<Payoff>,
     reduction: Option<Reduction>,
+    governed: Mutex<Option<Arc<Governed>>>,
     /// Settings that change what is computed.
     settings: String,
     identity: OnceLock<String>,
@@ -149,6 +151,7 @@ impl Model {
             images,
             payoff,
             reduction,
+            governed: Mutex::default(),
             settings,
             identity,
             forms,
@@ -268,6 +271,37 @@ impl Model {
     /// [`Error::Poisoned`] after a failure in the middle of an answer.
     pub fn image_cache_bytes(&self) -> Result<usize, Error> {
         Ok(self.images()?.bytes())
+    }
+
+    /// Keeps the device within bounds while this model answers, in place of what it was kept within before: its sensors,
+    /// below `root`, are looked at about once a second while somebody asks. Work then goes slower, waits, or questions are
+    /// refused ([`Error::Refused`]); what the governor does is told by [`crate::Event::Governed`] and [`Model::governor`]. What
+    /// no sensor tells moves nothing. Of the ladder, smaller pictures, fewer visual tokens and smaller keys and values
+    /// are not done.
+    pub fn govern(&self, bounds: Bounds, root: &Root) {
+        let governed = Governed::new(bounds, root);
+        // So that what nobody tells is known at once.
+        governed.look();
+        self.set_governed(governed);
+    }
+
+    pub(crate) fn set_governed(&self, governed: Governed) {
+        *self.inner.governed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(governed));
+    }
+
+    pub(crate) fn governed(&self) -> Option<Arc<Governed>> {
+        self.inner.governed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// # Errors
+    /// [`Error::Refused`] where the governor takes no questions now.
+    pub(crate) fn admit(&self) -> Result<(), Error> {
+        self.governed().map_or(Ok(()), |governed| governed.admit())
+    }
+
+    /// What the governor does and did, where there is one.
+    pub fn governor(&self) -> Option<GovernorReport> {
+        self.governed().map(|governed| governed.report())
     }
 
     pub(crate) fn payoff(&self) -> Result<MutexGuard<'_, Payoff>, Error> {

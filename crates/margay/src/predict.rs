@@ -8,12 +8,11 @@ use margay_graph::{
 };
 use margay_model::ModelConfig;
 use margay_tensor::{DType, Owner, Storage, Tensor};
+use memmap2::MmapMut;
 use std::sync::Arc;
 
 /// Weights of fewer elements are read: there is little of them, and a backend may look at their values.
 const READ_BELOW_ELEMENTS: usize = 1 << 16;
-/// What packed parts are aligned to.
-const ALIGN_BYTES: usize = 64;
 
 /// Bytes that a model will hold once it has looked at a picture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,11 +97,12 @@ fn spec<'a>(program: &'a Program, name: &str) -> Result<&'a WeightSpec, BackendE
 fn untouched(spec: &WeightSpec, dtype: DType) -> Result<Tensor, BackendError> {
     let fail = |what: String| BackendError::Weight { name: spec.name.clone(), what };
     let size = Tensor::size_bytes(dtype, &spec.shape).map_err(|e| fail(e.to_string()))?;
-    Tensor::new(dtype, spec.shape.clone(), zeros(size)).map_err(|e| fail(e.to_string()))
+    let zeros = zeros(size).ok_or_else(|| fail(format!("no room for {size} bytes of addresses")))?;
+    Tensor::new(dtype, spec.shape.clone(), zeros).map_err(|e| fail(e.to_string()))
 }
 
 fn untouched_parts(form: &PackedForm) -> Option<Vec<Storage>> {
-    Some(form.part_bytes.iter().map(|bytes| zeros(*bytes)).collect())
+    form.part_bytes.iter().map(|bytes| zeros(*bytes)).collect()
 }
 
 /// Weights of the types and shapes that files hold; small ones are theirs.
@@ -146,8 +146,9 @@ impl WeightSource for OfShape<'_> {
     }
 }
 
-/// Zeros of which the system holds no page before it is read.
-struct Zeros(Vec<u8>);
+/// Zeros of which the system holds no page before it is read. Mapped, not allocated: the C library would keep freed
+/// blocks of a model's size for itself, and what is loaded afterwards would come on top of them.
+struct Zeros(MmapMut);
 
 impl Owner for Zeros {
     fn bytes(&self) -> &[u8] {
@@ -155,9 +156,9 @@ impl Owner for Zeros {
     }
 }
 
-fn zeros(len: usize) -> Storage {
-    let bytes = vec![0; len + ALIGN_BYTES];
-    let skip = bytes.as_ptr().align_offset(ALIGN_BYTES);
-    let storage = Storage::from_owner(Arc::new(Zeros(bytes)));
-    storage.slice(skip..skip + len).expect("invariant: there is room to align")
+fn zeros(len: usize) -> Option<Storage> {
+    if len == 0 {
+        return Some(Storage::from_bytes(&[]));
+    }
+    Some(Storage::from_owner(Arc::new(Zeros(MmapMut::map_anon(len).ok()?))))
 }

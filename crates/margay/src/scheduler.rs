@@ -6,9 +6,11 @@
 
 use crate::{
     AskOptions, Error, Event, Model, Session, Turn,
+    governed::Doing,
     prompt::Prompt,
     work::{Pace, Work},
 };
+use margay_device::Admission;
 use margay_graph::{BackendError, Cancel, Segment};
 use margay_observe::Stopwatch;
 use std::{
@@ -123,9 +125,11 @@ impl Scheduler {
     /// The flag that comes back ends the request: one that waits with [`BackendError::Cancelled`], one that runs with its report.
     ///
     /// # Errors
-    /// [`Error::Busy`] where the queue is full or the scheduler is being closed; else as [`Session::ask_turns`].
+    /// [`Error::Busy`] where the queue is full or the scheduler is being closed, [`Error::Refused`] where the governor takes no
+    /// questions now; else as [`Session::ask_turns`].
     pub fn submit(&self, job: Job, tell: Tell) -> Result<Cancel, Error> {
         drop(self.shared.room()?);
+        self.shared.model.admit()?;
         // Tokenising and looking at pixels take time, which only this caller should wait for.
         let prompt = Prompt::of_turns(&self.shared.model, &job.turns)?;
         self.shared.model.check(&job.options)?;
@@ -264,7 +268,7 @@ impl Desk<'_> {
                 }
                 continue;
             }
-            if self.running.len() < self.shared.options.slots
+            if self.running.len() < self.slots(queue.waiting.len())
                 && let Some(waiting) = queue.waiting.pop_front()
             {
                 drop(queue);
@@ -278,6 +282,16 @@ impl Desk<'_> {
                 return false;
             }
             drop(self.shared.wake.wait(queue).unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+
+    /// Answers that may be made at the same time: one where the governor has questions wait.
+    fn slots(&self, waiting: usize) -> usize {
+        let Some(governed) = self.shared.model.governed() else { return self.shared.options.slots };
+        governed.set_queue(waiting);
+        match governed.look().0.admission {
+            Admission::Accept => self.shared.options.slots,
+            Admission::Queue | Admission::Refuse { .. } => 1,
         }
     }
 
@@ -376,6 +390,11 @@ impl Desk<'_> {
             alone.tell();
             return;
         }
+        let governed = model.governed();
+        if let Some(governed) = governed.as_ref().filter(|governed| governed.look().0.hold) {
+            governed.hold();
+            return;
+        }
         while !ready.is_empty() {
             let mut engine = match model.engine() {
                 Ok(engine) => engine,
@@ -402,6 +421,10 @@ impl Desk<'_> {
                 }
             });
             drop(engine);
+            if let Some(governed) = &governed {
+                // Nobody's flag ends the rest of the others, which is short.
+                governed.rest(Doing::Decode(1), clock.elapsed(), &Cancel::new());
+            }
             if let Err(e) = logits {
                 let what = e.to_string();
                 ready.iter_mut().for_each(|running| running.fail(Error::Run { what: what.clone() }));

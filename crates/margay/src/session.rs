@@ -88,6 +88,7 @@ impl Session {
         if text.trim().is_empty() && images.is_empty() {
             return Err(Error::EmptyPrompt);
         }
+        self.model.admit()?;
         let layouts = self.layouts(images)?;
         let sampler = self.sampler(options)?;
         if !self.messages.iter().any(|m| m.role == "user") {
@@ -121,6 +122,7 @@ impl Session {
         if text.trim().is_empty() && images == 0 {
             return Err(Error::EmptyPrompt);
         }
+        self.model.admit()?;
         let sampler = self.sampler(options)?;
         let mut messages = self.messages[..last].to_vec();
         messages.push(Message::user(images, text));
@@ -137,6 +139,7 @@ impl Session {
     /// # Errors
     /// [`Error::Turns`] where the turns are no conversation that ends with a question; else as [`Session::ask_with`].
     pub fn ask_turns(&mut self, turns: &[Turn], options: &AskOptions) -> Result<Answer<'_>, Error> {
+        self.model.admit()?;
         let prompt = Prompt::of_turns(&self.model, turns)?;
         let work = self.begin(prompt, options)?;
         Ok(Answer::new(self, work))

@@ -4,6 +4,7 @@ use crate::{
     AskOptions, Error, Event, Image, Model, Report, Session, StageReport, Stop, Token,
     draft::Lookup,
     engine::{TextCall, prefix_of},
+    governed::{Doing, Governed},
     image::ImageDigest,
     sample::{Sampler, logprobs},
 };
@@ -222,6 +223,41 @@ impl Work {
             self.end(Stop::Cancelled);
             return Ok(());
         }
+        match self.model.governed() {
+            Some(governed) if !ending => self.governed_step(session, pace, &governed),
+            _ => self.phase_step(session, pace),
+        }
+    }
+
+    /// A step under a governor: short enough to look in between, and rests behind it.
+    fn governed_step(
+        &mut self,
+        session: &mut Session,
+        pace: &mut Pace<'_>,
+        governed: &Governed,
+    ) -> Result<(), Error> {
+        let (settings, events) = governed.look();
+        self.pending.extend(events.into_iter().map(|event| Event::Governed(Box::new(event))));
+        if settings.hold {
+            governed.hold();
+            return Ok(());
+        }
+        let decodes = matches!(self.phase, Phase::Decode);
+        let before = (self.stages.prefill_tokens, self.stages.decode_tokens);
+        let clock = Stopwatch::start();
+        let mut pause = || (pace.pause)() || clock.elapsed() >= governed.step();
+        let mut slower = Pace { prefill: pace.prefill.min(governed.chunk()), pause: &mut pause };
+        let done = self.phase_step(session, &mut slower);
+        let doing = match self.stages.prefill_tokens - before.0 {
+            _ if decodes => Doing::Decode(self.stages.decode_tokens - before.1),
+            0 => Doing::Other,
+            tokens => Doing::Prefill(tokens),
+        };
+        governed.rest(doing, clock.elapsed(), &session.cancel);
+        done
+    }
+
+    fn phase_step(&mut self, session: &mut Session, pace: &mut Pace<'_>) -> Result<(), Error> {
         match std::mem::replace(&mut self.phase, Phase::Over) {
             Phase::Preprocess => self.preprocess(session),
             Phase::Encode(tiles) => self.next_tile(session, tiles, pace),

@@ -37,6 +37,8 @@ impl Sensor for Cgroup {
         let read = |file: &str| root.read(&format!("{folder}/{file}")).and_then(|text| number(&text));
         moment.sample.cgroup_bytes = read("memory.current");
         moment.sample.cgroup_peak_bytes = read("memory.peak");
+        let stat = root.read(&format!("{folder}/memory.stat"));
+        moment.sample.cgroup_file_bytes = stat.as_deref().and_then(file_bytes);
         // "max" is no number: no limit.
         moment.sample.cgroup_max_bytes = read("memory.max");
     }
@@ -71,9 +73,21 @@ pub(crate) fn group(text: &str) -> Option<&str> {
     lines.next().filter(|group| group.starts_with('/'))
 }
 
+/// Pages of files in the text of `memory.stat`.
+fn file_bytes(stat: &str) -> Option<u64> {
+    stat.lines().find_map(|line| line.strip_prefix("file ")).and_then(number)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pages_of_files_are_told_from_the_other_lines() {
+        assert_eq!(file_bytes("anon 5\nfile 4096\nfile_mapped 7\n"), Some(4096));
+        assert_eq!(file_bytes("anon 5\nfile_mapped 7\n"), None);
+        assert_eq!(file_bytes("file x\n"), None);
+    }
 
     #[test]
     fn the_line_of_version_2_names_the_group() {

@@ -48,7 +48,7 @@ pub(super) fn all(model: &str, sizes: Sizes, context: NonZeroUsize) -> anyhow::R
                     kv: kv.name().to_owned(),
                     picture: picture.clone(),
                     workload: sketch.workload(kv, sizes)?,
-                    memory_bytes: Some(memory.total_bytes),
+                    memory_bytes: Some(memory.most_bytes),
                     // What smaller pictures lose was not measured.
                     quality: kept(&quality, &sketch).filter(|_| at == 0),
                 });
