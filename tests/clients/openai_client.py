@@ -77,6 +77,21 @@ def with_the_client(url):
     dry = client.chat.completions.create(model=model, messages=question, extra_body={"dry_run": True})
     check("extra_body reaches the extensions", dry.prompt_tokens == answer.usage.prompt_tokens)
 
+    look = {"type": "function", "function": {"name": "look", "description": "Zooms in.", "parameters": {
+        "type": "object", "properties": {"at": {"enum": ["sign", "tree"]}}, "required": ["at"]}}}
+    calling = client.chat.completions.create(model=model, messages=question, tools=[look], tool_choice="required",
+                                             parallel_tool_calls=False)
+    call = calling.choices[0].message.tool_calls[0]
+    check(f"a function is called: {call.function.arguments}", json.loads(call.function.arguments)["at"] in ("sign", "tree"))
+    with client.chat.completions.stream(model=model, messages=question, tools=[look], tool_choice="required",
+                                        parallel_tool_calls=False) as stream:
+        streamed = stream.get_final_completion().choices[0].message.tool_calls[0]
+    check("the client's stream helper finds the call", streamed.function.arguments == call.function.arguments)
+    given = [*question, calling.choices[0].message.model_dump(),
+             {"role": "tool", "tool_call_id": call.id, "content": "It says BAR."}]
+    after = client.chat.completions.create(model=model, messages=given, tools=[look], tool_choice="none")
+    check("what it gave back goes on", after.choices[0].finish_reason == "stop")
+
     error = refused(openai.BadRequestError, lambda: client.chat.completions.create(
         model=model, messages=question, extra_body={"temprature": 1}))
     check("an unknown parameter is named", error.param == "temprature" and error.code == "unknown_parameter")

@@ -117,6 +117,8 @@ pub struct Measured {
     pub timelines: Vec<Timeline>,
     /// That of the long run.
     pub sustained: Option<Timeline>,
+    /// That of the pass with a look at the clock between ops, on a clock of its own.
+    pub ops: Option<Timeline>,
 }
 
 /// Measures. A wish to stop is no error: what is complete is in the record, which says that it was stopped.
@@ -176,7 +178,7 @@ pub fn measure(plan: &Plan<'_>) -> Result<Measured, BenchError> {
         (sustained, long) = sustain(plan, &model, planned)?.unzip();
         rounds.held = Some(model);
     }
-    let mut ops = vec![];
+    let (mut ops, mut each_op) = (vec![], None);
     if plan.ops && !rounds.stopped && !plan.stop.is_cancelled() {
         (plan.progress)("op by op");
         let model = match rounds.held.take() {
@@ -185,7 +187,7 @@ pub fn measure(plan: &Plan<'_>) -> Result<Measured, BenchError> {
         };
         // What was measured is not lost to what a backend does not tell.
         match by_op(plan, &model, rounds.prompt.as_ref()) {
-            Ok(told) => ops = told,
+            Ok((told, timeline)) => (ops, each_op) = (told, Some(timeline)),
             Err(e) => protocol.warnings.push(format!("ops are unknown: {e}")),
         }
     }
@@ -228,7 +230,7 @@ pub fn measure(plan: &Plan<'_>) -> Result<Measured, BenchError> {
         .iter_mut()
         .chain(&mut long)
         .for_each(|timeline: &mut Timeline| timeline.title.clone_from(&title));
-    Ok(Measured { record, timelines, sustained: long })
+    Ok(Measured { record, timelines, sustained: long, ops: each_op })
 }
 
 struct Rounds<'p> {

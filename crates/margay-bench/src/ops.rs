@@ -5,7 +5,9 @@ use crate::{
     record::{OpMs, StageOps},
     work::Prompt,
 };
-use margay::{Image, Model, OpTime, Stages};
+use margay::{Error, Image, Model, OpTime, Stages};
+use margay_observe::{OpSpan, Recorder, Series, Stage, Timeline};
+use std::time::Duration;
 
 /// Tokens that are decoded for it.
 const DECODED: usize = 8;
@@ -13,32 +15,51 @@ const DECODED: usize = 8;
 const PROMPT: usize = 128;
 
 /// One more pass of each stage with a look at the clock between its ops: the first picture, as many tokens as the question has,
-/// and some decoded behind them. The tokens' meaning does not matter.
+/// and some decoded behind them. The tokens' meaning does not matter. What each op took, and when each ran.
 pub(crate) fn by_op(
     plan: &Plan<'_>,
     model: &Model,
     prompt: Option<&Prompt>,
-) -> Result<Vec<StageOps>, BenchError> {
-    let mut stages = Stages::new(model)?;
-    let mut all = vec![];
-    let told = |stage: &str, tokens, times: Vec<OpTime>| StageOps {
-        stage: stage.to_owned(),
-        tokens,
-        ops: times.into_iter().map(op).collect(),
-    };
+) -> Result<(Vec<StageOps>, Timeline), BenchError> {
+    let mut pass = Pass { stages: Stages::new(model)?, recorder: Recorder::new(), all: vec![] };
     if let Some(path) = plan.pictures.first().filter(|_| model.config().vision.is_some()) {
         let image = Image::open(path)?;
-        stages.prepare_vision()?;
-        all.push(told("encode", None, stages.by_op(|stages| stages.encode(&image))?));
+        pass.stages.prepare_vision()?;
+        pass.of(Stage::Encode, None, |stages| stages.encode(&image))?;
     }
     let room = model.context();
     let tokens = prompt.map_or(PROMPT, Prompt::tokens).min(room.saturating_sub(1)).max(1);
-    all.push(told("prefill", Some(tokens), stages.by_op(|stages| stages.prefill(tokens))?));
+    pass.of(Stage::Prefill, Some(tokens), |stages| stages.prefill(tokens))?;
     let decoded = DECODED.min(room - tokens);
     if decoded > 0 {
-        all.push(told("decode", Some(decoded), stages.by_op(|stages| stages.decode(decoded))?));
+        pass.of(Stage::Decode, Some(decoded), |stages| stages.decode(decoded))?;
     }
-    Ok(all)
+    Ok((pass.all, Timeline::new("", &pass.recorder, Series::new(Duration::ZERO))))
+}
+
+struct Pass {
+    stages: Stages,
+    recorder: Recorder,
+    all: Vec<StageOps>,
+}
+
+impl Pass {
+    fn of(
+        &mut self,
+        stage: Stage,
+        tokens: Option<usize>,
+        run: impl FnOnce(&mut Stages) -> Result<Duration, Error>,
+    ) -> Result<(), Error> {
+        let open = self.recorder.begin(stage);
+        let runs = self.stages.each_op(self.recorder.clock(), run)?;
+        self.recorder.end(open);
+        let ops = OpTime::sums(&runs).into_iter().map(op).collect();
+        self.all.push(StageOps { stage: stage.name().to_owned(), tokens, ops });
+        for run in runs {
+            self.recorder.push_op(OpSpan { name: run.op, start: run.start, duration: run.took });
+        }
+        Ok(())
+    }
 }
 
 fn op(time: OpTime) -> OpMs {

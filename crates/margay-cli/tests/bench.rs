@@ -32,7 +32,7 @@ fn a_record_is_compared_and_gated() {
     let file = |name: &str| word(folder.path(), name);
     let (a, html, trace) = (file("a.json"), file("a.html"), file("a.trace.json"));
     let peer = "command=printf %s \"$PROMPT\"";
-    let text = run(short(&["--out", &a, "--html", &html, "--trace", &trace, "--peer", peer])).ok();
+    let text = run(short(&["--out", &a, "--html", &html, "--trace", &trace, "--ops", "--peer", peer])).ok();
     for part in [
         "with load",
         "without load",
@@ -49,7 +49,20 @@ fn a_record_is_compared_and_gated() {
     assert_eq!(record["engines"][1]["runs"][0]["text"], "What is in this picture?");
     assert_eq!(record["build"]["executable_sha256"].as_str().unwrap().len(), 64);
     assert!(std::fs::read_to_string(&html).unwrap().contains("prefers-color-scheme"));
-    let _: Value = serde_json::from_slice(&std::fs::read(&trace).unwrap()).unwrap();
+    let trace: Value = serde_json::from_slice(&std::fs::read(&trace).unwrap()).unwrap();
+    let slices = |category: &str| -> Vec<(f64, f64)> {
+        let events = trace["traceEvents"].as_array().unwrap().iter().filter(|event| event["cat"] == category);
+        let number = |event: &Value, key: &str| event[key].as_f64().unwrap();
+        events.map(|event| (number(event, "ts"), number(event, "ts") + number(event, "dur"))).collect()
+    };
+    let (stages, ops) = (slices("stage"), slices("op"));
+    assert!(ops.len() > 100, "{} ops", ops.len());
+    for (from, to) in ops {
+        assert!(
+            stages.iter().any(|stage| stage.0 - 1.0 <= from && to <= stage.1 + 1.0),
+            "an op of no stage at {from}"
+        );
+    }
 
     let compared = run(["bench", "compare", &a, &a, "--json"]).json();
     assert!(compared["lines"].as_array().unwrap().iter().all(|line| line["worse"].is_null()), "{compared}");

@@ -69,6 +69,18 @@ pub struct StageStatistics {
 }
 
 impl Timeline {
+    /// This one, and the stages and ops of another behind its end: for what was recorded on another clock.
+    #[must_use]
+    pub fn followed_by(&self, next: &Timeline) -> Timeline {
+        let sampled = self.series.range().map(|(_, last)| last);
+        let end = self.spans.iter().map(Span::end).chain(sampled).max().unwrap_or_default();
+        let mut both = self.clone();
+        both.spans.extend(next.spans.iter().map(|span| Span { start: end + span.start, ..*span }));
+        both.ops.extend(next.ops.iter().map(|op| OpSpan { start: end + op.start, ..op.clone() }));
+        both.ops_dropped += next.ops_dropped;
+        both
+    }
+
     /// A timeline of what a recorder recorded and a sampler sampled, on the same clock.
     pub fn new(title: impl Into<String>, recorder: &Recorder, series: Series) -> Self {
         let (ops, ops_dropped) = recorder.ops();
@@ -236,6 +248,26 @@ mod tests {
         let mut timeline = Timeline::of_samples("test", Series::new(millis(100)));
         timeline.series.samples = (0..=10).map(sample).collect();
         timeline
+    }
+
+    #[test]
+    fn what_follows_begins_behind_the_last_span_and_sample() {
+        let mut next = Timeline::default();
+        next.spans = vec![span(Stage::Prefill, None, 10, 20)];
+        next.ops = vec![OpSpan { name: "linear".to_owned(), start: millis(12), duration: millis(3) }];
+        let mut first = timeline();
+        let both = first.followed_by(&next);
+        assert_eq!(
+            (both.spans[0].start, both.ops[0].start),
+            (millis(1010), millis(1012)),
+            "a second of samples"
+        );
+        first.spans = vec![span(Stage::Decode, None, 900, 300)];
+        let both = first.followed_by(&next);
+        assert_eq!(
+            (both.spans.len(), both.spans[1].start, both.ops[0].duration),
+            (2, millis(1210), millis(3))
+        );
     }
 
     #[test]

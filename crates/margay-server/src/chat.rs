@@ -7,7 +7,7 @@ use crate::{
     problem::{Problem, json_response},
     reply::{Head, choice, completion, token},
     request::ChatRequest,
-    stream, turns,
+    stream, tools, turns,
 };
 use axum::{
     body::{Body, Bytes},
@@ -70,7 +70,7 @@ pub(crate) async fn chat(State(app): State<Arc<App>>, request: Request) -> Resul
     let (number, random) = app.number();
     let head = Head { id: format!("chatcmpl-{:x}{number:06x}", app.started), created: unix_seconds(), model };
     let options = stream::Options::of(&prepared.request);
-    let streams = prepared.request.stream;
+    let (streams, calls) = (prepared.request.stream, prepared.request.tools.any());
     // Tokenising may take a while.
     let asked = app.clone();
     let submitted = tokio::task::spawn_blocking(move || submit(&asked, prepared, random, arrived));
@@ -79,7 +79,7 @@ pub(crate) async fn chat(State(app): State<Arc<App>>, request: Request) -> Resul
         return stream::respond(app, head, options, running, deadline).await;
     }
     tokio::select! {
-        answered = collect(&head, running) => answered,
+        answered = collect(&head, running, calls) => answered,
         () = &mut deadline => Err(Problem::late(limit)),
     }
 }
@@ -170,6 +170,9 @@ fn submit(app: &App, prepared: Prepared, random: u64, arrived: Stopwatch) -> Res
         running.cancels.push(submitted.map_err(|e| match e {
             Error::Busy { .. } if app.is_stopping() => Problem::stopping(),
             Error::Busy { .. } => app.busy(),
+            Error::Form(_) if request.tools.any() => {
+                Problem { param: Some("tools".to_owned()), ..Problem::of_engine(&e) }
+            }
             e => Problem::of_engine(&e),
         })?);
     }
@@ -205,7 +208,7 @@ impl Teller {
 }
 
 /// Waits for every answer.
-async fn collect(head: &Head, mut running: Running) -> Result<Response, Problem> {
+async fn collect(head: &Head, mut running: Running, calls: bool) -> Result<Response, Problem> {
     let mut reports: Vec<Option<Box<Report>>> = vec![None; running.choices];
     let mut tokens: Vec<Option<Vec<Value>>> = vec![None; running.choices];
     while reports.iter().any(Option::is_none) {
@@ -225,6 +228,11 @@ async fn collect(head: &Head, mut running: Running) -> Result<Response, Problem>
         return Err(Problem::stopping());
     }
     let choices = reports.iter().zip(tokens).enumerate();
-    let choices = choices.map(|(index, (report, tokens))| choice(index, report, tokens)).collect();
+    let choices = choices
+        .map(|(index, (report, tokens))| {
+            let id_of = |number| tools::id(&head.id, index, number);
+            choice(index, report, tokens, calls.then_some(&id_of))
+        })
+        .collect();
     Ok(json_response(StatusCode::OK, &completion(head, choices, &reports)))
 }

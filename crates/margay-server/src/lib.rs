@@ -35,6 +35,7 @@ mod routes;
 mod serve;
 mod status;
 mod stream;
+mod tools;
 mod turns;
 
 pub use error::ServerError;

@@ -3,7 +3,9 @@
 use crate::{
     fields::{Fields, kind, shown},
     problem::Problem,
+    tools,
 };
+use margay::Calls;
 use serde_json::Value;
 
 /// A message.
@@ -32,36 +34,83 @@ pub(crate) fn messages(fields: &mut Fields) -> Result<Vec<Said>, Problem> {
         return Err(Problem::bad("messages", "is empty"));
     }
     let mut all: Vec<Said> = vec![];
+    // Calls that were made, and whether the last message tells what one gave back.
+    let (mut calls, mut after_tool) = (vec![], false);
     for (at, value) in list.into_iter().enumerate() {
-        let said = message(Fields::of(value, format!("messages[{at}]"))?)?;
+        let mut fields = Fields::of(value, format!("messages[{at}]"))?;
+        let role = role(&mut fields)?;
+        let said = match role {
+            Role::Tool => given_back(fields, &calls)?,
+            Role::Plain(role) => message(role, fields, &mut calls)?,
+        };
+        let tool = matches!(role, Role::Tool);
         match all.as_mut_slice() {
             [first] if first.role == "system" && said.role == "system" => {
                 first.parts.push(Part::Text("\n\n".to_owned()));
                 first.parts.extend(said.parts);
             }
+            // What the calls of one answer gave back is one turn.
+            [.., last] if tool && after_tool => {
+                last.parts.push(Part::Text("\n".to_owned()));
+                last.parts.extend(said.parts);
+            }
             _ => all.push(said),
         }
+        after_tool = tool;
     }
     Ok(all)
 }
 
-fn message(mut fields: Fields) -> Result<Said, Problem> {
-    let role = match fields.needed_text("role")?.as_str() {
+#[derive(Clone, Copy)]
+enum Role {
+    Plain(&'static str),
+    Tool,
+}
+
+fn role(fields: &mut Fields) -> Result<Role, Problem> {
+    Ok(Role::Plain(match fields.needed_text("role")?.as_str() {
         "system" | "developer" => "system",
         "user" => "user",
         "assistant" => "assistant",
-        "tool" | "function" => {
-            return Err(Problem::bad(fields.place("role"), "is a tool's, and tools are not supported yet")
-                .with_code("unsupported_parameter"));
-        }
+        "tool" => return Ok(Role::Tool),
         other => {
-            let what = format!("is {:?}; known are system, developer, user and assistant", shown(other));
+            let what =
+                format!("is {:?}; known are system, developer, user, assistant and tool", shown(other));
             return Err(Problem::bad(fields.place("role"), what));
         }
-    };
+    }))
+}
+
+/// What a function gave back: the model is told it as a user's turn.
+fn given_back(mut fields: Fields, calls: &[String]) -> Result<Said, Problem> {
+    let id = fields.needed_text("tool_call_id")?;
+    if !calls.contains(&id) {
+        let what = format!("is {:?}, which no tool_calls of an earlier message have", shown(&id));
+        return Err(Problem::bad(fields.place("tool_call_id"), what));
+    }
     let place = fields.place("content");
-    let parts = match fields.take("content") {
-        None => return Err(Problem::bad(place, "is missing")),
+    let parts = parts(&mut fields)?.ok_or_else(|| Problem::bad(&place, "is missing"))?;
+    let mut text = String::new();
+    for part in parts {
+        match part {
+            Part::Text(more) => text += &more,
+            Part::Picture { place, .. } => {
+                return Err(Problem::bad(
+                    place,
+                    "is a picture that a tool gave back; send it in a message of the user's",
+                ));
+            }
+        }
+    }
+    fields.finish()?;
+    Ok(Said { role: "user", parts: vec![Part::Text(Calls::response(&text))] })
+}
+
+/// The parts of a message; `None` where it has none.
+fn parts(fields: &mut Fields) -> Result<Option<Vec<Part>>, Problem> {
+    let place = fields.place("content");
+    Ok(Some(match fields.take("content") {
+        None => return Ok(None),
         Some(Value::String(text)) => vec![Part::Text(text)],
         Some(Value::Array(list)) => {
             let read = |(at, value)| part(Fields::of(value, format!("{place}[{at}]"))?);
@@ -73,7 +122,24 @@ fn message(mut fields: Fields) -> Result<Said, Problem> {
                 format!("must be a string or a list of parts, not {}", kind(&other)),
             ));
         }
-    };
+    }))
+}
+
+fn message(role: &'static str, mut fields: Fields, calls: &mut Vec<String>) -> Result<Said, Problem> {
+    let mut parts = parts(&mut fields)?;
+    if role == "assistant" {
+        for (at, call) in fields.list("tool_calls")?.unwrap_or_default().into_iter().enumerate() {
+            let place = fields.place(&format!("tool_calls[{at}]"));
+            let (id, written) = tools::made(Fields::of(call, place)?)?;
+            let parts = parts.get_or_insert_default();
+            if !parts.is_empty() {
+                parts.push(Part::Text("\n".to_owned()));
+            }
+            parts.push(Part::Text(written));
+            calls.push(id);
+        }
+    }
+    let parts = parts.ok_or_else(|| Problem::bad(fields.place("content"), "is missing"))?;
     if role != "user"
         && let Some(Part::Picture { place, .. }) =
             parts.iter().find(|part| matches!(part, Part::Picture { .. }))
@@ -97,10 +163,8 @@ fn what_answers_hold(fields: &mut Fields) -> Result<(), Problem> {
             return Err(Problem::bad(fields.place(name), "is not supported"));
         }
     }
-    for name in ["tool_calls", "annotations"] {
-        if fields.list(name)?.is_some_and(|list| !list.is_empty()) {
-            return Err(Problem::bad(fields.place(name), "is not supported"));
-        }
+    if fields.list("annotations")?.is_some_and(|list| !list.is_empty()) {
+        return Err(Problem::bad(fields.place("annotations"), "is not supported"));
     }
     Ok(())
 }
@@ -204,13 +268,45 @@ mod tests {
     }
 
     #[test]
+    fn calls_and_what_they_gave_back_are_turns_as_the_model_writes_and_is_told_them() {
+        let call = |id: &str| json!({"id": id, "type": "function", "function": {"name": "look", "arguments": "{\"at\": 1}"}});
+        let said = read(json!([
+            {"role": "user", "content": "x"},
+            {"role": "assistant", "content": null, "tool_calls": [call("a"), call("b")]},
+            {"role": "tool", "tool_call_id": "a", "content": "red"},
+            {"role": "tool", "tool_call_id": "b", "content": [{"type": "text", "text": "blue"}]},
+            {"role": "user", "content": "y"},
+        ]))
+        .unwrap();
+        let roles: Vec<_> = said.iter().map(|said| said.role).collect();
+        assert_eq!(roles, ["user", "assistant", "user", "user"]);
+        let written = Calls::call("look", "{\"at\":1}");
+        assert_eq!(said[1].parts, [text(&written), text("\n"), text(&written)]);
+        assert_eq!(
+            said[2].parts,
+            [text(&Calls::response("red")), text("\n"), text(&Calls::response("blue"))]
+        );
+    }
+
+    #[test]
     fn what_is_wrong_is_named_with_its_place() {
         let user = |part: Value| json!([{"role": "user", "content": [part]}]);
         let url = |url: &str| user(json!({"type": "image_url", "image_url": {"url": url}}));
         for (list, param, says) in [
             (json!([]), "messages", "empty"),
             (json!([{"role": "king", "content": "x"}]), "messages[0].role", "king"),
-            (json!([{"role": "tool", "content": "x"}]), "messages[0].role", "not supported yet"),
+            (json!([{"role": "function", "content": "x"}]), "messages[0].role", "function"),
+            (json!([{"role": "tool", "content": "x"}]), "messages[0].tool_call_id", "missing"),
+            (
+                json!([{"role": "tool", "content": "x", "tool_call_id": "c"}]),
+                "messages[0].tool_call_id",
+                "no tool_calls",
+            ),
+            (
+                json!([{"role": "assistant", "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": "{"}}]}]),
+                "messages[0].tool_calls[0].function.arguments",
+                "not JSON",
+            ),
             (json!([{"role": "user"}]), "messages[0].content", "missing"),
             (json!([{"role": "user", "content": 5}]), "messages[0].content", "list of parts"),
             (json!([{"role": "user", "content": "x", "name": "y"}]), "messages[0].name", "not a parameter"),

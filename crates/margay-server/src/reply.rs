@@ -1,6 +1,7 @@
 //! Answers in OpenAI's form. Source: OpenAI API reference, "The chat completion object", "The chat completion chunk
 //! object". `margay` beside a choice is an extension.
 
+use crate::tools;
 use margay::{Report, Stop, Token};
 use serde_json::{Value, json};
 
@@ -35,13 +36,28 @@ pub(crate) fn logprobs(tokens: Option<Vec<Value>>) -> Value {
     tokens.map_or(Value::Null, |tokens| json!({ "content": tokens, "refusal": null }))
 }
 
-/// One of its choices.
-pub(crate) fn choice(index: usize, report: &Report, tokens: Option<Vec<Value>>) -> Value {
+/// One of its choices; with the ids of its calls where it may call functions.
+pub(crate) fn choice(
+    index: usize,
+    report: &Report,
+    tokens: Option<Vec<Value>>,
+    id_of: Option<&dyn Fn(usize) -> String>,
+) -> Value {
+    let mut message = json!({ "role": "assistant", "content": report.text, "refusal": null });
+    let mut called = false;
+    if let Some(id_of) = id_of {
+        let (content, calls) = tools::split(&report.text, id_of);
+        called = !calls.is_empty();
+        message["content"] = content;
+        if called {
+            message["tool_calls"] = Value::Array(calls);
+        }
+    }
     json!({
         "index": index,
-        "message": { "role": "assistant", "content": report.text, "refusal": null },
+        "message": message,
         "logprobs": logprobs(tokens),
-        "finish_reason": finish_reason(report.stop),
+        "finish_reason": finish_reason(report.stop, called),
         "margay": stages(report),
     })
 }
@@ -69,8 +85,9 @@ pub(crate) fn usage(reports: &[Box<Report>]) -> Value {
     })
 }
 
-pub(crate) fn finish_reason(stop: Stop) -> &'static str {
+pub(crate) fn finish_reason(stop: Stop, called: bool) -> &'static str {
     match stop {
+        Stop::End | Stop::StopText if called => "tool_calls",
         Stop::End | Stop::StopText | Stop::Cancelled => "stop",
         Stop::Length | Stop::Context => "length",
     }

@@ -5,9 +5,10 @@
 
 use crate::{
     fields::{Fields, kind, shown},
-    message::{Said, messages},
+    message::{Part, Said, messages},
     options::Limits,
     problem::Problem,
+    tools::Tools,
 };
 use margay::{Form, Sampling};
 use serde_json::Value;
@@ -39,7 +40,7 @@ pub(crate) struct ChatRequest {
     pub(crate) logprobs: Option<usize>,
     /// What an answer has to look like.
     pub(crate) form: Option<Form>,
-    pub(crate) tools: Vec<Value>,
+    pub(crate) tools: Tools,
     pub(crate) stream: bool,
     pub(crate) include_usage: bool,
     pub(crate) include_stages: bool,
@@ -68,7 +69,7 @@ impl ChatRequest {
             bias: bias(&mut fields)?,
             logprobs: logprobs(&mut fields)?,
             form: form(&mut fields)?,
-            tools: tools(&mut fields)?,
+            tools: Tools::read(&mut fields)?,
             stream: streaming,
             include_usage,
             include_stages,
@@ -76,17 +77,23 @@ impl ChatRequest {
         };
         without_effect(&mut fields)?;
         fields.finish()?;
-        request.not_yet()?;
-        Ok(request)
+        request.with_tools()
     }
 
-    /// Refuses what is understood and cannot be done.
-    fn not_yet(&self) -> Result<(), Problem> {
-        if self.tools.is_empty() {
-            return Ok(());
+    /// Where the tools say what the system's message says, and what form the answer has.
+    fn with_tools(mut self) -> Result<Self, Problem> {
+        let Some(form) = self.tools.form() else { return Ok(self) };
+        if self.form.is_some() {
+            let what = "and tools cannot both shape an answer; leave one out, or say tool_choice: none";
+            return Err(Problem::bad("response_format", what));
         }
-        let what = "are not supported yet; ask for JSON of a schema with response_format";
-        Err(Problem::bad("tools", what).with_code("unsupported_parameter"))
+        self.form = Some(form);
+        let words = self.tools.words().map(Part::Text).into_iter();
+        match self.messages.first_mut().filter(|first| first.role == "system") {
+            Some(system) => system.parts.extend([Part::Text("\n\n".to_owned())].into_iter().chain(words)),
+            None => self.messages.insert(0, Said { role: "system", parts: words.collect() }),
+        }
+        Ok(self)
     }
 }
 
@@ -213,23 +220,6 @@ fn form(fields: &mut Fields) -> Result<Option<Form>, Problem> {
     Ok(form)
 }
 
-fn tools(fields: &mut Fields) -> Result<Vec<Value>, Problem> {
-    let tools = fields.list("tools")?.unwrap_or_default();
-    match fields.take("tool_choice") {
-        None => {}
-        Some(Value::String(word)) if ["none", "auto", "required"].contains(&word.as_str()) => {}
-        Some(Value::Object(_)) => {}
-        Some(other) => {
-            return Err(Problem::bad(
-                "tool_choice",
-                format!("must be none, auto, required or a tool, not {}", kind(&other)),
-            ));
-        }
-    }
-    fields.flag("parallel_tool_calls")?;
-    Ok(tools)
-}
-
 /// Parameters that are known and change nothing in an answer that is made here. What would change something is refused.
 fn without_effect(fields: &mut Fields) -> Result<(), Problem> {
     for name in ["user", "safety_identifier", "prompt_cache_key"] {
@@ -324,8 +314,20 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_supported_yet_says_so() {
-        assert!(refused(json!({"tools": [{"type": "function"}]})).1.contains("not supported yet"));
+    fn functions_are_told_to_the_model_and_shape_the_answer() {
+        let tool = json!({"type": "function", "function": {"name": "look"}});
+        let request = read(json!({"tools": [tool], "messages": [
+            {"role": "system", "content": "Be brief."}, {"role": "user", "content": "x"}]}))
+        .unwrap();
+        assert!(matches!(request.form, Some(Form::Calls(_))));
+        let Some(Part::Text(words)) = request.messages[0].parts.last() else { panic!("no words") };
+        assert!(words.contains("<tools>") && words.contains("look"));
+        assert_eq!(read(json!({"tools": [tool]})).unwrap().messages.len(), 2);
+        let both = json!({"tools": [tool], "response_format": {"type": "json_object"}});
+        assert_eq!(refused(both).0, "response_format");
+        let none =
+            json!({"tools": [tool], "tool_choice": "none", "response_format": {"type": "json_object"}});
+        assert_eq!(read(none).unwrap().form, Some(Form::Json));
     }
 
     #[test]

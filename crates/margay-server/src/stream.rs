@@ -6,6 +6,7 @@ use crate::{
     problem::Problem,
     reply::{self, Head, chunk, finish_reason},
     request::ChatRequest,
+    tools,
 };
 use axum::{
     body::{Body, Bytes},
@@ -13,7 +14,7 @@ use axum::{
     response::Response,
 };
 use futures_core::Stream;
-use margay::{Event, Report, Stage, Stop};
+use margay::{CallPiece, CallReader, Event, Report, Stage, Stop};
 use serde_json::{Value, json};
 use std::{
     collections::VecDeque,
@@ -36,11 +37,13 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
 pub(crate) struct Options {
     usage: bool,
     stages: bool,
+    /// Answers may call functions.
+    calls: bool,
 }
 
 impl Options {
     pub(crate) fn of(request: &ChatRequest) -> Self {
-        Options { usage: request.include_usage, stages: request.include_stages }
+        Options { usage: request.include_usage, stages: request.include_stages, calls: request.tools.any() }
     }
 }
 
@@ -64,6 +67,7 @@ pub(crate) async fn respond(
     let mut events = Events {
         reports: vec![None; running.choices],
         tokens: vec![None; running.choices],
+        readers: (0..running.choices).map(|_| (CallReader::default(), 0)).collect(),
         app,
         head,
         options,
@@ -95,6 +99,8 @@ struct Events {
     reports: Vec<Option<Box<Report>>>,
     /// Tokens of each answer, with their probabilities, whose text is still to come.
     tokens: Vec<Option<Vec<Value>>>,
+    /// What reads the calls of each answer, and how many there were.
+    readers: Vec<(CallReader, usize)>,
     deadline: Deadline,
     alive: Interval,
     ready: VecDeque<Bytes>,
@@ -109,6 +115,11 @@ impl Events {
 
     fn take(&mut self, (index, event): Told) {
         match event {
+            Ok(Event::Text(text)) if self.options.calls => {
+                for piece in self.readers[index].0.push(&text) {
+                    self.piece(index, piece);
+                }
+            }
             Ok(Event::Text(text)) => self.delta(index, json!({ "content": text })),
             Ok(Event::Token(chosen)) => {
                 self.tokens[index].get_or_insert_default().push(reply::token(&chosen));
@@ -128,10 +139,29 @@ impl Events {
         }
     }
 
+    fn piece(&mut self, index: usize, piece: CallPiece) {
+        match piece {
+            CallPiece::Text(text) => self.delta(index, json!({ "content": text })),
+            CallPiece::Call { name, arguments } => {
+                let number = self.readers[index].1;
+                self.readers[index].1 += 1;
+                let id = tools::id(&self.head.id, index, number);
+                self.delta(
+                    index,
+                    json!({ "tool_calls": [tools::told(&id, &name, &arguments, Some(number))] }),
+                );
+            }
+        }
+    }
+
     fn finish(&mut self, index: usize, report: Box<Report>) {
+        if let Some(rest) = std::mem::take(&mut self.readers[index].0).finish() {
+            self.piece(index, rest);
+        }
+        let called = self.readers[index].1 > 0;
         let logprobs = reply::logprobs(self.tokens[index].take());
         let choice = json!([{
-            "index": index, "delta": {}, "logprobs": logprobs, "finish_reason": finish_reason(report.stop),
+            "index": index, "delta": {}, "logprobs": logprobs, "finish_reason": finish_reason(report.stop, called),
             "margay": reply::stages(&report),
         }]);
         self.send(&chunk(&self.head, choice, self.no_usage()));

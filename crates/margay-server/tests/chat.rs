@@ -93,6 +93,73 @@ fn a_conversation_goes_on_with_roles_as_clients_send_them() {
     assert!(!answer.json()["choices"][0]["message"]["content"].as_str().unwrap().is_empty());
 }
 
+/// The built-in model knows nothing of functions: what it calls is what the form of its answer leaves it.
+#[test]
+fn functions_are_called_with_arguments_of_their_schema_whole_and_streamed() {
+    let site = Site::nano(ServerOptions::default());
+    let look = json!({"type": "function", "function": {"name": "look_closer", "description": "Zooms in.",
+        "parameters": {"type": "object", "properties": {"at": {"enum": ["sign", "tree"]}, "times": {"$ref": "#/$defs/n"}},
+            "required": ["at", "times"], "additionalProperties": false,
+            "$defs": {"n": {"type": "integer", "minimum": 2, "maximum": 4}}}}});
+    let wait = json!({"type": "function", "function": {"name": "wait"}});
+    let question = with(about("street.png", "What does the sign say?"), json!({"tools": [look, wait]}));
+    let checked = |call: &Value| {
+        assert_eq!(
+            (&call["type"], call["function"]["name"].as_str()),
+            (&json!("function"), Some("look_closer"))
+        );
+        let arguments: Value = serde_json::from_str(call["function"]["arguments"].as_str().unwrap()).unwrap();
+        assert!(["sign", "tree"].contains(&arguments["at"].as_str().unwrap()), "{arguments}");
+        assert!((2..=4).contains(&arguments["times"].as_u64().unwrap()), "{arguments}");
+        call["id"].as_str().unwrap().to_owned()
+    };
+    let named = json!({"tool_choice": {"type": "function", "function": {"name": "look_closer"}}});
+    let named = with(question.clone(), named);
+    let answer = site.ask(&named).json();
+    let choice = &answer["choices"][0];
+    assert_eq!(
+        (&choice["finish_reason"], &choice["message"]["content"]),
+        (&json!("tool_calls"), &Value::Null)
+    );
+    let calls = choice["message"]["tool_calls"].as_array().unwrap();
+    assert_eq!(calls.len(), 1);
+    let id = checked(&calls[0]);
+
+    let chunks = site.stream(&named).all();
+    let deltas = chunks.iter().map(|chunk| &chunk["choices"][0]["delta"]["tool_calls"]);
+    let streamed: Vec<&Value> = deltas.filter(|calls| calls.is_array()).map(|calls| &calls[0]).collect();
+    assert_eq!((streamed.len(), &streamed[0]["index"]), (1, &json!(0)));
+    checked(streamed[0]);
+    assert_eq!(streamed[0]["function"], calls[0]["function"]);
+    assert_eq!(
+        (text(&chunks).as_str(), &chunks.last().unwrap()["choices"][0]["finish_reason"]),
+        ("", &json!("tool_calls"))
+    );
+
+    let needed =
+        site.ask(&with(question.clone(), json!({"tool_choice": "required", "max_tokens": 200}))).json();
+    let calls = needed["choices"][0]["message"]["tool_calls"].as_array().unwrap();
+    assert!(
+        calls
+            .iter()
+            .all(|call| ["look_closer", "wait"].contains(&call["function"]["name"].as_str().unwrap()))
+    );
+
+    // Left to itself it talks, and what a function gave back is part of the conversation.
+    let free = site.ask(&question).json();
+    assert_eq!(free["choices"][0]["finish_reason"], "stop", "{free}");
+    assert!(!free["choices"][0]["message"]["content"].as_str().unwrap().is_empty());
+    let mut messages = question["messages"].as_array().unwrap().clone();
+    messages.push(choice["message"].clone());
+    messages.push(json!({"role": "tool", "tool_call_id": id, "content": "BAR"}));
+    let mut on = question.clone();
+    on["messages"] = json!(messages);
+    let after = site.ask(&on);
+    assert_eq!(after.status, 200, "{}", after.body);
+    on["messages"][2]["tool_call_id"] = json!("call_x");
+    assert_eq!(site.ask(&on).problem().1, "messages[2].tool_call_id");
+}
+
 #[test]
 fn several_choices_have_seeds_of_their_own_and_a_seed_repeats_them() {
     let site = Site::endless(ServerOptions::default());

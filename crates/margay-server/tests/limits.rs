@@ -138,7 +138,16 @@ fn what_is_wrong_is_said_in_openais_form() {
     for (body, status, param, code) in [
         (with(words("x"), json!({"temprature": 1})), 400, "temprature", "unknown_parameter"),
         (with(words("x"), json!({"model": "gpt-4o"})), 404, "model", "model_not_found"),
-        (with(words("x"), json!({"tools": [{}]})), 400, "tools", "unsupported_parameter"),
+        (with(words("x"), json!({"tools": [{}]})), 400, "tools[0].function", ""),
+        (
+            with(
+                words("x"),
+                json!({"tools": [{"function": {"name": "f", "parameters": {"type": "zebra"}}}]}),
+            ),
+            400,
+            "tools",
+            "",
+        ),
         (user(json!("")), 400, "messages", ""),
         (user(json!("word ".repeat(9000))), 400, "messages", "context_length_exceeded"),
         (json!({"messages": [{"role": "assistant", "content": "x"}]}), 400, "messages", ""),

@@ -61,7 +61,10 @@ pub use margay_cpu::KvType;
 pub use margay_device::{Bounds, Event as GovernorEvent};
 pub use margay_graph::Cancel;
 pub use margay_observe::Stage;
-pub use margay_prompt::{image::ImageLimits, text::Form};
+pub use margay_prompt::{
+    image::ImageLimits,
+    text::{CallPiece, CallReader, Calls, Form, Function, called},
+};
 pub use model::Model;
 pub use options::{AskOptions, LoadOptions, Sampling};
 pub use predict::{MemoryPrediction, predict_shape};
@@ -70,7 +73,7 @@ pub use reduce::{REDUCTIONS, Reduction, ReductionEntry};
 pub use report::{Report, StageReport, Stop};
 pub use scheduler::{Job, Load, Scheduler, SchedulerOptions, Tell};
 pub use session::{Content, Session, Turn};
-pub use stages::{OpTime, Stages};
+pub use stages::{OpRun, OpTime, Stages};
 pub use tokenizer::tokenizer_of;
 pub use trace::{TraceOptions, Tracer};
 

@@ -2,7 +2,7 @@
 
 use crate::{Error, Image, Model, engine::TextCall, session::too_long};
 use margay_graph::{BackendError, Cancel, Op, Program, State, Watch, node_cost};
-use margay_observe::Stopwatch;
+use margay_observe::{Clock, Stopwatch};
 use margay_prompt::image::preprocess;
 use std::{
     collections::BTreeMap,
@@ -97,8 +97,20 @@ impl Stages {
         &mut self,
         stage: impl FnOnce(&mut Stages) -> Result<Duration, Error>,
     ) -> Result<Vec<OpTime>, Error> {
-        let times = Arc::new(Mutex::new(BTreeMap::new()));
-        let told = self.model.engine()?.watch(|program| Some(watch(program, times.clone())));
+        Ok(OpTime::sums(&self.each_op(Clock::start(), stage)?))
+    }
+
+    /// Each op of a stage as it ran, begun as that clock counts.
+    ///
+    /// # Errors
+    /// As [`Stages::by_op`].
+    pub fn each_op(
+        &mut self,
+        clock: Clock,
+        stage: impl FnOnce(&mut Stages) -> Result<Duration, Error>,
+    ) -> Result<Vec<OpRun>, Error> {
+        let runs = Arc::new(Mutex::new(vec![]));
+        let told = self.model.engine()?.watch(|program| Some(watch(program, clock, runs.clone())));
         let done = if told { stage(self).map(|_| ()) } else { Ok(()) };
         self.model.engine()?.watch(|_| None);
         done?;
@@ -106,10 +118,8 @@ impl Stages {
             let what = "an op at a time with a clock beside it; use the cpu backend".to_owned();
             return Err(BackendError::Unsupported { backend: self.model.backend().id(), what }.into());
         }
-        let times = std::mem::take(&mut *times.lock().unwrap_or_else(PoisonError::into_inner));
-        let mut times: Vec<OpTime> = times.into_values().collect();
-        times.sort_by_key(|time| std::cmp::Reverse(time.took));
-        Ok(times)
+        let runs = std::mem::take(&mut *runs.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok(runs)
     }
 
     fn append(&mut self, tokens: usize, at_once: usize) -> Result<Duration, Error> {
@@ -145,25 +155,50 @@ pub struct OpTime {
     pub operations: u64,
 }
 
-fn watch(program: &Program, times: Arc<Mutex<BTreeMap<String, OpTime>>>) -> Watch {
-    let program = program.clone();
-    let mut clock = Stopwatch::start();
-    Box::new(move |nodes, bindings| {
-        let took = clock.lap();
-        if nodes.is_empty() {
-            return;
+impl OpTime {
+    /// Runs of the same ops and sizes together, those that took most first.
+    pub fn sums(runs: &[OpRun]) -> Vec<OpTime> {
+        let mut sums: BTreeMap<&str, OpTime> = BTreeMap::new();
+        for run in runs {
+            let sum =
+                sums.entry(&run.op).or_insert_with(|| OpTime { op: run.op.clone(), ..OpTime::default() });
+            sum.calls += 1;
+            sum.took += run.took;
+            sum.operations += run.operations;
         }
-        let name = name(&program, nodes.clone());
-        let mut times = times.lock().unwrap_or_else(PoisonError::into_inner);
-        let time = times.entry(name.clone()).or_default();
-        time.op = name;
-        time.calls += 1;
-        time.took += took;
-        for node in &program.nodes()[nodes] {
-            time.operations += node_cost(&program, node, bindings).map_or(0, |cost| cost.operations);
+        let mut sums: Vec<OpTime> = sums.into_values().collect();
+        sums.sort_by_key(|sum| std::cmp::Reverse(sum.took));
+        sums
+    }
+}
+
+/// One step of a stage: an op, or several that are computed together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpRun {
+    /// Names of its ops, as [`OpTime::op`].
+    pub op: String,
+    /// When it began.
+    pub start: Duration,
+    /// How long it took.
+    pub took: Duration,
+    /// Operations of products and attention, 2 a multiply-add.
+    pub operations: u64,
+}
+
+fn watch(program: &Program, clock: Clock, runs: Arc<Mutex<Vec<OpRun>>>) -> Watch {
+    let program = program.clone();
+    let mut start = clock.now();
+    Box::new(move |nodes, bindings| {
+        let took = clock.now().saturating_sub(start);
+        if !nodes.is_empty() {
+            let op = name(&program, nodes.clone());
+            let cost = |node| node_cost(&program, node, bindings).map_or(0, |cost| cost.operations);
+            let operations = program.nodes()[nodes].iter().map(cost).sum();
+            let run = OpRun { op, start, took, operations };
+            runs.lock().unwrap_or_else(PoisonError::into_inner).push(run);
         }
         // What was done here is no op's.
-        clock.lap();
+        start = clock.now();
     })
 }
 
@@ -216,6 +251,12 @@ mod tests {
         let attention = ops.iter().find(|time| time.op == "attention 6 x 32").unwrap();
         assert_eq!((attention.calls, attention.operations), (layers, layers * 4 * 40 * 40 * 192));
         assert!(attention.took > Duration::ZERO && ops.is_sorted_by(|a, b| a.took >= b.took));
+        let runs = stages.each_op(Clock::start(), |stages| stages.prefill(40)).unwrap();
+        assert!(
+            runs.windows(2).all(|pair| pair[0].start + pair[0].took <= pair[1].start),
+            "one behind the other"
+        );
+        assert_eq!(OpTime::sums(&runs).iter().map(|sum| sum.calls).sum::<u64>(), runs.len() as u64);
         let image = Image::filled(20, 30, [10, 200, 30]).unwrap();
         stages.prepare_vision().unwrap();
         let ops = stages.by_op(|stages| stages.encode(&image)).unwrap();

@@ -1,6 +1,6 @@
 //! Answers of a given form: which tokens may come next under a JSON schema, a regular expression or a grammar.
 
-use super::Tokenizer;
+use super::{Calls, Tokenizer};
 use llguidance::{Matcher, ParserFactory, api::TopLevelGrammar};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -18,6 +18,8 @@ pub enum Form {
     Regex(String),
     /// A text of a grammar in Lark's notation, as `llguidance` reads it.
     Lark(String),
+    /// A text with calls of functions in it, or nothing but those.
+    Calls(Calls),
 }
 
 /// Why an answer cannot have a form.
@@ -79,6 +81,7 @@ impl Forms {
             Form::JsonSchema(schema) => TopLevelGrammar::from_json_schema(written_plainly(schema.clone())),
             Form::Regex(regex) => TopLevelGrammar::from_regex(regex),
             Form::Lark(lark) => TopLevelGrammar::from_lark(lark.clone()),
+            Form::Calls(calls) => TopLevelGrammar::from_lark(calls.lark()?),
         };
         let parser = self.factory.create_parser(grammar).map_err(refused)?;
         Ok(FormedAnswer { matcher: Matcher::new(Ok(parser)), stops: self.stops.clone() })
@@ -127,7 +130,7 @@ impl FormedAnswer {
 
 /// JSON on one line, with a space behind commas and colons, unless the schema says otherwise: a model that is free to write
 /// white space may write nothing else.
-fn written_plainly(mut schema: Value) -> Value {
+pub(super) fn written_plainly(mut schema: Value) -> Value {
     if let Some(schema) = schema.as_object_mut() {
         let plain = || json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "});
         schema.entry("x-guidance").or_insert_with(plain);

@@ -2,6 +2,7 @@
 
 mod builtins;
 mod byte_level;
+mod calls;
 mod charsmap;
 mod error;
 mod gguf;
@@ -16,6 +17,7 @@ mod tokenizer;
 mod vocab;
 
 pub use byte_level::SUPPORTED_PRE_TOKENIZERS;
+pub use calls::{CallPiece, CallReader, Calls, Function, called};
 pub use error::{TemplateError, TokenizerError};
 pub use grammar::{Form, FormError, FormedAnswer, Forms};
 pub use stream::{StopMatcher, StreamDecoder};

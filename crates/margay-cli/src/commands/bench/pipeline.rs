@@ -99,7 +99,7 @@ pub(crate) struct Pipeline {
     /// Write a page with figures
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// Write a trace of the run nearest to the median, for ui.perfetto.dev
+    /// Write a trace of the run nearest to the median, for ui.perfetto.dev; with --ops, each op of a pass behind it
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
     /// Print the record as one JSON object
@@ -209,7 +209,8 @@ impl Pipeline {
             let timeline = report::median_timeline(record, &measured.timelines);
             let timeline = timeline.context("no run was complete, so there is no trace")?;
             let trace = writer("trace").context("no report is called trace")?;
-            files.push((path, trace.write(timeline)?));
+            let with_ops = measured.ops.as_ref().map(|ops| timeline.followed_by(ops));
+            files.push((path, trace.write(with_ops.as_ref().unwrap_or(timeline))?));
         }
         for (path, text) in files {
             write_file(path, text.as_bytes())?;
