@@ -1,0 +1,186 @@
+//! Visual tokens of pictures that were encoded before, in a folder: for the next process.
+//!
+//! A file a picture, named by a digest of the picture and of everything that decides what it becomes; it appears whole or not at
+//! all, carries a checksum, and one that is damaged is removed and counts as absent. Several processes may share a folder.
+
+use crate::{Error, digest::hexadecimal, image::ImageDigest};
+use margay_file::{FileError, SafeTensors, TensorSource, safetensors::write_safetensors};
+use margay_tensor::{DType, Shape, Storage, Tensor};
+use ring::digest::{Context, SHA256};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+/// What its files' names end with.
+const ENDING: &str = ".rows.safetensors";
+/// The only tensor.
+const ROWS: &str = "rows";
+/// Keys of the metadata: what is told of the picture, and the checksum of that and the rows.
+const ABOUT: &str = "margay.picture";
+const CHECKSUM: &str = "margay.sha256";
+
+/// A folder of visual tokens.
+pub(crate) struct ImageFiles {
+    folder: PathBuf,
+    most_bytes: u64,
+    /// What else decides what a picture becomes: weights, types, settings.
+    identity: String,
+}
+
+impl ImageFiles {
+    /// Makes the folder where it is not there.
+    pub(crate) fn new(folder: &Path, most_bytes: u64, identity: String) -> Result<Self, Error> {
+        let failed = |source| FileError::Io { action: "make the folder", path: folder.to_owned(), source };
+        fs::create_dir_all(folder).map_err(failed)?;
+        Ok(ImageFiles { folder: folder.to_owned(), most_bytes, identity })
+    }
+
+    /// The rows of a picture and what was told of it, where they are there and whole.
+    pub(crate) fn read(&self, picture: &ImageDigest) -> Option<(Vec<u8>, String)> {
+        let path = self.path(picture);
+        if !path.exists() {
+            return None;
+        }
+        let read = || {
+            let file = SafeTensors::open(&path).ok()?;
+            let about = file.metadata().get(ABOUT)?.clone();
+            let rows = file.tensor(ROWS).ok()?;
+            (file.metadata().get(CHECKSUM)? == &checksum(&about, rows.bytes()))
+                .then(|| (rows.bytes().to_vec(), about))
+        };
+        let whole = read();
+        match &whole {
+            // The oldest go first.
+            Some(_) => _ = fs::File::options().append(true).open(&path).and_then(|f| f.set_modified(SystemTime::now())),
+            None => _ = fs::remove_file(&path),
+        }
+        whole
+    }
+
+    /// Keeps the rows of a picture, and lets go of those that were looked at longest ago where there are too many.
+    pub(crate) fn keep(&self, picture: &ImageDigest, rows: &[u8], about: &str) -> Result<(), Error> {
+        if rows.len() as u64 > self.most_bytes {
+            return Ok(());
+        }
+        let path = self.path(picture);
+        let bad = |what: String| Error::Session { path: path.clone(), what };
+        let tensor = Tensor::new(DType::U8, Shape::from([rows.len()]), Storage::from_bytes(rows))
+            .map_err(|e| bad(e.to_string()))?;
+        let metadata = BTreeMap::from([
+            (ABOUT.to_owned(), about.to_owned()),
+            (CHECKSUM.to_owned(), checksum(about, rows)),
+        ]);
+        write_safetensors(&path, &[(ROWS, &tensor)], &metadata)?;
+        self.make_room();
+        Ok(())
+    }
+
+    /// Another process may do the same: a file that is gone is no matter.
+    fn make_room(&self) {
+        let Ok(entries) = fs::read_dir(&self.folder) else { return };
+        let mut files: Vec<(SystemTime, u64, PathBuf)> = entries
+            .filter_map(|entry| {
+                let entry = entry.ok()?;
+                let ours = entry.file_name().to_str()?.ends_with(ENDING);
+                let about = entry.metadata().ok().filter(|about| ours && about.is_file())?;
+                Some((about.modified().ok()?, about.len(), entry.path()))
+            })
+            .collect();
+        let mut all: u64 = files.iter().map(|(_, bytes, _)| bytes).sum();
+        files.sort();
+        for (_, bytes, path) in files {
+            if all <= self.most_bytes {
+                return;
+            }
+            if fs::remove_file(&path).is_ok() {
+                all -= bytes;
+            }
+        }
+    }
+
+    fn path(&self, picture: &ImageDigest) -> PathBuf {
+        let mut context = Context::new(&SHA256);
+        context.update(&(self.identity.len() as u64).to_le_bytes());
+        context.update(self.identity.as_bytes());
+        context.update(picture);
+        self.folder.join(hexadecimal(context) + ENDING)
+    }
+}
+
+fn checksum(about: &str, rows: &[u8]) -> String {
+    let mut context = Context::new(&SHA256);
+    context.update(&(about.len() as u64).to_le_bytes());
+    context.update(about.as_bytes());
+    context.update(rows);
+    hexadecimal(context)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files(folder: &Path, most_bytes: u64, identity: &str) -> ImageFiles {
+        ImageFiles::new(folder, most_bytes, identity.to_owned()).unwrap()
+    }
+
+    #[test]
+    fn what_is_kept_is_read_by_the_same_model_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let inner = folder.path().join("a/b");
+        files(&inner, 1 << 20, "model").keep(&[1; 32], &[7; 300], "told").unwrap();
+        let again = files(&inner, 1 << 20, "model");
+        assert_eq!(again.read(&[1; 32]), Some((vec![7; 300], "told".to_owned())));
+        assert_eq!(again.read(&[2; 32]), None);
+        assert_eq!(files(&inner, 1 << 20, "other").read(&[1; 32]), None);
+    }
+
+    #[test]
+    fn any_damage_counts_as_absent_and_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = files(folder.path(), 1 << 20, "model");
+        files.keep(&[1; 32], &[7; 64], "told").unwrap();
+        let path = files.path(&[1; 32]);
+        let whole = fs::read(&path).unwrap();
+        for at in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 1;
+            fs::write(&path, &damaged).unwrap();
+            // A space among the file's padding is the only thing that nothing depends on.
+            let read = files.read(&[1; 32]);
+            assert!(read.is_none() || read == Some((vec![7; 64], "told".to_owned())), "byte {at}");
+            assert_eq!(path.exists(), read.is_some());
+        }
+        for len in [0, 1, 8, whole.len() / 2, whole.len() - 1] {
+            fs::write(&path, &whole[..len]).unwrap();
+            assert!(files.read(&[1; 32]).is_none() && !path.exists(), "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn the_folder_stays_within_its_bound_and_the_least_looked_at_go_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let probe = files(folder.path(), 1 << 20, "model");
+        probe.keep(&[0; 32], &[0; 4096], "").unwrap();
+        let each = fs::metadata(probe.path(&[0; 32])).unwrap().len();
+        let files = files(folder.path(), 3 * each, "model");
+        let old = |picture: u8, seconds: u64| {
+            let file = fs::File::options().append(true).open(files.path(&[picture; 32])).unwrap();
+            file.set_modified(SystemTime::now() - std::time::Duration::from_secs(seconds)).unwrap();
+        };
+        for picture in 1..=2 {
+            files.keep(&[picture; 32], &[picture; 4096], "").unwrap();
+        }
+        (0..=2).for_each(|picture| old(picture, 100 - u64::from(picture)));
+        assert!(files.read(&[0; 32]).is_some());
+        fs::write(folder.path().join("a person's own file"), [0; 100_000]).unwrap();
+        files.keep(&[3; 32], &[3; 4096], "").unwrap();
+        let there: Vec<u8> = (0..=3).filter(|picture| files.path(&[*picture; 32]).exists()).collect();
+        assert_eq!(there, [0, 2, 3]);
+        assert!(folder.path().join("a person's own file").exists());
+        files.keep(&[4; 32], &vec![0; 4 * each as usize], "").unwrap();
+        assert!(!files.path(&[4; 32]).exists());
+    }
+}
