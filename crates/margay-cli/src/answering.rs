@@ -5,8 +5,9 @@ use crate::{
     interrupt::{Interrupt, Late},
     output,
     progress::Spinner,
+    watching,
 };
-use margay::{AskOptions, Content, Event, GovernorEvent, Image, Report, Session, Stage, Stop, Turn};
+use margay::{AskOptions, Clip, Content, Event, GovernorEvent, Image, Report, Session, Stage, Stop, Turn};
 use std::{io::Read, path::PathBuf};
 
 /// Bytes of a question at most: more than any context holds, little enough to read at once.
@@ -30,12 +31,15 @@ pub(crate) enum Asked<'a> {
     Words(&'a [Image], &'a str),
     /// A conversation that ends with a question.
     Turns(&'a [Turn]),
+    /// A video, and words behind it.
+    Clip(&'a Clip, &'a str),
 }
 
 impl Asked<'_> {
     fn sees(&self) -> bool {
         match self {
             Asked::Words(images, _) => !images.is_empty(),
+            Asked::Clip(..) => true,
             Asked::Turns(turns) => {
                 turns.iter().flat_map(|turn| &turn.content).any(|part| matches!(part, Content::Image(_)))
             }
@@ -54,6 +58,12 @@ pub(crate) fn answer(
     let answer = match question.asked {
         Asked::Words(images, text) => session.ask_with(images, text, question.options)?,
         Asked::Turns(turns) => session.ask_turns(turns, question.options)?,
+        Asked::Clip(clip, text) => {
+            let (answer, shown) = session.ask_clip(clip, text, question.options)?;
+            spinner.clear();
+            watching::tell(&clip.report(), shown);
+            answer
+        }
     };
     watch.repeat();
     let mut shown = String::new();

@@ -7,6 +7,12 @@ pub(crate) fn isa() -> Option<String> {
     std::env::var("MARGAY_ISA").ok().filter(|isa| !isa.is_empty())
 }
 
+/// The program that decodes video files: what `MARGAY_FFMPEG` says, else the `ffmpeg` there is.
+pub(crate) fn ffmpeg() -> std::path::PathBuf {
+    let said = std::env::var_os("MARGAY_FFMPEG").filter(|path| !path.is_empty());
+    said.map_or_else(|| "ffmpeg".into(), Into::into)
+}
+
 /// What callers of `margay serve` have to know; unset and empty mean no key.
 pub(crate) fn api_key() -> Option<String> {
     std::env::var("MARGAY_API_KEY").ok().filter(|key| !key.is_empty())

@@ -9,7 +9,7 @@ use crate::{
 };
 use clap::{Args, builder::PossibleValuesParser};
 use margay::{
-    Model, ModelSource,
+    Keep, Model, ModelSource,
     rooms::observe::{Stopwatch, report::table},
 };
 use margay_eval::{
@@ -145,7 +145,14 @@ fn settings(load: &LoadArgs) -> String {
     let numbers = [("context", load.context), ("image tokens", load.max_image_tokens)];
     words.extend(numbers.into_iter().filter_map(|(name, number)| Some(format!("{name} {}", number?))));
     if let Some(reduction) = load.reduction() {
-        words.push(format!("{} of image tokens, {}", reduction.share, reduction.method));
+        let keep = match reduction.keep {
+            Keep::Share(share) => share.to_string(),
+            Keep::Auto => "auto".to_owned(),
+        };
+        words.push(format!("{keep} of image tokens, {}", reduction.method));
+    }
+    if let Some(levels) = load.skip_repeated_patches {
+        words.push(format!("patches that repeat within {levels} levels left out"));
     }
     let types = [("type", load.dtype), ("vision type", load.vision_type)];
     words.extend(types.into_iter().filter_map(|(name, dtype)| Some(format!("{name} {}", dtype?.name()))));

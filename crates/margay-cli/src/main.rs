@@ -20,6 +20,7 @@ mod questions;
 mod recorded;
 mod sketch;
 mod stats;
+mod watching;
 mod words;
 mod written;
 

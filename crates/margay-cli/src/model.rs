@@ -6,7 +6,8 @@ use clap::{
     builder::{PossibleValuesParser, TypedValueParser},
 };
 use margay::{
-    AskOptions, BACKENDS, Bounds, KvType, LoadOptions, Model, ModelSource, REDUCTIONS, Reduction, Sampling,
+    AskOptions, BACKENDS, Bounds, Keep, KvType, LoadOptions, Model, ModelSource, REDUCTIONS, Reduction,
+    Sampling,
     rooms::{observe::Root, quant::FORMATS, tensor::DType},
 };
 use std::{
@@ -44,6 +45,18 @@ pub(crate) fn stored_types() -> impl TypedValueParser<Value = DType> {
         .map(|name| DType::from_name(&name).expect("invariant: the possible values are names of types"))
 }
 
+/// A share, or `auto`.
+fn keep(text: &str) -> Result<Keep, String> {
+    if text.trim() == "auto" { Ok(Keep::Auto) } else { share(text).map(Keep::Share) }
+}
+
+/// Levels of 255, or `exact`.
+fn levels(text: &str) -> Result<f32, String> {
+    let levels = if text.trim() == "exact" { Ok(0.0) } else { text.trim().parse::<f32>() };
+    let levels = levels.ok().filter(|levels| (0.0..=255.0).contains(levels));
+    levels.ok_or_else(|| "pixels differ by 0 to 255 levels, or by none: exact".to_owned())
+}
+
 /// A share: `50%`, or `0.5`.
 fn share(text: &str) -> Result<f64, String> {
     let number = |text: &str| text.trim().parse::<f64>().ok();
@@ -53,7 +66,7 @@ fn share(text: &str) -> Result<f64, String> {
     };
     share
         .filter(|share| *share > 0.0 && *share <= 1.0)
-        .ok_or_else(|| "a share is above 0% and at most 100%".to_owned())
+        .ok_or_else(|| "a share is above 0% and at most 100%, or auto".to_owned())
 }
 
 /// Which threads compute.
@@ -148,14 +161,19 @@ pub(crate) struct LoadArgs {
     /// Visual tokens a picture becomes at most, where its size decides (Qwen2-VL): large ones are shrunk
     #[arg(long, value_name = "N")]
     pub max_image_tokens: Option<NonZeroUsize>,
-    /// Share of a picture's visual tokens that the decoder sees, as in 50%: faster, and answers may differ
-    #[arg(long, value_name = "SHARE", value_parser = share)]
-    pub keep_image_tokens: Option<f64>,
-    /// Which of them: those that are alike become their mean (ToMe), the most diverse stay (DivPrune), or, to compare with,
-    /// even or random ones
+    /// Share of a picture's visual tokens that the decoder sees, as in 50%: faster, and answers may differ. auto: as many as
+    /// differ, all where the picture holds dense text
+    #[arg(long, value_name = "SHARE|auto", value_parser = keep)]
+    pub keep_image_tokens: Option<Keep>,
+    /// Which of them: those that are alike become their mean (merge, ToMe), the most diverse (diverse, DivPrune), those that the
+    /// tower looks at most (visionzip, prumerge), or, to compare with, even or random ones
     #[arg(long, value_name = "HOW", default_value = REDUCTIONS[0].id, requires = "keep_image_tokens",
         value_parser = PossibleValuesParser::new(REDUCTIONS.iter().map(|entry| entry.id)))]
     pub reduce: String,
+    /// Encode of a picture's patches that are equal only the first, as `exact`, or of those whose pixels differ by at most so
+    /// many levels of 255; the decoder sees no others (CLIP and SigLIP with an MLP)
+    #[arg(long, value_name = "exact|LEVELS", value_parser = levels)]
+    pub skip_repeated_patches: Option<f32>,
     /// Quantize float matrices to this type while they are loaded: a Hugging Face folder as it is, in less memory
     #[arg(long = "type", value_name = "TYPE", value_parser = types())]
     pub dtype: Option<DType>,
@@ -182,6 +200,7 @@ impl LoadArgs {
             bf16_encoder: self.bf16_encoder,
             kv: KvType::from_name(&self.kv).unwrap_or_default(),
             reduction: self.reduction(),
+            repeated_patches: self.skip_repeated_patches,
             dtype: self.dtype,
             vision_dtype: self.vision_type,
             packed: !self.no_packed,
@@ -191,7 +210,7 @@ impl LoadArgs {
 
     /// Which visual tokens are left out, where some are.
     pub(crate) fn reduction(&self) -> Option<Reduction> {
-        self.keep_image_tokens.map(|share| Reduction { method: self.reduce.clone(), share })
+        self.keep_image_tokens.map(|keep| Reduction { method: self.reduce.clone(), keep })
     }
 
     /// Opens the model at `path`, or the one inside the program, without loading it: with the types and the bound of visual

@@ -21,6 +21,11 @@ pub(crate) fn describe(report: &Report, model: &Model, used_tokens: usize, cache
     if s.reused_pictures > 0 {
         fact("pictures", format!("{} were not encoded again", s.reused_pictures));
     }
+    for (at, picture) in report.pictures.iter().enumerate() {
+        let Some(why) = picture.why else { continue };
+        let (tokens, of) = (picture.tokens, picture.of);
+        fact("picture", format!("{}: {tokens} of {of} visual tokens kept, {}", at + 1, why.words()));
+    }
     if s.drafted_tokens > 0 {
         fact("drafts", format!("{} of {} tokens accepted", s.accepted_tokens, s.drafted_tokens));
     }

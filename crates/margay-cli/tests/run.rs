@@ -18,7 +18,10 @@ fn tiny(name: &str) -> (String, String) {
 fn json_is_one_object_with_exactly_the_documented_keys() {
     let (model, image) = tiny("llava");
     let report = run(["run", &model, &image, "What is it?", "--json", "--max-tokens", "6"]).json();
-    assert_eq!(keys(&report), BTreeSet::from(["text", "tokens", "stop", "stages", "peak_rss_bytes"]));
+    assert_eq!(
+        keys(&report),
+        BTreeSet::from(["text", "tokens", "stop", "stages", "pictures", "peak_rss_bytes"])
+    );
     let stages = [
         "load_ms",
         "preprocess_ms",

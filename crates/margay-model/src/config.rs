@@ -1,7 +1,7 @@
 //! The numbers that describe a model, whatever file they came from.
 
-use crate::{Decoder, ModelError, Outliers, Projector, TowerConfig, projector::Sizes};
-use margay_graph::{Bindings, Sym};
+use crate::{Decoder, Extra, ModelError, Outliers, Projector, TowerConfig, projector::Sizes};
+use margay_graph::{Bindings, Dim, Sym};
 use margay_prompt::{
     image::{Fit, ImageError, ImageSpec, Stitch, Tiling},
     layout::PictureLayout,
@@ -153,6 +153,7 @@ impl VisionConfig {
         let longest = self.image.longest_side().div_ceil(side).saturating_mul(grid);
         Sizes {
             grid: self.tower.grid(),
+            patches: Dim::from(self.tower.grid() * self.tower.grid()),
             fold: self.fold,
             hidden: self.hidden,
             width: self.tower.width(),
@@ -225,6 +226,27 @@ impl VisionConfig {
         Bindings::new().with(Sym::Patches, patches.min(fits))
     }
 
+    /// The same of programs that do more.
+    pub fn limits_with(&self, context: usize, extra: Extra) -> Bindings {
+        if extra.some_patches {
+            return Bindings::new().with(Sym::Patches, self.tower.grid().pow(2));
+        }
+        self.limits(context)
+    }
+
+    /// Side of the square of patches that a visual token comes from, where each comes from one; the projector may look at those
+    /// around it too. `None` where tokens do not lie on the patches of one tile.
+    pub fn square(&self) -> Option<usize> {
+        let grid = self.tower.grid();
+        let stitched = matches!(self.image.tiling, Some(Tiling::Overlap { .. }));
+        if self.varies() || stitched || self.queries > 0 {
+            return None;
+        }
+        let tokens = self.tile_tokens();
+        let side = tokens.isqrt();
+        (side > 0 && side * side == tokens && grid.is_multiple_of(side)).then(|| grid / side)
+    }
+
     /// Visual tokens of a tile of that many pixels, and how many of them stand in a row.
     fn tokens_of(&self, width: u32, height: u32) -> (usize, usize) {
         let (rows, columns) = self.tower.grid_of(width as usize, height as usize);
@@ -232,9 +254,18 @@ impl VisionConfig {
             return (self.queries, self.queries);
         }
         let tokens = (self.projector.tokens)((rows, columns), self.fold);
-        let folded = (rows / self.fold.max(1), columns / self.fold.max(1));
-        // Those of other projectors do not lie on the picture.
-        (tokens, if tokens == folded.0 * folded.1 { folded.1 } else { tokens })
+        // A square of patches that each comes from, where there is one: those of other projectors do not lie on the picture.
+        let squares = |side: &usize| rows.is_multiple_of(*side) && columns.is_multiple_of(*side);
+        let square =
+            (1..=rows.min(columns)).find(|side| squares(side) && rows * columns == tokens * side * side);
+        (tokens, square.map_or(tokens, |side| columns / side))
+    }
+
+    /// Whether the visual tokens of a tile lie on it in rows and columns.
+    pub fn lies_on_picture(&self) -> bool {
+        let (width, height) = self.image.size;
+        let (tokens, columns) = self.tokens_of(width, height);
+        columns < tokens || tokens == 1
     }
 
     /// Checks that its parts fit together.

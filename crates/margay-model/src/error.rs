@@ -33,6 +33,20 @@ pub enum ModelError {
         /// What is wrong with it.
         what: String,
     },
+    /// A tile of which not all patches are encoded, for a tower or projector that mixes them.
+    #[error(
+        "{model}'s {part} ({id}) cannot take some of a tile's patches without the others: that needs {needs}"
+    )]
+    Extra {
+        /// Name of the model.
+        model: String,
+        /// Tower or projector.
+        part: &'static str,
+        /// Its id.
+        id: &'static str,
+        /// What could, by id.
+        needs: &'static str,
+    },
     /// Sizes that do not fit together.
     #[error("the model's sizes do not fit together: {0}")]
     Graph(#[from] GraphError),

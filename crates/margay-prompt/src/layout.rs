@@ -59,6 +59,51 @@ impl PictureLayout {
         PictureLayout { pieces: self.pieces.iter().map(piece).collect(), stitch: self.stitch }
     }
 
+    /// Visual tokens of each tile, or of all that are stitched, in order.
+    pub fn counts(&self) -> impl Iterator<Item = usize> + '_ {
+        self.pieces.iter().filter_map(|piece| match piece {
+            Piece::Tile { tokens, .. } => Some(*tokens),
+            Piece::Text(_) => None,
+        })
+    }
+
+    /// The same where of each tile's visual tokens only so many, in order, are left: they stand in one row. Tiles without a
+    /// number keep theirs.
+    pub fn with_counts(&self, counts: &[usize]) -> Self {
+        let mut counts = counts.iter();
+        let mut piece = |piece: &Piece| match piece {
+            Piece::Tile { tokens, columns } => match counts.next() {
+                Some(count) if count != tokens => Piece::Tile { tokens: *count, columns: *count },
+                _ => Piece::Tile { tokens: *tokens, columns: *columns },
+            },
+            text => text.clone(),
+        };
+        PictureLayout { pieces: self.pieces.iter().map(&mut piece).collect(), stitch: self.stitch }
+    }
+
+    /// Rows and columns of the visual tokens of each tile, or of all that are stitched, in order; one row where they do not lie
+    /// on the picture.
+    pub fn grids(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
+        self.pieces.iter().filter_map(|piece| match piece {
+            Piece::Tile { tokens, columns } => Some((tokens / columns.max(&1), *columns)),
+            Piece::Text(_) => None,
+        })
+    }
+
+    /// The same where squares of `side` x `side` visual tokens become one, at the edges those that there are.
+    pub fn pooled(&self, side: usize) -> Self {
+        let side = side.max(1);
+        let mut grids = self.grids().map(|(rows, columns)| (rows.div_ceil(side), columns.div_ceil(side)));
+        let mut piece = |piece: &Piece| match piece {
+            Piece::Tile { .. } => {
+                let (rows, columns) = grids.next().unwrap_or_default();
+                Piece::Tile { tokens: rows * columns, columns }
+            }
+            text => text.clone(),
+        };
+        PictureLayout { pieces: self.pieces.iter().map(&mut piece).collect(), stitch: self.stitch }
+    }
+
     /// Number of tiles that the tower sees.
     pub fn tiles(&self) -> usize {
         self.stitch.map_or_else(|| self.projections(), |stitch| stitch.tiles())
@@ -200,6 +245,27 @@ impl Sequence {
         self.tiles.iter().map(Range::len).sum()
     }
 
+    /// Leaves the first so many visual tokens of each tile, as `counts` says of all tiles in order, and numbers the rows anew;
+    /// says whether that changed anything. Where there is no number for a tile, or a greater one, it stays as it is.
+    pub fn cut(&mut self, counts: impl IntoIterator<Item = usize>) -> bool {
+        let mut counts = counts.into_iter();
+        let mut cut = Sequence::default();
+        let (mut text, mut row) = (0, 0);
+        for (tile, columns) in self.tiles.iter().zip(&self.columns) {
+            let count = counts.next().map_or(tile.len(), |count| count.min(tile.len()));
+            cut.ids.extend_from_slice(&self.ids[text..tile.start]);
+            let start = cut.ids.len();
+            cut.ids.extend((row..).take(count).map(|row: i32| -1 - row));
+            cut.tiles.push(start..cut.ids.len());
+            cut.columns.push(if count == tile.len() { *columns } else { count });
+            (text, row) = (tile.end, row + count as i32);
+        }
+        cut.ids.extend_from_slice(&self.ids[text..]);
+        let changes = cut.ids.len() != self.ids.len();
+        *self = cut;
+        changes
+    }
+
     /// For each token its place on three axes, time, row and column; and the place of the token that follows. Text goes
     /// on along all three at once. A tile is one moment, within which rows and columns are counted; what follows stands
     /// behind the greatest of them. Source: transformers `modeling_qwen2_vl.py`, `get_rope_index`.
@@ -323,6 +389,26 @@ mod tests {
         let sequence = Layout::default().place(&tokenizer(true), &parts, &pictures).unwrap();
         assert_eq!(sequence.ids, [1, 3, 5, -1, -2, -3, 3, 4, 6, -4, -5, -6]);
         assert_eq!(sequence.tiles, [3..6, 9..12]);
+    }
+
+    #[test]
+    fn a_sequence_that_is_cut_is_that_of_smaller_pictures() {
+        let parts = [text("a", true), RenderedPart::Image, text("b", true), RenderedPart::Image];
+        let placed = |counts: [usize; 3]| {
+            let [a, b, c] = counts.map(|tokens| Piece::Tile { tokens, columns: tokens });
+            let pictures = [picture([a, Piece::Text("s".to_owned()), b]), picture([c])];
+            Layout::default().place(&tokenizer(true), &parts, &pictures).unwrap()
+        };
+        let mut whole = placed([4, 3, 2]);
+        assert!(!whole.cut([4, 3, 2, 9]) && !whole.cut([]));
+        assert_eq!(whole, placed([4, 3, 2]));
+        assert!(whole.cut([1, 3, 0]));
+        assert_eq!(whole, placed([1, 3, 0]));
+        let layout = picture([tile(4), Piece::Text("s".to_owned()), tile(2)]);
+        assert_eq!(layout.with_counts(&layout.counts().collect::<Vec<_>>()), layout);
+        let pooled = picture([Piece::Tile { tokens: 15, columns: 5 }, tile(2)]).pooled(2);
+        assert_eq!(pooled.grids().collect::<Vec<_>>(), [(2, 3), (1, 1)]);
+        assert_eq!(layout.with_counts(&[3, 2]).counts().collect::<Vec<_>>(), [3, 2]);
     }
 
     #[test]

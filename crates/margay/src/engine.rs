@@ -1,11 +1,14 @@
 //! The compiled programs of a model.
 
-use crate::{Error, LoadOptions, ModelSource, formats::Formats, packed::PackedFiles, work::NextToken};
+use crate::{
+    Error, LoadOptions, ModelSource, Reduction, formats::Formats, packed::PackedFiles,
+    reduce::attention::Attention, work::NextToken,
+};
 use margay_graph::{
     Backend, BackendError, Bindings, Cancel, Executable, InputData, MemoryUse, PackedForm, Program, Segment,
     State, StateOptions, Sym, Watch, WeightSource, passes,
 };
-use margay_model::{Feed, ModelConfig, ModelPrograms, VisionConfig};
+use margay_model::{Extra, Feed, ModelConfig, ModelPrograms, VisionConfig};
 use margay_prompt::image::Stitch;
 use margay_tensor::{Storage, Tensor};
 
@@ -14,6 +17,7 @@ pub(crate) struct Engine {
     text: Box<dyn Executable>,
     vision: Option<Vision>,
     programs: ModelPrograms,
+    extra: Extra,
     packed: PackedFiles,
     batch: usize,
     context: usize,
@@ -26,6 +30,7 @@ pub(crate) struct Engine {
 struct Vision {
     encode: Box<dyn Executable>,
     project: Projecting,
+    extra: Extra,
 }
 
 /// A compiled projector.
@@ -81,7 +86,9 @@ impl Engine {
         options: &LoadOptions,
         context: usize,
     ) -> Result<Self, Error> {
-        let mut programs = source.config.programs()?;
+        let mut extra = options.reduction.as_ref().map(Reduction::extra).transpose()?.unwrap_or_default();
+        extra.some_patches = options.repeated_patches.is_some() && source.config.vision.is_some();
+        let mut programs = source.config.programs_with(extra)?;
         let TextPlan { program, limits, batch, outputs } =
             TextPlan::new(&programs.text, &source.config, options, context)?;
         programs.text = program;
@@ -93,7 +100,19 @@ impl Engine {
         };
         let text = compile(source, backend, &programs.text, &limits, &packed, &Cancel::new())?;
         let (ids, rows, positions) = (vec![], vec![], vec![]);
-        Ok(Engine { text, vision: None, programs, packed, batch, context, outputs, ids, rows, positions })
+        Ok(Engine {
+            text,
+            vision: None,
+            programs,
+            extra,
+            packed,
+            batch,
+            context,
+            outputs,
+            ids,
+            rows,
+            positions,
+        })
     }
 
     pub(crate) fn new_state(&self, capacity: usize) -> Result<Box<dyn State>, Error> {
@@ -128,10 +147,12 @@ impl Engine {
         let (Some(encode), Some(project)) = (&self.programs.encode, &self.programs.project) else {
             return Err(Error::NoVision { model: source.config.name.clone() });
         };
-        let limits = source.config.vision.as_ref().map_or_else(Bindings::new, |v| v.limits(self.context));
+        let (context, extra) = (self.context, self.extra);
+        let limits = source.config.vision.as_ref();
+        let limits = limits.map_or_else(Bindings::new, |vision| vision.limits_with(context, extra));
         let encode = compile(source, backend, encode, &limits, &self.packed, cancel)?;
         let project = Projecting::new(source, backend, project, &limits, &self.packed, cancel)?;
-        self.vision = Some(Vision { encode, project });
+        self.vision = Some(Vision { encode, project, extra });
         Ok(true)
     }
 
@@ -154,6 +175,20 @@ impl Engine {
     /// Patch features [P, C] of the tile that went through the tower last.
     pub(crate) fn encoded(&mut self) -> &[f32] {
         self.vision_mut().encode.output("encode").expect("invariant: a stage's output bears its name")
+    }
+
+    /// What the tile that went through the tower last was looked at, where the program tells.
+    pub(crate) fn attention(&mut self) -> Option<Attention> {
+        let Vision { encode, project, extra } = self.vision_mut();
+        let vision = &project.vision;
+        let (heads, square) = (vision.tower.heads()?, vision.square()?);
+        let (width, columns, class_token) =
+            (vision.tower.width(), vision.tower.grid(), vision.tower.class_token());
+        if !extra.attention {
+            return None;
+        }
+        let [queries, keys] = ["queries", "keys"].map(|name| encode.output(name).map(<[f32]>::to_vec));
+        Some(Attention { queries: queries?, keys: keys?, width, heads, class_token, columns, square })
     }
 
     /// Patch features [P, C] of `tile`, or of all tiles that are stitched, to visual tokens [V, E].

@@ -136,6 +136,14 @@ pub enum Error {
         /// What is wrong, and what to do.
         what: String,
     },
+    /// A video that cannot be read.
+    #[error("{}: {what}", path.display())]
+    Video {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        what: String,
+    },
     /// Turns that are no conversation.
     #[error("the messages are no conversation that ends with a question: {what}")]
     Turns {

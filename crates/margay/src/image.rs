@@ -2,7 +2,7 @@
 
 use crate::Error;
 use margay_observe::Stopwatch;
-use margay_prompt::image::{ImageLimits, Picture, decode};
+use margay_prompt::image::{DENSE_TEXT, ImageLimits, Picture, decode, halvings, text_density};
 use ring::digest::{Context, SHA256};
 use std::{
     io::Read,
@@ -22,6 +22,7 @@ pub struct Image {
     /// How long reading and decoding took.
     pub(crate) decode: Duration,
     digest: Arc<OnceLock<ImageDigest>>,
+    halvings: Arc<OnceLock<u32>>,
 }
 
 impl Image {
@@ -69,6 +70,11 @@ impl Image {
         Ok(Self::new(picture, name, Duration::ZERO))
     }
 
+    /// One that was decoded elsewhere; `name` stands in messages.
+    pub fn from_picture(picture: Picture, name: &str) -> Self {
+        Self::new(picture, name.to_owned(), Duration::ZERO)
+    }
+
     /// Width, pixels.
     pub fn width(&self) -> u32 {
         self.picture.width()
@@ -86,7 +92,17 @@ impl Image {
     }
 
     fn new(picture: Picture, name: String, decode: Duration) -> Self {
-        Image { picture: Arc::new(picture), name, decode, digest: Arc::default() }
+        Image { picture: Arc::new(picture), name, decode, digest: Arc::default(), halvings: Arc::default() }
+    }
+
+    /// Whether so much of it is text that leaving out visual tokens would lose some.
+    pub(crate) fn has_dense_text(&self) -> bool {
+        text_density(&self.picture) >= DENSE_TEXT
+    }
+
+    /// How often its sides can be halved with little lost, where it holds no dense text; computed once.
+    pub(crate) fn halvings(&self) -> u32 {
+        *self.halvings.get_or_init(|| if self.has_dense_text() { 0 } else { halvings(&self.picture) })
     }
 
     /// Computed once, over every pixel.

@@ -1,6 +1,6 @@
 //! Visual tokens of pictures that were encoded before.
 
-use crate::{Error, image::ImageDigest};
+use crate::{Error, image::ImageDigest, report::PictureReport};
 use margay_quant::{decode_into, encode_into, storable};
 use margay_tensor::DType;
 use std::{collections::HashMap, sync::Arc};
@@ -21,7 +21,19 @@ pub(crate) struct ImageCache {
 
 struct Entry {
     rows: Arc<[u8]>,
+    seen: Seen,
     used: u64,
+}
+
+/// What a picture became.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Seen {
+    /// Visual tokens of each of its tiles.
+    pub counts: Vec<usize>,
+    /// Visual tokens at the model's own resolution, where it was seen at a lower one; else 0.
+    pub whole: usize,
+    /// What to tell of it.
+    pub report: PictureReport,
 }
 
 impl ImageCache {
@@ -45,23 +57,23 @@ impl ImageCache {
         self.bytes
     }
 
-    /// Appends the visual tokens of a picture to `out`, where they are kept; says whether.
-    pub(crate) fn read(&mut self, picture: &ImageDigest, out: &mut Vec<f32>) -> Result<bool, Error> {
+    /// Appends the visual tokens of a picture to `out`, where they are kept; says what it became.
+    pub(crate) fn read(&mut self, picture: &ImageDigest, out: &mut Vec<f32>) -> Result<Option<Seen>, Error> {
         self.clock += 1;
         let row_bytes = self.row_bytes();
-        let Some(entry) = self.entries.get_mut(picture) else { return Ok(false) };
+        let Some(entry) = self.entries.get_mut(picture) else { return Ok(None) };
         entry.used = self.clock;
         let start = out.len();
         out.resize(start + entry.rows.len() / row_bytes * self.width, 0.0);
         for (row, out) in entry.rows.chunks_exact(row_bytes).zip(out[start..].chunks_exact_mut(self.width)) {
             decode_into(self.dtype, row, out).map_err(Error::Visual)?;
         }
-        Ok(true)
+        Ok(Some(entry.seen.clone()))
     }
 
     /// Keeps the visual tokens of a picture, [V, E], where they fit; and gives `rows` the values that will be read, so that
     /// an answer does not depend on whether its picture was seen before.
-    pub(crate) fn keep(&mut self, picture: ImageDigest, rows: &mut [f32]) -> Result<(), Error> {
+    pub(crate) fn keep(&mut self, picture: ImageDigest, rows: &mut [f32], seen: &Seen) -> Result<(), Error> {
         if self.most_bytes == 0 {
             return Ok(());
         }
@@ -81,7 +93,7 @@ impl ImageCache {
             self.bytes -= gone.rows.len();
         }
         self.bytes += bytes.len();
-        self.entries.insert(picture, Entry { rows: bytes.into(), used: self.clock });
+        self.entries.insert(picture, Entry { rows: bytes.into(), seen: seen.clone(), used: self.clock });
         Ok(())
     }
 
@@ -96,7 +108,7 @@ mod tests {
 
     fn read(cache: &mut ImageCache, picture: u8) -> Option<Vec<f32>> {
         let mut out = vec![7.0];
-        cache.read(&[picture; 32], &mut out).unwrap().then(|| out[1..].to_vec())
+        cache.read(&[picture; 32], &mut out).unwrap().map(|_| out[1..].to_vec())
     }
 
     #[test]
@@ -105,14 +117,14 @@ mod tests {
         let mut cache = ImageCache::new(DType::F32, 4, 100).unwrap();
         let rows = |picture: u8| vec![f32::from(picture); 8];
         for picture in 1..=3 {
-            cache.keep([picture; 32], &mut rows(picture)).unwrap();
+            cache.keep([picture; 32], &mut rows(picture), &Seen::default()).unwrap();
         }
         assert_eq!(read(&mut cache, 1), Some(rows(1)));
-        cache.keep([4; 32], &mut rows(4)).unwrap();
+        cache.keep([4; 32], &mut rows(4), &Seen::default()).unwrap();
         assert_eq!((read(&mut cache, 2), cache.bytes()), (None, 96));
         assert_eq!([1, 3, 4].map(|picture| read(&mut cache, picture)), [1, 3, 4].map(|p| Some(rows(p))));
         // What is larger than the cache is not kept, and pushes nothing out.
-        cache.keep([5; 32], &mut [0.0; 40]).unwrap();
+        cache.keep([5; 32], &mut [0.0; 40], &Seen::default()).unwrap();
         assert_eq!((read(&mut cache, 5), cache.bytes()), (None, 96));
     }
 
@@ -122,7 +134,7 @@ mod tests {
         for dtype in TYPES {
             let mut cache = ImageCache::new(dtype, 32, 1 << 20).unwrap();
             let mut rows = values.clone();
-            cache.keep([1; 32], &mut rows).unwrap();
+            cache.keep([1; 32], &mut rows, &Seen::default()).unwrap();
             assert_eq!(read(&mut cache, 1), Some(rows.clone()), "{dtype:?}");
             assert_eq!(rows == values, dtype == DType::F32, "{dtype:?}");
             let off = rows.iter().zip(&values).fold(0.0, |most, (a, b)| f32::max(most, (a - b).abs()));
@@ -138,7 +150,7 @@ mod tests {
         // Blocks of 32 do not fit 30 columns.
         let mut cache = ImageCache::new(DType::Q4_0, 30, 1 << 20).unwrap();
         let mut rows = vec![0.5; 60];
-        cache.keep([1; 32], &mut rows).unwrap();
+        cache.keep([1; 32], &mut rows, &Seen::default()).unwrap();
         assert_eq!(read(&mut cache, 1), Some(rows));
     }
 }

@@ -46,6 +46,7 @@ mod session;
 mod stages;
 mod tokenizer;
 mod trace;
+mod video;
 mod work;
 
 pub use answer::{Answer, Event, Token};
@@ -69,13 +70,14 @@ pub use model::Model;
 pub use options::{AskOptions, LoadOptions, Sampling};
 pub use predict::{MemoryPrediction, predict_shape};
 pub use prompt::PromptSize;
-pub use reduce::{REDUCTIONS, Reduction, ReductionEntry};
-pub use report::{Report, StageReport, Stop};
+pub use reduce::{Keep, REDUCTIONS, Reason, Reduction, ReductionEntry, Sees};
+pub use report::{PictureReport, Report, StageReport, Stop};
 pub use scheduler::{Job, Load, Scheduler, SchedulerOptions, Tell};
 pub use session::{Content, Session, Turn};
 pub use stages::{OpRun, OpTime, Stages};
 pub use tokenizer::tokenizer_of;
 pub use trace::{TraceOptions, Tracer};
+pub use video::{Clip, ClipOptions, ClipReport, Frames, FramesOptions, Looked};
 
 /// The rooms below, for tools that look inside a model.
 pub mod rooms {

@@ -1,19 +1,21 @@
 //! A loaded model.
 
 use crate::{
-    AskOptions, Bounds, Error, GovernorReport, Image, LoadOptions, ModelSource, Reduction, Session, backends,
-    default_context, digest::sampled_digest, draft::Payoff, engine::Engine, governed::Governed,
-    image_cache::ImageCache, sample::Sampler,
+    AskOptions, Bounds, Error, GovernorReport, Image, Keep, LoadOptions, ModelSource, Reduction, Session,
+    backends, default_context, digest::sampled_digest, draft::Payoff, engine::Engine, governed::Governed,
+    image_cache::ImageCache, reduce::repeats::first_of_each, sample::Sampler,
 };
 use margay_graph::{Backend, MemoryUse};
-use margay_model::ModelConfig;
+use margay_model::{Feed, ModelConfig, VisionConfig};
 use margay_observe::{Root, Stopwatch};
 use margay_prompt::{
+    image::{Fit, ImageSpec, Pixels},
     layout::PictureLayout,
     text::{Forms, Tokenizer},
 };
 use margay_tensor::Storage;
 use std::{
+    borrow::Cow,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
@@ -39,6 +41,7 @@ struct Inner {
     payoff: Mutex<Payoff>,
     reduction: Option<Reduction>,
     governed: Mutex<Option<Arc<Governed>>>,
+    repeated_patches: Option<f32>,
     /// Settings that change what is computed.
     settings: String,
     identity: OnceLock<String>,
@@ -119,14 +122,11 @@ impl Model {
             return Err(Error::Option { option: "context", what });
         }
         if let Some(reduction) = &options.reduction {
-            reduction.check()?;
-            if source.config.text.rope_sections.is_some() {
-                let what = format!(
-                    "{} asks where in the picture a token lies, so that all have to stay",
-                    source.config.name
-                );
-                return Err(Error::Option { option: "share of image tokens", what });
-            }
+            reduction.check(&source.config)?;
+        }
+        if let Some(levels) = options.repeated_patches.filter(|levels| !(0.0..=255.0).contains(levels)) {
+            let what = format!("{levels} is not within 0 to 255 levels");
+            return Err(Error::Option { option: "repeated patches", what });
         }
         let width = source.config.text.width;
         let images = ImageCache::new(options.image_cache_type, width, options.image_cache)?;
@@ -140,10 +140,16 @@ impl Model {
             (options.dtype, options.vision_dtype, options.max_image_tokens, options.int8_encoder)
         ) + &format!(
             "{:?}",
-            (options.bf16_encoder, options.image_cache_type, &options.reduction, backend.id())
+            (
+                options.bf16_encoder,
+                options.image_cache_type,
+                &options.reduction,
+                options.repeated_patches,
+                backend.id()
+            )
         );
         let (identity, forms) = (OnceLock::new(), OnceLock::new());
-        let reduction = options.reduction.clone();
+        let (reduction, repeated_patches) = (options.reduction.clone(), options.repeated_patches);
         let inner = Inner {
             source,
             backend,
@@ -152,6 +158,7 @@ impl Model {
             payoff,
             reduction,
             governed: Mutex::default(),
+            repeated_patches,
             settings,
             identity,
             forms,
@@ -205,15 +212,67 @@ impl Model {
     /// # Errors
     /// As [`ModelSource::picture_layout`].
     pub fn picture_layout(&self, image: &Image) -> Result<PictureLayout, Error> {
-        let layout = self.source().picture_layout(image)?;
-        Ok(match &self.inner.reduction {
+        let layout = match self.image_spec(image)? {
+            Cow::Borrowed(_) => self.source().picture_layout(image)?,
+            Cow::Owned(spec) => {
+                let vision = VisionConfig { image: spec, ..self.vision()?.clone() };
+                let layout = vision.layout(image.width(), image.height());
+                layout.map_err(|source| Error::Image { place: image.name.clone(), source })?
+            }
+        };
+        let reduction = self.inner.reduction.as_ref().filter(|_| Reduction::leaves_rows_out(self.config()));
+        Ok(match reduction {
             Some(reduction) => layout.with_tokens(|tokens| reduction.kept(tokens)),
             None => layout,
         })
     }
 
+    /// How that picture becomes tiles: as the model has it, or where the picture says how much is seen of it, no larger than what
+    /// it shows asks for.
+    pub(crate) fn image_spec(&self, image: &Image) -> Result<Cow<'_, ImageSpec>, Error> {
+        let spec = &self.vision()?.image;
+        let auto = self.inner.reduction.as_ref().is_some_and(|reduction| reduction.keep == Keep::Auto);
+        if !auto
+            || (spec.tiling.is_none() && !matches!(spec.fit, Fit::Multiples { .. }))
+            || image.has_dense_text()
+        {
+            return Ok(Cow::Borrowed(spec));
+        }
+        let smaller = spec.with_detail(image.width(), image.height(), image.halvings());
+        Ok(if smaller == *spec { Cow::Borrowed(spec) } else { Cow::Owned(smaller) })
+    }
+
+    /// Whether it leaves visual tokens out in any way.
+    pub(crate) fn leaves_out(&self) -> bool {
+        self.inner.reduction.is_some() || self.inner.repeated_patches.is_some()
+    }
+
     pub(crate) fn reduction(&self) -> Option<&Reduction> {
         self.inner.reduction.as_ref()
+    }
+
+    /// A tile as the model's tower takes it: whole, or those of its patches.
+    pub(crate) fn feed<'p>(&self, tile: &'p Pixels, patches: Option<&[usize]>) -> Result<Feed<'p>, Error> {
+        let tower = &self.vision()?.tower;
+        Ok(patches.and_then(|patches| tower.feed_some(tile, patches)).unwrap_or_else(|| tower.feed(tile)))
+    }
+
+    /// The patches of a tile that are encoded, where those that repeat are not.
+    pub(crate) fn distinct_patches(&self, tile: &Pixels) -> Result<Option<Vec<usize>>, Error> {
+        let Some(levels) = self.inner.repeated_patches else { return Ok(None) };
+        let vision = self.vision()?;
+        let (rows, columns) = vision.tower.grid_of(tile.width, tile.height);
+        let all: Vec<usize> = (0..rows * columns).collect();
+        let Some(feed) = vision.tower.feed_some(tile, &all) else { return Ok(None) };
+        // A level of the channel that is stretched least: no pixel then differs by more.
+        let widest = vision.image.std.iter().fold(0.0f32, |most, std| most.max(*std));
+        let level = vision.image.rescale as f32 / widest;
+        Ok(Some(first_of_each(&feed.pixels, feed.pixels.len() / all.len().max(1), levels * level)))
+    }
+
+    pub(crate) fn vision(&self) -> Result<&VisionConfig, Error> {
+        let config = self.config();
+        config.vision.as_ref().ok_or_else(|| Error::NoVision { model: config.name.clone() })
     }
 
     /// The model's numbers.

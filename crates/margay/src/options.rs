@@ -51,6 +51,10 @@ pub struct LoadOptions {
     pub image_cache_type: DType,
     /// Leave out visual tokens; `None` keeps all. Not for models that ask where in the picture a token lies (Qwen2-VL).
     pub reduction: Option<Reduction>,
+    /// Encode of the patches that look alike only the first, and show the decoder no others: by how many levels of 255 each of
+    /// their pixels may differ, where 0 takes those that are equal. `None` encodes all. For towers of equal patches (CLIP,
+    /// SigLIP) with a projector that makes one token of each.
+    pub repeated_patches: Option<f32>,
     /// Use the packed files that lie beside the model, where they fit it.
     pub packed: bool,
 }
@@ -77,6 +81,7 @@ impl Default for LoadOptions {
             image_cache: 0,
             image_cache_type: DType::F32,
             reduction: None,
+            repeated_patches: None,
             packed: true,
         }
     }

@@ -1,5 +1,6 @@
 //! What an answer took.
 
+use crate::Reason;
 use margay_observe::{Stage, StageTimes};
 use serde::Serialize;
 
@@ -30,8 +31,21 @@ pub struct Report {
     pub stop: Stop,
     /// What each stage took.
     pub stages: StageReport,
+    /// The pictures of the question, in order.
+    pub pictures: Vec<PictureReport>,
     /// Most memory the process ever held, bytes; unknown where the system does not say.
     pub peak_rss_bytes: Option<u64>,
+}
+
+/// Visual tokens of a picture.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct PictureReport {
+    /// Those that the decoder saw.
+    pub tokens: usize,
+    /// Those that it would have seen if none had been left out.
+    pub of: usize,
+    /// Why so many; `None` where nothing was to be left out.
+    pub why: Option<Reason>,
 }
 
 /// Times of the stages in milliseconds, and their counts; a stage that did not run is `None`.

@@ -1,7 +1,7 @@
 //! A conversation with a model.
 
 use crate::{
-    Answer, AskOptions, Error, Image, Model,
+    Answer, AskOptions, Clip, Error, Image, Model,
     engine::prefix_of,
     image::ImageDigest,
     prompt::{Prompt, place},
@@ -108,6 +108,56 @@ impl Session {
         }
     }
 
+    /// Asks about a moving picture: the newest of its frames that the context has room for stand before the question, oldest
+    /// first.
+    ///
+    /// # Errors
+    /// [`Error::EmptyPrompt`] where it has no frame; else as [`Session::ask_with`].
+    pub fn ask_clip(
+        &mut self,
+        clip: &Clip,
+        text: &str,
+        options: &AskOptions,
+    ) -> Result<(Answer<'_>, usize), Error> {
+        let sampler = self.sampler(options)?;
+        if !self.messages.iter().any(|m| m.role == "user") {
+            self.forget_computed();
+        }
+        let mut from = 0;
+        let sequence = loop {
+            let frames = clip.held.range(from..);
+            if frames.len() == 0 {
+                return Err(Error::EmptyPrompt);
+            }
+            self.messages.push(Message::user(frames.len(), text));
+            let layouts: Vec<_> =
+                self.images.iter().chain(frames.clone().map(|held| &held.layout)).cloned().collect();
+            let placed =
+                self.model.source().render(&self.messages).and_then(|parts| self.place(&parts, &layouts));
+            match placed {
+                Ok(sequence) => break sequence,
+                Err(e) => {
+                    self.messages.pop();
+                    // The oldest frame gives way, as long as there is a newer one.
+                    let fewer = matches!(e, Error::PromptTooLong { .. }) && frames.len() > 1;
+                    from += 1;
+                    if !fewer {
+                        return Err(e);
+                    }
+                }
+            }
+        };
+        let mut rows = vec![];
+        for held in clip.held.range(from..) {
+            rows.extend(clip.rows(held)?);
+        }
+        let work = Work::new(self, sequence, VecDeque::new(), options.clone(), sampler);
+        self.visual.extend(rows);
+        self.images.extend(clip.held.range(from..).map(|held| held.layout.clone()));
+        self.digests.extend(clip.held.range(from..).map(|held| held.digest));
+        Ok((Answer::new(self, work), clip.held.len() - from))
+    }
+
     /// Asks another question about the pictures of the last one, in its place: the conversation is as if the last question
     /// had not been asked. The pictures are not looked at again, and what the two prompts share is not computed again.
     ///
@@ -159,9 +209,12 @@ impl Session {
 
     /// Tokens of a prompt that would not have to be computed.
     pub(crate) fn shared_tokens(&self, prompt: &Prompt) -> usize {
-        let rows = self.rows_of(self.same_pictures(prompt)) as i64;
+        let pictures = self.same_pictures(prompt);
+        let rows = self.rows_of(pictures) as i64;
+        let mut sequence = prompt.sequence.clone();
+        sequence.cut(self.images[..pictures].iter().flat_map(PictureLayout::counts));
         let same = |(held, id): &(&i32, &i32)| held == id && -1 - i64::from(**id) < rows;
-        self.held.iter().zip(&prompt.sequence.ids).take_while(same).count()
+        self.held.iter().zip(&sequence.ids).take_while(same).count()
     }
 
     /// Pictures at the start of the conversation that are those of the prompt.

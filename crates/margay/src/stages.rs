@@ -54,7 +54,8 @@ impl Stages {
         let stitch = self.model.source().picture_layout(image)?.stitch();
         let mut features = vec![];
         while let Some(tile) = tiles.next() {
-            let tile = vision.tower.feed(&tile);
+            let patches = self.model.distinct_patches(&tile)?;
+            let tile = self.model.feed(&tile, patches.as_deref())?;
             let clock = Stopwatch::start();
             engine.encode(&tile, 0, &mut || false, &self.cancel)?;
             features.extend_from_slice(engine.encoded());

@@ -1,22 +1,24 @@
 //! Making an answer, step by step.
 
 use crate::{
-    AskOptions, Error, Event, Image, Model, Report, Session, StageReport, Stop, Token,
+    AskOptions, Error, Event, Image, Keep, Model, PictureReport, Reason, Reduction, Report, Session,
+    StageReport, Stop, Token,
     draft::Lookup,
     engine::{TextCall, prefix_of},
     governed::{Doing, Governed},
     image::ImageDigest,
+    image_cache::Seen,
+    reduce::attention::Attention,
     sample::{Sampler, logprobs},
 };
 use margay_graph::BackendError;
-use margay_model::Feed;
 use margay_observe::{Root, Stage, StageTimes, Stopwatch, process};
 use margay_prompt::{
     image::{ImageTiles, Pixels, preprocess},
     layout::{PictureLayout, Sequence},
     text::{Message, Part, StopMatcher, StreamDecoder, Tokenizer},
 };
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::VecDeque, sync::Arc, time::Duration};
 
 /// An answer under way: everything about it but its conversation, which each step is lent.
 pub(crate) struct Work {
@@ -28,6 +30,8 @@ pub(crate) struct Work {
     next_place: i32,
     pictures: VecDeque<(Image, PictureLayout)>,
     picture_count: usize,
+    /// What those that were looked at became.
+    seen: Vec<PictureReport>,
     /// Tiles of all pictures of this question, and how many went through the tower.
     tile_count: usize,
     tiles_done: usize,
@@ -98,6 +102,14 @@ struct Tiles {
     layout: PictureLayout,
     /// Those that are still to be projected. [P, C]
     features: Vec<f32>,
+    /// Those of the last tile's patches that are encoded, where not all are.
+    patches: Option<Vec<usize>>,
+    /// What the last tile was looked at, where that says what is left out.
+    attention: Option<Attention>,
+    /// Whether the picture holds dense text, where that is asked.
+    text: bool,
+    /// What it became so far.
+    seen: Seen,
 }
 
 impl Work {
@@ -133,6 +145,7 @@ impl Work {
             pending: VecDeque::new(),
             told: false,
             picture_count: pictures.len(),
+            seen: vec![],
             tile_count: pictures.iter().map(|(_, layout)| layout.tiles()).sum(),
             tiles_done: 0,
             projection_count: pictures.iter().map(|(_, layout)| layout.projections()).sum(),
@@ -280,19 +293,18 @@ impl Work {
         };
         let model = self.model.clone();
         let source = model.source();
-        let name = &source.config.name;
-        let vision = source.config.vision.as_ref().ok_or_else(|| Error::NoVision { model: name.clone() })?;
         // Decoding happened when the picture was opened; it counts here.
         self.times.add(Stage::Preprocess, image.decode);
         self.decoding += image.decode;
         let clock = Stopwatch::start();
         let (digest, start) = (image.digest(), session.visual.len());
-        if model.images()?.read(&digest, &mut session.visual)? {
+        if let Some(seen) = model.images()?.read(&digest, &mut session.visual)? {
             self.stages.reused_pictures += 1;
             self.tiles_done += layout.tiles();
             self.projections_done += layout.projections();
-            session.images.push(layout);
+            session.images.push(layout.with_counts(&seen.counts));
             session.digests.push(digest);
+            self.seen.push(seen.report);
             let done = self.picture_count - self.pictures.len();
             self.stage_ended(Stage::Preprocess, clock.elapsed(), done, self.picture_count);
             self.phase = Phase::Preprocess;
@@ -307,11 +319,29 @@ impl Work {
             self.times.add(Stage::Load, took);
         }
         let clock = Stopwatch::start();
-        let left = preprocess(&image.picture, &vision.image)
+        let spec = model.image_spec(&image)?;
+        let left = preprocess(&image.picture, &spec)
             .map_err(|source| Error::Image { place: image.name.clone(), source })?;
         let done = self.picture_count - self.pictures.len();
         self.stage_ended(Stage::Preprocess, looked + clock.elapsed(), done, self.picture_count);
-        self.phase = Phase::Encode(Tiles { digest, start, left, layout, features: vec![] });
+        let guarded = model.reduction().is_some_and(|reduction| reduction.keep == Keep::Auto);
+        let text = guarded && image.has_dense_text();
+        let (mut seen, features) = (Seen::default(), vec![]);
+        if let Cow::Owned(_) = spec {
+            // What its tiles would have been.
+            seen.whole = source.picture_layout(&image)?.visual_tokens();
+        }
+        self.phase = Phase::Encode(Tiles {
+            digest,
+            start,
+            left,
+            layout,
+            features,
+            patches: None,
+            attention: None,
+            text,
+            seen,
+        });
         Ok(())
     }
 
@@ -324,12 +354,15 @@ impl Work {
     ) -> Result<(), Error> {
         let clock = Stopwatch::start();
         let Some(tile) = tiles.left.next() else {
-            self.model.images()?.keep(tiles.digest, &mut session.visual[tiles.start..])?;
-            session.images.push(tiles.layout);
+            let Tiles { digest, start, layout, seen, .. } = &tiles;
+            self.model.images()?.keep(*digest, &mut session.visual[*start..], seen)?;
+            session.images.push(layout.with_counts(&seen.counts));
+            self.seen.push(seen.report);
             session.digests.push(tiles.digest);
             self.phase = Phase::Preprocess;
             return Ok(());
         };
+        tiles.patches = self.model.distinct_patches(&tile)?;
         self.times.add(Stage::Preprocess, clock.elapsed());
         self.encode(session, (tiles, tile), (Duration::ZERO, 0), pace)
     }
@@ -343,7 +376,7 @@ impl Work {
     ) -> Result<(), Error> {
         let model = self.model.clone();
         let clock = Stopwatch::start();
-        let feed = fed(&model, &tile)?;
+        let feed = model.feed(&tile, tiles.patches.as_deref())?;
         let mut engine = model.engine()?;
         let next = engine.encode(&feed, at, pace.pause, &session.cancel)?;
         let took = took + clock.elapsed();
@@ -353,6 +386,7 @@ impl Work {
             return Ok(());
         }
         tiles.features.extend_from_slice(engine.encoded());
+        tiles.attention = engine.attention();
         drop((feed, engine));
         self.tiles_done += 1;
         self.stage_ended(Stage::Encode, took, self.tiles_done, self.tile_count);
@@ -367,17 +401,38 @@ impl Work {
         let clock = Stopwatch::start();
         let mut engine = model.engine()?;
         let stitch = tiles.layout.stitch();
-        let visual = engine.project(&fed(&model, tile)?, &tiles.features, stitch, &session.cancel)?;
-        match model.reduction() {
+        let visual = engine.project(
+            &model.feed(tile, tiles.patches.as_deref())?,
+            &tiles.features,
+            stitch,
+            &session.cancel,
+        )?;
+        let (width, attention) = (model.config().text.width, tiles.attention.take());
+        let seen = visual.len() / width;
+        // Where some of its patches are not encoded, each of them is a token.
+        let of = tiles.patches.as_ref().map_or(seen, |_| model.vision().map_or(seen, |v| v.tile_tokens()));
+        let start = session.visual.len();
+        let reduction = model.reduction().filter(|_| Reduction::leaves_rows_out(model.config()));
+        let why = match reduction {
             Some(reduction) => {
                 let rows = visual.to_vec();
                 drop(engine);
-                session.visual.extend(reduction.apply(&rows, model.config().text.width)?);
+                let (rows, why) = reduction.apply(&rows, width, attention.as_ref(), tiles.text)?;
+                session.visual.extend(rows);
+                Some(why)
             }
             None => {
                 session.visual.extend_from_slice(visual);
                 drop(engine);
+                (seen < of).then_some(Reason::Repeats).or(tiles.text.then_some(Reason::Text))
             }
+        };
+        let tokens = (session.visual.len() - start) / width;
+        tiles.seen.counts.push(tokens);
+        let report = &mut tiles.seen.report;
+        *report = PictureReport { tokens: report.tokens + tokens, of: report.of + of, why };
+        if tiles.left.len() == 0 && tiles.seen.whole > report.of {
+            *report = PictureReport { of: tiles.seen.whole, why: Some(Reason::Resolution), ..*report };
         }
         tiles.features.clear();
         self.projections_done += 1;
@@ -388,6 +443,12 @@ impl Work {
 
     /// Keeps the part of the cache that this prompt shares with what was computed before.
     fn begin_prefill(&mut self, session: &mut Session) {
+        // What was left out of pictures is known only now.
+        if self.sequence.cut(session.images.iter().flat_map(PictureLayout::counts)) {
+            (self.places, self.next_place) = self.sequence.places();
+            self.prefix = prefix_of(self.model.config(), &self.sequence.ids);
+            self.stages.visual_tokens = self.sequence.visual_tokens();
+        }
         let ids = &self.sequence.ids;
         let shared = session.held.iter().zip(ids).take_while(|(a, b)| a == b).count();
         // The last token is computed anew: its logits are wanted.
@@ -576,6 +637,7 @@ impl Work {
             tokens: self.tokens.clone(),
             stop,
             stages: self.stages,
+            pictures: std::mem::take(&mut self.seen),
             peak_rss_bytes: process::peak_rss_bytes(&Root::system()),
         };
         self.remember(session);
@@ -607,11 +669,4 @@ impl Work {
         self.times.add(stage, took);
         self.pending.push_back(Event::Stage { stage, took, done, of });
     }
-}
-
-/// A tile as the model's tower takes it.
-fn fed<'p>(model: &Model, tile: &'p Pixels) -> Result<Feed<'p>, Error> {
-    let config = model.config();
-    let vision = config.vision.as_ref().ok_or_else(|| Error::NoVision { model: config.name.clone() })?;
-    Ok(vision.tower.feed(tile))
 }

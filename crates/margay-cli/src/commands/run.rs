@@ -9,14 +9,18 @@ use crate::{
     messages,
     model::{AskArgs, LoadArgs},
     output, stats,
+    watching::VideoArgs,
     words::Words,
 };
 use clap::Args;
-use margay::Stop;
+use margay::{Model, Report, Session, Stop};
 use std::path::PathBuf;
 
 /// What is asked of a picture that comes without a question.
 const DESCRIBE: &str = "Describe the picture.";
+
+/// What is asked of a video that comes without a question.
+const DESCRIBE_VIDEO: &str = "Describe the video.";
 
 const AFTER_HELP: &str = "\
 EXAMPLES:
@@ -25,6 +29,7 @@ EXAMPLES:
   margay run llava.gguf a.jpg b.jpg \"What changed?\"
   margay run --image street.png --prompt \"Is there a dog?\" --json
   echo \"What is a margay?\" | margay run llama.gguf --stats
+  margay run llava.gguf --video clip.mp4 --fps 1 \"What happens?\"
   margay run llava.gguf --messages chat.json     goes on with a conversation
   margay run                                     on a terminal: a chat
 
@@ -35,7 +40,9 @@ MESSAGES:
   Paths of pictures are relative to the file; OpenAI's image_url parts with paths are read as well.
 
 JSON:
-  text, tokens (ids), stop (end, stop_text, length, context, cancelled), peak_rss_bytes, and stages:
+  text, tokens (ids), stop (end, stop_text, length, context, cancelled), peak_rss_bytes, pictures (tokens kept, of, why: share,
+  text, redundancy, repeats, resolution), with --video also video (frames,
+  still, encoded, held, tokens, bytes), and stages:
   load_ms, preprocess_ms, encode_ms, project_ms, prefill_ms, prefill_tokens, reused_tokens,
   reused_pictures, visual_tokens, decode_ms, decode_tokens, drafted_tokens, accepted_tokens, ttft_ms. What is unknown is null.";
 
@@ -68,6 +75,8 @@ pub(crate) struct Run {
     #[arg(long)]
     stats: bool,
     #[command(flatten)]
+    video: VideoArgs,
+    #[command(flatten)]
     ask: AskArgs,
     #[command(flatten)]
     load: LoadArgs,
@@ -81,6 +90,16 @@ impl Run {
         let pictures: Vec<PathBuf> =
             words.pictures.into_iter().chain(std::mem::take(&mut self.images)).collect();
 
+        if self.video.video.is_some() {
+            if !pictures.is_empty() {
+                return Err(Usage("give a video or pictures, not both".to_owned()).into());
+            }
+            let question = match question {
+                Some(dash) if dash == "-" => question_from_stdin()?,
+                question => question.unwrap_or_default(),
+            };
+            return self.watch(model_path, question.trim(), interrupt);
+        }
         if let Some(path) = &self.messages {
             if question.is_some() || !pictures.is_empty() {
                 let what = "--messages holds the question and its pictures; give no others";
@@ -111,6 +130,30 @@ impl Run {
         self.ask(model_path, &Asked::Words(&images, question), interrupt)
     }
 
+    fn watch(
+        &self,
+        model: Option<PathBuf>,
+        question: &str,
+        interrupt: &Interrupt,
+    ) -> anyhow::Result<Outcome> {
+        let model = self.load.load_for(model.as_deref(), &self.ask)?;
+        let mut session = model.session()?;
+        if let Some(system) = &self.system {
+            session.system(system);
+        }
+        let Some(clip) = self.video.watch(&model, &session, interrupt)? else {
+            return Ok(Outcome::Interrupted);
+        };
+        let question = if question.is_empty() { DESCRIBE_VIDEO } else { question };
+        let report = self.answer(&model, &mut session, &Asked::Clip(&clip, question), interrupt)?;
+        if self.json {
+            let mut json = serde_json::to_value(&report)?;
+            json["video"] = serde_json::to_value(clip.report())?;
+            output::json(&json)?;
+        }
+        Ok(if report.stop == Stop::Cancelled { Outcome::Interrupted } else { Outcome::Done })
+    }
+
     fn ask(
         &self,
         model: Option<PathBuf>,
@@ -122,15 +165,26 @@ impl Run {
         if let Some(system) = &self.system {
             session.system(system);
         }
-        let options = self.ask.options();
-        let question = Question { asked, options: &options, late: Late::Leave, stream: !self.json };
-        let report = answer(&mut session, &question, interrupt)?;
+        let report = self.answer(&model, &mut session, asked, interrupt)?;
         if self.json {
             output::json(&report)?;
         }
-        if self.stats {
-            output::note(stats::of_session(&report, &model, &session).trim_end());
-        }
         Ok(if report.stop == Stop::Cancelled { Outcome::Interrupted } else { Outcome::Done })
+    }
+
+    fn answer(
+        &self,
+        model: &Model,
+        session: &mut Session,
+        asked: &Asked<'_>,
+        interrupt: &Interrupt,
+    ) -> anyhow::Result<Report> {
+        let options = self.ask.options();
+        let question = Question { asked, options: &options, late: Late::Leave, stream: !self.json };
+        let report = answer(session, &question, interrupt)?;
+        if self.stats {
+            output::note(stats::of_session(&report, model, session).trim_end());
+        }
+        Ok(report)
     }
 }

@@ -20,11 +20,11 @@ mod smolvlm;
 mod tinyllava;
 
 use crate::{
-    Features, HfConfig, ModelConfig, ModelError, Outliers, PromptStyle, Rename, TowerConfig, decoder,
+    Extra, Features, HfConfig, ModelConfig, ModelError, Outliers, PromptStyle, Rename, TowerConfig, decoder,
     projector, vision,
 };
 use margay_file::{TensorSource, gguf::Metadata};
-use margay_graph::Program;
+use margay_graph::{Program, Sym};
 use margay_prompt::image::{Filter, Fit, ImageSpec};
 use serde_json::Value;
 
@@ -167,14 +167,37 @@ impl ModelConfig {
     /// # Errors
     /// [`ModelError::Graph`] where its sizes do not fit together.
     pub fn programs(&self) -> Result<ModelPrograms, ModelError> {
+        self.programs_with(Extra::default())
+    }
+
+    /// As [`ModelConfig::programs`], with vision programs that do more.
+    ///
+    /// # Errors
+    /// [`ModelError::Extra`] where tower or projector cannot; else as [`ModelConfig::programs`].
+    pub fn programs_with(&self, extra: Extra) -> Result<ModelPrograms, ModelError> {
         let text = decoder::text(&self.text, self.vision.is_some())?;
-        let plain = match &self.vision {
-            None => ModelPrograms { encode: None, project: None, text },
-            Some(vision) => {
-                let project = (vision.projector.build)(&vision.project_sizes(self.text.width))?;
-                ModelPrograms { encode: Some(vision.tower.encode()?), project: Some(project), text }
-            }
-        };
+        let plain =
+            match &self.vision {
+                None => ModelPrograms { encode: None, project: None, text },
+                Some(vision) => {
+                    let cannot = |part: &'static str, id: &'static str, needs: &'static str| {
+                        ModelError::Extra { model: self.name.clone(), part, id, needs }
+                    };
+                    let mut sizes = vision.project_sizes(self.text.width);
+                    if extra.some_patches {
+                        if !vision.projector.each || vision.square() != Some(1) {
+                            let needs = "a projector that makes one token of each patch (mlp)";
+                            return Err(cannot("projector", vision.projector.id, needs));
+                        }
+                        sizes.patches = Sym::Patches.into();
+                    }
+                    let project = (vision.projector.build)(&sizes)?;
+                    let encode = vision.tower.encode_with(extra)?;
+                    let needs = "a tower of equal patches (vit: CLIP, SigLIP)";
+                    let encode = encode.ok_or_else(|| cannot("tower", vision.tower.tower().id, needs))?;
+                    ModelPrograms { encode: Some(encode), project: Some(project), text }
+                }
+            };
         self.outliers.apply(plain)
     }
 }

@@ -9,6 +9,7 @@ pub(super) const IDEFICS3: Projector = Projector {
     id: "idefics3",
     hf: None,
     tokens: |(rows, columns), fold| (rows / fold) * (columns / fold),
+    each: false,
     build,
     rename,
     weights: |_| Weights::default(),

@@ -9,6 +9,7 @@ pub(super) const LDP: Projector = Projector {
     id: "ldp",
     hf: Some("ldpnet"),
     tokens: |(rows, columns), _| rows.div_ceil(2) * columns.div_ceil(2),
+    each: false,
     build,
     rename,
     weights: |_| Weights::default(),

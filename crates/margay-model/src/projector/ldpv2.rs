@@ -9,6 +9,7 @@ pub(super) const LDPV2: Projector = Projector {
     id: "ldpv2",
     hf: Some("ldpnetv2"),
     tokens: |(rows, columns), _| (rows / 2) * (columns / 2),
+    each: false,
     build,
     rename,
     weights: |_| Weights::default(),

@@ -9,14 +9,15 @@ pub(super) const MLP: Projector = Projector {
     id: "mlp",
     hf: Some("mlp2x_gelu"),
     tokens: |(rows, columns), _| rows * columns,
+    each: true,
     build,
     rename,
     weights: |_| Weights::default(),
 };
 
-fn build(&Sizes { grid, width, out, .. }: &Sizes) -> Result<Program, ModelError> {
+fn build(&Sizes { patches, width, out, .. }: &Sizes) -> Result<Program, ModelError> {
     let mut b = Builder::new(Stage::Project);
-    let x = b.input_f32("features", [grid * grid, width].map(Dim::from));
+    let x = b.input_f32("features", [patches, Dim::from(width)]);
     layers(b, x, out)
 }
 

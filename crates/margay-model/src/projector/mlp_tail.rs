@@ -10,6 +10,7 @@ pub(super) const MLP_TAIL: Projector = Projector {
     id: "mlp_tail",
     hf: None,
     tokens: |(rows, columns), _| rows * columns - 1,
+    each: false,
     build,
     rename: mlp::rename,
     weights: |_| Weights::default(),

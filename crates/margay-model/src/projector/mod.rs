@@ -11,7 +11,7 @@ mod qwen2vl;
 mod resampler;
 
 use crate::{ModelError, Transform};
-use margay_graph::Program;
+use margay_graph::{Dim, Program};
 use margay_tensor::Tensor;
 
 /// A way from patch features [P, C] to visual tokens [V, E].
@@ -23,6 +23,8 @@ pub struct Projector {
     pub hf: Option<&'static str>,
     /// Visual tokens of a grid of so many rows and columns, of which `fold` x `fold` become one where it folds.
     pub tokens: fn(grid: (usize, usize), fold: usize) -> usize,
+    /// Whether each patch becomes one token by itself, so that any of them can be projected.
+    pub(crate) each: bool,
     /// The project program: first input `features` [P, width] (of all tiles, then `map` and `size`, where they are
     /// stitched), output `project` [V, out].
     pub(crate) build: fn(&Sizes) -> Result<Program, ModelError>,
@@ -46,6 +48,8 @@ pub(crate) struct Weights {
 pub(crate) struct Sizes {
     /// Patches a side.
     pub(crate) grid: usize,
+    /// Those of a tile, all or, of a projector that takes each by itself, some.
+    pub(crate) patches: Dim,
     /// Side of the square of patches that becomes one token, where the projector folds.
     pub(crate) fold: usize,
     /// Width between its layers, where the others do not say it.

@@ -10,6 +10,7 @@ pub(super) const MOONDREAM: Projector = Projector {
     id: "moondream",
     hf: None,
     tokens: |(rows, columns), _| rows * columns,
+    each: false,
     build,
     rename: |inner| {
         let (stem, kind) = inner.rsplit_once('.')?;

@@ -13,6 +13,7 @@ pub(super) const QWEN2VL_MERGER: Projector = Projector {
     id: "qwen2vl_merger",
     hf: None,
     tokens: |(rows, columns), fold| rows * columns / (fold * fold),
+    each: false,
     build: |sizes| build(sizes, false),
     rename,
     weights: |_| Weights::default(),

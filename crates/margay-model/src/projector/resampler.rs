@@ -12,6 +12,7 @@ pub(super) const RESAMPLER: Projector = Projector {
     hf: None,
     // Of the published models, where a file does not say it.
     tokens: |_, _| 64,
+    each: false,
     build,
     rename,
     weights,
@@ -133,7 +134,7 @@ mod tests {
     use margay_graph::Op;
 
     fn sizes(width: usize, out: usize) -> Sizes {
-        Sizes { grid: 1, fold: 1, hidden: 0, width, queries: 64, longest: 453, out }
+        Sizes { grid: 1, patches: 1.into(), fold: 1, hidden: 0, width, queries: 64, longest: 453, out }
     }
 
     #[test]

@@ -33,6 +33,17 @@ pub(crate) type ReadTower = Result<Arc<dyn TowerConfig>, ModelError>;
 /// All towers. GGUF files that do not say which one they hold hold the first.
 pub const TOWERS: &[&Tower] = &[&vit::VIT, &qwen2vl::QWEN2VL, &fastvithd::FASTVITHD, &navit::NAVIT];
 
+/// What an encode program does beyond giving all features of a tile.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extra {
+    /// Outputs `queries` and `keys` [N, C] of the block whose output is the features; the class token's row stands first where
+    /// there is one.
+    pub attention: bool,
+    /// Takes any of a tile's patches instead of all: inputs `pixels` [P, 3*patch*patch] and `positions` [N], their rows of the
+    /// position table, that of the class token first where there is one.
+    pub some_patches: bool,
+}
+
 /// Which of a tower's values are its features.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Features {
@@ -88,6 +99,23 @@ pub trait TowerConfig: Any + Debug + Send + Sync {
     /// # Errors
     /// [`ModelError::Graph`] where its sizes do not fit together.
     fn encode(&self) -> Result<Program, ModelError>;
+    /// The heads of the block whose output is the features, where [`TowerConfig::encode_with`] can tell its queries and keys.
+    fn heads(&self) -> Option<usize> {
+        None
+    }
+    /// The encode program with what fewer visual tokens ask for; `None` where the tower cannot give it. See [`Extra`].
+    ///
+    /// # Errors
+    /// As [`TowerConfig::encode`].
+    fn encode_with(&self, extra: Extra) -> Result<Option<Program>, ModelError> {
+        if extra == Extra::default() { self.encode().map(Some) } else { Ok(None) }
+    }
+    /// Some patches of a tile, by their places row by row, as the program of [`Extra::some_patches`] takes them; `None` where
+    /// there is none.
+    fn feed_some<'p>(&self, tile: &'p Pixels, patches: &[usize]) -> Option<Feed<'p>> {
+        let _ = (tile, patches);
+        None
+    }
     /// The name in a GGUF file of a tower's weight in a checkpoint, given what stands behind the tower's place in it.
     fn rename(&self, inner: &str) -> Option<Rename>;
     /// Whether a weight of that name (in a checkpoint, or a GGUF file) belongs to a part of the tower that does not run.

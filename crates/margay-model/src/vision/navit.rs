@@ -115,7 +115,7 @@ impl TowerConfig for NavitConfig {
         let table = b.param(table)?;
         let positions = b.gather_rows(table, positions)?;
         let x = b.add(x, positions)?;
-        let x = vit::blocks(&mut b, c, x)?;
+        let (x, _) = vit::blocks(&mut b, c, x)?;
         b.output("encode", x);
         Ok(b.finish()?)
     }

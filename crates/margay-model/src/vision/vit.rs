@@ -2,15 +2,17 @@
 //! Weights by the names of GGUF mmproj files. Source: transformers `modeling_clip.py`, `modeling_siglip.py`; its SigLIP
 //! inside Idefics3 and SmolVLM (whose position ids for a whole square are those of a plain grid), `modeling_idefics3.py`.
 
-use super::{Features, ReadTower, Tower, TowerConfig};
+use super::{Extra, Features, Feed, ReadTower, Tower, TowerConfig};
 use crate::{
     GgufPart, HfConfig, ModelError, config, gguf, hf,
     weights::{Rename, Transform},
 };
 use margay_file::{TensorInfo, gguf::Metadata};
-use margay_graph::{Activation, Attention, Builder, Dim, Mask, NormKind, Program, Role, Stage, ValueId};
-use margay_prompt::image::ImageSpec;
-use std::{any::Any, sync::Arc};
+use margay_graph::{
+    Activation, Attention, Bindings, Builder, Dim, Mask, NormKind, Program, Role, Stage, Sym, ValueId,
+};
+use margay_prompt::image::{ImageSpec, Pixels};
+use std::{any::Any, borrow::Cow, sync::Arc};
 
 pub(super) const VIT: Tower = Tower {
     id: "vit",
@@ -259,7 +261,28 @@ impl TowerConfig for VitConfig {
     }
 
     fn encode(&self) -> Result<Program, ModelError> {
-        encode(self)
+        encode(self, Extra::default())
+    }
+
+    fn heads(&self) -> Option<usize> {
+        Some(self.heads)
+    }
+
+    fn encode_with(&self, extra: Extra) -> Result<Option<Program>, ModelError> {
+        encode(self, extra).map(Some)
+    }
+
+    fn feed_some<'p>(&self, tile: &'p Pixels, patches: &[usize]) -> Option<Feed<'p>> {
+        let grid = self.grid();
+        let places = patches.iter().map(|at| (at / grid, at % grid));
+        let class = usize::from(self.class_token);
+        // A table of positions is far smaller than what an i32 counts.
+        let rows = (0..class).chain(patches.iter().map(|at| class + at)).map(|row| row as i32);
+        Some(Feed {
+            pixels: Cow::Owned(tile.squares(self.patch, places)),
+            bindings: Bindings::new().with(Sym::Patches, patches.len()),
+            integers: vec![("positions", rows.collect())],
+        })
     }
 
     fn rename(&self, inner: &str) -> Option<Rename> {
@@ -348,16 +371,22 @@ pub(super) fn put_activation(activation: Activation, meta: &mut Metadata) {
 }
 
 /// The patch rows of the selected hidden state, without the class token.
-fn encode(c: &VitConfig) -> Result<Program, ModelError> {
+fn encode(c: &VitConfig, extra: Extra) -> Result<Program, ModelError> {
     let mut b = Builder::new(Stage::Encode);
-    let patches = c.grid() * c.grid();
-    let pixels = b.input_f32("pixels", [3, c.image, c.image].map(Dim::from));
-    let x = b.patchify(pixels, c.patch)?; // [P, 3*patch*patch]
-    let embed = b.weight("v.patch_embd.weight", [c.width, 3 * c.patch * c.patch], Role::PatchEmbedding);
+    let (patches, square) = (c.grid() * c.grid(), 3 * c.patch * c.patch);
+    let count: Dim = if extra.some_patches { Sym::Patches.into() } else { patches.into() };
+    let x = if extra.some_patches {
+        b.input_f32("pixels", [count, square.into()])
+    } else {
+        let pixels = b.input_f32("pixels", [3, c.image, c.image].map(Dim::from));
+        b.patchify(pixels, c.patch)? // [P, 3*patch*patch]
+    };
+    let first_patch = usize::from(c.class_token);
+    let places = extra.some_patches.then(|| b.input_i32("positions", count.plus(first_patch)));
+    let embed = b.weight("v.patch_embd.weight", [c.width, square], Role::PatchEmbedding);
     let bias = c.patch_bias.then(|| b.weight("v.patch_embd.bias", [c.width], Role::Bias));
     let mut x = b.linear(x, embed, bias)?; // [P, C]
 
-    let first_patch = usize::from(c.class_token);
     if c.class_token {
         let class = b.weight("v.class_embd", [c.width], Role::ClassEmbedding);
         let class = b.param(class)?;
@@ -365,31 +394,50 @@ fn encode(c: &VitConfig) -> Result<Program, ModelError> {
     }
     let positions =
         b.weight("v.position_embd.weight", [first_patch + patches, c.width], Role::PositionEmbedding);
-    let positions = b.param(positions)?;
+    let mut positions = b.param(positions)?;
+    if let Some(places) = places {
+        positions = b.gather_rows(positions, places)?;
+    }
     x = b.add(x, positions)?;
-    x = blocks(&mut b, c, x)?;
+    let (mut x, last) = blocks(&mut b, c, x)?;
     if c.class_token {
-        x = b.slice_rows(x, first_patch, patches)?; // [P, C]
+        x = b.slice_rows(x, first_patch, count)?; // [P, C]
     }
     b.output("encode", x);
+    if let Some([queries, keys]) = last.filter(|_| extra.attention) {
+        b.output("queries", queries);
+        b.output("keys", keys);
+    }
     Ok(b.finish()?)
 }
 
-/// All blocks and the norms around them.
-pub(super) fn blocks(b: &mut Builder, c: &VitConfig, mut x: ValueId) -> Result<ValueId, ModelError> {
+/// All blocks and the norms around them; and the queries and keys of the last block.
+pub(super) fn blocks(
+    b: &mut Builder,
+    c: &VitConfig,
+    mut x: ValueId,
+) -> Result<(ValueId, Option<[ValueId; 2]>), ModelError> {
+    let mut last = None;
     if c.pre_norm {
         x = norm(b, c, "v.pre_ln", x)?;
     }
     for layer in 0..c.layers {
-        x = block(b, c, layer, x)?;
+        let queries_and_keys;
+        (x, queries_and_keys) = block(b, c, layer, x)?;
+        last = Some(queries_and_keys);
     }
     if c.post_norm {
         x = norm(b, c, "v.post_ln", x)?;
     }
-    Ok(x)
+    Ok((x, last))
 }
 
-fn block(b: &mut Builder, c: &VitConfig, layer: usize, x: ValueId) -> Result<ValueId, ModelError> {
+fn block(
+    b: &mut Builder,
+    c: &VitConfig,
+    layer: usize,
+    x: ValueId,
+) -> Result<(ValueId, [ValueId; 2]), ModelError> {
     let at = format!("v.blk.{layer}");
     let h = norm(b, c, &format!("{at}.ln1"), x)?;
     let q = linear(b, &format!("{at}.attn_q"), h, c.width, Role::AttentionQ)?;
@@ -407,7 +455,7 @@ fn block(b: &mut Builder, c: &VitConfig, layer: usize, x: ValueId) -> Result<Val
     let h = linear(b, &format!("{at}.ffn_up"), h, c.ffn, Role::FfnUp)?;
     let h = b.activation(h, c.activation)?;
     let h = linear(b, &format!("{at}.ffn_down"), h, c.width, Role::FfnDown)?;
-    Ok(b.add(x, h)?)
+    Ok((b.add(x, h)?, [q, k]))
 }
 
 fn norm(b: &mut Builder, c: &VitConfig, name: &str, x: ValueId) -> Result<ValueId, ModelError> {

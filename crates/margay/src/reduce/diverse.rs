@@ -1,9 +1,14 @@
 //! Rows that differ most from one another. Source: Alvar et al., DivPrune, arXiv 2503.02175.
 
-use super::{ReductionEntry, Rows, dot, unit_rows};
+use super::{ReductionEntry, Rows, Sees, dot, unit_rows};
 
-pub(super) const ENTRY: ReductionEntry =
-    ReductionEntry { id: "diverse", what: "those that differ most from one another (DivPrune)", reduce };
+pub(super) const ENTRY: ReductionEntry = ReductionEntry {
+    id: "diverse",
+    what: "those that differ most from one another (DivPrune)",
+    sees: Sees::Rows,
+    reduce,
+    count: None,
+};
 
 /// Begins with the row farthest from its nearest neighbour, and always takes the one farthest from all taken before.
 /// Distances are 1 less the cosine. V^2 E multiplications in the beginning, then K V E.

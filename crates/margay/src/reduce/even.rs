@@ -1,9 +1,14 @@
 //! Rows at even distances.
 
-use super::{ReductionEntry, Rows};
+use super::{ReductionEntry, Rows, Sees};
 
-pub(super) const ENTRY: ReductionEntry =
-    ReductionEntry { id: "even", what: "at even distances: a baseline", reduce };
+pub(super) const ENTRY: ReductionEntry = ReductionEntry {
+    id: "even",
+    what: "at even distances: a baseline",
+    sees: Sees::Rows,
+    reduce,
+    count: None,
+};
 
 fn reduce(rows: &Rows<'_>, keep: usize) -> Vec<f32> {
     let count = rows.count();

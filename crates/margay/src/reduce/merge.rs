@@ -1,9 +1,14 @@
 //! Rows that say nearly the same become their mean. Source: Bolya et al., Token Merging, arXiv 2210.09461, section 3.
 
-use super::{ReductionEntry, Rows, dot, unit_rows};
+use super::{ReductionEntry, Rows, Sees, dot, unit_rows};
 
-pub(super) const ENTRY: ReductionEntry =
-    ReductionEntry { id: "merge", what: "those that are alike become their mean (ToMe)", reduce };
+pub(super) const ENTRY: ReductionEntry = ReductionEntry {
+    id: "merge",
+    what: "those that are alike become their mean (ToMe)",
+    sees: Sees::Rows,
+    reduce,
+    count: None,
+};
 
 /// Rows alternate between two sets; each of the first finds the one most like it in the second, and the pairs that are
 /// most alike are merged, weighted by how many rows each stands for; until as many are left as should be.

@@ -1,13 +1,22 @@
 //! Fewer visual tokens: which of a tile's projected rows the decoder sees.
 //!
-//! All methods see only the rows themselves, so that they fit every tower and projector, and keep rows in their order.
+//! Some methods see only the rows themselves, so that they fit every tower and projector; others see what the tower looked at
+//! ([`attention`]). Rows keep their order.
 
+pub(crate) mod attention;
 mod diverse;
 mod even;
 mod merge;
+mod prumerge;
 mod random;
+mod redundancy;
+pub(crate) mod repeats;
+mod visionzip;
 
 use crate::Error;
+use attention::Attention;
+use margay_model::{Extra, ModelConfig};
+use serde::Serialize;
 
 /// A way to leave visual tokens out.
 pub struct ReductionEntry {
@@ -15,36 +24,130 @@ pub struct ReductionEntry {
     pub id: &'static str,
     /// One line for people.
     pub what: &'static str,
+    /// What it chooses by.
+    pub sees: Sees,
     reduce: fn(&Rows<'_>, usize) -> Vec<f32>,
+    /// How many stay where nobody says it; `None` counts those that differ.
+    count: Option<fn(&Rows<'_>) -> usize>,
+}
+
+/// What a method chooses by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sees {
+    /// The projected rows: fits every tower and projector.
+    Rows,
+    /// What the tower looked at, too: fits towers of equal patches, and projectors whose tokens lie on them.
+    Attention,
 }
 
 /// All of them.
-pub static REDUCTIONS: &[ReductionEntry] = &[merge::ENTRY, diverse::ENTRY, even::ENTRY, random::ENTRY];
+pub static REDUCTIONS: &[ReductionEntry] =
+    &[merge::ENTRY, diverse::ENTRY, visionzip::ENTRY, prumerge::ENTRY, even::ENTRY, random::ENTRY];
+
+/// How many visual tokens stay.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Keep {
+    /// A share of each tile's, above 0 and at most 1; of each tile at least one.
+    Share(f64),
+    /// As many as the picture asks for: all where its pixels hold dense text, else as many as differ.
+    Auto,
+}
 
 /// How many visual tokens the decoder sees of each tile, and which.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reduction {
     /// Id of an entry of [`REDUCTIONS`].
     pub method: String,
-    /// Share that stays, above 0 and at most 1; of each tile at least one.
-    pub share: f64,
+    /// How many.
+    pub keep: Keep,
+}
+
+/// Why so many visual tokens of a picture stayed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// The share that was asked for.
+    Share,
+    /// The picture holds dense text: all stay.
+    Text,
+    /// So many differ from one another, or receive more attention than is usual.
+    Redundancy,
+    /// It was seen at a lower resolution, at which little of it is lost; others may have been left out, too.
+    Resolution,
+    /// Patches that look like others were not encoded.
+    Repeats,
+}
+
+impl Reason {
+    /// In words.
+    pub fn words(self) -> &'static str {
+        match self {
+            Reason::Share => "the share asked for",
+            Reason::Text => "text is dense: nothing left out",
+            Reason::Redundancy => "the others repeat what these say",
+            Reason::Resolution => "a smaller picture shows as much",
+            Reason::Repeats => "the others' pixels repeat",
+        }
+    }
 }
 
 impl Reduction {
-    /// Tokens that stay of so many.
+    /// Tokens that stay of so many; at most so many where the picture decides.
     pub fn kept(&self, tokens: usize) -> usize {
-        // A share of tokens is far below what a float counts exactly.
-        ((tokens as f64 * self.share).round() as usize).clamp(tokens.min(1), tokens)
+        match self.keep {
+            // A share of tokens is far below what a float counts exactly.
+            Keep::Share(share) => ((tokens as f64 * share).round() as usize).clamp(tokens.min(1), tokens),
+            Keep::Auto => tokens,
+        }
     }
 
     /// # Errors
-    /// [`Error::Unknown`] for the method, [`Error::Option`] for the share.
-    pub(crate) fn check(&self) -> Result<(), Error> {
-        if !(self.share > 0.0 && self.share <= 1.0) {
-            let what = format!("{} is not above 0 and at most 1", self.share);
-            return Err(Error::Option { option: "share of image tokens", what });
+    /// [`Error::Unknown`] for the method; [`Error::Option`] for the share, and for a method or model that do not fit.
+    pub(crate) fn check(&self, config: &ModelConfig) -> Result<(), Error> {
+        let bad = |what: String| Error::Option { option: "share of image tokens", what };
+        if let Keep::Share(share) = self.keep
+            && !(share > 0.0 && share <= 1.0)
+        {
+            return Err(bad(format!("{share} is not above 0 and at most 1")));
         }
-        self.entry().map(|_| ())
+        let entry = self.entry()?;
+        let name = &config.name;
+        let places = config.text.rope_sections.is_some();
+        let varies = config.vision.as_ref().is_some_and(|vision| vision.varies());
+        if places && self.keep == Keep::Auto && varies && entry.sees == Sees::Rows {
+            // Its pictures become smaller; of what they then are, nothing is left out.
+            return Ok(());
+        }
+        if places {
+            return Err(bad(format!(
+                "{name} asks where in the picture a token lies, so that all have to stay"
+            )));
+        }
+        let Some(vision) = config.vision.as_ref().filter(|_| entry.sees == Sees::Attention) else {
+            return Ok(());
+        };
+        let by_rows: Vec<_> = REDUCTIONS.iter().filter(|e| e.sees == Sees::Rows).map(|e| e.id).collect();
+        let by_rows = by_rows.join(", ");
+        if vision.tower.heads().is_none() {
+            let (id, tower) = (entry.id, vision.tower.tower().id);
+            return Err(bad(format!(
+                "{id} needs to see what the tower looks at, which {name}'s ({tower}) does not tell; the tower vit (CLIP, \
+                 SigLIP) does, and {by_rows} fit every tower"
+            )));
+        }
+        if vision.square().is_none() {
+            let (id, projector) = (entry.id, vision.projector.id);
+            return Err(bad(format!(
+                "{id} needs visual tokens that lie on the patches, which {name}'s projector ({projector}) does not give; \
+                 {by_rows} fit every projector"
+            )));
+        }
+        Ok(())
+    }
+
+    /// What the vision programs have to give for it.
+    pub(crate) fn extra(&self) -> Result<Extra, Error> {
+        Ok(Extra { attention: self.entry()?.sees == Sees::Attention, some_patches: false })
     }
 
     fn entry(&self) -> Result<&'static ReductionEntry, Error> {
@@ -55,14 +158,30 @@ impl Reduction {
         })
     }
 
-    /// The rows that stay of [V, width].
-    pub(crate) fn apply(&self, rows: &[f32], width: usize) -> Result<Vec<f32>, Error> {
-        let rows = Rows { rows, width };
-        let keep = self.kept(rows.count());
-        if keep == rows.count() {
-            return Ok(rows.rows.to_vec());
+    /// Whether rows are left out of pictures of that model, or only pixels.
+    pub(crate) fn leaves_rows_out(config: &ModelConfig) -> bool {
+        config.text.rope_sections.is_none()
+    }
+
+    /// The rows that stay of [V, width], and why so many. `text`: the picture holds dense text.
+    pub(crate) fn apply(
+        &self,
+        rows: &[f32],
+        width: usize,
+        attention: Option<&Attention>,
+        text: bool,
+    ) -> Result<(Vec<f32>, Reason), Error> {
+        let rows = Rows { rows, width, attention };
+        let entry = self.entry()?;
+        let (keep, reason) = match self.keep {
+            Keep::Share(_) => (self.kept(rows.count()), Reason::Share),
+            Keep::Auto if text => (rows.count(), Reason::Text),
+            Keep::Auto => (entry.count.unwrap_or(redundancy::distinct)(&rows), Reason::Redundancy),
+        };
+        if keep >= rows.count() {
+            return Ok((rows.rows.to_vec(), reason));
         }
-        Ok((self.entry()?.reduce)(&rows, keep))
+        Ok(((entry.reduce)(&rows, keep), reason))
     }
 }
 
@@ -70,6 +189,8 @@ impl Reduction {
 struct Rows<'r> {
     rows: &'r [f32],
     width: usize,
+    /// What the tower looked at, where the method sees it.
+    attention: Option<&'r Attention>,
 }
 
 impl<'r> Rows<'r> {
@@ -112,71 +233,4 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn reduced(method: &str, rows: &[f32], width: usize, share: f64) -> Vec<f32> {
-        Reduction { method: method.to_owned(), share }.apply(rows, width).unwrap()
-    }
-
-    /// Rows of 11 numbers that differ.
-    fn rows(count: usize) -> Vec<f32> {
-        (0..count * 11).map(|i| ((i * i + 7 * i) as f32 * 0.013).sin()).collect()
-    }
-
-    #[test]
-    fn as_many_stay_as_asked_for_whatever_the_method() {
-        for entry in REDUCTIONS {
-            for count in [1, 2, 5, 36, 144] {
-                for share in [0.01, 0.1, 0.25, 0.5, 0.75, 0.99, 1.0] {
-                    let rows = rows(count);
-                    let left = reduced(entry.id, &rows, 11, share);
-                    let kept = Reduction { method: entry.id.to_owned(), share }.kept(count);
-                    assert_eq!(left.len(), kept * 11, "{} {count} {share}", entry.id);
-                    assert!(left.iter().all(|x| x.is_finite()));
-                    if kept == count {
-                        assert_eq!(left, rows);
-                    }
-                    assert_eq!(left, reduced(entry.id, &rows, 11, share), "the same every time");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn what_is_chosen_are_rows_in_their_order() {
-        let all = rows(36);
-        for id in ["diverse", "even", "random"] {
-            let left = reduced(id, &all, 11, 0.4);
-            let place = |row: &[f32]| all.chunks_exact(11).position(|x| x == row).unwrap();
-            let places: Vec<usize> = left.chunks_exact(11).map(place).collect();
-            assert!(places.is_sorted_by(|a, b| a < b), "{id}: {places:?}");
-        }
-    }
-
-    #[test]
-    fn rows_that_say_the_same_go_first() {
-        // Twelve kinds, each three times, a little different.
-        let kinds = rows(12);
-        let copies = kinds.chunks_exact(11).flat_map(|row| {
-            (0..3).map(|copy| row.iter().map(|x| x + copy as f32 * 1e-4).collect::<Vec<f32>>())
-        });
-        let all: Vec<f32> = copies.flatten().collect();
-        for id in ["diverse", "merge"] {
-            let left = reduced(id, &all, 11, 1.0 / 3.0);
-            let kind = |row: &[f32]| {
-                let off = |kind: &[f32]| kind.iter().zip(row).map(|(a, b)| (a - b).abs()).sum::<f32>();
-                kinds.chunks_exact(11).position(|kind| off(kind) < 0.01).unwrap_or(99)
-            };
-            let kept: Vec<usize> = left.chunks_exact(11).map(kind).collect();
-            assert_eq!(kept, (0..12).collect::<Vec<_>>(), "{id}");
-        }
-    }
-
-    #[test]
-    fn nonsense_is_refused() {
-        for (method, share) in [("merge", 0.0), ("merge", 1.1), ("merge", f64::NAN), ("nothing", 0.5)] {
-            assert!(Reduction { method: method.to_owned(), share }.check().is_err(), "{method} {share}");
-        }
-    }
-}
+mod tests;

@@ -1,10 +1,15 @@
 //! Any rows, the baseline that every method has to beat.
 
-use super::{ReductionEntry, Rows};
+use super::{ReductionEntry, Rows, Sees};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-pub(super) const ENTRY: ReductionEntry =
-    ReductionEntry { id: "random", what: "any, the same of every picture: a baseline", reduce };
+pub(super) const ENTRY: ReductionEntry = ReductionEntry {
+    id: "random",
+    what: "any, the same of every picture: a baseline",
+    sees: Sees::Rows,
+    reduce,
+    count: None,
+};
 
 /// Fisher and Yates: the first `keep` places of a shuffle.
 fn reduce(rows: &Rows<'_>, keep: usize) -> Vec<f32> {
