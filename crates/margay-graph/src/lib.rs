@@ -34,7 +34,7 @@ mod program;
 
 pub use backend::{
     Backend, BackendError, Cancel, Executable, InputData, Layout, MemoryUse, PackedForm, PackedWeight,
-    Segment, State, StateOptions, Watch, WeightSource,
+    Kept, Observe, Segment, State, StateOptions, Watch, WeightSource,
 };
 pub use builder::Builder;
 pub use cost::{Cost, cost, node_cost};
