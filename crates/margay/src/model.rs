@@ -37,6 +37,7 @@ struct Inner {
     images: Mutex<ImageCache>,
     payoff: Mutex<Payoff>,
     reduction: Option<Reduction>,
+    eviction: Option<Eviction>,
     /// Settings that change what is computed.
     settings: String,
     identity: OnceLock<String>,
@@ -126,6 +127,9 @@ impl Model {
                 return Err(Error::Option { option: "share of image tokens", what });
             }
         }
+        if let Some(eviction) = options.eviction {
+            eviction.check(context)?;
+        }
         let width = source.config.text.width;
         let images = ImageCache::new(options.image_cache_type, width, options.image_cache)?;
         let backend = backends::backend(options)?;
@@ -149,6 +153,7 @@ impl Model {
             images,
             payoff,
             reduction,
+            eviction: options.eviction,
             settings,
             identity,
             forms,
@@ -207,6 +212,10 @@ impl Model {
             Some(reduction) => layout.with_tokens(|tokens| reduction.kept(tokens)),
             None => layout,
         })
+    }
+
+    pub(crate) fn eviction(&self) -> Option<Eviction> {
+        self.inner.eviction
     }
 
     pub(crate) fn reduction(&self) -> Option<&Reduction> {

@@ -410,7 +410,7 @@ impl Bench {
 
     /// Bytes of so many elements of the KV cache.
     fn kept(&self, elements: u64) -> u64 {
-        elements * self.kv.bytes() as u64
+        elements * self.kv.bits() as u64 / 8
     }
 
     /// Bytes of the KV cache of so many tokens.
