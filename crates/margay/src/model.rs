@@ -1,7 +1,7 @@
 //! A loaded model.
 
 use crate::{
-    AskOptions, Error, Image, LoadOptions, ModelSource, Reduction, Session, backends, default_context,
+    AskOptions, Error, Eviction, Image, LoadOptions, ModelSource, Reduction, Session, backends, default_context,
     digest::sampled_digest, draft::Payoff, engine::Engine, image_cache::ImageCache, sample::Sampler,
 };
 use margay_graph::{Backend, MemoryUse};

@@ -16,6 +16,9 @@ use margay_prompt::{
 };
 use margay_tensor::{DType, Shape, Storage, Tensor};
 
+/// Tokens a call where blocks of the cache are rewritten between calls: as many as a block.
+const CLOSED_TOKENS: usize = 64;
+
 /// Prompts are computed by programs with room for a multiple of so many tokens, so that few are compiled.
 const ROOM_TOKENS: usize = 64;
 
@@ -25,12 +28,14 @@ const SCORED_TOKENS: usize = 512;
 /// How to trace.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TraceOptions {
-    /// Backend and threads; the cache is always exact.
+    /// Backend and threads. No token is dropped.
     pub load: LoadOptions,
     /// Use the prompt as it stands, without the chat template.
     pub raw_prompt: bool,
     /// Append so many greedy tokens (`greedy`).
     pub greedy: usize,
+    /// How keys and values are kept; `None` for the type in `load`, of which half precision becomes float32.
+    pub kv: Option<KvType>,
 }
 
 impl ModelSource {

@@ -214,3 +214,104 @@ impl State for KvState {
         self
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{CpuBackend, Isa};
+
+    fn state(plan: KvPlan, capacity: usize) -> KvState {
+        let specs = [CacheSpec { kv_heads: 2, head_dim: 40 }, CacheSpec { kv_heads: 3, head_dim: 72 }];
+        KvState::new(&specs, plan, (capacity, 64), 7, Kernels::of(Isa::Scalar).unwrap()).unwrap()
+    }
+
+    /// Each number says where it is.
+    fn number(layer: usize, head: usize, token: usize, at: usize) -> f32 {
+        (layer * 1000 + head * 300 + token) as f32 + at as f32 / 256.0
+    }
+
+    fn fill(state: &mut KvState, tokens: usize) {
+        let engine = CpuBackend::new(Default::default()).unwrap().engine(20_000);
+        for token in 0..tokens {
+            assert!(state.table.prepare(&engine, token, token + 1).unwrap());
+            for (layer, (heads, d)) in state.layouts().shapes.clone().into_iter().enumerate() {
+                for head in 0..heads {
+                    let row: Vec<f32> = (0..2 * d).map(|at| number(layer, head, token, at)).collect();
+                    // SAFETY: one thread, and the block was made ready.
+                    unsafe {
+                        let of = state.table.layer(layer);
+                        of.put(&state.kernels, (head, token), &row[..d], &row[d..], &mut vec![0.0; d]);
+                    }
+                }
+            }
+            state.len = token + 1;
+        }
+    }
+
+    #[test]
+    fn it_sets_aside_what_its_types_take() {
+        for text in KvType::ALL {
+            for image in KvType::ALL {
+                let state = state(KvPlan { text, image }, 300);
+                let bytes = |kind: KvType, tokens| {
+                    kind.layer_bytes(2, 40, tokens).unwrap() + kind.layer_bytes(3, 72, tokens).unwrap()
+                };
+                let open = text.while_open();
+                // A call appends a block, and one that was full before it is rewritten.
+                let staged = if open == text && open == image { 0 } else { bytes(open, 128) };
+                let most = bytes(text, 300).max(bytes(image, 300));
+                assert_eq!(state.size_bytes(), most + staged + 7 * 4, "{text:?} {image:?}");
+                assert_eq!(state.used_bytes(), 7 * 4);
+            }
+        }
+    }
+
+    #[test]
+    fn each_head_keeps_its_own_tokens() {
+        let mut state = state(KvPlan { text: KvType::F32, image: KvType::F32 }, 300);
+        fill(&mut state, 150);
+        // Every head begins elsewhere; one keeps a whole block, which the others do not.
+        let tokens = |head: usize| (0..70u32).map(|at| if head == 0 { at + 64 } else { 2 * at + head as u32 - 1 }).collect();
+        let of = vec![(0..2).map(tokens).collect(), (0..3).map(tokens).collect()];
+        let kept = Kept::new(of).unwrap();
+        state.retain(&kept).unwrap();
+        assert_eq!((state.len(), kept.first_dropped()), (70, 0));
+        let (mut panels, mut held) = (vec![], None);
+        for (layer, (heads, d)) in state.layouts().shapes.clone().into_iter().enumerate() {
+            let mut row = vec![0.0; 2 * d];
+            for head in 0..heads {
+                for (at, token) in kept.of(layer, head).iter().enumerate() {
+                    let held = (&mut panels, &mut held);
+                    state.table.read(&state.kernels, (layer, head, at), held, &mut row);
+                    let expected: Vec<f32> =
+                        (0..2 * d).map(|at| number(layer, head, *token as usize, at)).collect();
+                    assert_eq!(row, expected, "{layer} {head} {at}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_within_pictures_take_their_type_when_they_are_full_and_a_later_call_begins() {
+        let engine = CpuBackend::new(Default::default()).unwrap().engine(20_000);
+        let plan = KvPlan { text: KvType::Q8, image: KvType::Q4_0 };
+        let mut state = state(plan, 300);
+        fill(&mut state, 200);
+        // Tokens 60 to 191 are a picture's: two whole blocks, and a part of the first.
+        (60..192).for_each(|token| state.table.mark_visual(token));
+        let kinds = |state: &KvState| state.table.blocks().iter().map(Place::kind).collect::<Vec<_>>();
+        // `fill` began many calls before the marks were set.
+        state.table.truncate(0);
+        fill(&mut state, 128);
+        (60..128).for_each(|token| state.table.mark_visual(token));
+        assert_eq!(kinds(&state), [KvType::Q8; 2]);
+        assert!(state.table.prepare(&engine, 128, 129).unwrap());
+        assert_eq!(kinds(&state), [KvType::Q8, KvType::Q4_0, KvType::Q8]);
+        // Cut within the picture, the block is opened again, and stays what it is if the rest is words.
+        state.truncate(100);
+        assert!(state.table.prepare(&engine, 100, 128).unwrap());
+        assert_eq!(kinds(&state), [KvType::Q8; 2]);
+        assert!(state.table.prepare(&engine, 128, 129).unwrap());
+        assert_eq!(kinds(&state), [KvType::Q8; 3]);
+    }
+}

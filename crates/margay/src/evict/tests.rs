@@ -47,7 +47,7 @@ fn budgets_that_keep_all_change_nothing_and_smaller_ones_keep_so_many() {
         let model = model(eviction, 512);
         let mut session = model.session().unwrap();
         let options = AskOptions { max_tokens: 4, ..AskOptions::default() };
-        let report = session.ask_with(&[], &question, &options).unwrap().finish().unwrap();
+        let report = session.ask_with(&[], &question, &options).unwrap().report().unwrap();
         let prompt = session.held.len() - report.stages.decode_tokens;
         (report.tokens, prompt, session)
     };
@@ -63,7 +63,7 @@ fn budgets_that_keep_all_change_nothing_and_smaller_ones_keep_so_many() {
         let intact = session.intact();
         assert!(intact < prompt);
         let options = AskOptions { max_tokens: 4, ..AskOptions::default() };
-        let report = session.ask_instead(&question, &options).unwrap().finish().unwrap();
+        let report = session.ask_instead(&question, &options).unwrap().report().unwrap();
         assert!(report.stages.reused_tokens <= intact);
         assert_eq!(report.stages.reused_tokens + report.stages.prefill_tokens, prompt);
     }
@@ -84,7 +84,7 @@ fn with_a_window_an_answer_goes_on_beyond_the_context() {
             model.tokenizer().stop_ids().iter().map(|id| (*id, f32::NEG_INFINITY)).collect();
         let mut session = model.session().unwrap();
         let options = AskOptions { logit_bias: stops, ..options.clone() };
-        let report = session.ask_raw(&[], "One two three", &options).unwrap().finish().unwrap();
+        let report = session.ask_raw(&[], "One two three", &options).unwrap().report().unwrap();
         (report, session)
     };
     let (cut, _) = ask(None);

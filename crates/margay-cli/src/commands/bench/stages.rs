@@ -298,7 +298,7 @@ impl Bench {
                 .filter_map(|n| source.weights.info(n)?.size_bytes().ok())
                 .sum::<usize>() as u64,
             programs,
-            kv: KvType::from_name(&load.kv).unwrap_or_default(),
+            kv: load.kv.unwrap_or_default(),
             limits: [text_limit, vision_limit],
             depth: 0,
             context: model.context(),
