@@ -135,7 +135,8 @@ impl Judging {
 
 /// What is loaded in another way than the files say, where that changes what is computed.
 fn settings(load: &LoadArgs) -> String {
-    let mut words = vec![format!("backend {}", load.backend), format!("kv {}", load.kv.unwrap_or_default().name())];
+    let mut words =
+        vec![format!("backend {}", load.backend), format!("kv {}", load.kv.unwrap_or_default().name())];
     if load.int8_encoder {
         words.push("int8 encoder".to_owned());
     }

@@ -6,7 +6,8 @@ use clap::{
     builder::{PossibleValuesParser, TypedValueParser},
 };
 use margay::{
-    AskOptions, BACKENDS, Budget, Eviction, KvType, LoadOptions, Model, ModelSource, REDUCTIONS, Reduction, Sampling,
+    AskOptions, BACKENDS, Budget, Eviction, KvType, LoadOptions, Model, ModelSource, REDUCTIONS, Reduction,
+    Sampling,
     rooms::{quant::FORMATS, tensor::DType},
 };
 use std::{

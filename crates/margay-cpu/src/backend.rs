@@ -1,9 +1,10 @@
 //! The backend: options, and compilation of programs.
 
 use crate::{
-    CoreError, CoreSet, Isa, KvType, kv::KvPlan,
+    CoreError, CoreSet, Isa, KvType,
     executable::CpuExecutable,
     kernels::Kernels,
+    kv::KvPlan,
     ops::{Engine, Scratch},
     pack::LAYOUT_VERSION,
     step,

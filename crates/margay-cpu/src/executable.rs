@@ -454,7 +454,8 @@ impl Executable for CpuExecutable {
         let constants: usize = p.constants.iter().map(|c| c.len() * 4).sum();
         let b = &self.buffers;
         let ropes: usize = b.ropes.iter().map(|r| r.cos.size_bytes() + r.sin.size_bytes()).sum();
-        let encoder = b.encoder.iter().map(KvTable::size_bytes).chain(b.int8.iter().map(Int8Slot::size_bytes));
+        let encoder =
+            b.encoder.iter().map(KvTable::size_bytes).chain(b.int8.iter().map(Int8Slot::size_bytes));
         let passed: usize = b.passed.iter().map(|(_, copy)| copy.size_bytes()).sum();
         MemoryUse {
             packed_weight_bytes: p.packed_bytes + constants + convs.sum::<usize>(),
@@ -480,7 +481,13 @@ impl Executable for CpuExecutable {
         });
         let partials = partials.max().unwrap_or(0);
         let batch = self.limits.get(Sym::Tokens).unwrap_or(options.capacity);
-        let state = KvState::new(self.program.caches(), self.kv, (options.capacity, batch), partials, self.engine.kernels);
+        let state = KvState::new(
+            self.program.caches(),
+            self.kv,
+            (options.capacity, batch),
+            partials,
+            self.engine.kernels,
+        );
         let too_large = || {
             call(format!("a KV cache of {} tokens does not fit memory; lower the context", options.capacity))
         };

@@ -51,15 +51,8 @@ const TYPES: usize = KvType::ALL.len();
 
 impl KvType {
     /// All of them.
-    pub const ALL: [KvType; 7] = [
-        KvType::F16,
-        KvType::F32,
-        KvType::Q8,
-        KvType::Q8_0,
-        KvType::Q4_0,
-        KvType::Fp8,
-        KvType::Kivi2,
-    ];
+    pub const ALL: [KvType; 7] =
+        [KvType::F16, KvType::F32, KvType::Q8, KvType::Q8_0, KvType::Q4_0, KvType::Fp8, KvType::Kivi2];
 
     /// Lower-case name: `f16`, `f32`, `q8`, `q8_0`, `q4_0`, `fp8`, `kivi2`.
     pub fn name(self) -> &'static str {

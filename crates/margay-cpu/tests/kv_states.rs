@@ -132,7 +132,8 @@ fn what_was_full_is_only_rewritten_once_a_later_call_begins() {
 
 #[test]
 fn a_kept_state_goes_on_as_if_it_had_never_been_interrupted_and_others_are_refused() {
-    for (kv, image) in KvType::ALL.map(|kv| (kv, None)).into_iter().chain([(KvType::Q8, Some(KvType::Kivi2))]) {
+    for (kv, image) in KvType::ALL.map(|kv| (kv, None)).into_iter().chain([(KvType::Q8, Some(KvType::Kivi2))])
+    {
         let mut cpu = Cpu::new(kv, image);
         let ids = ids();
         let mut state = cpu.state();
@@ -160,11 +161,13 @@ fn several_states_in_one_run_go_on_as_each_alone() {
     for kv in KvType::ALL {
         let mut cpu = Cpu::new(kv, None);
         let ids = ids();
-        let mut states: Vec<_> = [40, 64].map(|len| {
-            let mut state = cpu.state();
-            cpu.feed(&mut *state, &ids[..len], 60);
-            state
-        }).into();
+        let mut states: Vec<_> = [40, 64]
+            .map(|len| {
+                let mut state = cpu.state();
+                cpu.feed(&mut *state, &ids[..len], 60);
+                state
+            })
+            .into();
         let expected: Vec<u32> = states
             .iter_mut()
             .flat_map(|state| {
@@ -239,7 +242,9 @@ fn whole_blocks_that_stay_are_the_same_bytes_and_what_fits_nothing_is_refused() 
         let error = |kept: Kept| few.fork(43).unwrap().retain(&kept).unwrap_err().to_string();
         assert!(error(kept(40..44)).contains("token 43 of 43"));
         assert!(error(Kept::new(vec![vec![vec![1]]]).unwrap()).contains("another program"));
-        assert!(Kept::new(vec![vec![vec![1, 0]]]).is_err() && Kept::new(vec![vec![vec![1], vec![]]]).is_err());
+        assert!(
+            Kept::new(vec![vec![vec![1, 0]]]).is_err() && Kept::new(vec![vec![vec![1], vec![]]]).is_err()
+        );
     }
 }
 
@@ -263,7 +268,10 @@ fn attention_is_noted_of_the_newest_queries_and_of_all() {
             // Each query of each of the two heads that share a KV head pays 1.
             assert!((sum(&newest[layer][head]) - 64.0).abs() < 0.01);
             assert!((sum(&all[layer][head]) - 2.0 * ids.len() as f32).abs() < 0.05);
-            assert!(near(&cut[layer][head], &newest[layer][head]) && near(&cut_all[layer][head], &all[layer][head]));
+            assert!(
+                near(&cut[layer][head], &newest[layer][head])
+                    && near(&cut_all[layer][head], &all[layer][head])
+            );
             // The first query sees but itself.
             assert!(all[layer][head][0] > 2.0 && newest[layer][head][ids.len() - 1] < 2.0);
         }

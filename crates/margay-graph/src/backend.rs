@@ -214,7 +214,9 @@ impl Kept {
     pub fn whole_block(&self, first: usize, size: usize) -> Option<usize> {
         let start = *self.of.iter().flatten().next()?.get(first)?;
         let is = |tokens: &Vec<u32>| {
-            tokens.get(first..first + size).is_some_and(|block| block.iter().copied().eq(start..start + size as u32))
+            tokens
+                .get(first..first + size)
+                .is_some_and(|block| block.iter().copied().eq(start..start + size as u32))
         };
         let all = (start as usize).is_multiple_of(size) && self.of.iter().flatten().all(is);
         all.then_some(start as usize / size)
@@ -228,7 +230,8 @@ impl Kept {
         if !self.of.iter().map(Vec::len).eq(heads.iter().copied()) {
             return Err(BackendError::Call { what: "the tokens that stay are another program's".to_owned() });
         }
-        match self.of.iter().flatten().filter_map(|tokens| tokens.last()).find(|last| **last as usize >= len) {
+        match self.of.iter().flatten().filter_map(|tokens| tokens.last()).find(|last| **last as usize >= len)
+        {
             Some(last) => Err(BackendError::Call { what: format!("token {last} of {len}") }),
             None => Ok(()),
         }
@@ -286,7 +289,9 @@ pub trait State: Send {
     fn observe(&mut self, what: Observe) -> Result<(), BackendError> {
         match what {
             Observe::Nothing => Ok(()),
-            _ => Err(BackendError::Call { what: "this backend drops no tokens; use the cpu backend".to_owned() }),
+            _ => Err(BackendError::Call {
+                what: "this backend drops no tokens; use the cpu backend".to_owned(),
+            }),
         }
     }
     /// The attention that the queries noted pay to each token held, summed over them and over the heads that share a KV

@@ -68,7 +68,8 @@ pub fn cpu_backend(options: &LoadOptions) -> Result<CpuBackend, Error> {
         return Err(Error::Option { option: "threads", what });
     }
     let LoadOptions { kv, kv_image, decode_threads, int8_encoder, bf16_encoder, .. } = *options;
-    let options = CpuOptions { threads, decode_threads, cores, isa, kv, kv_image, int8_encoder, bf16_encoder };
+    let options =
+        CpuOptions { threads, decode_threads, cores, isa, kv, kv_image, int8_encoder, bf16_encoder };
     Ok(CpuBackend::new(options)?)
 }
 

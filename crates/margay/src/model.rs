@@ -1,8 +1,9 @@
 //! A loaded model.
 
 use crate::{
-    AskOptions, Error, Eviction, Image, LoadOptions, ModelSource, Reduction, Session, backends, default_context,
-    digest::sampled_digest, draft::Payoff, engine::Engine, image_cache::ImageCache, sample::Sampler,
+    AskOptions, Error, Eviction, Image, LoadOptions, ModelSource, Reduction, Session, backends,
+    default_context, digest::sampled_digest, draft::Payoff, engine::Engine, image_cache::ImageCache,
+    sample::Sampler,
 };
 use margay_graph::{Backend, MemoryUse};
 use margay_model::ModelConfig;

@@ -211,7 +211,8 @@ impl Compare {
         candidate: (&ModelSource, &LoadArgs),
         interrupt: &Interrupt,
     ) -> anyhow::Result<Option<Difference>> {
-        let options = |load: &LoadArgs| TraceOptions { load: load.options(), kv: load.kv, ..TraceOptions::default() };
+        let options =
+            |load: &LoadArgs| TraceOptions { load: load.options(), kv: load.kv, ..TraceOptions::default() };
         let mut first = Tracer::new(reference.0, &options(reference.1))?;
         let mut second = Tracer::new(candidate.0, &options(candidate.1))?;
         let cancel = Cancel::new();

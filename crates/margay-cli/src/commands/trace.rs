@@ -80,8 +80,7 @@ impl Trace {
         let images = open_images(&self.images)?;
         let spinner = Spinner::start("computing");
         let source = self.load.source(self.model.as_deref())?;
-        let options =
-            TraceOptions {
+        let options = TraceOptions {
             load: self.load.options(),
             raw_prompt: self.raw_prompt,
             greedy: self.greedy,

@@ -208,9 +208,8 @@ impl<'a> Run<'a> {
                 if let Some(cache) = op.cache {
                     return self.cached_attention(op, cache, segments, [q, k, v], out);
                 }
-                let fits = |s: &&KvTable| {
-                    s.layouts.shapes == [(op.kv_heads, op.head_dim)] && s.capacity() >= tokens
-                };
+                let fits =
+                    |s: &&KvTable| s.layouts.shapes == [(op.kv_heads, op.head_dim)] && s.capacity() >= tokens;
                 let table = self.encoder.iter().find(fits);
                 let slot = table.expect("invariant: compile made one for each shape").layer(0);
                 if let Mask::Segments { .. } = op.mask {

@@ -519,7 +519,10 @@ mod tests {
             let back = to_fp8(of_fp8(code));
             assert!(back == code || (code & 0x7f == 0 && back & 0x7f == 0), "{code:#x} became {back:#x}");
         }
-        assert_eq!((of_fp8(0x7e), of_fp8(8), of_fp8(1), of_fp8(0xb8)), (448.0, 0.015_625, 0.001_953_125, -1.0));
+        assert_eq!(
+            (of_fp8(0x7e), of_fp8(8), of_fp8(1), of_fp8(0xb8)),
+            (448.0, 0.015_625, 0.001_953_125, -1.0)
+        );
         assert_eq!((to_fp8(1.0625), to_fp8(1.1875), to_fp8(1e9)), (0x38, 0x3a, 0x7e), "ties go to even");
     }
 

@@ -171,7 +171,8 @@ fn add_attention(
             }
             let query = &query[(kv_head * group + at % group) * d..][..d];
             let panels = panels[..KEYS * d].chunks_exact(d * NR);
-            for (scores, panel) in scores[start..start + KEYS].as_chunks_mut::<NR>().0.iter_mut().zip(panels) {
+            for (scores, panel) in scores[start..start + KEYS].as_chunks_mut::<NR>().0.iter_mut().zip(panels)
+            {
                 *scores = [0.0; NR];
                 for (q, keys) in query.iter().zip(panel.as_chunks::<NR>().0) {
                     scores.iter_mut().zip(keys).for_each(|(score, key)| *score += q * key);

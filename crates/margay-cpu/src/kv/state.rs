@@ -271,7 +271,9 @@ mod tests {
         let mut state = state(KvPlan { text: KvType::F32, image: KvType::F32 }, 300);
         fill(&mut state, 150);
         // Every head begins elsewhere; one keeps a whole block, which the others do not.
-        let tokens = |head: usize| (0..70u32).map(|at| if head == 0 { at + 64 } else { 2 * at + head as u32 - 1 }).collect();
+        let tokens = |head: usize| {
+            (0..70u32).map(|at| if head == 0 { at + 64 } else { 2 * at + head as u32 - 1 }).collect()
+        };
         let of = vec![(0..2).map(tokens).collect(), (0..3).map(tokens).collect()];
         let kept = Kept::new(of).unwrap();
         state.retain(&kept).unwrap();

@@ -451,7 +451,12 @@ impl Tile<'_> {
     /// # Safety
     /// Every pointer of the products is valid for what its field says: numbers as they are stored for up to [`FEW_ROWS`]
     /// rows, else in float32.
-    unsafe fn multiply(&self, start: usize, stored: Stored, mut of: impl FnMut(usize, usize, usize) -> FewRows) {
+    unsafe fn multiply(
+        &self,
+        start: usize,
+        stored: Stored,
+        mut of: impl FnMut(usize, usize, usize) -> FewRows,
+    ) {
         let (kernels, rows) = (&self.call.engine.kernels, self.rows());
         let most = self.visible(rows - 1, start);
         // SAFETY: the caller's promise.
@@ -576,7 +581,11 @@ mod tests {
         let wanted = f64::from((x * (1.0 / scale)).abs());
         let number = |code: i32| {
             let (exponent, fraction) = (code >> 3, f64::from(code & 7));
-            if exponent == 0 { fraction / 512.0 } else { (1.0 + fraction / 8.0) * f64::from(exponent - 7).exp2() }
+            if exponent == 0 {
+                fraction / 512.0
+            } else {
+                (1.0 + fraction / 8.0) * f64::from(exponent - 7).exp2()
+            }
         };
         let far = |code: &i32| (number(*code) - wanted).abs();
         let best = (0..=126).min_by(|a, b| far(a).total_cmp(&far(b)).then((a & 1).cmp(&(b & 1)))).unwrap();

@@ -35,14 +35,14 @@ fn h2o_keeps_as_many_heavy_as_new_tokens() {
 }
 
 fn model(eviction: Option<Eviction>, context: usize) -> Model {
-    let options =
-        LoadOptions { kv: KvType::F32, eviction, context: Some(context), ..LoadOptions::default() };
+    let options = LoadOptions { kv: KvType::F32, eviction, context: Some(context), ..LoadOptions::default() };
     Model::nano_with(&options).unwrap()
 }
 
 #[test]
 fn budgets_that_keep_all_change_nothing_and_smaller_ones_keep_so_many() {
-    let question = "What is in this picture? Say it in a few words, and then say it again in other words. ".repeat(2);
+    let question =
+        "What is in this picture? Say it in a few words, and then say it again in other words. ".repeat(2);
     let ask = |eviction| {
         let model = model(eviction, 512);
         let mut session = model.session().unwrap();
@@ -80,8 +80,7 @@ fn with_a_window_an_answer_goes_on_beyond_the_context() {
     };
     let ask = |eviction| {
         let model = model(eviction, context);
-        let stops: Vec<_> =
-            model.tokenizer().stop_ids().iter().map(|id| (*id, f32::NEG_INFINITY)).collect();
+        let stops: Vec<_> = model.tokenizer().stop_ids().iter().map(|id| (*id, f32::NEG_INFINITY)).collect();
         let mut session = model.session().unwrap();
         let options = AskOptions { logit_bias: stops, ..options.clone() };
         let report = session.ask_raw(&[], "One two three", &options).unwrap().report().unwrap();
@@ -91,7 +90,11 @@ fn with_a_window_an_answer_goes_on_beyond_the_context() {
     assert_eq!(cut.stop, crate::Stop::Context);
     let (long, session) = ask(Some(Eviction::Window { window: 60, sinks: 4 }));
     assert_eq!((long.stop, long.tokens.len()), (crate::Stop::Length, 400));
-    assert_eq!(long.tokens[..cut.tokens.len()], cut.tokens, "until the context is full, it is the same answer");
+    assert_eq!(
+        long.tokens[..cut.tokens.len()],
+        cut.tokens,
+        "until the context is full, it is the same answer"
+    );
     assert!(session.used_tokens() <= context && session.intact() == 64);
     let narrow = Eviction::Window { window: 200, sinks: 4 };
     assert!(narrow.check(context).is_err());
