@@ -95,7 +95,7 @@ pub(crate) fn work(
             .with(Sym::Prefix, prompt.prefix);
         let cost = cost(&programs.text, &sizes)?;
         let weights = bytes_read(source, &[&programs.text], tokens);
-        Ok((cost.operations, weights + cost.cache_elements * kv.bytes() as u64))
+        Ok((cost.operations, weights + cost.cache_elements * kv.bits() as u64 / 8))
     };
     let mut sum = |stage: &str, calls: &mut dyn Iterator<Item = (usize, usize)>| -> Result<(), Error> {
         let mut stage = StageWork { stage: stage.to_owned(), tokens: Some(0), operations: 0, bytes: 0 };

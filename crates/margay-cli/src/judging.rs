@@ -135,7 +135,8 @@ impl Judging {
 
 /// What is loaded in another way than the files say, where that changes what is computed.
 fn settings(load: &LoadArgs) -> String {
-    let mut words = vec![format!("backend {}", load.backend), format!("kv {}", load.kv)];
+    let mut words =
+        vec![format!("backend {}", load.backend), format!("kv {}", load.kv.unwrap_or_default().name())];
     if load.int8_encoder {
         words.push("int8 encoder".to_owned());
     }
@@ -153,6 +154,12 @@ fn settings(load: &LoadArgs) -> String {
     }
     if let Some(levels) = load.skip_repeated_patches {
         words.push(format!("patches that repeat within {levels} levels left out"));
+    }
+    if let Some(kind) = load.kv_image {
+        words.push(format!("kv of pictures {}", kind.name()));
+    }
+    if let Some(eviction) = load.eviction() {
+        words.push(format!("{eviction:?}"));
     }
     let types = [("type", load.dtype), ("vision type", load.vision_type)];
     words.extend(types.into_iter().filter_map(|(name, dtype)| Some(format!("{name} {}", dtype?.name()))));

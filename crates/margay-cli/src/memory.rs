@@ -92,7 +92,7 @@ impl Memory {
             kv: kv.name(),
             cache_bytes_per_token: cache_bytes / context.next_multiple_of(BLOCK_TOKENS),
             cache_bytes,
-            cache_number_bytes: programs.text.cache_elements(context) * kv.bytes() as u64,
+            cache_number_bytes: programs.text.cache_elements(context) * kv.bits() as u64 / 8,
             visual_bytes_per_picture,
             image_cache_bytes,
             total_bytes: weight_bytes.saturating_add(rest as u64),

@@ -6,8 +6,8 @@ use clap::{
     builder::{PossibleValuesParser, TypedValueParser},
 };
 use margay::{
-    AskOptions, BACKENDS, Bounds, Keep, KvType, LoadOptions, Model, ModelSource, REDUCTIONS, Reduction,
-    Sampling,
+    AskOptions, BACKENDS, Bounds, Budget, Eviction, Keep, KvType, LoadOptions, Model, ModelSource,
+    REDUCTIONS, Reduction, Sampling,
     rooms::{observe::Root, quant::FORMATS, tensor::DType},
 };
 use std::{
@@ -67,6 +67,20 @@ fn share(text: &str) -> Result<f64, String> {
     share
         .filter(|share| *share > 0.0 && *share <= 1.0)
         .ok_or_else(|| "a share is above 0% and at most 100%, or auto".to_owned())
+}
+
+/// Reads a type of keys and values.
+pub(crate) fn kv_types() -> impl TypedValueParser<Value = KvType> {
+    PossibleValuesParser::new(KvType::ALL.map(KvType::name))
+        .map(|name| KvType::from_name(&name).expect("invariant: the possible values are names of types"))
+}
+
+/// Tokens, or a share of them: `512`, or `50%`.
+fn budget(text: &str) -> Result<Budget, String> {
+    match text.trim().parse::<usize>() {
+        Ok(tokens) => Ok(Budget::Tokens(tokens)),
+        Err(_) => share(text).map(Budget::Share),
+    }
 }
 
 /// Which threads compute.
@@ -151,10 +165,26 @@ pub(crate) struct LoadArgs {
     /// Encode pictures in bfloat16, where the processor multiplies it (float encoders only)
     #[arg(long, conflicts_with = "int8_encoder")]
     pub bf16_encoder: bool,
-    /// How keys and values are kept: q8 takes half the memory of f16 and answers may differ a little, f32 twice
-    #[arg(long, value_name = "TYPE", default_value = KvType::default().name(),
-        value_parser = PossibleValuesParser::new(KvType::ALL.map(KvType::name)))]
-    pub kv: String,
+    /// How keys and values are kept, f16 unless given: f32 takes twice its memory; q8, q8_0 and fp8 half, q4_0 a good quarter,
+    /// kivi2 a fifth, and answers may differ
+    #[arg(long, value_name = "TYPE", value_parser = kv_types())]
+    pub kv: Option<KvType>,
+    /// How those of whole blocks of 64 tokens within pictures are kept
+    #[arg(long, value_name = "TYPE", value_parser = kv_types())]
+    pub kv_image: Option<KvType>,
+    /// When the context is full, go on with the N newest tokens and the first ones
+    #[arg(long, value_name = "N", conflicts_with = "evict")]
+    pub window: Option<NonZeroUsize>,
+    /// First tokens that stay with --window
+    #[arg(long, value_name = "N", default_value_t = 4, requires = "window")]
+    pub sinks: usize,
+    /// Drop tokens of the prompt once it is computed: keep those that its end looks at (snapkv), or always half new ones and
+    /// half those that were looked at most (h2o)
+    #[arg(long, value_name = "HOW", requires = "kv_budget", value_parser = PossibleValuesParser::new(["snapkv", "h2o"]))]
+    pub evict: Option<String>,
+    /// Tokens that stay with --evict, or their share of the prompt, as in 50%
+    #[arg(long, value_name = "N", requires = "evict", value_parser = budget)]
+    pub kv_budget: Option<Budget>,
     /// Tokens of context; what the model was trained for, at most 4096, unless given
     #[arg(long, value_name = "TOKENS")]
     pub context: Option<NonZeroUsize>,
@@ -198,13 +228,27 @@ impl LoadArgs {
             max_image_tokens: self.max_image_tokens,
             int8_encoder: self.int8_encoder,
             bf16_encoder: self.bf16_encoder,
-            kv: KvType::from_name(&self.kv).unwrap_or_default(),
+            kv: self.kv.unwrap_or_default(),
+            kv_image: self.kv_image,
+            eviction: self.eviction(),
             reduction: self.reduction(),
             repeated_patches: self.skip_repeated_patches,
             dtype: self.dtype,
             vision_dtype: self.vision_type,
             packed: !self.no_packed,
             ..self.threads.options()
+        }
+    }
+
+    /// Which tokens are dropped from the cache, where some are.
+    pub(crate) fn eviction(&self) -> Option<Eviction> {
+        if let Some(window) = self.window {
+            return Some(Eviction::Window { window: window.get(), sinks: self.sinks });
+        }
+        let budget = self.kv_budget?;
+        match self.evict.as_deref()? {
+            "h2o" => Some(Eviction::H2o(budget)),
+            _ => Some(Eviction::SnapKv(budget)),
         }
     }
 

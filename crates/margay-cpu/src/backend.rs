@@ -4,6 +4,7 @@ use crate::{
     CoreError, CoreSet, Isa, KvType,
     executable::CpuExecutable,
     kernels::Kernels,
+    kv::KvPlan,
     ops::{Engine, Scratch},
     pack::LAYOUT_VERSION,
     step,
@@ -32,6 +33,8 @@ pub struct CpuOptions {
     pub isa: Option<Isa>,
     /// How KV caches are stored.
     pub kv: KvType,
+    /// How blocks of 64 tokens are stored that lie wholly within pictures; `None` as all others.
+    pub kv_image: Option<KvType>,
     /// Multiply in the blocks of picture encoders with int8 weights, one scale an output, and int8 activations, one
     /// scale a row, where the weights are not quantized already; attention in 8 bits as well. Faster; results differ by the
     /// rounding.
@@ -55,7 +58,7 @@ pub struct CpuBackend {
     pool: Arc<Pool>,
     decode_threads: usize,
     isa: Isa,
-    kv: KvType,
+    kv: KvPlan,
     encoder: Encoder,
 }
 
@@ -98,7 +101,8 @@ impl CpuBackend {
         };
         let pool = Arc::new(Pool::new(options.threads.unwrap_or_else(available), options.cores));
         let decode_threads = options.decode_threads.unwrap_or(usize::MAX).min(pool.threads());
-        Ok(CpuBackend { pool, decode_threads, isa, kv: options.kv, encoder })
+        let kv = KvPlan { text: options.kv, image: options.kv_image.unwrap_or(options.kv) };
+        Ok(CpuBackend { pool, decode_threads, isa, kv, encoder })
     }
 
     /// The instruction set in use.

@@ -5,7 +5,7 @@ mod run;
 use crate::{
     backend::{Encoder, ID},
     kernels::Kernels,
-    kv::{KvSlot, KvState, KvType},
+    kv::{KvPlan, KvState, KvTable, KvType},
     lines::Lines,
     ops::{
         Engine, Scratch,
@@ -57,7 +57,7 @@ pub(crate) struct CpuExecutable {
     /// Threads for a call of one token.
     decode_threads: usize,
     buffers: Buffers,
-    kv: KvType,
+    kv: KvPlan,
     /// Elements of each output as the last run left them.
     output_len: Vec<usize>,
     watch: Option<Watch>,
@@ -75,7 +75,7 @@ struct Buffers {
     experts: ExpertRows,
     ropes: Vec<RopeTable>,
     /// Keys and values of attention without a cache, one for each shape.
-    encoder: Vec<KvSlot>,
+    encoder: Vec<KvTable>,
     /// The same in 8 bits, and then all of them.
     int8: Vec<Int8Slot>,
     /// Copies of inputs that are outputs.
@@ -98,7 +98,7 @@ impl CpuExecutable {
         limits: &Bindings,
         (pool, decode_threads): (Arc<Pool>, usize),
         kernels: Kernels,
-        kv: KvType,
+        kv: KvPlan,
         encoder: Encoder,
     ) -> Result<Self, BackendError> {
         let program = passes::optimize(program);
@@ -124,7 +124,7 @@ impl CpuExecutable {
         // Rows, width and feed-forward width.
         let mut chosen = [0; 3];
         let mut scratch = linear::scratch_floats();
-        let mut slots: Vec<KvSlot> = vec![];
+        let mut slots: Vec<KvTable> = vec![];
         let mut int8: Vec<Int8Slot> = vec![];
         let in_8_bits = encoder == Encoder::Int8 && program.stage() == Stage::Encode;
         for (node, step) in program.nodes().iter().zip(&prepared.steps) {
@@ -190,9 +190,9 @@ impl CpuExecutable {
                 }
                 scratch = scratch.max(attention::scratch_floats(a));
                 let fits =
-                    |s: &KvSlot| s.kv_heads == a.kv_heads && s.head_dim == a.head_dim && s.capacity >= tokens;
+                    |s: &KvTable| s.layouts.shapes == [(a.kv_heads, a.head_dim)] && s.capacity() >= tokens;
                 if a.cache.is_none() && !slots.iter().any(fits) {
-                    let slot = KvSlot::new(KvType::F32, a.kv_heads, a.head_dim, tokens);
+                    let slot = KvTable::of_layer(KvType::F32, (a.kv_heads, a.head_dim), tokens);
                     slots.push(slot.ok_or_else(too_large)?);
                 }
             }
@@ -260,6 +260,12 @@ impl CpuExecutable {
         }
     }
 
+    /// The ids of the tokens of a call, where the program begins with any.
+    fn tokens(&self) -> Option<ValueId> {
+        let embed = self.program.nodes().iter().find(|node| matches!(node.op, Op::Embed { .. }))?;
+        embed.inputs.first().copied()
+    }
+
     /// Refuses states of other programs, and those without room.
     fn check_segments(&self, segments: &mut [Segment<'_>], appended: usize) -> Result<(), BackendError> {
         let rows = segments.iter().try_fold(0usize, |sum, segment| sum.checked_add(segment.rows));
@@ -268,12 +274,8 @@ impl CpuExecutable {
         }
         for segment in segments {
             let state = own(segment.state)?;
-            let same = state.slots.len() == self.program.caches().len()
-                && state
-                    .slots
-                    .iter()
-                    .zip(self.program.caches())
-                    .all(|(slot, spec)| slot.kv_heads == spec.kv_heads && slot.head_dim == spec.head_dim);
+            let specs = self.program.caches().iter().map(|spec| (spec.kv_heads, spec.head_dim));
+            let same = specs.eq(state.table.layouts.shapes.iter().copied());
             if !same {
                 return Err(call("the state was made for another program"));
             }
@@ -305,6 +307,13 @@ impl CpuExecutable {
         let one_token = bindings.get(Sym::Tokens) == Ok(1);
         let team = if one_token { self.decode_threads } else { self.engine.pool.threads() };
         self.engine.begin(team, cancel);
+        for segment in &mut *segments {
+            let state = own(segment.state)?;
+            let to = state.len + segment.rows;
+            if !state.table.prepare(&self.engine, state.len, to).map_err(panicked)? {
+                return Err(call("there is no memory for another block of the KV cache"));
+            }
+        }
         let buffers = &mut self.buffers;
         if from == 0 {
             for (rope, table) in self.prepared.ropes.iter().zip(&mut buffers.ropes) {
@@ -327,7 +336,7 @@ impl CpuExecutable {
             unrolled: &mut buffers.unrolled,
             experts: &mut buffers.experts,
             ropes: &buffers.ropes,
-            encoder: &mut buffers.encoder,
+            encoder: &buffers.encoder,
             int8: &mut buffers.int8,
             bindings: &bindings,
             inputs,
@@ -364,8 +373,21 @@ impl CpuExecutable {
                 copy[..data.len()].copy_from_slice(data);
             }
         }
+        let ids = match self.tokens() {
+            Some(ids) => ints(&self.places, ids, inputs)?,
+            None => &[],
+        };
+        let mut start = 0;
         for segment in segments {
-            own(segment.state)?.len += segment.rows;
+            let state = own(segment.state)?;
+            for (row, id) in ids.iter().skip(start).take(segment.rows).enumerate() {
+                // A negative id is a visual token's.
+                if *id < 0 {
+                    state.table.mark_visual(state.len + row);
+                }
+            }
+            state.len += segment.rows;
+            start += segment.rows;
         }
         Ok(None)
     }
@@ -432,7 +454,8 @@ impl Executable for CpuExecutable {
         let constants: usize = p.constants.iter().map(|c| c.len() * 4).sum();
         let b = &self.buffers;
         let ropes: usize = b.ropes.iter().map(|r| r.cos.size_bytes() + r.sin.size_bytes()).sum();
-        let encoder = b.encoder.iter().map(KvSlot::size_bytes).chain(b.int8.iter().map(Int8Slot::size_bytes));
+        let encoder =
+            b.encoder.iter().map(KvTable::size_bytes).chain(b.int8.iter().map(Int8Slot::size_bytes));
         let passed: usize = b.passed.iter().map(|(_, copy)| copy.size_bytes()).sum();
         MemoryUse {
             packed_weight_bytes: p.packed_bytes + constants + convs.sum::<usize>(),
@@ -457,7 +480,14 @@ impl Executable for CpuExecutable {
             _ => 0,
         });
         let partials = partials.max().unwrap_or(0);
-        let state = KvState::new(self.program.caches(), self.kv, options.capacity, partials);
+        let batch = self.limits.get(Sym::Tokens).unwrap_or(options.capacity);
+        let state = KvState::new(
+            self.program.caches(),
+            self.kv,
+            (options.capacity, batch),
+            partials,
+            self.engine.kernels,
+        );
         let too_large = || {
             call(format!("a KV cache of {} tokens does not fit memory; lower the context", options.capacity))
         };
@@ -559,7 +589,7 @@ struct Run<'a> {
     unrolled: &'a mut Lines<f32>,
     experts: &'a mut ExpertRows,
     ropes: &'a [RopeTable],
-    encoder: &'a mut [KvSlot],
+    encoder: &'a [KvTable],
     int8: &'a mut [Int8Slot],
     bindings: &'a Bindings,
     inputs: &'a [InputData<'a>],

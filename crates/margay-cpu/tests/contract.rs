@@ -2,6 +2,9 @@
 //! states that survive errors, and errors that say what does not fit.
 #![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
 
+mod decoder;
+
+use decoder::{LAYERS, PROMPT, VOCABULARY, WIDTH, Weights, decoder, prompt};
 use margay_cpu::{CpuBackend, CpuOptions, Isa};
 use margay_graph::{
     Activation, Attention, Backend, BackendError, Bindings, Builder, Cancel, Executable, InputData, Mask,
@@ -40,96 +43,6 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-const WIDTH: usize = 256;
-const FFN: usize = 512;
-const HEADS: usize = 4;
-const KV_HEADS: usize = 2;
-const HEAD_DIM: usize = 64;
-const VOCABULARY: usize = 300;
-const LAYERS: usize = 2;
-const PROMPT: usize = 70;
-
-struct Weights(HashMap<String, Tensor>);
-
-impl WeightSource for Weights {
-    fn weight(&self, name: &str) -> Result<Tensor, BackendError> {
-        let missing = || BackendError::Weight { name: name.to_owned(), what: "is missing".to_owned() };
-        self.0.get(name).cloned().ok_or_else(missing)
-    }
-}
-
-/// A small decoder with grouped heads, a gated block and two kinds of quantized matrices.
-fn decoder() -> (Program, Weights) {
-    let mut b = Builder::new(Stage::Text);
-    let ids = b.input_i32("ids", Sym::Tokens);
-    let positions = b.input_i32("positions", Sym::Tokens);
-    let rows = b.input_i32("rows", Sym::Outputs);
-    let table = b.weight("table", [VOCABULARY, WIDTH], Role::TokenEmbedding);
-    let norm = b.weight("norm", [WIDTH], Role::Norm);
-    let mut x = b.embed(table, ids, None).unwrap();
-    for layer in 0..LAYERS {
-        let weight =
-            |b: &mut Builder, name: &str, n, k| b.weight(&format!("{layer}.{name}"), [n, k], Role::FfnUp);
-        let q = weight(&mut b, "q", HEADS * HEAD_DIM, WIDTH);
-        let [k, v] = ["k", "v"].map(|n| weight(&mut b, n, KV_HEADS * HEAD_DIM, WIDTH));
-        let o = weight(&mut b, "o", WIDTH, HEADS * HEAD_DIM);
-        let [gate, up] = ["gate", "up"].map(|n| weight(&mut b, n, FFN, WIDTH));
-        let down = weight(&mut b, "down", WIDTH, FFN);
-        let h = b.norm(x, NormKind::Rms, norm, None, 1e-5).unwrap();
-        let rope = Rope {
-            head_dim: HEAD_DIM,
-            rotary: HEAD_DIM,
-            base: 10000.0,
-            style: RopeStyle::Half,
-            factors: None,
-            axes: None,
-        };
-        let [q, k, v] = [q, k, v].map(|w| b.linear(h, w, None).unwrap());
-        let [q, k] = [q, k].map(|x| b.rope(x, positions, rope.clone()).unwrap());
-        let attention = Attention {
-            heads: HEADS,
-            kv_heads: KV_HEADS,
-            head_dim: HEAD_DIM,
-            scale: 0.125,
-            mask: Mask::Causal,
-            cache: None,
-        };
-        let h = b.attention([q, k, v], attention, true).unwrap();
-        let h = b.linear(h, o, None).unwrap();
-        x = b.add(x, h).unwrap();
-        let h = b.norm(x, NormKind::Rms, norm, None, 1e-5).unwrap();
-        let g = b.linear(h, gate, None).unwrap();
-        let g = b.activation(g, Activation::Silu).unwrap();
-        let u = b.linear(h, up, None).unwrap();
-        let h = b.mul(g, u).unwrap();
-        let h = b.linear(h, down, None).unwrap();
-        x = b.add(x, h).unwrap();
-    }
-    let x = b.gather_rows(x, rows).unwrap();
-    let logits = b.linear(x, table, None).unwrap();
-    b.output("logits", logits);
-    let program = b.finish().unwrap();
-    let mut seed = 7u32;
-    let mut tensors = HashMap::new();
-    for spec in program.weights() {
-        let values: Vec<f32> = (0..spec.shape.elements().unwrap())
-            .map(|_| {
-                seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                ((seed >> 8) as f32 / (1 << 24) as f32 - 0.5) * 0.2
-            })
-            .collect();
-        let dtype = match spec.name.as_str() {
-            "norm" => DType::F32,
-            name if name.ends_with("down") => DType::Q6_K,
-            name if name.ends_with('o') => DType::F16,
-            _ => DType::Q4_0,
-        };
-        let shape = Shape::from(spec.shape.dims());
-        tensors.insert(spec.name.clone(), margay_quant::encode_tensor(&values, shape, dtype).unwrap());
-    }
-    (program, Weights(tensors))
-}
-
 struct Session {
     decoder: Box<dyn Executable>,
     state: Box<dyn State>,
@@ -138,7 +51,7 @@ struct Session {
 impl Session {
     fn new(threads: usize, capacity: usize) -> Session {
         let cpu = CpuBackend::new(CpuOptions { threads: Some(threads), ..Default::default() }).unwrap();
-        let (program, weights) = decoder();
+        let (program, weights) = decoder(LAYERS);
         let limits = Bindings::new().with(Sym::Tokens, PROMPT).with(Sym::Outputs, 1);
         let decoder = cpu.compile(&program, &weights, &limits).unwrap();
         let state = decoder.new_state(StateOptions { capacity }).unwrap();
@@ -161,10 +74,6 @@ impl Session {
     fn logits(&self) -> Vec<u32> {
         self.decoder.output("logits").unwrap().iter().map(|x| x.to_bits()).collect()
     }
-}
-
-fn prompt() -> Vec<i32> {
-    (0..PROMPT as i32).map(|i| i * 17 % VOCABULARY as i32).collect()
 }
 
 #[test]
@@ -345,7 +254,7 @@ fn another_precision_of_an_encoder_is_refused_where_it_would_change_nothing_or_c
 
 #[test]
 fn weights_of_another_shape_are_refused_by_name() {
-    let (program, mut weights) = decoder();
+    let (program, mut weights) = decoder(LAYERS);
     weights.0.insert("norm".to_owned(), Tensor::from_f32(Shape::from([3]), &[1.0; 3]).unwrap());
     let cpu = CpuBackend::new(CpuOptions { threads: Some(1), ..Default::default() }).unwrap();
     let limits = Bindings::new().with(Sym::Tokens, 1).with(Sym::Outputs, 1);

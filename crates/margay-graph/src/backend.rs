@@ -158,6 +158,86 @@ pub struct StateOptions {
     pub capacity: usize,
 }
 
+/// Whose attention a [`State`] notes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Observe {
+    /// Nobody's.
+    #[default]
+    Nothing,
+    /// That of so many of the newest tokens.
+    Newest(usize),
+    /// That of every token from now on.
+    All,
+}
+
+/// Tokens that stay in a [`State`], for each layer and KV head, in their order; the same number everywhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    count: usize,
+    of: Vec<Vec<Vec<u32>>>,
+}
+
+impl Kept {
+    /// `of[layer][head]` names tokens by their number in the state, ascending.
+    ///
+    /// # Errors
+    /// [`BackendError::Call`] where the numbers do not ascend, or are not as many in each head.
+    pub fn new(of: Vec<Vec<Vec<u32>>>) -> Result<Kept, BackendError> {
+        let mut heads = of.iter().flatten();
+        let count = heads.next().map_or(0, Vec::len);
+        if heads.any(|tokens| tokens.len() != count) {
+            return Err(BackendError::Call { what: "every head keeps as many tokens".to_owned() });
+        }
+        if of.iter().flatten().any(|tokens| !tokens.is_sorted_by(|a, b| a < b)) {
+            return Err(BackendError::Call { what: "tokens that stay are named in their order".to_owned() });
+        }
+        Ok(Kept { count, of })
+    }
+
+    /// Tokens that stay.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Those of a layer and KV head.
+    pub fn of(&self, layer: usize, head: usize) -> &[u32] {
+        &self.of[layer][head]
+    }
+
+    /// The first number that does not stay in some head: what lies before it is whole.
+    pub fn first_dropped(&self) -> usize {
+        let whole = |tokens: &Vec<u32>| tokens.iter().zip(0..).take_while(|(token, at)| *token == at).count();
+        self.of.iter().flatten().map(whole).min().unwrap_or(0)
+    }
+
+    /// The block of `size` tokens that becomes, in all heads, the one that begins at `first`.
+    pub fn whole_block(&self, first: usize, size: usize) -> Option<usize> {
+        let start = *self.of.iter().flatten().next()?.get(first)?;
+        let is = |tokens: &Vec<u32>| {
+            tokens
+                .get(first..first + size)
+                .is_some_and(|block| block.iter().copied().eq(start..start + size as u32))
+        };
+        let all = (start as usize).is_multiple_of(size) && self.of.iter().flatten().all(is);
+        all.then_some(start as usize / size)
+    }
+
+    /// Refuses what is not of layers of so many KV heads, or names tokens beyond `len`.
+    ///
+    /// # Errors
+    /// [`BackendError::Call`].
+    pub fn check(&self, heads: &[usize], len: usize) -> Result<(), BackendError> {
+        if !self.of.iter().map(Vec::len).eq(heads.iter().copied()) {
+            return Err(BackendError::Call { what: "the tokens that stay are another program's".to_owned() });
+        }
+        match self.of.iter().flatten().filter_map(|tokens| tokens.last()).find(|last| **last as usize >= len)
+        {
+            Some(last) => Err(BackendError::Call { what: format!("token {last} of {len}") }),
+            None => Ok(()),
+        }
+    }
+}
+
 /// What a text program keeps between calls: its KV cache.
 pub trait State: Send {
     /// Tokens held.
@@ -170,24 +250,66 @@ pub trait State: Send {
     fn capacity(&self) -> usize;
     /// Forgets all but the first `len` tokens; a longer `len` changes nothing.
     fn truncate(&mut self, len: usize);
-    /// Bytes allocated.
+    /// Bytes set aside: what it takes at most.
     fn size_bytes(&self) -> usize;
+    /// Bytes of it that were ever touched, those shared with other states counted with each.
+    fn used_bytes(&self) -> usize {
+        self.size_bytes()
+    }
     /// How its bytes are laid out, in the backend's own words: [`State::restore`] of a state of the same form takes them.
     /// `None` where they cannot be kept.
     fn form(&self) -> Option<String> {
         None
     }
-    /// The bytes of the tokens held; empty where they cannot be kept.
-    fn snapshot(&self) -> &[u8] {
-        &[]
+    /// The bytes of the first `len` tokens held; empty where they cannot be kept.
+    fn snapshot(&self, len: usize) -> Vec<u8> {
+        let _ = len;
+        vec![]
     }
     /// Holds `len` tokens, of which these are the bytes, in place of what it held.
     ///
     /// # Errors
-    /// [`BackendError::ContextFull`], or [`BackendError::Call`] for another number of bytes than so many tokens take.
+    /// [`BackendError::ContextFull`], or [`BackendError::Call`] for bytes that are none of so many tokens of this form.
     fn restore(&mut self, len: usize, bytes: &[u8]) -> Result<(), BackendError> {
         let _ = (len, bytes);
         Err(BackendError::Call { what: "this backend keeps no states".to_owned() })
+    }
+    /// A state that holds the first `len` tokens of this one, which are shared until one of the two goes on with them.
+    ///
+    /// # Errors
+    /// [`BackendError::Call`] where the backend cannot, or memory is at its end.
+    fn fork(&self, len: usize) -> Result<Box<dyn State>, BackendError> {
+        let _ = len;
+        Err(BackendError::Call { what: "this backend's states share nothing".to_owned() })
+    }
+    /// From the next call on, notes what [`State::attention`] needs, in place of what was noted before.
+    ///
+    /// # Errors
+    /// [`BackendError::Call`] where the backend cannot.
+    fn observe(&mut self, what: Observe) -> Result<(), BackendError> {
+        match what {
+            Observe::Nothing => Ok(()),
+            _ => Err(BackendError::Call {
+                what: "this backend drops no tokens; use the cpu backend".to_owned(),
+            }),
+        }
+    }
+    /// The attention that the queries noted pay to each token held, summed over them and over the heads that share a KV
+    /// head: for each layer and KV head, [len].
+    ///
+    /// # Errors
+    /// As [`State::observe`].
+    fn attention(&mut self) -> Result<Vec<Vec<Vec<f32>>>, BackendError> {
+        Err(BackendError::Call { what: "this backend drops no tokens; use the cpu backend".to_owned() })
+    }
+    /// Drops all tokens but those, which then lie one behind the other. Keys stay as they are, so that tokens keep the
+    /// positions that they were computed for.
+    ///
+    /// # Errors
+    /// [`BackendError::Call`] where the backend cannot, or `kept` is not of this state.
+    fn retain(&mut self, kept: &Kept) -> Result<(), BackendError> {
+        let _ = kept;
+        Err(BackendError::Call { what: "this backend drops no tokens; use the cpu backend".to_owned() })
     }
     /// For the backend that made it.
     fn as_any_mut(&mut self) -> &mut dyn Any;

@@ -33,8 +33,8 @@ pub mod passes;
 mod program;
 
 pub use backend::{
-    Backend, BackendError, Cancel, Executable, InputData, Layout, MemoryUse, PackedForm, PackedWeight,
-    Segment, State, StateOptions, Watch, WeightSource,
+    Backend, BackendError, Cancel, Executable, InputData, Kept, Layout, MemoryUse, Observe, PackedForm,
+    PackedWeight, Segment, State, StateOptions, Watch, WeightSource,
 };
 pub use builder::Builder;
 pub use cost::{Cost, cost, node_cost};

@@ -74,6 +74,14 @@ impl State for ReferenceState {
         row * self.len
     }
 
+    fn fork(&self, len: usize) -> Result<Box<dyn State>, BackendError> {
+        // Tensors are shared by themselves.
+        let (specs, slots) = (self.specs.clone(), self.slots.clone());
+        let mut fork = Self { specs, capacity: self.capacity, len: self.len, slots };
+        fork.truncate(len);
+        Ok(Box::new(fork))
+    }
+
     fn as_any_mut(&mut self) -> &mut dyn Any {
         self
     }

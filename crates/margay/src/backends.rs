@@ -67,8 +67,9 @@ pub fn cpu_backend(options: &LoadOptions) -> Result<CpuBackend, Error> {
         let what = format!("{threads} is more than the {} cores they shall stay on ({cores})", cores.len());
         return Err(Error::Option { option: "threads", what });
     }
-    let LoadOptions { kv, decode_threads, int8_encoder, bf16_encoder, .. } = *options;
-    let options = CpuOptions { threads, decode_threads, cores, isa, kv, int8_encoder, bf16_encoder };
+    let LoadOptions { kv, kv_image, decode_threads, int8_encoder, bf16_encoder, .. } = *options;
+    let options =
+        CpuOptions { threads, decode_threads, cores, isa, kv, kv_image, int8_encoder, bf16_encoder };
     Ok(CpuBackend::new(options)?)
 }
 
@@ -109,9 +110,14 @@ fn reference(options: &LoadOptions) -> Result<Box<dyn Backend>, Error> {
             return Err(Error::Option { option, what });
         }
     }
-    if options.kv == margay_cpu::KvType::Q8 {
+    let quantized = |kind: KvType| !matches!(kind, KvType::F16 | KvType::F32);
+    if quantized(options.kv) || options.kv_image.is_some_and(quantized) {
         let what = "the reference keeps keys and values in float32 only; choose the cpu backend".to_owned();
         return Err(Error::Option { option: "kv", what });
+    }
+    if options.eviction.is_some() {
+        let what = "the reference drops no tokens; choose the cpu backend".to_owned();
+        return Err(Error::Option { option: "evict", what });
     }
     Ok(Box::new(margay_reference::ReferenceBackend::new()))
 }

@@ -49,6 +49,8 @@ pub(crate) struct TextCall<'a> {
     pub visual: &'a [f32],
     /// Width of a visual row.
     pub width: usize,
+    /// Where the first of the new tokens stands in the conversation, tokens that were dropped counted.
+    pub position: usize,
     /// Tokens at the start of the context that see one another.
     pub prefix: usize,
 }
@@ -203,6 +205,11 @@ impl Engine {
         self.vision_mut().project.run(tile, features, stitch, cancel)
     }
 
+    /// KV heads of each layer of a state.
+    pub(crate) fn kv_heads(&self) -> Vec<usize> {
+        self.text.program().caches().iter().map(|cache| cache.kv_heads).collect()
+    }
+
     /// Prompt tokens that are computed together.
     pub(crate) fn batch(&self) -> usize {
         self.batch
@@ -221,8 +228,7 @@ impl Engine {
         state: &mut dyn State,
         cancel: &Cancel,
     ) -> Result<&[f32], Error> {
-        let past = state.len();
-        positions(self.text.program(), past, call.ids.len(), call.places, &mut self.positions);
+        positions(self.text.program(), call.position, call.ids.len(), call.places, &mut self.positions);
         self.rows.clear();
         self.rows.extend((call.ids.len() - outputs..call.ids.len()).map(|row| row as i32));
         let bindings = Bindings::new()
@@ -260,9 +266,9 @@ impl Engine {
         self.rows.clear();
         let program = self.text.program();
         let mut place = vec![];
-        for (row, (token, segment)) in tokens.iter().zip(&*segments).enumerate() {
+        for (row, token) in tokens.iter().enumerate() {
             self.ids.push(token.id);
-            positions(program, segment.state.len(), 1, &[token.place], &mut place);
+            positions(program, token.position, 1, &[token.place], &mut place);
             self.positions.extend_from_slice(&place);
             self.rows.push(row as i32);
         }

@@ -19,7 +19,7 @@ const KEY: &str = "margay.session";
 /// Key of its checksum, over that text and all tensors.
 const CHECKSUM: &str = "margay.sha256";
 /// Changes whenever a file means something else.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Names of the tensors.
 const HELD: &str = "held";
 const VISUAL: &str = "visual";
@@ -67,20 +67,22 @@ impl Session {
             pictures: pictures.collect(),
         };
         let text = serde_json::to_string(&kept).map_err(|e| bad(&e.to_string()))?;
-        let held: Vec<u8> = self.held.iter().flat_map(|id| id.to_le_bytes()).collect();
+        // Tokens behind the first that was dropped are computed again.
+        let whole = &self.held[..self.intact()];
+        let held: Vec<u8> = whole.iter().flat_map(|id| id.to_le_bytes()).collect();
         let tensor = |dtype, shape: Shape, storage| {
             Tensor::new(dtype, shape, storage).map_err(|e| bad(&e.to_string()))
         };
         let width = self.model.config().text.width;
-        let snapshot = self.state.snapshot();
+        let snapshot = self.state.snapshot(whole.len());
         let tensors = [
-            tensor(DType::I32, Shape::from([self.held.len()]), Storage::from_bytes(&held))?,
+            tensor(DType::I32, Shape::from([whole.len()]), Storage::from_bytes(&held))?,
             tensor(
                 DType::F32,
                 Shape::from([self.visual.len() / width, width]),
                 Storage::from_f32(&self.visual),
             )?,
-            tensor(DType::U8, Shape::from([snapshot.len()]), Storage::from_bytes(snapshot))?,
+            tensor(DType::U8, Shape::from([snapshot.len()]), Storage::from_bytes(&snapshot))?,
         ];
         let checksum = checksum(&text, tensors.iter().map(Tensor::bytes));
         let metadata = BTreeMap::from([(KEY.to_owned(), text), (CHECKSUM.to_owned(), checksum)]);

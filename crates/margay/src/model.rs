@@ -1,9 +1,9 @@
 //! A loaded model.
 
 use crate::{
-    AskOptions, Bounds, Error, GovernorReport, Image, Keep, LoadOptions, ModelSource, Reduction, Session,
-    backends, default_context, digest::sampled_digest, draft::Payoff, engine::Engine, governed::Governed,
-    image_cache::ImageCache, reduce::repeats::first_of_each, sample::Sampler,
+    AskOptions, Bounds, Error, Eviction, GovernorReport, Image, Keep, LoadOptions, ModelSource, Reduction,
+    Session, backends, default_context, digest::sampled_digest, draft::Payoff, engine::Engine,
+    governed::Governed, image_cache::ImageCache, reduce::repeats::first_of_each, sample::Sampler,
 };
 use margay_graph::{Backend, MemoryUse};
 use margay_model::{Feed, ModelConfig, VisionConfig};
@@ -42,6 +42,7 @@ struct Inner {
     reduction: Option<Reduction>,
     governed: Mutex<Option<Arc<Governed>>>,
     repeated_patches: Option<f32>,
+    eviction: Option<Eviction>,
     /// Settings that change what is computed.
     settings: String,
     identity: OnceLock<String>,
@@ -128,6 +129,9 @@ impl Model {
             let what = format!("{levels} is not within 0 to 255 levels");
             return Err(Error::Option { option: "repeated patches", what });
         }
+        if let Some(eviction) = options.eviction {
+            eviction.check(context)?;
+        }
         let width = source.config.text.width;
         let images = ImageCache::new(options.image_cache_type, width, options.image_cache)?;
         let backend = backends::backend(options)?;
@@ -159,6 +163,7 @@ impl Model {
             reduction,
             governed: Mutex::default(),
             repeated_patches,
+            eviction: options.eviction,
             settings,
             identity,
             forms,
@@ -245,6 +250,10 @@ impl Model {
     /// Whether it leaves visual tokens out in any way.
     pub(crate) fn leaves_out(&self) -> bool {
         self.inner.reduction.is_some() || self.inner.repeated_patches.is_some()
+    }
+
+    pub(crate) fn eviction(&self) -> Option<Eviction> {
+        self.inner.eviction
     }
 
     pub(crate) fn reduction(&self) -> Option<&Reduction> {

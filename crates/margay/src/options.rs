@@ -1,6 +1,6 @@
 //! How to load and how to ask.
 
-use crate::Reduction;
+use crate::{Eviction, Reduction};
 use margay_cpu::KvType;
 use margay_prompt::text::Form;
 use margay_tensor::DType;
@@ -33,6 +33,11 @@ pub struct LoadOptions {
     pub batch: usize,
     /// How keys and values are kept.
     pub kv: KvType,
+    /// How those of blocks of 64 tokens are kept that lie wholly within pictures; `None` as all others. A block is
+    /// rewritten when it is full and a later run of the decoder begins.
+    pub kv_image: Option<KvType>,
+    /// Which tokens are dropped; `None` keeps all.
+    pub eviction: Option<Eviction>,
     /// Encode pictures with 8-bit products where the encoder's weights are not quantized already: faster, and the
     /// features differ a little.
     pub int8_encoder: bool,
@@ -73,6 +78,8 @@ impl Default for LoadOptions {
             // Larger batches gain little: the weights of a layer are already read once for 512 rows.
             batch: 512,
             kv: KvType::default(),
+            kv_image: None,
+            eviction: None,
             int8_encoder: false,
             bf16_encoder: false,
             dtype: None,

@@ -395,6 +395,12 @@ impl Desk<'_> {
             governed.hold();
             return;
         }
+        for running in &mut ready {
+            if let Err(e) = running.work.make_room(&mut running.session) {
+                running.fail(e);
+            }
+        }
+        ready.retain(|running| !running.work.is_over());
         while !ready.is_empty() {
             let mut engine = match model.engine() {
                 Ok(engine) => engine,

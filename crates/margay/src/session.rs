@@ -8,7 +8,7 @@ use crate::{
     sample::Sampler,
     work::Work,
 };
-use margay_graph::{Cancel, State};
+use margay_graph::{Cancel, Kept, State};
 use margay_model::{ModelConfig, VisionConfig};
 use margay_prompt::{
     layout::{PictureLayout, Sequence},
@@ -40,6 +40,8 @@ pub struct Session {
     pub(crate) state: Box<dyn State>,
     /// Ids of the tokens in the cache, negative for visual rows.
     pub(crate) held: Vec<i32>,
+    /// Tokens before the first that was dropped from the cache, where any was: `held` still names all.
+    pub(crate) whole: Option<usize>,
     pub(crate) messages: Vec<Message>,
     /// Visual rows of all pictures so far, [V, E].
     pub(crate) visual: Vec<f32>,
@@ -57,6 +59,7 @@ impl Session {
             model,
             state,
             held: vec![],
+            whole: None,
             messages: vec![],
             visual: vec![],
             images: vec![],
@@ -214,7 +217,7 @@ impl Session {
         let mut sequence = prompt.sequence.clone();
         sequence.cut(self.images[..pictures].iter().flat_map(PictureLayout::counts));
         let same = |(held, id): &(&i32, &i32)| held == id && -1 - i64::from(**id) < rows;
-        self.held.iter().zip(&sequence.ids).take_while(same).count()
+        self.held[..self.intact()].iter().zip(&sequence.ids).take_while(same).count()
     }
 
     /// Pictures at the start of the conversation that are those of the prompt.
@@ -300,6 +303,7 @@ impl Session {
         self.images.clear();
         self.digests.clear();
         self.held.clear();
+        self.whole = None;
         self.state.truncate(0);
     }
 
@@ -307,10 +311,29 @@ impl Session {
     /// many.
     pub(crate) fn keep(&mut self, tokens: usize) -> usize {
         let prefix = prefix_of(self.model.config(), &self.held);
+        let tokens = tokens.min(self.intact());
         let tokens = if tokens < prefix { 0 } else { tokens };
         self.held.truncate(tokens);
         self.state.truncate(tokens);
+        self.whole = None;
         tokens
+    }
+
+    /// Tokens from the start that are all in the cache.
+    pub(crate) fn intact(&self) -> usize {
+        self.whole.unwrap_or(self.held.len())
+    }
+
+    /// Tokens that were dropped from the cache.
+    pub fn dropped_tokens(&self) -> usize {
+        self.held.len().saturating_sub(self.state.len())
+    }
+
+    /// Drops all tokens but those from the cache.
+    pub(crate) fn retain(&mut self, kept: &Kept) -> Result<(), Error> {
+        self.state.retain(kept)?;
+        self.whole = Some(self.intact().min(kept.first_dropped()));
+        Ok(())
     }
 
     /// The flag that stops a running answer, from any thread.
@@ -323,7 +346,12 @@ impl Session {
         self.state.len()
     }
 
-    /// Bytes of the KV cache.
+    /// Bytes of the KV cache that were ever used.
+    pub fn used_cache_bytes(&self) -> usize {
+        self.state.used_bytes()
+    }
+
+    /// Bytes set aside for the KV cache: what it takes at most.
     pub fn cache_bytes(&self) -> usize {
         self.state.size_bytes()
     }

@@ -136,7 +136,8 @@ impl Stages {
         let at_once = at_once.min(engine.batch());
         let clock = Stopwatch::start();
         for ids in ids.chunks(at_once) {
-            let call = TextCall { ids, places: &[], visual: &[], width, prefix: 0 };
+            let position = self.state.len();
+            let call = TextCall { ids, places: &[], visual: &[], width, position, prefix: 0 };
             engine.run_text(&call, 1, self.state.as_mut(), &self.cancel)?;
         }
         Ok(clock.elapsed())

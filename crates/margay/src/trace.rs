@@ -16,6 +16,9 @@ use margay_prompt::{
 };
 use margay_tensor::{DType, Shape, Storage, Tensor};
 
+/// Tokens a call where blocks of the cache are rewritten between calls: as many as a block.
+const CLOSED_TOKENS: usize = 64;
+
 /// Prompts are computed by programs with room for a multiple of so many tokens, so that few are compiled.
 const ROOM_TOKENS: usize = 64;
 
@@ -25,12 +28,14 @@ const SCORED_TOKENS: usize = 512;
 /// How to trace.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TraceOptions {
-    /// Backend and threads; the cache is always exact.
+    /// Backend and threads. No token is dropped.
     pub load: LoadOptions,
     /// Use the prompt as it stands, without the chat template.
     pub raw_prompt: bool,
     /// Append so many greedy tokens (`greedy`).
     pub greedy: usize,
+    /// How keys and values are kept; `None` for the type in `load`, of which half precision becomes float32.
+    pub kv: Option<KvType>,
 }
 
 impl ModelSource {
@@ -92,8 +97,11 @@ impl<'s> Tracer<'s> {
     /// # Errors
     /// [`Error::Unknown`] for a backend or an instruction set that does not exist, [`Error::Option`].
     pub fn new(source: &'s ModelSource, options: &TraceOptions) -> Result<Self, Error> {
-        // Half precision would blur what is compared; 8 bits are what somebody wants to see.
-        let kv = if options.load.kv == KvType::Q8 { KvType::Q8 } else { KvType::F32 };
+        // Half precision, which nobody may have asked for, would blur what is compared.
+        let kv = options.kv.unwrap_or(match options.load.kv {
+            KvType::F16 => KvType::F32,
+            kind => kind,
+        });
         let load = LoadOptions { kv, ..options.load.clone() };
         let backend = backends::backend(&load)?;
         let programs = source.config.programs()?;
@@ -314,17 +322,29 @@ impl<'s> Tracer<'s> {
         text.prefix = prefix_of(&self.source.config, ids);
         let (places, next_place) = sequence.places();
         text.next_place = next_place;
-        text.run(ids, &places, count, &self.cancel)?;
+        // What is rewritten between two calls is to be seen, too.
+        let load = &self.options.load;
+        let closes = load.kv.while_open() != load.kv || load.kv_image.is_some();
+        let at_once = if closes && text.prefix == 0 { CLOSED_TOKENS } else { count };
+        let outputs = text.executable.program().outputs();
+        let mut outputs: Vec<(String, Vec<f32>)> =
+            outputs.iter().map(|(name, _)| (name.clone(), vec![])).collect();
+        for (at, ids) in ids.chunks(at_once).enumerate() {
+            let places = places.get(at * at_once..at * at_once + ids.len()).unwrap_or_default();
+            text.run(ids, places, ids.len(), &self.cancel)?;
+            for (name, values) in &mut outputs {
+                let of_run = text.executable.output(name);
+                values.extend_from_slice(of_run.expect("invariant: outputs are there after a run"));
+            }
+        }
         let logits = text.logits();
-        text.last = logits[logits.len() / count * (count - 1)..].to_vec();
+        let width = logits.len() / (count - (count - 1) / at_once * at_once);
+        text.last = logits[logits.len() - width..].to_vec();
 
         let shown: Vec<i32> = ids.iter().map(|id| (*id).max(-1)).collect();
         out.push(i32s("input_ids", &shown));
-        let outputs = text.executable.program().outputs();
-        let names: Vec<String> = outputs.iter().map(|(name, _)| name.clone()).collect();
-        for name in names {
-            let values = text.executable.output(&name).expect("invariant: outputs are there after a run");
-            out.push(f32s(&name, [count, values.len() / count], values));
+        for (name, values) in outputs {
+            out.push(f32s(&name, [count, values.len() / count], &values));
         }
         Ok(())
     }

@@ -1,8 +1,8 @@
 //! Making an answer, step by step.
 
 use crate::{
-    AskOptions, Error, Event, Image, Keep, Model, PictureReport, Reason, Reduction, Report, Session,
-    StageReport, Stop, Token,
+    AskOptions, Error, Event, Eviction, Image, Keep, Model, PictureReport, Reason, Reduction, Report,
+    Session, StageReport, Stop, Token,
     draft::Lookup,
     engine::{TextCall, prefix_of},
     governed::{Doing, Governed},
@@ -40,6 +40,8 @@ pub(crate) struct Work {
     projections_done: usize,
     /// Tokens at the start of the prompt that see one another.
     prefix: usize,
+    /// Tokens that may stay in the cache.
+    budget: usize,
     /// Pictures the session had before this question.
     images_then: usize,
     decoder: StreamDecoder<Arc<Tokenizer>>,
@@ -90,6 +92,8 @@ pub(crate) struct Pace<'a> {
 #[derive(Clone, Copy)]
 pub(crate) struct NextToken {
     pub id: i32,
+    /// See [`TextCall::position`].
+    pub position: usize,
     pub place: [i32; 3],
 }
 
@@ -151,6 +155,7 @@ impl Work {
             projection_count: pictures.iter().map(|(_, layout)| layout.projections()).sum(),
             projections_done: 0,
             prefix: prefix_of(model.config(), &sequence.ids),
+            budget: usize::MAX,
             images_then: session.images.len(),
             pictures,
             model,
@@ -188,7 +193,7 @@ impl Work {
     pub(crate) fn next_token(&self, session: &Session) -> Option<NextToken> {
         let decodes = matches!(self.phase, Phase::Decode) && !session.cancel.is_cancelled();
         let token = self.tokens.last().filter(|_| decodes)?;
-        Some(NextToken { id: *token as i32, place: [self.next_place; 3] })
+        Some(NextToken { id: *token as i32, position: session.held.len(), place: [self.next_place; 3] })
     }
 
     /// Takes the logits of [`Work::next_token`], [vocabulary], which is in the session's cache now. An error ends the answer.
@@ -288,8 +293,7 @@ impl Work {
 
     fn preprocess(&mut self, session: &mut Session) -> Result<(), Error> {
         let Some((image, layout)) = self.pictures.pop_front() else {
-            self.begin_prefill(session);
-            return Ok(());
+            return self.begin_prefill(session);
         };
         let model = self.model.clone();
         let source = model.source();
@@ -442,7 +446,7 @@ impl Work {
     }
 
     /// Keeps the part of the cache that this prompt shares with what was computed before.
-    fn begin_prefill(&mut self, session: &mut Session) {
+    fn begin_prefill(&mut self, session: &mut Session) -> Result<(), Error> {
         // What was left out of pictures is known only now.
         if self.sequence.cut(session.images.iter().flat_map(PictureLayout::counts)) {
             (self.places, self.next_place) = self.sequence.places();
@@ -452,11 +456,23 @@ impl Work {
         let ids = &self.sequence.ids;
         let shared = session.held.iter().zip(ids).take_while(|(a, b)| a == b).count();
         // The last token is computed anew: its logits are wanted.
-        let shared = shared.min(ids.len().saturating_sub(1)).min(session.state.len());
+        let shared = shared.min(ids.len().saturating_sub(1)).min(session.intact());
         let shared = if shared < self.prefix { 0 } else { shared };
         let shared = session.keep(shared);
         self.stages.reused_tokens = shared;
+        if let Some(eviction) = self.model.eviction() {
+            session.state.observe(eviction.observe())?;
+        }
         self.phase = Phase::Prefill;
+        Ok(())
+    }
+
+    /// Drops tokens that are to go before another is decoded.
+    pub(crate) fn make_room(&self, session: &mut Session) -> Result<(), Error> {
+        match self.model.eviction() {
+            Some(eviction) => session.evict_decoded(eviction, self.budget),
+            None => Ok(()),
+        }
     }
 
     fn prefill(&mut self, session: &mut Session, pace: &mut Pace<'_>) -> Result<(), Error> {
@@ -475,7 +491,7 @@ impl Work {
         let ids = &self.sequence.ids[from..to];
         let places = &self.places[from..to];
         let (visual, width) = (&session.visual, model.config().text.width);
-        let call = TextCall { ids, places, visual, width, prefix: self.prefix };
+        let call = TextCall { ids, places, visual, width, position: from, prefix: self.prefix };
         let logits = engine.run_text(&call, 1, session.state.as_mut(), &session.cancel)?;
         let last = to == self.sequence.ids.len();
         let token = if last { Some(self.choose(logits)?) } else { None };
@@ -490,6 +506,9 @@ impl Work {
             Some(token) => {
                 let waited = (self.clock.elapsed() + self.decoding).saturating_sub(self.outside);
                 self.stages.ttft_ms = Some(waited.as_secs_f64() * 1000.0);
+                if let Some(eviction) = model.eviction() {
+                    self.budget = session.evict_prompt(eviction)?;
+                }
                 self.take(session, token)?;
             }
             None => self.phase = Phase::Prefill,
@@ -500,6 +519,10 @@ impl Work {
     fn decode(&mut self, session: &mut Session) -> Result<(), Error> {
         let model = self.model.clone();
         let clock = Stopwatch::start();
+        self.make_room(session)?;
+        let (position, dropped) = (session.held.len(), session.dropped_tokens());
+        // Tokens that saw one another may have been dropped.
+        let prefix = if dropped > 0 { 0 } else { self.prefix };
         let mut ids = vec![self.last_token() as i32];
         let mut engine = model.engine()?;
         self.guess(session, engine.outputs(), &mut ids)?;
@@ -507,7 +530,7 @@ impl Work {
         let place = self.next_place;
         let places: Vec<[i32; 3]> = (place..).take(ids.len()).map(|place| [place; 3]).collect();
         let (visual, width) = (&session.visual, model.config().text.width);
-        let call = TextCall { ids: &ids, places: &places, visual, width, prefix: self.prefix };
+        let call = TextCall { ids: &ids, places: &places, visual, width, position, prefix };
         let logits = engine.run_text(&call, ids.len(), session.state.as_mut(), &session.cancel)?;
         let mut took = clock.elapsed();
         let run = took;
@@ -521,7 +544,7 @@ impl Work {
             right = at + 1;
         }
         drop(engine);
-        session.state.truncate(session.held.len());
+        session.state.truncate(session.held.len() - dropped);
         if self.options.draft > 0 {
             model.payoff()?.learn(guesses, right, run);
             self.stages.drafted_tokens += guesses;
@@ -600,7 +623,9 @@ impl Work {
             self.end(Stop::End);
         } else if self.tokens.len() >= self.options.max_tokens {
             self.end(Stop::Length);
-        } else if session.state.len() + 1 > session.state.capacity() {
+        } else if session.state.len() + 1 > session.state.capacity()
+            && !self.model.eviction().is_some_and(Eviction::makes_room)
+        {
             self.end(Stop::Context);
         } else {
             self.phase = Phase::Decode;

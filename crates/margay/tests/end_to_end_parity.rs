@@ -113,7 +113,7 @@ fn check(name: &str, load: &LoadOptions) -> Vec<Run> {
 fn check_case(source: &ModelSource, Case { name, text, images, golden }: &Case, load: &LoadOptions) -> Run {
     let expected = SafeTensors::open(golden).unwrap();
     let greedy = expected.info("greedy").map_or(0, |i| i.shape.dims()[0]);
-    let options = TraceOptions { load: load.clone(), raw_prompt: true, greedy };
+    let options = TraceOptions { load: load.clone(), raw_prompt: true, greedy, kv: None };
     let got = source.trace(images, text, &options).unwrap();
     let backend = load.isa.as_ref().map_or_else(|| load.backend.clone(), |isa| format!("cpu {isa}"));
     let family = source.family.id;
@@ -190,7 +190,7 @@ fn every_isa_gives_the_same_bits() {
         let Case { text, images, .. } = cases(name).remove(0);
         let mut first: Option<Vec<(String, Tensor)>> = None;
         for isa in Isa::supported() {
-            let options = TraceOptions { load: on(isa), raw_prompt: true, greedy: 8 };
+            let options = TraceOptions { load: on(isa), raw_prompt: true, greedy: 8, kv: None };
             let stages = source.trace(&images, &text, &options).unwrap();
             let Some(first) = &first else {
                 first = Some(stages);

@@ -76,6 +76,24 @@ fn the_memory_of_a_model_is_what_was_predicted() {
 }
 
 #[test]
+fn every_type_of_cache_takes_what_was_predicted_and_uses_no_more() {
+    for kv in KvType::ALL {
+        for kv_image in [None, Some(KvType::Kivi2)] {
+            let options = LoadOptions { context: Some(400), kv, kv_image, ..LoadOptions::default() };
+            let source = ModelSource::open(&golden("llava"), None).unwrap();
+            let predicted = source.predict_memory(&options, None).unwrap().cache_bytes;
+            let model = model("llava", options);
+            let mut session = model.session().unwrap();
+            assert_eq!(session.cache_bytes(), predicted, "{kv:?}");
+            let before = session.used_cache_bytes();
+            let report = session.ask_with(&[picture("llava")], "a", &short()).unwrap().report().unwrap();
+            assert!(!report.tokens.is_empty());
+            assert!(session.used_cache_bytes() > before && session.used_cache_bytes() <= predicted, "{kv:?}");
+        }
+    }
+}
+
+#[test]
 fn a_second_question_computes_only_what_is_new() {
     let model = model("mobilevlm-v2", LoadOptions { kv: KvType::F32, ..LoadOptions::default() });
     let mut session = model.session().unwrap();

@@ -31,6 +31,8 @@ EXAMPLES:
       fails with exit code 3 where the mean divergence is above 0.05
   margay compare f16.gguf q4.gguf --suite pope --data ./pope --max-drop 2% --ref-answers f16.jsonl --answers q4.jsonl
       both models answer the benchmark; the reference's answers are kept, and used again for the next candidate
+  margay compare m.gguf m.gguf --kv q4_0 --kv-image kivi2 --suite nano --data ./suite
+      what other types of keys and values cost
   margay compare m.gguf m.gguf --ref-backend reference --int8-encoder --images photos --samples 8
       the same weights in float32 beside a faster way to compute them
 
@@ -40,7 +42,8 @@ WHAT IS MEASURED:
               token on: visual tokens, words of the prompt, and the answer (the reference's, given to both)
   answers     greedy answers that are equal; with --suite the change of its headline on the same questions
 
-Keys and values are kept in float32 for stages and next tokens, or in 8 bits with --kv q8.";
+Keys and values are kept in float32 for stages and next tokens, unless --kv says how the candidate keeps its own; the
+reference's answers to a benchmark keep them in f16. --window and --evict change answers only.";
 
 /// Pictures whose stages are compared, unless said.
 const SAMPLES: &str = "32";
@@ -123,7 +126,11 @@ impl Compare {
             decode_threads: None,
             int8_encoder: false,
             bf16_encoder: false,
-            kv: margay::KvType::default().name().to_owned(),
+            kv: None,
+            kv_image: None,
+            evict: None,
+            kv_budget: None,
+            window: None,
             dtype: None,
             vision_type: None,
             ..self.load.clone()
@@ -204,7 +211,8 @@ impl Compare {
         candidate: (&ModelSource, &LoadArgs),
         interrupt: &Interrupt,
     ) -> anyhow::Result<Option<Difference>> {
-        let options = |load: &LoadArgs| TraceOptions { load: load.options(), ..TraceOptions::default() };
+        let options =
+            |load: &LoadArgs| TraceOptions { load: load.options(), kv: load.kv, ..TraceOptions::default() };
         let mut first = Tracer::new(reference.0, &options(reference.1))?;
         let mut second = Tracer::new(candidate.0, &options(candidate.1))?;
         let cancel = Cancel::new();

@@ -7,7 +7,7 @@ use crate::{
     output,
 };
 use clap::{Args, builder::TypedValueParser};
-use margay::{Cancel, KvType, LoadOptions, SchedulerOptions};
+use margay::{Cancel, LoadOptions, SchedulerOptions};
 use margay_server::{Limits, Server, ServerError, ServerOptions};
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -128,7 +128,7 @@ impl Serve {
             names: self.names.clone(),
             origins: self.origins.clone(),
             hosts: self.hosts.clone(),
-            kv: KvType::from_name(&self.load.kv).unwrap_or_default(),
+            kv: self.load.kv.unwrap_or_default(),
             scheduler: SchedulerOptions {
                 slots: self.slots.get(),
                 queue: self.queue,

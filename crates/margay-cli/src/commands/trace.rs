@@ -26,7 +26,7 @@ EXAMPLES:
   margay trace ./llava -i a.png --raw-prompt -p \"USER: <image>\\nHi ASSISTANT:\" -o a.safetensors
   margay trace --prompt Hello --backend reference --greedy 16 -o hello.safetensors --json
 
-Keys and values are kept in float32, so that stages can be compared closely; in 8 bits with --kv q8.
+Keys and values are kept in float32, so that stages can be compared closely, unless --kv asks for another type.
 
 TENSORS (float32, ids int32):
   pixel_values    [N, 3, H, W]
@@ -80,8 +80,12 @@ impl Trace {
         let images = open_images(&self.images)?;
         let spinner = Spinner::start("computing");
         let source = self.load.source(self.model.as_deref())?;
-        let options =
-            TraceOptions { load: self.load.options(), raw_prompt: self.raw_prompt, greedy: self.greedy };
+        let options = TraceOptions {
+            load: self.load.options(),
+            raw_prompt: self.raw_prompt,
+            greedy: self.greedy,
+            kv: self.load.kv,
+        };
         let tensors = source.trace(&images, &self.prompt, &options)?;
         let named: Vec<(&str, &Tensor)> = tensors.iter().map(|(name, t)| (name.as_str(), t)).collect();
         let metadata = [

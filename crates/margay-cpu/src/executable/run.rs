@@ -208,11 +208,10 @@ impl<'a> Run<'a> {
                 if let Some(cache) = op.cache {
                     return self.cached_attention(op, cache, segments, [q, k, v], out);
                 }
-                let fits = |s: &&mut KvSlot| {
-                    s.kv_heads == op.kv_heads && s.head_dim == op.head_dim && s.capacity >= tokens
-                };
-                let slot = self.encoder.iter_mut().find(fits);
-                let slot = slot.expect("invariant: compile made a slot for each shape");
+                let fits =
+                    |s: &&KvTable| s.layouts.shapes == [(op.kv_heads, op.head_dim)] && s.capacity() >= tokens;
+                let table = self.encoder.iter().find(fits);
+                let slot = table.expect("invariant: compile made one for each shape").layer(0);
                 if let Mask::Segments { .. } = op.mask {
                     let segments = ints(self.places, input(3), self.inputs)?;
                     return attention::attend_in_segments(engine, op, slot, segments, [q, k, v], out)
@@ -315,12 +314,13 @@ impl<'a> Run<'a> {
         for Segment { state, rows } in segments {
             let (state, rows) = (own(*state)?, *rows);
             let past = state.len;
-            let (slot, partials) = (&mut state.slots[cache], &mut state.partials[..]);
+            let (slot, partials) = (state.table.layer(cache), &mut state.partials[..]);
             let [q, k, v] = [q, k, v].map(|x| x.part_of_rows(start, rows));
             attention::append(engine, slot, past, k, v).map_err(panicked)?;
             let out = out.part_of_rows(start, rows);
             attention::attend(engine, op, slot, partials, (past, past + rows, prefix), q, out)
                 .map_err(panicked)?;
+            state.observed.note(engine, op, (cache, slot), past, q).map_err(panicked)?;
             start += rows;
         }
         Ok(())

@@ -16,10 +16,10 @@ use super::{
 };
 use crate::{
     kernels::{
-        attention::{FEW_ROWS, FewRows, KEYS, NO_SCORE},
+        attention::{FEW_ROWS, FewRows, KEYS, NO_SCORE, Stored},
         float::{FloatProduct, NR},
     },
-    kv::{KvBlock, KvSlot, KvType},
+    kv::{KvBlock, KvLayer, KvType, codec},
     pack::FloatType,
     threads::TaskPanic,
 };
@@ -39,7 +39,9 @@ const SPLIT_QUERIES: usize = 8;
 pub(crate) fn scratch_floats(a: &Attention) -> usize {
     let rows = queries_a_tile(a) * (a.heads / a.kv_heads);
     let wide = a.head_dim.next_multiple_of(NR);
-    rows * (a.head_dim + 2 * wide + KEYS + 5) + KEYS * (a.head_dim + wide) + 10 * 16
+    let attend = rows * (a.head_dim + 2 * wide + KEYS + 5) + KEYS * (a.head_dim + wide) + 10 * 16;
+    // Blocks are rewritten between calls.
+    attend.max(codec::convert_floats(a.head_dim))
 }
 
 /// Floats that hold the results of spans while few queries attend to up to `tokens`.
@@ -58,16 +60,16 @@ fn queries_a_tile(a: &Attention) -> usize {
     (TILE_ROWS / (a.heads / a.kv_heads)).max(1)
 }
 
-/// Writes keys and values to `slot` from token `past` on.
+/// Writes keys and values to `slot` from token `past` on. The table's blocks are ready for it:
+/// [`crate::kv::KvTable::prepare`].
 pub(crate) fn append(
     engine: &Engine,
-    slot: &mut KvSlot,
+    slot: KvLayer<'_>,
     past: usize,
     k: View<'_>,
     v: View<'_>,
 ) -> Result<(), TaskPanic> {
-    let (heads, d) = (slot.kv_heads, slot.head_dim);
-    let writer = slot.writer();
+    let (heads, d) = (slot.kv_heads(), slot.head_dim());
     let body = |worker: usize, head: usize| {
         // SAFETY: a worker runs one task at a time.
         let scratch = unsafe { engine.scratch.worker(worker) };
@@ -75,7 +77,7 @@ pub(crate) fn append(
             // SAFETY: nobody writes k and v meanwhile; each task has a head of its own.
             unsafe {
                 let (k, v) = (k.part(row, head * d, d), v.part(row, head * d, d));
-                writer.put(&engine.kernels, (head, past + row), k, v, scratch);
+                slot.put(&engine.kernels, (head, past + row), k, v, scratch);
             }
         }
     };
@@ -92,7 +94,7 @@ pub(crate) fn append(
 pub(crate) fn attend(
     engine: &Engine,
     a: &Attention,
-    slot: &KvSlot,
+    slot: KvLayer<'_>,
     partials: &mut [f32],
     (past, keys, prefix): (usize, usize, usize),
     q: View<'_>,
@@ -121,13 +123,12 @@ pub(crate) fn attend(
 pub(crate) fn attend_in_segments(
     engine: &Engine,
     a: &Attention,
-    slot: &mut KvSlot,
+    slot: KvLayer<'_>,
     segments: &[i32],
     [q, k, v]: [View<'_>; 3],
     out: Out<'_>,
 ) -> Result<(), TaskPanic> {
-    let writer = slot.writer();
-    let (slot, each, d) = (&*slot, queries_a_tile(a), a.head_dim);
+    let (each, d) = (queries_a_tile(a), a.head_dim);
     engine.run(a.kv_heads, &|worker, kv_head| {
         let mut start = 0;
         for segment in segments.chunk_by(|a, b| a == b) {
@@ -141,7 +142,7 @@ pub(crate) fn attend_in_segments(
                 // SAFETY: nobody writes k and v meanwhile; each task has a head of its own.
                 unsafe {
                     let (k, v) = (k.part(start + row, kv_head * d, d), v.part(start + row, kv_head * d, d));
-                    writer.put(&engine.kernels, (kv_head, row), k, v, scratch);
+                    slot.put(&engine.kernels, (kv_head, row), k, v, scratch);
                 }
             }
             for query in (0..keys).step_by(each) {
@@ -164,7 +165,7 @@ fn seen(mask: Mask, (past, keys, prefix): (usize, usize, usize), query: usize) -
 struct Call<'a> {
     engine: &'a Engine,
     a: &'a Attention,
-    slot: &'a KvSlot,
+    slot: KvLayer<'a>,
     past: usize,
     keys: usize,
     /// Tokens from the start that every query sees.
@@ -206,7 +207,7 @@ impl Call<'_> {
             let mut work = tile.begin(&mut scratch);
             // The task that this thread probably takes next.
             let next = (task + threads).min(spans * kv_heads - 1);
-            let next = self.slot.block(next % kv_heads, next / kv_heads * SPAN).keys.as_ptr();
+            let next = self.slot.part(next % kv_heads, next / kv_heads * SPAN).as_ptr();
             tile.span(&mut work, task / kv_heads, next);
             for (r, row) in partial.chunks_exact_mut(width).enumerate() {
                 let (columns, of) = row.split_at_mut(width - NR);
@@ -346,7 +347,7 @@ impl Tile<'_> {
             let after = start + KEYS;
             let more = after < (span + 1) * SPAN && self.visible(last, after) > 0;
             let following = if more { Some(slot.block(self.kv_head, after)) } else { None };
-            self.block(work, start, block, following.map_or(next, |b| b.keys.as_ptr()));
+            self.block(work, start, block, following.map_or(next, |b| b.part.as_ptr()));
             match following {
                 Some(following) => block = following,
                 None => break,
@@ -359,31 +360,43 @@ impl Tile<'_> {
         let kernels = &self.call.engine.kernels;
         let (rows, d, wide) = (self.rows(), self.call.a.head_dim, work.wide);
         let few = rows <= FEW_ROWS;
-        let (mut keys, mut values) = (block.keys.as_ptr(), block.values.as_ptr());
-        if !few {
-            let numbers = block.numbers;
-            match self.call.slot.kind {
-                KvType::F32 => {}
-                KvType::F16 => {
-                    // SAFETY: halves, aligned as blocks are.
-                    let halves =
-                        unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast(), numbers.len() / 2) };
-                    (kernels.float.widen)(halves, work.wide_block);
+        // Numbers as they are stored, or all in float32.
+        let stored = match block.kind {
+            KvType::F32 => Stored::F32,
+            KvType::F16 if few => Stored::F16,
+            KvType::Q8 if few => Stored::I8,
+            kind => {
+                let numbers = block.numbers;
+                match kind {
+                    KvType::F16 => {
+                        // SAFETY: halves, aligned as blocks are.
+                        let halves =
+                            unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast(), numbers.len() / 2) };
+                        (kernels.float.widen)(halves, work.wide_block);
+                    }
+                    KvType::Q8 => {
+                        // SAFETY: the same bytes.
+                        let codes =
+                            unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast(), numbers.len()) };
+                        (kernels.attention.softmax.widen)(codes, work.wide_block);
+                    }
+                    kind => (kernels.attention.unpack)(kind, d, block.part, work.wide_block),
                 }
-                KvType::Q8 => {
-                    // SAFETY: the same bytes.
-                    let codes = unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast(), numbers.len()) };
-                    (kernels.attention.softmax.widen)(codes, work.wide_block);
-                }
+                Stored::F32
             }
-            if self.call.slot.kind != KvType::F32 {
-                keys = work.wide_block.as_ptr().cast();
-                values = work.wide_block[KEYS * d..].as_ptr().cast();
-            }
-        }
+        };
+        let unpacked = block.kind != KvType::F32 && stored == Stored::F32;
+        let (keys, values): (*const u8, *const u8) = if unpacked {
+            (work.wide_block.as_ptr().cast(), work.wide_block[KEYS * d..].as_ptr().cast())
+        } else {
+            let (keys, values) = block.numbers.split_at(KEYS * d * block.kind.bits() / 8);
+            (keys.as_ptr(), values.as_ptr())
+        };
+        // Of what is read as it is stored, what comes next is fetched meanwhile.
+        let ahead = if unpacked { next } else { values };
         // SAFETY: queries, scores and blocks are as large as the products say.
         unsafe {
-            self.multiply(start, |from, rows, visible| FewRows {
+            self.multiply(start, stored, |from, rows, visible| FewRows {
                 rows,
                 panels: visible.div_ceil(NR),
                 k: d,
@@ -394,7 +407,7 @@ impl Tile<'_> {
                 c: work.scores.as_mut_ptr().add(from * KEYS),
                 ldc: KEYS,
                 first: true,
-                ahead: block.values.as_ptr(),
+                ahead,
             });
         }
         if let Some([scales, _]) = block.scales {
@@ -416,7 +429,7 @@ impl Tile<'_> {
         }
         // SAFETY: as above.
         unsafe {
-            self.multiply(start, |from, rows, visible| FewRows {
+            self.multiply(start, stored, |from, rows, visible| FewRows {
                 rows,
                 panels: wide / NR,
                 k: visible,
@@ -438,13 +451,18 @@ impl Tile<'_> {
     /// # Safety
     /// Every pointer of the products is valid for what its field says: numbers as they are stored for up to [`FEW_ROWS`]
     /// rows, else in float32.
-    unsafe fn multiply(&self, start: usize, mut of: impl FnMut(usize, usize, usize) -> FewRows) {
+    unsafe fn multiply(
+        &self,
+        start: usize,
+        stored: Stored,
+        mut of: impl FnMut(usize, usize, usize) -> FewRows,
+    ) {
         let (kernels, rows) = (&self.call.engine.kernels, self.rows());
         let most = self.visible(rows - 1, start);
         // SAFETY: the caller's promise.
         unsafe {
             if rows <= FEW_ROWS {
-                return (kernels.attention.few)(&of(0, rows, most), self.call.slot.kind);
+                return (kernels.attention.few)(&of(0, rows, most), stored);
             }
             let each = if self.visible(0, start) == most { rows } else { MASK_ROWS };
             for from in (0..rows).step_by(each) {
@@ -483,7 +501,10 @@ impl Tile<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{CpuBackend, CpuOptions, Isa};
+    use crate::{
+        CpuBackend, CpuOptions, Isa,
+        kv::{KvPlan, KvTable},
+    };
 
     /// Float32 sums and exponentials, over the largest result: as `margay_testkit::tolerance::FLOAT`.
     const FLOAT: f64 = 1e-5;
@@ -506,7 +527,8 @@ mod tests {
         let engine = cpu.engine(scratch_floats(a));
         let (columns, kv_columns) = (a.heads * a.head_dim, a.kv_heads * a.head_dim);
         let tokens = q.len() / columns;
-        let mut slot = KvSlot::new(kv, a.kv_heads, a.head_dim, tokens).unwrap();
+        let plan = KvPlan { text: kv, image: kv };
+        let mut table = KvTable::new(plan, vec![(a.kv_heads, a.head_dim)], tokens, cut).unwrap();
         let mut partials = vec![f32::NAN; partial_floats(a, tokens)];
         let mut y = vec![0.0; q.len()];
         let mut end = 0;
@@ -514,12 +536,14 @@ mod tests {
             let past = end;
             end = if past == 0 && cut <= 8 { 2 * SPAN - 8 } else { tokens.min(past + cut) };
             let [k, v] = [k, v].map(|x| view(&x[past * kv_columns..end * kv_columns], kv_columns));
-            append(&engine, &mut slot, past, k, v).unwrap();
+            assert!(table.prepare(&engine, past, end).unwrap());
+            let slot = table.layer(0);
+            append(&engine, slot, past, k, v).unwrap();
             let q = view(&q[past * columns..end * columns], columns);
             let y = &mut y[past * columns..end * columns];
             // SAFETY: borrowed for this call.
             let out = unsafe { Out::new(y.as_mut_ptr(), end - past, columns) };
-            attend(&engine, a, &slot, &mut partials, (past, end, 0), q, out).unwrap();
+            attend(&engine, a, slot, &mut partials, (past, end, 0), q, out).unwrap();
         }
         y
     }
@@ -528,12 +552,44 @@ mod tests {
     fn stored(kv: KvType, row: &[f32]) -> Vec<f64> {
         let largest = row.iter().fold(0.0f32, |m, x| m.max(x.abs()));
         let (inverse, scale) = (127.0 / largest, largest / 127.0);
+        let groups = |of: fn(&[f32]) -> Vec<f64>| row.chunks(32).flat_map(of).collect();
         let each = |x: &f32| match kv {
             KvType::F32 => f64::from(*x),
             KvType::F16 => half::f16::from_f32(*x).to_f64(),
-            KvType::Q8 => f64::from((x * inverse).round_ties_even()) * f64::from(scale),
+            _ => f64::from((x * inverse).round_ties_even()) * f64::from(scale),
         };
-        row.iter().map(each).collect()
+        match kv {
+            KvType::Q8_0 => groups(|row| {
+                let largest = row.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+                let scale = half::f16::from_f32(largest / 127.0).to_f32();
+                let code = |x: &f32| (x * (1.0 / scale)).round_ties_even().clamp(-127.0, 127.0);
+                row.iter().map(|x| f64::from(code(x) * scale)).collect()
+            }),
+            KvType::Q4_0 => groups(|row| {
+                let extreme = row.iter().fold(0.0f32, |m, x| if x.abs() > m.abs() { *x } else { m });
+                let scale = half::f16::from_f32(extreme / -8.0).to_f32();
+                let code = |x: &f32| (x * (1.0 / scale)).round_ties_even().clamp(-8.0, 7.0);
+                row.iter().map(|x| f64::from(code(x) * scale)).collect()
+            }),
+            KvType::Fp8 => row.iter().map(|x| nearest_fp8(*x, largest / 448.0)).collect(),
+            _ => row.iter().map(each).collect(),
+        }
+    }
+
+    /// The nearest number of 4 bits of exponent and 3 of fraction, times a scale; of two as near, the one of even fraction.
+    fn nearest_fp8(x: f32, scale: f32) -> f64 {
+        let wanted = f64::from((x * (1.0 / scale)).abs());
+        let number = |code: i32| {
+            let (exponent, fraction) = (code >> 3, f64::from(code & 7));
+            if exponent == 0 {
+                fraction / 512.0
+            } else {
+                (1.0 + fraction / 8.0) * f64::from(exponent - 7).exp2()
+            }
+        };
+        let far = |code: &i32| (number(*code) - wanted).abs();
+        let best = (0..=126).min_by(|a, b| far(a).total_cmp(&far(b)).then((a & 1).cmp(&(b & 1)))).unwrap();
+        (number(best) as f32 * scale).copysign(x).into()
     }
 
     /// One query of one head, in float64.
@@ -568,7 +624,8 @@ mod tests {
             let k = random(&mut seed, tokens * kv_heads * head_dim);
             let v = random(&mut seed, tokens * kv_heads * head_dim);
             let x = [&q[..], &k, &v];
-            for kv in KvType::ALL {
+            // What 2 bits make of a token depends on those beside it.
+            for kv in KvType::ALL.into_iter().filter(|kv| *kv != KvType::Kivi2) {
                 let mut first: Option<Vec<u32>> = None;
                 // The sets of ARM share their float kernels.
                 let shared = |isa: &Isa| matches!(isa, Isa::Neon | Isa::Dotprod) && *isa != Isa::detect();
@@ -607,6 +664,55 @@ mod tests {
                         }
                     }
                 }
+            }
+        }
+    }
+
+    /// How far a number of a row (of a column of 32 tokens, for keys of 2 bits) whose largest is `largest` may be off.
+    fn number_bound(kv: KvType, largest: f64) -> f64 {
+        // Scales and minima in half precision are off by 2^-11 of themselves, and float32 counts for nothing beside that.
+        let half = 2f64.powi(-11);
+        match kv {
+            KvType::F32 => 0.0,
+            KvType::F16 => largest * half,
+            KvType::Q8 => largest / 127.0 * 0.5001,
+            KvType::Q8_0 => largest / 127.0 * 0.5 + 2.0 * largest * half,
+            // Where the other sign is as large, its 8 becomes 7.
+            KvType::Q4_0 => largest / 8.0 * (1.0 + 8.0 * half),
+            // 3 bits of fraction.
+            KvType::Fp8 => largest * 2f64.powi(-4),
+            // Of a range of twice the largest, a third is a step.
+            KvType::Kivi2 => largest * (2.0 / 3.0 * 0.5 + 4.0 * half),
+        }
+    }
+
+    #[test]
+    fn every_type_is_as_near_to_float32_as_its_numbers_are() {
+        let (heads, kv_heads, head_dim, tokens) = (4, 2, 72, 300);
+        let scale = (head_dim as f32).powf(-0.5);
+        let a = Attention { heads, kv_heads, head_dim, scale, mask: Mask::Causal, cache: Some(0) };
+        let mut seed = 11;
+        let [q, k, v] = [heads, kv_heads, kv_heads].map(|n| random(&mut seed, tokens * n * head_dim));
+        for isa in Isa::supported() {
+            let options = CpuOptions { threads: Some(2), isa: Some(isa), ..Default::default() };
+            let cpu = CpuBackend::new(options).unwrap();
+            let exact = run(&cpu, &a, KvType::F32, [&q, &k, &v], 60);
+            for kv in KvType::ALL {
+                // 60 a call, so that blocks of 2 bits are closed before most tokens are computed.
+                let y = run(&cpu, &a, kv, [&q, &k, &v], 60);
+                let each = number_bound(kv, 1.0);
+                let mut differ = 0;
+                for (at, (y, exact)) in y.iter().zip(&exact).enumerate() {
+                    let query = &q[at / head_dim * head_dim..][..head_dim];
+                    let sum: f64 = query.iter().map(|q| f64::from(q.abs())).sum();
+                    // A score is off by at most `score`, so a weight by a factor of at most e^(2 score).
+                    let score = f64::from(scale) * sum * each;
+                    let bound = (2.0 * score).exp_m1() + each + FLOAT;
+                    let error = f64::from((y - exact).abs());
+                    assert!(error <= bound, "{kv:?} {isa}: {error} is more than {bound}");
+                    differ += usize::from(y != exact);
+                }
+                assert!(kv == KvType::F32 || differ > y.len() / 2, "{kv:?} is not what was computed with");
             }
         }
     }

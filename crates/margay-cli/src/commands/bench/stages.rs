@@ -298,7 +298,7 @@ impl Bench {
                 .filter_map(|n| source.weights.info(n)?.size_bytes().ok())
                 .sum::<usize>() as u64,
             programs,
-            kv: KvType::from_name(&load.kv).unwrap_or_default(),
+            kv: load.kv.unwrap_or_default(),
             limits: [text_limit, vision_limit],
             depth: 0,
             context: model.context(),
@@ -410,7 +410,7 @@ impl Bench {
 
     /// Bytes of so many elements of the KV cache.
     fn kept(&self, elements: u64) -> u64 {
-        elements * self.kv.bytes() as u64
+        elements * self.kv.bits() as u64 / 8
     }
 
     /// Bytes of the KV cache of so many tokens.

@@ -33,7 +33,8 @@ pub(super) fn all(model: &str, sizes: Sizes, context: NonZeroUsize) -> anyhow::R
     for base in sketches(model)? {
         let recipe = &base.recipe;
         for (at, (picture, sketch)) in pictures(&base, sizes)?.into_iter().enumerate() {
-            for kv in [KvType::F16, KvType::Q8] {
+            // float32 is for comparisons.
+            for kv in KvType::ALL.into_iter().filter(|kv| *kv != KvType::F32) {
                 let vision = sketch.config.vision.as_ref();
                 let layout = vision.map(|v| v.layout(sizes.picture.0, sizes.picture.1)).transpose()?;
                 let bound = vision.map(|v| v.sizes(sizes.picture.0, sizes.picture.1)).transpose()?;

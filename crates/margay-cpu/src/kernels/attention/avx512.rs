@@ -1,18 +1,17 @@
 //! Few rows with AVX-512: a register a panel, 4 to 16 accumulators of the 32.
 
-use super::{F16, F32, FewRows, I8, Numbers, Vector, panels};
-use crate::kv::KvType;
+use super::{F16, F32, FewRows, I8, Numbers, Stored, Vector, panels};
 use std::arch::x86_64::*;
 
 /// # Safety
 /// As [`super::AttentionKernels::few`].
-pub(super) unsafe fn few(p: &FewRows, kind: KvType) {
+pub(super) unsafe fn few(p: &FewRows, kind: Stored) {
     // SAFETY: the caller's promise, and AVX-512 was detected.
     unsafe {
         match kind {
-            KvType::F32 => few_of::<F32>(p),
-            KvType::F16 => few_of::<F16>(p),
-            KvType::Q8 => few_of::<I8>(p),
+            Stored::F32 => few_of::<F32>(p),
+            Stored::F16 => few_of::<F16>(p),
+            Stored::I8 => few_of::<I8>(p),
         }
     }
 }

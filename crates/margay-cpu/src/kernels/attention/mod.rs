@@ -15,6 +15,7 @@ mod scalar;
 mod softmax;
 #[cfg(test)]
 mod tests;
+mod unpack;
 
 use super::float::NR;
 use crate::{Isa, kv::KvType};
@@ -25,6 +26,14 @@ pub(crate) use softmax::{NO_SCORE, SoftmaxKernels};
 pub(crate) const KEYS: usize = 64;
 /// Rows that [`AttentionKernels::few`] takes at most.
 pub(crate) const FEW_ROWS: usize = 8;
+
+/// How the numbers of a product are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stored {
+    F32,
+    F16,
+    I8,
+}
 
 /// One product: `c[r][p][0..16] (+)= sum over k of a[r][k] * b[p][k][0..16]`.
 #[derive(Clone, Copy)]
@@ -56,7 +65,9 @@ pub(crate) struct AttentionKernels {
     ///
     /// # Safety
     /// Every pointer of the product is valid for what its field says.
-    pub(crate) few: unsafe fn(&FewRows, KvType),
+    pub(crate) few: unsafe fn(&FewRows, Stored),
+    /// A head's part of a block of the cache in float32: see [`crate::kv::codec::unpack`].
+    pub(crate) unpack: fn(KvType, usize, &[u8], &mut [f32]),
     pub(crate) softmax: &'static SoftmaxKernels,
     pub(crate) int8: &'static int8::Int8Kernels,
 }
@@ -72,7 +83,7 @@ pub(crate) fn table(isa: Isa) -> AttentionKernels {
         Isa::Neon | Isa::Dotprod | Isa::I8mm => neon::few,
         _ => scalar::few,
     };
-    AttentionKernels { few, softmax: softmax::table(isa), int8: int8::table(isa) }
+    AttentionKernels { few, unpack: unpack::table(isa), softmax: softmax::table(isa), int8: int8::table(isa) }
 }
 
 /// Float32 numbers of one register.

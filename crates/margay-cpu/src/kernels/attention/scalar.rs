@@ -1,20 +1,19 @@
 //! Portable products of few rows. They round once a product, as the fused instructions of the others do.
 
-use super::{F16, F32, FewRows, I8, Numbers, Vector, panels};
-use crate::kv::KvType;
+use super::{F16, F32, FewRows, I8, Numbers, Stored, Vector, panels};
 
 /// A panel.
 type Panel = [f32; 16];
 
 /// # Safety
 /// As [`super::AttentionKernels::few`].
-pub(super) unsafe fn few(p: &FewRows, kind: KvType) {
+pub(super) unsafe fn few(p: &FewRows, kind: Stored) {
     // SAFETY: the caller's promise.
     unsafe {
         match kind {
-            KvType::F32 => few_of::<F32>(p),
-            KvType::F16 => few_of::<F16>(p),
-            KvType::Q8 => few_of::<I8>(p),
+            Stored::F32 => few_of::<F32>(p),
+            Stored::F16 => few_of::<F16>(p),
+            Stored::I8 => few_of::<I8>(p),
         }
     }
 }

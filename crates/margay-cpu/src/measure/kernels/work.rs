@@ -4,7 +4,7 @@ use super::cases::{Case, What};
 use crate::{
     CpuBackend, KvType,
     kernels::attention::NO_SCORE,
-    kv::KvSlot,
+    kv::{KvPlan, KvTable},
     lines::{Arena, Lines},
     ops::{
         Engine, attention,
@@ -233,10 +233,13 @@ fn attend(
     let mut slots = vec![];
     let mut slot_bytes = 0;
     while slot_bytes <= rotate_bytes {
-        let slot = KvSlot::new(kv, a.kv_heads, a.head_dim, keys);
-        let mut slot = slot.ok_or_else(|| BackendError::Call { what: "a KV cache overflows".to_owned() })?;
+        let overflow = || BackendError::Call { what: "a KV cache overflows".to_owned() };
+        let (plan, shape) = (KvPlan { text: kv, image: kv }, vec![(a.kv_heads, a.head_dim)]);
+        let mut slot = KvTable::new(plan, shape, keys, keys).ok_or_else(overflow)?;
+        slot.prepare(&engine, 0, keys).map_err(super::panicked)?;
         let (k, v) = (view(&k, keys, kv_columns), view(&v, keys, kv_columns));
-        attention::append(&engine, &mut slot, 0, k, v).map_err(super::panicked)?;
+        attention::append(&engine, slot.layer(0), 0, k, v).map_err(super::panicked)?;
+        slot.prepare(&engine, keys, keys).map_err(super::panicked)?;
         slot_bytes += slot.size_bytes();
         slots.push(slot);
     }
@@ -256,7 +259,7 @@ fn attend(
     let run = move || {
         turn = (turn + 1) % slots.len();
         let (q, out) = (view(&q, queries, columns), out(&mut y, queries, columns));
-        attention::attend(&engine, &a, &slots[turn], &mut partials, (past, keys, 0), q, out)
+        attention::attend(&engine, &a, slots[turn].layer(0), &mut partials, (past, keys, 0), q, out)
     };
     Ok(Prepared { work, run: Box::new(run) })
 }

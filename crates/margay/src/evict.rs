@@ -1,0 +1,198 @@
+//! Which tokens of the KV cache are dropped.
+//!
+//! Sources: Xiao et al., StreamingLLM, arXiv 2309.17453 (the first tokens and a window; here keys keep the positions they
+//! were computed for); Li et al., SnapKV, arXiv 2404.14469; Zhang et al., H2O, arXiv 2306.14048. Both of the latter choose
+//! for each KV head; heads that share one are summed.
+
+use crate::{Error, Session};
+use margay_graph::{Kept, Observe};
+
+/// Tokens of a block of the cache.
+const BLOCK_TOKENS: usize = 64;
+/// The newest tokens of a prompt, whose attention chooses. Source: SnapKV's repository, `monkeypatch` of each model.
+const OBSERVED: usize = 32;
+/// Neighbours that a score is averaged over, so that what stays are runs of tokens. Source: arXiv 2404.14469, section 5.
+const POOLED: usize = 7;
+
+/// Which tokens are dropped from the KV cache.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Eviction {
+    /// When the context is full, the first tokens and the newest stay, so that answers go on beyond it. Whole blocks of 64
+    /// tokens are dropped, so that a few more may stay.
+    Window {
+        /// Newest tokens that stay.
+        window: usize,
+        /// First tokens that stay.
+        sinks: usize,
+    },
+    /// When a prompt was computed, those of its tokens stay to which its last 32 tokens pay most attention, and they.
+    SnapKv(Budget),
+    /// From when a prompt was computed on, half of the budget are those tokens that were paid most attention so far, and
+    /// half are the newest.
+    H2o(Budget),
+}
+
+/// Tokens that stay.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Budget {
+    /// So many.
+    Tokens(usize),
+    /// So large a part of the prompt's.
+    Share(f64),
+}
+
+impl Budget {
+    /// Of a prompt of so many tokens.
+    fn of(self, prompt: usize) -> usize {
+        match self {
+            Budget::Tokens(tokens) => tokens,
+            Budget::Share(share) => (share * prompt as f64).round() as usize,
+        }
+    }
+}
+
+impl Eviction {
+    /// Refuses what cannot be kept in a context.
+    pub(crate) fn check(self, context: usize) -> Result<(), Error> {
+        let refused = |option, what: String| Err(Error::Option { option, what });
+        match self {
+            Eviction::Window { window, sinks } => {
+                let least = sinks.saturating_add(window).saturating_add(3 * BLOCK_TOKENS);
+                if window == 0 || least > context {
+                    let what = format!(
+                        "{window} and {sinks} sinks leave no two blocks of {BLOCK_TOKENS} tokens of a context of \
+                         {context} to drop; lower them or raise --context"
+                    );
+                    return refused("window", what);
+                }
+            }
+            Eviction::SnapKv(budget) | Eviction::H2o(budget) => {
+                let good = match budget {
+                    Budget::Tokens(tokens) => tokens > OBSERVED,
+                    Budget::Share(share) => share > 0.0 && share <= 1.0,
+                };
+                if !good {
+                    let what = format!("a budget is more than {OBSERVED} tokens, or a share of the prompt");
+                    return refused("kv-budget", what);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What is to be noted of a prompt.
+    pub(crate) fn observe(self) -> Observe {
+        match self {
+            Eviction::Window { .. } => Observe::Nothing,
+            Eviction::SnapKv(_) => Observe::Newest(OBSERVED),
+            Eviction::H2o(_) => Observe::All,
+        }
+    }
+
+    /// True where there is always room for another token.
+    pub(crate) fn makes_room(self) -> bool {
+        matches!(self, Eviction::Window { .. })
+    }
+}
+
+impl Session {
+    /// Drops what is not to stay of a prompt that was just computed. Gives the tokens that may stay from then on.
+    pub(crate) fn evict_prompt(&mut self, eviction: Eviction) -> Result<usize, Error> {
+        let len = self.state.len();
+        match eviction {
+            Eviction::Window { .. } => Ok(usize::MAX),
+            Eviction::SnapKv(budget) => {
+                let budget = budget.of(len).max(OBSERVED);
+                if budget < len {
+                    let kept = snap_kv(&self.state.attention()?, len, budget)?;
+                    self.retain(&kept)?;
+                }
+                // What is computed from now on stays.
+                self.state.observe(Observe::Nothing)?;
+                Ok(usize::MAX)
+            }
+            Eviction::H2o(budget) => {
+                let budget = budget.of(len).max(OBSERVED);
+                self.keep_heavy(budget)?;
+                Ok(budget)
+            }
+        }
+    }
+
+    /// Before a token is decoded: drops what has to go, where that is at least a block.
+    pub(crate) fn evict_decoded(&mut self, eviction: Eviction, budget: usize) -> Result<(), Error> {
+        let (len, capacity) = (self.state.len(), self.state.capacity());
+        match eviction {
+            Eviction::Window { window, sinks } if len + 1 > capacity => {
+                let heads = self.model.engine()?.kv_heads();
+                let kept = sliding(&heads, len, (window, sinks))?;
+                self.retain(&kept)
+            }
+            Eviction::H2o(_) if len >= budget.saturating_add(BLOCK_TOKENS) || len + 1 > capacity => {
+                self.keep_heavy(budget)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn keep_heavy(&mut self, budget: usize) -> Result<(), Error> {
+        let len = self.state.len();
+        if budget < len {
+            let kept = heavy_hitters(&self.state.attention()?, len, budget)?;
+            self.retain(&kept)?;
+        }
+        Ok(())
+    }
+}
+
+/// The first tokens, rounded up to whole blocks, and the blocks that hold the newest.
+fn sliding(heads: &[usize], len: usize, (window, sinks): (usize, usize)) -> Result<Kept, Error> {
+    let sinks = sinks.next_multiple_of(BLOCK_TOKENS).min(len);
+    let from = (len.saturating_sub(window) / BLOCK_TOKENS * BLOCK_TOKENS).max(sinks);
+    let kept: Vec<u32> = (0..sinks as u32).chain(from as u32..len as u32).collect();
+    Ok(Kept::new(heads.iter().map(|heads| vec![kept.clone(); *heads]).collect())?)
+}
+
+/// The last tokens of the prompt, and of those before them the ones of the highest mean score of their neighbourhood.
+fn snap_kv(attention: &[Vec<Vec<f32>>], len: usize, budget: usize) -> Result<Kept, Error> {
+    let before = len.saturating_sub(OBSERVED);
+    each_head(attention, |scores| {
+        let pooled: Vec<f32> = (0..before)
+            .map(|at| {
+                // Beyond the ends there is nothing, which counts as well.
+                let around = at.saturating_sub(POOLED / 2)..before.min(at + POOLED / 2 + 1);
+                scores[around].iter().sum::<f32>() / POOLED as f32
+            })
+            .collect();
+        let mut kept = highest(&pooled, budget.saturating_sub(len - before));
+        kept.extend(before as u32..len as u32);
+        kept
+    })
+}
+
+/// The newest tokens for half of the budget, and of those before them the ones of the highest score.
+fn heavy_hitters(attention: &[Vec<Vec<f32>>], len: usize, budget: usize) -> Result<Kept, Error> {
+    let before = len.saturating_sub(budget / 2);
+    each_head(attention, |scores| {
+        let mut kept = highest(&scores[..before], budget - (len - before));
+        kept.extend(before as u32..len as u32);
+        kept
+    })
+}
+
+fn each_head(attention: &[Vec<Vec<f32>>], choose: impl Fn(&[f32]) -> Vec<u32>) -> Result<Kept, Error> {
+    let layer = |heads: &Vec<Vec<f32>>| heads.iter().map(|scores| choose(scores)).collect();
+    Ok(Kept::new(attention.iter().map(layer).collect())?)
+}
+
+/// The places of the `count` highest scores, in their order; of equal ones the first.
+fn highest(scores: &[f32], count: usize) -> Vec<u32> {
+    let mut places: Vec<u32> = (0..scores.len() as u32).collect();
+    places.sort_by(|a, b| scores[*b as usize].total_cmp(&scores[*a as usize]).then(a.cmp(b)));
+    places.truncate(count);
+    places.sort_unstable();
+    places
+}
+
+#[cfg(test)]
+mod tests;
