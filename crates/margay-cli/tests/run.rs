@@ -48,6 +48,39 @@ fn json_is_one_object_with_exactly_the_documented_keys() {
 }
 
 #[test]
+fn what_is_kept_of_a_picture_is_told_with_its_reason() {
+    let (model, image) = tiny("llava");
+    let kept = |words: &[&str]| {
+        let all = [&["run", &model, &image, "What is it?", "--json", "--max-tokens", "2"], words].concat();
+        run(all).json()["pictures"][0].clone()
+    };
+    for method in ["merge", "visionzip", "prumerge"] {
+        let told = kept(&["--keep-image-tokens", "50%", "--reduce", method]);
+        assert_eq!(told, serde_json::json!({ "tokens": 8, "of": 16, "why": "share" }));
+    }
+    let told = kept(&["--keep-image-tokens", "auto"]);
+    assert!(told["why"] == "text" || told["why"] == "redundancy", "{told}");
+    let repeats = kept(&["--skip-repeated-patches", "255"]);
+    assert_eq!(repeats, serde_json::json!({ "tokens": 1, "of": 16, "why": "repeats" }));
+}
+
+#[test]
+fn a_folder_of_frames_is_a_video() {
+    let folder = tempfile::tempdir().unwrap();
+    for (at, name) in ["wide", "wide", "wide", "tall", "tall", "wide"].iter().enumerate() {
+        let frame = golden(&format!("llava/{name}.png"));
+        std::fs::copy(frame, folder.path().join(format!("f{}.png", at + 8))).unwrap();
+    }
+    let video = folder.path().display().to_string();
+    let model = golden("llava");
+    let told = run(["run", &model, "--video", &video, "What?", "--json", "--max-tokens", "2"]).json();
+    let video = &told["video"];
+    assert_eq!((&video["frames"], &video["still"]), (&6.into(), &3.into()), "{video}");
+    assert_eq!((&video["held"], &video["tokens"]), (&3.into(), &12.into()), "{video}");
+    assert_eq!(told["stages"]["visual_tokens"], 12);
+}
+
+#[test]
 fn a_stage_that_did_not_run_is_null() {
     let report = run(["run", &golden("llama"), "hello", "--json", "--max-tokens", "1"]).json();
     for stage in ["preprocess_ms", "encode_ms", "project_ms", "decode_ms"] {

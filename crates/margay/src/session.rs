@@ -112,7 +112,7 @@ impl Session {
     }
 
     /// Asks about a moving picture: the newest of its frames that the context has room for stand before the question, oldest
-    /// first.
+    /// first. Gives the answer, and how many they are.
     ///
     /// # Errors
     /// [`Error::EmptyPrompt`] where it has no frame; else as [`Session::ask_with`].

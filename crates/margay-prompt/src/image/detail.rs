@@ -42,16 +42,12 @@ impl ImageSpec {
                 let whole = width.max(height).div_ceil(tile).saturating_mul(tile);
                 *longest_edge = (*longest_edge).min(whole);
             }
-            Some(Tiling::Overlap { most, .. }) => {
-                if width <= self.size.0 && height <= self.size.1 {
-                    *most = 1;
-                }
-            }
+            Some(Tiling::Overlap { most, .. }) if width <= self.size.0 && height <= self.size.1 => *most = 1,
             Some(Tiling::Slices { resolution, most, .. }) => {
                 let asked = area.div_ceil(u64::from(*resolution).pow(2).max(1));
                 *most = u32::try_from(asked).unwrap_or(u32::MAX).clamp(1, (*most).max(1));
             }
-            None => {}
+            _ => {}
         }
         spec
     }
