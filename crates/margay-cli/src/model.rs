@@ -6,8 +6,8 @@ use clap::{
     builder::{PossibleValuesParser, TypedValueParser},
 };
 use margay::{
-    AskOptions, BACKENDS, Bounds, Budget, Eviction, Keep, KvType, LoadOptions, Model, ModelSource,
-    REDUCTIONS, Reduction, Sampling,
+    AskOptions, BACKENDS, Bounds, Budget, Eviction, ImageFolder, Keep, KvType, LoadOptions, Model,
+    ModelSource, REDUCTIONS, Reduction, Sampling,
     rooms::{observe::Root, quant::FORMATS, tensor::DType},
 };
 use std::{
@@ -210,6 +210,12 @@ pub(crate) struct LoadArgs {
     /// The same for the vision side: --type where that has 8 bits or more, else f16, unless given
     #[arg(long, value_name = "TYPE", value_parser = types(), requires = "dtype")]
     pub vision_type: Option<DType>,
+    /// Keep visual tokens in this folder, too, so that no process encodes a picture again
+    #[arg(long, value_name = "FOLDER")]
+    pub image_folder: Option<PathBuf>,
+    /// Million bytes of its files at most; those that were looked at longest ago go first
+    #[arg(long, value_name = "MEGABYTES", default_value = "1000", requires = "image_folder")]
+    pub image_folder_size: NonZeroU64,
     #[command(flatten)]
     pub govern: GovernArgs,
     /// Pack the weights anew, even where `margay prepack` has left a file beside the model
@@ -236,6 +242,10 @@ impl LoadArgs {
             dtype: self.dtype,
             vision_dtype: self.vision_type,
             packed: !self.no_packed,
+            image_folder: self.image_folder.clone().map(|path| ImageFolder {
+                path,
+                most_bytes: self.image_folder_size.get().saturating_mul(1_000_000),
+            }),
             ..self.threads.options()
         }
     }

@@ -110,7 +110,8 @@ fn reference(options: &LoadOptions) -> Result<Box<dyn Backend>, Error> {
             return Err(Error::Option { option, what });
         }
     }
-    let quantized = |kind: KvType| !matches!(kind, KvType::F16 | KvType::F32);
+    let quantized =
+        |kind: margay_cpu::KvType| !matches!(kind, margay_cpu::KvType::F16 | margay_cpu::KvType::F32);
     if quantized(options.kv) || options.kv_image.is_some_and(quantized) {
         let what = "the reference keeps keys and values in float32 only; choose the cpu backend".to_owned();
         return Err(Error::Option { option: "kv", what });

@@ -1,8 +1,9 @@
-//! Visual tokens of pictures that were encoded before.
+//! Visual tokens of pictures that were encoded before: in memory, and where a folder is given, behind it in files.
 
-use crate::{Error, image::ImageDigest, report::PictureReport};
+use crate::{Error, image::ImageDigest, image_files::ImageFiles, report::PictureReport};
 use margay_quant::{decode_into, encode_into, storable};
 use margay_tensor::DType;
+use serde::{Deserialize, Serialize};
 use std::{collections::HashMap, sync::Arc};
 
 /// Formats that visual tokens can be kept in.
@@ -17,6 +18,7 @@ pub(crate) struct ImageCache {
     bytes: usize,
     clock: u64,
     entries: HashMap<ImageDigest, Entry>,
+    files: Option<ImageFiles>,
 }
 
 struct Entry {
@@ -26,7 +28,8 @@ struct Entry {
 }
 
 /// What a picture became.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Seen {
     /// Visual tokens of each of its tiles.
     pub counts: Vec<usize>,
@@ -49,7 +52,12 @@ impl ImageCache {
             return Err(Error::Option { option: "image cache type", what });
         }
         let dtype = storable(dtype, width).0;
-        Ok(ImageCache { dtype, width, most_bytes, bytes: 0, clock: 0, entries: HashMap::new() })
+        Ok(ImageCache { dtype, width, most_bytes, bytes: 0, clock: 0, entries: HashMap::new(), files: None })
+    }
+
+    /// With files behind it.
+    pub(crate) fn with_files(self, files: ImageFiles) -> Self {
+        ImageCache { files: Some(files), ..self }
     }
 
     /// Bytes kept.
@@ -61,6 +69,17 @@ impl ImageCache {
     pub(crate) fn read(&mut self, picture: &ImageDigest, out: &mut Vec<f32>) -> Result<Option<Seen>, Error> {
         self.clock += 1;
         let row_bytes = self.row_bytes();
+        if !self.entries.contains_key(picture)
+            && let Some((rows, seen)) = self.read_file(picture)
+        {
+            let start = out.len();
+            out.resize(start + rows.len() / row_bytes * self.width, 0.0);
+            for (row, out) in rows.chunks_exact(row_bytes).zip(out[start..].chunks_exact_mut(self.width)) {
+                decode_into(self.dtype, row, out).map_err(Error::Visual)?;
+            }
+            self.insert(*picture, rows, &seen);
+            return Ok(Some(seen));
+        }
         let Some(entry) = self.entries.get_mut(picture) else { return Ok(None) };
         entry.used = self.clock;
         let start = out.len();
@@ -74,7 +93,7 @@ impl ImageCache {
     /// Keeps the visual tokens of a picture, [V, E], where they fit; and gives `rows` the values that will be read, so that
     /// an answer does not depend on whether its picture was seen before.
     pub(crate) fn keep(&mut self, picture: ImageDigest, rows: &mut [f32], seen: &Seen) -> Result<(), Error> {
-        if self.most_bytes == 0 {
+        if self.most_bytes == 0 && self.files.is_none() {
             return Ok(());
         }
         let (row_bytes, count) = (self.row_bytes(), rows.len() / self.width);
@@ -83,9 +102,26 @@ impl ImageCache {
             encode_into(self.dtype, row, to).map_err(Error::Visual)?;
             decode_into(self.dtype, to, row).map_err(Error::Visual)?;
         }
+        if let Some(files) = &self.files {
+            let about = serde_json::to_string(seen).expect("invariant: numbers and words become JSON");
+            files.keep(&picture, &bytes, &about)?;
+        }
+        self.insert(picture, bytes, seen);
+        Ok(())
+    }
+
+    /// What a file says of a picture, where that can be.
+    fn read_file(&self, picture: &ImageDigest) -> Option<(Vec<u8>, Seen)> {
+        let (rows, about) = self.files.as_ref()?.read(picture)?;
+        let seen: Seen = serde_json::from_str(&about).ok()?;
+        let count = seen.counts.iter().try_fold(0usize, |sum, count| sum.checked_add(*count))?;
+        (count.checked_mul(self.row_bytes()) == Some(rows.len())).then_some((rows, seen))
+    }
+
+    fn insert(&mut self, picture: ImageDigest, bytes: Vec<u8>, seen: &Seen) {
         self.clock += 1;
         if bytes.len() > self.most_bytes || self.entries.contains_key(&picture) {
-            return Ok(());
+            return;
         }
         while self.bytes + bytes.len() > self.most_bytes {
             let oldest = self.entries.iter().min_by_key(|(_, entry)| entry.used).map(|(key, _)| *key);
@@ -94,7 +130,6 @@ impl ImageCache {
         }
         self.bytes += bytes.len();
         self.entries.insert(picture, Entry { rows: bytes.into(), seen: seen.clone(), used: self.clock });
-        Ok(())
     }
 
     fn row_bytes(&self) -> usize {

@@ -54,7 +54,12 @@ impl ImageFiles {
         let whole = read();
         match &whole {
             // The oldest go first.
-            Some(_) => _ = fs::File::options().append(true).open(&path).and_then(|f| f.set_modified(SystemTime::now())),
+            Some(_) => {
+                _ = fs::File::options()
+                    .append(true)
+                    .open(&path)
+                    .and_then(|f| f.set_modified(SystemTime::now()))
+            }
             None => _ = fs::remove_file(&path),
         }
         whole

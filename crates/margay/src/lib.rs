@@ -31,6 +31,7 @@ mod formats;
 mod governed;
 mod image;
 mod image_cache;
+mod image_files;
 mod inputs;
 mod keep;
 mod load;
@@ -69,7 +70,7 @@ pub use margay_prompt::{
     text::{CallPiece, CallReader, Calls, Form, Function, called},
 };
 pub use model::Model;
-pub use options::{AskOptions, LoadOptions, Sampling};
+pub use options::{AskOptions, ImageFolder, LoadOptions, Sampling};
 pub use predict::{MemoryPrediction, predict_shape};
 pub use prompt::PromptSize;
 pub use reduce::{Keep, REDUCTIONS, Reason, Reduction, ReductionEntry, Sees};

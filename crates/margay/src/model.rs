@@ -3,7 +3,8 @@
 use crate::{
     AskOptions, Bounds, Error, Eviction, GovernorReport, Image, Keep, LoadOptions, ModelSource, Reduction,
     Session, backends, default_context, digest::sampled_digest, draft::Payoff, engine::Engine,
-    governed::Governed, image_cache::ImageCache, reduce::repeats::first_of_each, sample::Sampler,
+    governed::Governed, image_cache::ImageCache, image_files::ImageFiles, reduce::repeats::first_of_each,
+    sample::Sampler,
 };
 use margay_graph::{Backend, MemoryUse};
 use margay_model::{Feed, ModelConfig, VisionConfig};
@@ -138,7 +139,7 @@ impl Model {
         let engine = Engine::new(&source, backend.as_ref(), options, context)?;
         let load = clock.elapsed();
         let payoff = Mutex::new(Payoff::new(engine.outputs().saturating_sub(1)));
-        let (engine, images) = (Mutex::new(engine), Mutex::new(images));
+        let engine = Mutex::new(engine);
         let settings = format!(
             "{:?}",
             (options.dtype, options.vision_dtype, options.max_image_tokens, options.int8_encoder)
@@ -153,6 +154,14 @@ impl Model {
             )
         );
         let (identity, forms) = (OnceLock::new(), OnceLock::new());
+        let images = Mutex::new(match &options.image_folder {
+            Some(folder) => {
+                let whole = format!("{} {settings}", sampled_digest(&source)?);
+                let identity = identity.get_or_init(|| whole).clone();
+                images.with_files(ImageFiles::new(&folder.path, folder.most_bytes, identity)?)
+            }
+            None => images,
+        });
         let (reduction, repeated_patches) = (options.reduction.clone(), options.repeated_patches);
         let inner = Inner {
             source,

@@ -6,6 +6,16 @@ use margay_prompt::text::Form;
 use margay_tensor::DType;
 use std::{num::NonZeroUsize, path::PathBuf};
 
+/// Where visual tokens are kept in files. What models make of pictures is kept apart by weights and settings, so that several can
+/// share a folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageFolder {
+    /// The folder; made where it is not there.
+    pub path: PathBuf,
+    /// Bytes of the files at most: those that were looked at longest ago go first.
+    pub most_bytes: u64,
+}
+
 /// How to load a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoadOptions {
@@ -54,6 +64,8 @@ pub struct LoadOptions {
     pub image_cache: usize,
     /// How they are kept: [`DType::F32`], [`DType::F16`], [`DType::Q8_0`] or [`DType::Q4_0`].
     pub image_cache_type: DType,
+    /// Keep visual tokens in files, too, in that type, so that no process encodes a picture again.
+    pub image_folder: Option<ImageFolder>,
     /// Leave out visual tokens; `None` keeps all. Not for models that ask where in the picture a token lies (Qwen2-VL).
     pub reduction: Option<Reduction>,
     /// Encode of the patches that look alike only the first, and show the decoder no others: by how many levels of 255 each of
@@ -87,6 +99,7 @@ impl Default for LoadOptions {
             outputs: 1,
             image_cache: 0,
             image_cache_type: DType::F32,
+            image_folder: None,
             reduction: None,
             repeated_patches: None,
             packed: true,

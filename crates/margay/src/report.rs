@@ -2,7 +2,7 @@
 
 use crate::Reason;
 use margay_observe::{Stage, StageTimes};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -38,7 +38,7 @@ pub struct Report {
 }
 
 /// Visual tokens of a picture.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PictureReport {
     /// Those that the decoder saw.
     pub tokens: usize,

@@ -16,7 +16,7 @@ mod visionzip;
 use crate::Error;
 use attention::Attention;
 use margay_model::{Extra, ModelConfig};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A way to leave visual tokens out.
 pub struct ReductionEntry {
@@ -63,7 +63,7 @@ pub struct Reduction {
 }
 
 /// Why so many visual tokens of a picture stayed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
     /// The share that was asked for.
