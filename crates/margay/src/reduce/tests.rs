@@ -35,7 +35,7 @@ fn what_the_tower_looks_at_is_chosen_as_in_the_published_code() {
         [("llava", "wide", 16), ("llava", "tall", 16), ("siglip", "wide", 16), ("mobilevlm-v2", "wide", 9)]
     {
         let file =
-            SafeTensors::open(&golden("reduction").join(format!("{name}.{picture}.safetensors"))).unwrap();
+            SafeTensors::open(golden("reduction").join(format!("{name}.{picture}.safetensors"))).unwrap();
         let names: Vec<String> = file.names().map(str::to_owned).collect();
         assert_eq!(names.len(), 7);
         for case in names {
