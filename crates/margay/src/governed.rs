@@ -122,6 +122,11 @@ impl Governed {
         (tick.settings, tick.events)
     }
 
+    /// What it asked for when it looked last.
+    pub(crate) fn settings(&self) -> Settings {
+        self.lock().settings
+    }
+
     /// Whether another question is taken.
     ///
     /// # Errors
@@ -373,6 +378,25 @@ mod tests {
         let turns = vec![crate::Turn { role: "user".to_owned(), content }];
         let job = Job { turns, options: AskOptions::default() };
         assert!(matches!(scheduler.submit(job, Box::new(|_| true)), Err(Error::Refused { .. })));
+    }
+
+    #[test]
+    fn a_device_that_becomes_short_of_memory_sees_fewer_visual_tokens_and_remembers_none_of_that() {
+        let device = Device::new(40.0, 950_000);
+        let model =
+            Model::nano_with(&crate::LoadOptions { image_cache: 1 << 20, ..Default::default() }).unwrap();
+        let watermark_bytes = Some(1_000_000 << 10);
+        let bounds = Bounds { watermark_bytes, ..Bounds::default() };
+        model.set_governed(Governed::faster(1, bounds, &Root::new(device.path())));
+        let report = ask(&mut model.session().unwrap(), |_| {});
+        let seen = report.pictures[0];
+        assert_eq!((seen.tokens, seen.of, seen.why), (18, 36, Some(crate::Reason::Device)));
+        assert_eq!(report.stages.visual_tokens, 18);
+        // Once there is memory again, the picture is seen as it is.
+        let bounds = Bounds { watermark_bytes: Some(1), ..bounds };
+        model.set_governed(Governed::faster(1, bounds, &Root::new(device.path())));
+        let report = ask(&mut model.session().unwrap(), |_| {});
+        assert_eq!((report.pictures[0].tokens, report.stages.reused_pictures), (36, 0));
     }
 
     #[test]

@@ -352,9 +352,9 @@ impl Model {
 
     /// Keeps the device within bounds while this model answers, in place of what it was kept within before: its sensors,
     /// below `root`, are looked at about once a second while somebody asks. Work then goes slower, waits, or questions are
-    /// refused ([`Error::Refused`]); what the governor does is told by [`crate::Event::Governed`] and [`Model::governor`]. What
-    /// no sensor tells moves nothing. Of the ladder, smaller pictures, fewer visual tokens and smaller keys and values
-    /// are not done.
+    /// refused ([`Error::Refused`]), and pictures that are encoded then keep fewer visual tokens; what the governor does is
+    /// told by [`crate::Event::Governed`] and [`Model::governor`]. What no sensor tells moves nothing. Of the ladder, smaller
+    /// pictures and smaller keys and values are not done.
     pub fn govern(&self, bounds: Bounds, root: &Root) {
         let governed = Governed::new(bounds, root);
         // So that what nobody tells is known at once.

@@ -112,6 +112,8 @@ struct Tiles {
     attention: Option<Attention>,
     /// Whether the picture holds dense text, where that is asked.
     text: bool,
+    /// Whether the governor asked for fewer tokens of it.
+    governed: bool,
     /// What it became so far.
     seen: Seen,
 }
@@ -344,6 +346,7 @@ impl Work {
             patches: None,
             attention: None,
             text,
+            governed: false,
             seen,
         });
         Ok(())
@@ -359,7 +362,10 @@ impl Work {
         let clock = Stopwatch::start();
         let Some(tile) = tiles.left.next() else {
             let Tiles { digest, start, layout, seen, .. } = &tiles;
-            self.model.images()?.keep(*digest, &mut session.visual[*start..], seen)?;
+            // What a hot device left of it is not what it is later.
+            if !tiles.governed {
+                self.model.images()?.keep(*digest, &mut session.visual[*start..], seen)?;
+            }
             session.images.push(layout.with_counts(&seen.counts));
             self.seen.push(seen.report);
             session.digests.push(tiles.digest);
@@ -416,14 +422,18 @@ impl Work {
         // Where some of its patches are not encoded, each of them is a token.
         let of = tiles.patches.as_ref().map_or(seen, |_| model.vision().map_or(seen, |v| v.tile_tokens()));
         let start = session.visual.len();
-        let reduction = model.reduction().filter(|_| Reduction::leaves_rows_out(model.config()));
+        let asked = model.reduction();
+        let share = model.governed().map_or(1.0, |governed| governed.settings().visual_tokens);
+        let governed = (share < 1.0).then(|| Reduction::under_a_governor(asked, share));
+        tiles.governed |= governed.is_some();
+        let reduction = governed.as_ref().or(asked).filter(|_| Reduction::leaves_rows_out(model.config()));
         let why = match reduction {
             Some(reduction) => {
                 let rows = visual.to_vec();
                 drop(engine);
                 let (rows, why) = reduction.apply(&rows, width, attention.as_ref(), tiles.text)?;
                 session.visual.extend(rows);
-                Some(why)
+                Some(if governed.is_some() { Reason::Device } else { why })
             }
             None => {
                 session.visual.extend_from_slice(visual);

@@ -76,6 +76,8 @@ pub enum Reason {
     Resolution,
     /// Patches that look like others were not encoded.
     Repeats,
+    /// The governor of the device asked for fewer.
+    Device,
 }
 
 impl Reason {
@@ -87,11 +89,22 @@ impl Reason {
             Reason::Redundancy => "the others repeat what these say",
             Reason::Resolution => "a smaller picture shows as much",
             Reason::Repeats => "the others' pixels repeat",
+            Reason::Device => "the device is at its limit",
         }
     }
 }
 
 impl Reduction {
+    /// What leaves that share of the tokens that `asked` would keep.
+    pub(crate) fn under_a_governor(asked: Option<&Reduction>, share: f64) -> Self {
+        let method = asked.map_or(REDUCTIONS[0].id, |asked| &asked.method).to_owned();
+        let kept = match asked.map(|asked| asked.keep) {
+            Some(Keep::Share(kept)) => kept,
+            Some(Keep::Auto) | None => 1.0,
+        };
+        Reduction { method, keep: Keep::Share(kept * share) }
+    }
+
     /// Tokens that stay of so many; at most so many where the picture decides.
     pub fn kept(&self, tokens: usize) -> usize {
         match self.keep {
