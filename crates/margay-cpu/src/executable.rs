@@ -314,6 +314,10 @@ impl CpuExecutable {
                 return Err(call("there is no memory for another block of the KV cache"));
             }
         }
+        // What was to be written may not be ready.
+        if self.engine.was_cancelled() {
+            return Err(BackendError::Cancelled);
+        }
         let buffers = &mut self.buffers;
         if from == 0 {
             for (rope, table) in self.prepared.ropes.iter().zip(&mut buffers.ropes) {

@@ -322,13 +322,17 @@ impl KvTable {
     }
 
     /// Before tokens `len..to` are written: rewrites what is full in the type it keeps, and sees to it that what is written
-    /// is there, can be written, and is nobody else's. False where memory is at its end.
+    /// is there, can be written, and is nobody else's. False where memory is at its end. Where the call was cancelled
+    /// meanwhile, what is held is as it was, and nothing may be written.
     pub(crate) fn prepare(&mut self, engine: &Engine, len: usize, to: usize) -> Result<bool, TaskPanic> {
         self.truncate(len);
         while self.closed < len / KEYS {
             let kind = self.plan.closed(self.visual[self.closed]);
             if self.blocks[self.closed].kind() != kind && !self.rewrite(engine, self.closed, kind)? {
                 return Ok(false);
+            }
+            if engine.was_cancelled() {
+                return Ok(true);
             }
             self.closed += 1;
         }
@@ -368,6 +372,10 @@ impl KvTable {
                 let from = (from.kind(0), from.part(head, 0));
                 codec::convert(&engine.kernels, d, from, (kind, bytes), scratch);
             })?;
+            // Parts of it may be missing.
+            if engine.was_cancelled() {
+                return Ok(true);
+            }
             [place] = to;
         }
         self.blocks[at] = place;
@@ -541,5 +549,19 @@ mod tests {
         // The memory goes with the last who holds it.
         drop(table);
         assert!(fork.blocks[0].bytes().iter().all(|byte| *byte == 9));
+    }
+
+    #[test]
+    fn a_cancelled_call_rewrites_nothing() {
+        let engine = crate::CpuBackend::new(Default::default()).unwrap().engine(10_000);
+        let plan = KvPlan { text: KvType::Kivi2, image: KvType::Kivi2 };
+        let mut table = KvTable::new(plan, vec![(2, 40)], 192, 64).unwrap();
+        assert!(table.prepare(&engine, 0, 128).unwrap());
+        table.blocks[0].bytes_mut().fill(1);
+        let before = table.blocks[0].bytes().to_vec();
+        engine.cancel.cancel();
+        assert!(table.prepare(&engine, 128, 129).unwrap());
+        assert_eq!((table.blocks[0].kind(), table.closed), (KvType::F16, 0));
+        assert_eq!(table.blocks[0].bytes(), before);
     }
 }
