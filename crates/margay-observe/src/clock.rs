@@ -1,10 +1,28 @@
 //! Monotonic time, and the time of day.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::{
+    fs::{File, Metadata},
+    io,
+    path::Path,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
 
 /// Seconds since 1970 by the system's clock, which may be wrong; 0 where it says an earlier time.
 pub fn unix_seconds() -> u64 {
     SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs())
+}
+
+/// Says of a file that it was used just now.
+///
+/// # Errors
+/// Where its time cannot be set.
+pub fn touch(path: &Path) -> io::Result<()> {
+    File::options().append(true).open(path)?.set_modified(SystemTime::now())
+}
+
+/// When a file was changed or touched last, since 1970; `None` where the system does not say.
+pub fn modified(file: &Metadata) -> Option<Duration> {
+    file.modified().ok()?.duration_since(UNIX_EPOCH).ok()
 }
 
 /// A monotonic clock that counts from its own start. Copies share the origin, so their readings compare.

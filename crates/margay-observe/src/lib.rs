@@ -33,7 +33,7 @@ mod spans;
 mod timeline;
 mod tracks;
 
-pub use clock::{Clock, Stopwatch, today, unix_seconds};
+pub use clock::{Clock, Stopwatch, modified, today, touch, unix_seconds};
 pub use power::{POWER_SOURCES, PowerSource, power_source};
 pub use record::{RecordOptions, TreeRecorder};
 pub use recording::{About, MOST_BYTES, Recording, RecordingError};

@@ -5,13 +5,14 @@
 
 use crate::{Error, digest::hexadecimal, image::ImageDigest};
 use margay_file::{FileError, SafeTensors, TensorSource, safetensors::write_safetensors};
+use margay_observe::{modified, touch};
 use margay_tensor::{DType, Shape, Storage, Tensor};
 use ring::digest::{Context, SHA256};
 use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
-    time::SystemTime,
+    time::Duration,
 };
 
 /// What its files' names end with.
@@ -54,12 +55,7 @@ impl ImageFiles {
         let whole = read();
         match &whole {
             // The oldest go first.
-            Some(_) => {
-                _ = fs::File::options()
-                    .append(true)
-                    .open(&path)
-                    .and_then(|f| f.set_modified(SystemTime::now()))
-            }
+            Some(_) => _ = touch(&path),
             None => _ = fs::remove_file(&path),
         }
         whole
@@ -86,12 +82,12 @@ impl ImageFiles {
     /// Another process may do the same: a file that is gone is no matter.
     fn make_room(&self) {
         let Ok(entries) = fs::read_dir(&self.folder) else { return };
-        let mut files: Vec<(SystemTime, u64, PathBuf)> = entries
+        let mut files: Vec<(Duration, u64, PathBuf)> = entries
             .filter_map(|entry| {
                 let entry = entry.ok()?;
                 let ours = entry.file_name().to_str()?.ends_with(ENDING);
                 let about = entry.metadata().ok().filter(|about| ours && about.is_file())?;
-                Some((about.modified().ok()?, about.len(), entry.path()))
+                Some((modified(&about)?, about.len(), entry.path()))
             })
             .collect();
         let mut all: u64 = files.iter().map(|(_, bytes, _)| bytes).sum();
@@ -173,7 +169,7 @@ mod tests {
         let files = files(folder.path(), 3 * each, "model");
         let old = |picture: u8, seconds: u64| {
             let file = fs::File::options().append(true).open(files.path(&[picture; 32])).unwrap();
-            file.set_modified(SystemTime::now() - std::time::Duration::from_secs(seconds)).unwrap();
+            file.set_modified(std::time::SystemTime::now() - Duration::from_secs(seconds)).unwrap();
         };
         for picture in 1..=2 {
             files.keep(&[picture; 32], &[picture; 4096], "").unwrap();
