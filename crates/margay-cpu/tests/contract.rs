@@ -7,8 +7,8 @@ mod decoder;
 use decoder::{LAYERS, PROMPT, VOCABULARY, WIDTH, Weights, decoder, prompt};
 use margay_cpu::{CpuBackend, CpuOptions, Isa};
 use margay_graph::{
-    Activation, Attention, Backend, BackendError, Bindings, Builder, Cancel, Executable, InputData, Mask,
-    NormKind, Program, Role, Rope, RopeStyle, Stage, State, StateOptions, Sym, WeightSource,
+    Backend, BackendError, Bindings, Builder, Cancel, Executable, InputData, Role, Stage, State,
+    StateOptions, Sym,
 };
 use margay_tensor::{DType, Shape, Storage, Tensor};
 use std::{

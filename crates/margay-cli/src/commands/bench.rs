@@ -56,7 +56,7 @@ pub(crate) struct Bench {
 enum What {
     Compare(gate::Compare),
     Kernels(kernels::Kernels),
-    Stages(stages::Stages),
+    Stages(Box<stages::Stages>),
 }
 
 impl Bench {

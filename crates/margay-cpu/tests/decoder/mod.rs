@@ -8,16 +8,16 @@ use margay_graph::{
 use margay_tensor::{DType, Shape, Tensor};
 use std::collections::HashMap;
 
-pub const WIDTH: usize = 256;
-pub const FFN: usize = 512;
-pub const HEADS: usize = 4;
-pub const KV_HEADS: usize = 2;
-pub const HEAD_DIM: usize = 64;
-pub const VOCABULARY: usize = 300;
-pub const LAYERS: usize = 2;
-pub const PROMPT: usize = 70;
+pub(crate) const WIDTH: usize = 256;
+pub(crate) const FFN: usize = 512;
+pub(crate) const HEADS: usize = 4;
+pub(crate) const KV_HEADS: usize = 2;
+pub(crate) const HEAD_DIM: usize = 64;
+pub(crate) const VOCABULARY: usize = 300;
+pub(crate) const LAYERS: usize = 2;
+pub(crate) const PROMPT: usize = 70;
 
-pub struct Weights(pub HashMap<String, Tensor>);
+pub(crate) struct Weights(pub(crate) HashMap<String, Tensor>);
 
 impl WeightSource for Weights {
     fn weight(&self, name: &str) -> Result<Tensor, BackendError> {
@@ -27,7 +27,7 @@ impl WeightSource for Weights {
 }
 
 /// A small decoder with grouped heads, a gated block and two kinds of quantized matrices.
-pub fn decoder(layers: usize) -> (Program, Weights) {
+pub(crate) fn decoder(layers: usize) -> (Program, Weights) {
     let mut b = Builder::new(Stage::Text);
     let ids = b.input_i32("ids", Sym::Tokens);
     let positions = b.input_i32("positions", Sym::Tokens);
@@ -99,6 +99,6 @@ pub fn decoder(layers: usize) -> (Program, Weights) {
 }
 
 /// Ids of a prompt.
-pub fn prompt() -> Vec<i32> {
+pub(crate) fn prompt() -> Vec<i32> {
     (0..PROMPT as i32).map(|i| i * 17 % VOCABULARY as i32).collect()
 }
