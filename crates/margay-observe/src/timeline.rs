@@ -252,9 +252,9 @@ mod tests {
 
     #[test]
     fn what_follows_begins_behind_the_last_span_and_sample() {
-        let mut next = Timeline::default();
-        next.spans = vec![span(Stage::Prefill, None, 10, 20)];
-        next.ops = vec![OpSpan { name: "linear".to_owned(), start: millis(12), duration: millis(3) }];
+        let op = OpSpan { name: "linear".to_owned(), start: millis(12), duration: millis(3) };
+        let spans = vec![span(Stage::Prefill, None, 10, 20)];
+        let next = Timeline { spans, ops: vec![op], ..Timeline::default() };
         let mut first = timeline();
         let both = first.followed_by(&next);
         assert_eq!(
