@@ -174,10 +174,10 @@ pub(crate) struct LoadArgs {
     pub kv_image: Option<KvType>,
     /// When the context is full, go on with the N newest tokens and the first ones
     #[arg(long, value_name = "N", conflicts_with = "evict")]
-    pub window: Option<NonZeroUsize>,
-    /// First tokens that stay with --window
-    #[arg(long, value_name = "N", default_value_t = 4, requires = "window")]
-    pub sinks: usize,
+    pub kv_window: Option<NonZeroUsize>,
+    /// First tokens that stay with --kv-window
+    #[arg(long, value_name = "N", default_value_t = 4, requires = "kv_window")]
+    pub kv_sinks: usize,
     /// Drop tokens of the prompt once it is computed: keep those that its end looks at (snapkv), or always half new ones and
     /// half those that were looked at most (h2o)
     #[arg(long, value_name = "HOW", requires = "kv_budget", value_parser = PossibleValuesParser::new(["snapkv", "h2o"]))]
@@ -252,8 +252,8 @@ impl LoadArgs {
 
     /// Which tokens are dropped from the cache, where some are.
     pub(crate) fn eviction(&self) -> Option<Eviction> {
-        if let Some(window) = self.window {
-            return Some(Eviction::Window { window: window.get(), sinks: self.sinks });
+        if let Some(window) = self.kv_window {
+            return Some(Eviction::Window { window: window.get(), sinks: self.kv_sinks });
         }
         let budget = self.kv_budget?;
         match self.evict.as_deref()? {

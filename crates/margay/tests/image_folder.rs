@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
-use margay::{AskOptions, Image, ImageFolder, KvType, LoadOptions, Model, Report};
+use margay::{AskOptions, Image, ImageFolder, Keep, LoadOptions, Model, Reduction, Report};
 use std::path::Path;
 
 fn picture(name: &str) -> Image {
@@ -36,7 +36,8 @@ fn a_picture_is_encoded_by_one_process_alone_and_every_answer_is_the_same() {
             1 + usize::from(image_cache > 0)
         });
         if image_cache == 0 {
-            let other = LoadOptions { int8_encoder: true, kv: KvType::F32, ..kept.clone() };
+            let half = Reduction { method: "merge".to_owned(), keep: Keep::Share(0.5) };
+            let other = LoadOptions { reduction: Some(half), ..kept.clone() };
             assert_eq!(ask(&other, &[picture("street.png")]).stages.reused_pictures, 0);
         }
     }
