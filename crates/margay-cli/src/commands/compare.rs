@@ -130,7 +130,7 @@ impl Compare {
             kv_image: None,
             evict: None,
             kv_budget: None,
-            window: None,
+            kv_window: None,
             dtype: None,
             vision_type: None,
             ..self.load.clone()

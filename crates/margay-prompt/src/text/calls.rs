@@ -104,6 +104,8 @@ fn literal(text: &str) -> String {
 pub struct CallReader {
     held: String,
     calling: bool,
+    /// Whether words came last.
+    saying: bool,
 }
 
 /// What is read of an answer.
@@ -128,37 +130,42 @@ impl CallReader {
         loop {
             let mark = if self.calling { CLOSE } else { OPEN };
             let Some(at) = self.held.find(mark) else { break };
-            let before: String = self.held.drain(..at + mark.len()).take(at).collect();
+            let mut before: String = self.held.drain(..at + mark.len()).collect();
+            before.truncate(at);
             if self.calling {
                 told.extend(read(&before));
+                self.saying = false;
             } else {
-                told.extend(words(before));
+                told.extend(self.words(before));
             }
             self.calling = !self.calling;
         }
         if !self.calling {
             // The end may be the beginning of a call.
-            let whole = self.held.len();
-            let keep =
-                (1..OPEN.len().min(whole + 1)).rev().find(|n| self.held.ends_with(&OPEN[..*n])).unwrap_or(0);
-            // A line break alone is what parts two calls, as far as is known.
-            if self.held.trim().is_empty() {
-                return told;
+            let begins = |n: &usize| self.held.ends_with(&OPEN[..*n]);
+            let keep = (1..OPEN.len()).rev().find(begins).unwrap_or(0);
+            let ready = self.held.len() - keep;
+            // White space behind a call is what parts it from the next, as far as is known.
+            if self.saying || !self.held[..ready].trim().is_empty() {
+                let ready = self.held.drain(..ready).collect();
+                told.extend(self.words(ready));
             }
-            let ready = self.held.drain(..whole - keep).collect();
-            told.extend(words(ready));
         }
         told
     }
 
     /// What was held back until the end. A call that was broken off is no call, and none of the words.
-    pub fn finish(self) -> Option<CallPiece> {
-        if self.calling { None } else { words(self.held) }
+    pub fn finish(mut self) -> Option<CallPiece> {
+        let rest = std::mem::take(&mut self.held);
+        if self.calling { None } else { self.words(rest) }
     }
-}
 
-fn words(text: String) -> Option<CallPiece> {
-    (!text.trim().is_empty()).then_some(CallPiece::Text(text))
+    /// Words, but for white space that stands alone.
+    fn words(&mut self, text: String) -> Option<CallPiece> {
+        let said = !text.is_empty() && (self.saying || !text.trim().is_empty());
+        self.saying |= said;
+        said.then_some(CallPiece::Text(text))
+    }
 }
 
 fn read(call: &str) -> Option<CallPiece> {
