@@ -39,7 +39,7 @@ pub struct Extra {
     /// Outputs `queries` and `keys` [N, C] of the block whose output is the features; the class token's row stands first where
     /// there is one.
     pub attention: bool,
-    /// Takes any of a tile's patches instead of all: inputs `pixels` [P, 3*patch*patch] and `positions` [N], their rows of the
+    /// Takes any of a tile's patches instead of all: inputs `pixels` [P, 3*patch*patch] and `positions` \[N\], their rows of the
     /// position table, that of the class token first where there is one.
     pub some_patches: bool,
 }
