@@ -295,7 +295,7 @@ pub trait State: Send {
         }
     }
     /// The attention that the queries noted pay to each token held, summed over them and over the heads that share a KV
-    /// head: for each layer and KV head, [len].
+    /// head: for each layer and KV head, `[len]`.
     ///
     /// # Errors
     /// As [`State::observe`].

@@ -63,7 +63,7 @@ impl Eviction {
                         "{window} and {sinks} sinks leave no two blocks of {BLOCK_TOKENS} tokens of a context of \
                          {context} to drop; lower them or raise --context"
                     );
-                    return refused("window", what);
+                    return refused("kv-window", what);
                 }
             }
             Eviction::SnapKv(budget) | Eviction::H2o(budget) => {

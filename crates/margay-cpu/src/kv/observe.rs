@@ -121,7 +121,7 @@ impl Observed {
         Ok(())
     }
 
-    /// For each layer and KV head, [len].
+    /// For each layer and KV head, `[len]`.
     pub(crate) fn attention(&self, kernels: &Kernels, table: &KvTable, len: usize) -> Vec<Vec<Vec<f32>>> {
         let shapes = table.layouts.shapes.iter().enumerate();
         let of_layer = |(at, (kv_heads, d)): (usize, &(usize, usize))| {
