@@ -54,6 +54,7 @@ pub(crate) fn answer(
     interrupt: &Interrupt,
 ) -> anyhow::Result<Report> {
     let watch = interrupt.watch(session.cancel(), question.late);
+    let noted = session.model().notes()?.len();
     let spinner = Spinner::start(if question.asked.sees() { "looking" } else { "reading" });
     let answer = match question.asked {
         Asked::Words(images, text) => session.ask_with(images, text, question.options)?,
@@ -95,6 +96,8 @@ pub(crate) fn answer(
         }
     }
     spinner.clear();
+    let notes = session.model().notes()?;
+    notes.iter().skip(noted).for_each(|note| output::aside(&output::harmless(note)));
     let report = report.ok_or_else(|| anyhow::anyhow!("the answer ended without its report"))?;
     if question.stream {
         if !shown.ends_with('\n') {

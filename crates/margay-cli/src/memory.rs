@@ -4,6 +4,7 @@ use crate::model::IMAGE_CACHE;
 use margay::{
     KvType, LoadOptions, MemoryPrediction,
     rooms::{
+        cpu::BLOCK_TOKENS,
         graph::{Bindings, MemoryUse},
         model::{ModelConfig, ModelPrograms},
         observe::report::bytes,
@@ -16,9 +17,6 @@ use std::num::NonZeroUsize;
 /// The prediction of a file or of a shape.
 pub(crate) type Predict<'a> =
     &'a dyn Fn(&LoadOptions, Option<&Bindings>) -> Result<MemoryPrediction, margay::Error>;
-
-/// Tokens of a block of the cache.
-const BLOCK_TOKENS: usize = 64;
 
 /// Predicted memory, bytes.
 #[derive(Clone, Copy, Debug, Serialize)]

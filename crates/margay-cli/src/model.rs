@@ -57,14 +57,18 @@ fn levels(text: &str) -> Result<f32, String> {
     levels.ok_or_else(|| "pixels differ by 0 to 255 levels, or by none: exact".to_owned())
 }
 
-/// A share: `50%`, or `0.5`.
-fn share(text: &str) -> Result<f64, String> {
+/// A part of something: `50%`, or `0.5`.
+pub(crate) fn part(text: &str) -> Option<f64> {
     let number = |text: &str| text.trim().parse::<f64>().ok();
-    let share = match text.strip_suffix('%') {
+    match text.strip_suffix('%') {
         Some(percent) => number(percent).map(|percent| percent / 100.0),
         None => number(text),
-    };
-    share
+    }
+}
+
+/// A share: [`part`], above 0.
+fn share(text: &str) -> Result<f64, String> {
+    part(text)
         .filter(|share| *share > 0.0 && *share <= 1.0)
         .ok_or_else(|| "a share is above 0% and at most 100%, or auto".to_owned())
 }
@@ -106,17 +110,31 @@ impl ThreadArgs {
     }
 }
 
+/// Degrees Celsius of a device that works.
+fn celsius(text: &str) -> Result<f64, String> {
+    let celsius = text.trim().parse::<f64>().ok().filter(|celsius| (0.0..=150.0).contains(celsius));
+    celsius.ok_or_else(|| "a ceiling is 0 to 150 degrees Celsius".to_owned())
+}
+
+/// Percent of a battery.
+fn percent(text: &str) -> Result<f64, String> {
+    let percent = text.trim().trim_end_matches('%').parse::<f64>().ok();
+    percent
+        .filter(|percent| (0.0..=100.0).contains(percent))
+        .ok_or_else(|| "a charge is 0 to 100 percent".to_owned())
+}
+
 /// What the device is kept within.
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct GovernArgs {
     /// Keep the hottest thermal zone below this: answers become slower, wait, and questions are refused before it is met
-    #[arg(long, value_name = "CELSIUS", help_heading = GOVERNOR)]
+    #[arg(long, value_name = "CELSIUS", value_parser = celsius, help_heading = GOVERNOR)]
     pub ceiling: Option<f64>,
     /// Keep so much memory available to other programs: below it questions wait, at a quarter of it they are refused
     #[arg(long, value_name = "MEBIBYTES", help_heading = GOVERNOR)]
     pub keep_free: Option<NonZeroU64>,
     /// Below this charge answer slowly and sparingly, and refuse questions at a quarter of it; not while it is charged
-    #[arg(long, value_name = "PERCENT", help_heading = GOVERNOR)]
+    #[arg(long, value_name = "PERCENT", value_parser = percent, help_heading = GOVERNOR)]
     pub battery_mode: Option<f64>,
 }
 

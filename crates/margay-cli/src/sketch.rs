@@ -4,6 +4,7 @@ use crate::{Usage, hub, model};
 use margay::{
     KvType, LoadOptions, MemoryPrediction, ModelSource, predict_shape,
     rooms::{
+        cpu::BLOCK_TOKENS,
         graph::{Bindings, Program, WeightSpec},
         model::{
             ModelConfig, ModelPrograms,
@@ -22,9 +23,6 @@ pub(crate) const PREFIX: &str = "shape:";
 const NANO: &str = "margay-nano";
 /// Format of a shape that names none.
 const DEFAULT_TYPE: &str = "q4_0";
-/// Tokens of a block of the KV cache.
-const BLOCK_TOKENS: usize = 64;
-
 /// A model as its configuration and the formats of its weights.
 #[derive(Clone, Debug)]
 pub(crate) struct Sketch {

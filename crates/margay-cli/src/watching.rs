@@ -3,6 +3,7 @@
 use crate::{
     Usage, environment,
     interrupt::{Interrupt, Late},
+    model::part,
     output,
     progress::Spinner,
 };
@@ -35,12 +36,8 @@ pub(crate) struct VideoArgs {
 
 /// `1%` or `0.01`; 0 looks at every frame.
 fn share(text: &str) -> Result<f32, String> {
-    let number = |text: &str| text.trim().parse::<f32>().ok();
-    let share = match text.strip_suffix('%') {
-        Some(percent) => number(percent).map(|percent| percent / 100.0),
-        None => number(text),
-    };
-    share.filter(|share| (0.0..=1.0).contains(share)).ok_or_else(|| "a share is 0% to 100%".to_owned())
+    let share = part(text).filter(|share| (0.0..=1.0).contains(share));
+    share.map(|share| share as f32).ok_or_else(|| "a share is 0% to 100%".to_owned())
 }
 
 impl VideoArgs {

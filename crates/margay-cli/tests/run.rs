@@ -238,3 +238,26 @@ fn chat_takes_a_line_a_turn_and_goes_on_after_a_mistake() {
     assert_eq!(mistake.stdout, again);
     assert!(mistake.stderr.contains("gone.png") && mistake.stderr.contains("/nonsense is no command"));
 }
+
+/// What cannot be kept to, or would say nothing, is refused before a model is loaded.
+#[test]
+fn bounds_of_the_cache_and_of_the_device_are_checked() {
+    for (words, says) in [
+        (&["--kv", "q3"][..], "kivi2"),
+        (&["--evict", "snapkv"], "--kv-budget"),
+        (&["--kv-window", "64", "--evict", "h2o", "--kv-budget", "50%"], "cannot be used with"),
+        (&["--evict", "h2o", "--kv-budget", "0%"], "above 0%"),
+        (&["--ceiling", "nan"], "degrees Celsius"),
+        (&["--battery-mode", "120"], "percent"),
+        (&["--keep-free", "0"], "--keep-free"),
+    ] {
+        let all = ["run", "--json", "hello"].iter().chain(words).copied();
+        run(all).fails(2, &[says]);
+    }
+    for (words, says) in [
+        (&["--kv-window", "64", "--context", "128"][..], "kv-window"),
+        (&["--evict", "snapkv", "--kv-budget", "8"], "kv-budget"),
+    ] {
+        run(["run", "--json", "hello"].iter().chain(words).copied()).fails(1, &[says]);
+    }
+}

@@ -16,6 +16,9 @@ use crate::kernels::{attention::KEYS, float::NR};
 pub(crate) use state::KvState;
 pub(crate) use table::{KvBlock, KvLayer, KvPlan, KvTable};
 
+/// Tokens of a block of the cache.
+pub const BLOCK_TOKENS: usize = KEYS;
+
 /// How keys and values are stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum KvType {

@@ -28,4 +28,4 @@ mod weights;
 pub use backend::{CpuBackend, CpuOptions};
 pub use cores::{CoreError, CoreSet};
 pub use isa::Isa;
-pub use kv::KvType;
+pub use kv::{BLOCK_TOKENS, KvType};

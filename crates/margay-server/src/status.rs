@@ -73,6 +73,7 @@ pub(crate) async fn status(State(app): State<Arc<App>>) -> Result<Response, Prob
             "cpu_percent": now.sample.process_cpu_percent,
             "power_watts": now.sample.power_watts, "power_scope": now.power_scope, "joules": now.joules,
             "prefill_ms_per_token": served.rates.prefill_ms, "decode_ms_per_token": served.rates.decode_ms,
+            "notes": app.model().notes().unwrap_or_default(),
             "governor": app.model().governor().map(|governor| governed(&governor)),
             "limits": {
                 "body_bytes": limits.body_bytes, "pixels": limits.pixels, "pictures": limits.pictures,

@@ -4,11 +4,10 @@
 //! were computed for); Li et al., SnapKV, arXiv 2404.14469; Zhang et al., H2O, arXiv 2306.14048. Both of the latter choose
 //! for each KV head; heads that share one are summed.
 
-use crate::{Error, Session};
+use crate::{Error, Session, greatest::greatest};
+use margay_cpu::BLOCK_TOKENS;
 use margay_graph::{Kept, Observe};
 
-/// Tokens of a block of the cache.
-const BLOCK_TOKENS: usize = 64;
 /// The newest tokens of a prompt, whose attention chooses. Source: SnapKV's repository, `monkeypatch` of each model.
 const OBSERVED: usize = 32;
 /// Neighbours that a score is averaged over, so that what stays are runs of tokens. Source: arXiv 2404.14469, section 5.
@@ -185,13 +184,9 @@ fn each_head(attention: &[Vec<Vec<f32>>], choose: impl Fn(&[f32]) -> Vec<u32>) -
     Ok(Kept::new(attention.iter().map(layer).collect())?)
 }
 
-/// The places of the `count` highest scores, in their order; of equal ones the first.
+/// The places of the `count` highest scores, in their order.
 fn highest(scores: &[f32], count: usize) -> Vec<u32> {
-    let mut places: Vec<u32> = (0..scores.len() as u32).collect();
-    places.sort_by(|a, b| scores[*b as usize].total_cmp(&scores[*a as usize]).then(a.cmp(b)));
-    places.truncate(count);
-    places.sort_unstable();
-    places
+    greatest(scores, count).into_iter().map(|place| place as u32).collect()
 }
 
 #[cfg(test)]

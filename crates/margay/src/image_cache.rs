@@ -1,7 +1,6 @@
 //! Visual tokens of pictures that were encoded before: in memory, and where a folder is given, behind it in files.
 
-use crate::{Error, image::ImageDigest, image_files::ImageFiles, report::PictureReport};
-use margay_quant::{decode_into, encode_into, storable};
+use crate::{Error, image::ImageDigest, image_files::ImageFiles, report::PictureReport, rows::RowFormat};
 use margay_tensor::DType;
 use serde::{Deserialize, Serialize};
 use std::{collections::HashMap, sync::Arc};
@@ -11,14 +10,13 @@ pub(crate) const TYPES: [DType; 4] = [DType::F32, DType::F16, DType::Q8_0, DType
 
 /// Bounded; what was used longest ago goes first. One model's: a picture alone says what its visual tokens are.
 pub(crate) struct ImageCache {
-    dtype: DType,
-    /// Columns of a row.
-    width: usize,
+    format: RowFormat,
     most_bytes: usize,
     bytes: usize,
     clock: u64,
     entries: HashMap<ImageDigest, Entry>,
     files: Option<ImageFiles>,
+    note: Option<String>,
 }
 
 struct Entry {
@@ -51,8 +49,9 @@ impl ImageCache {
             let what = format!("{} is none of {known}", dtype.name());
             return Err(Error::Option { option: "image cache type", what });
         }
-        let dtype = storable(dtype, width).0;
-        Ok(ImageCache { dtype, width, most_bytes, bytes: 0, clock: 0, entries: HashMap::new(), files: None })
+        let format = RowFormat::new(dtype, width);
+        let entries = HashMap::new();
+        Ok(ImageCache { format, most_bytes, bytes: 0, clock: 0, entries, files: None, note: None })
     }
 
     /// With files behind it.
@@ -68,46 +67,41 @@ impl ImageCache {
     /// Appends the visual tokens of a picture to `out`, where they are kept; says what it became.
     pub(crate) fn read(&mut self, picture: &ImageDigest, out: &mut Vec<f32>) -> Result<Option<Seen>, Error> {
         self.clock += 1;
-        let row_bytes = self.row_bytes();
-        if !self.entries.contains_key(picture)
-            && let Some((rows, seen)) = self.read_file(picture)
-        {
-            let start = out.len();
-            out.resize(start + rows.len() / row_bytes * self.width, 0.0);
-            for (row, out) in rows.chunks_exact(row_bytes).zip(out[start..].chunks_exact_mut(self.width)) {
-                decode_into(self.dtype, row, out).map_err(Error::Visual)?;
-            }
-            self.insert(*picture, rows, &seen);
-            return Ok(Some(seen));
+        if let Some(entry) = self.entries.get_mut(picture) {
+            entry.used = self.clock;
+            self.format.append(&entry.rows, out)?;
+            return Ok(Some(entry.seen.clone()));
         }
-        let Some(entry) = self.entries.get_mut(picture) else { return Ok(None) };
-        entry.used = self.clock;
-        let start = out.len();
-        out.resize(start + entry.rows.len() / row_bytes * self.width, 0.0);
-        for (row, out) in entry.rows.chunks_exact(row_bytes).zip(out[start..].chunks_exact_mut(self.width)) {
-            decode_into(self.dtype, row, out).map_err(Error::Visual)?;
-        }
-        Ok(Some(entry.seen.clone()))
+        let Some((rows, seen)) = self.read_file(picture) else { return Ok(None) };
+        self.format.append(&rows, out)?;
+        self.insert(*picture, rows, &seen);
+        Ok(Some(seen))
     }
 
     /// Keeps the visual tokens of a picture, [V, E], where they fit; and gives `rows` the values that will be read, so that
-    /// an answer does not depend on whether its picture was seen before.
+    /// an answer does not depend on whether its picture was seen before. A folder that cannot be written is no longer used:
+    /// [`ImageCache::note`].
     pub(crate) fn keep(&mut self, picture: ImageDigest, rows: &mut [f32], seen: &Seen) -> Result<(), Error> {
         if self.most_bytes == 0 && self.files.is_none() {
             return Ok(());
         }
-        let (row_bytes, count) = (self.row_bytes(), rows.len() / self.width);
-        let mut bytes = vec![0; count * row_bytes];
-        for (row, to) in rows.chunks_exact_mut(self.width).zip(bytes.chunks_exact_mut(row_bytes)) {
-            encode_into(self.dtype, row, to).map_err(Error::Visual)?;
-            decode_into(self.dtype, to, row).map_err(Error::Visual)?;
-        }
+        let bytes = self.format.pack(rows)?;
+        self.format.unpack(&bytes, rows)?;
         if let Some(files) = &self.files {
             let about = serde_json::to_string(seen).expect("invariant: numbers and words become JSON");
-            files.keep(&picture, &bytes, &about)?;
+            // The answer needs no file.
+            if let Err(e) = files.keep(&picture, &bytes, &about) {
+                self.note = Some(format!("pictures are no longer kept in files: {e}"));
+                self.files = None;
+            }
         }
         self.insert(picture, bytes, seen);
         Ok(())
+    }
+
+    /// What a person should know.
+    pub(crate) fn note(&self) -> Option<&str> {
+        self.note.as_deref()
     }
 
     /// What a file says of a picture, where that can be.
@@ -115,7 +109,7 @@ impl ImageCache {
         let (rows, about) = self.files.as_ref()?.read(picture)?;
         let seen: Seen = serde_json::from_str(&about).ok()?;
         let count = seen.counts.iter().try_fold(0usize, |sum, count| sum.checked_add(*count))?;
-        (count.checked_mul(self.row_bytes()) == Some(rows.len())).then_some((rows, seen))
+        (count.checked_mul(self.format.row_bytes()) == Some(rows.len())).then_some((rows, seen))
     }
 
     fn insert(&mut self, picture: ImageDigest, bytes: Vec<u8>, seen: &Seen) {
@@ -130,10 +124,6 @@ impl ImageCache {
         }
         self.bytes += bytes.len();
         self.entries.insert(picture, Entry { rows: bytes.into(), seen: seen.clone(), used: self.clock });
-    }
-
-    fn row_bytes(&self) -> usize {
-        self.dtype.row_bytes(self.width).expect("invariant: storable in rows of this width")
     }
 }
 

@@ -332,13 +332,14 @@ impl Model {
     }
 
     /// What loading passed over and a person should know: packed files that do not fit and weights
-    /// that could not take the type asked for, and why.
+    /// that could not take the type asked for, and why; and that a folder of pictures cannot be written, once that is known.
     ///
     /// # Errors
     /// [`Error::Poisoned`] after a failure in the middle of an answer.
     pub fn notes(&self) -> Result<Vec<String>, Error> {
         let mut notes = self.source().formats.notes();
         notes.extend(self.engine()?.notes());
+        notes.extend(self.images()?.note().map(str::to_owned));
         Ok(notes)
     }
 

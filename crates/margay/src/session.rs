@@ -68,6 +68,11 @@ impl Session {
         })
     }
 
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
     /// Asks about pictures (they stand before the question) or goes on with the conversation. The answer comes as an
     /// iterator; its tokens are computed as it is read.
     ///
@@ -122,6 +127,8 @@ impl Session {
         text: &str,
         options: &AskOptions,
     ) -> Result<(Answer<'_>, usize), Error> {
+        self.model.admit()?;
+        let rows = clip.held.iter().map(|held| clip.rows(held)).collect::<Result<Vec<_>, _>>()?;
         let sampler = self.sampler(options)?;
         if !self.messages.iter().any(|m| m.role == "user") {
             self.forget_computed();
@@ -150,12 +157,8 @@ impl Session {
                 }
             }
         };
-        let mut rows = vec![];
-        for held in clip.held.range(from..) {
-            rows.extend(clip.rows(held)?);
-        }
         let work = Work::new(self, sequence, VecDeque::new(), options.clone(), sampler);
-        self.visual.extend(rows);
+        self.visual.extend(rows[from..].iter().flatten());
         self.images.extend(clip.held.range(from..).map(|held| held.layout.clone()));
         self.digests.extend(clip.held.range(from..).map(|held| held.digest));
         Ok((Answer::new(self, work), clip.held.len() - from))

@@ -55,3 +55,26 @@ fn a_folder_that_cannot_be_made_is_an_error_at_load() {
     let error = Model::nano_with(&options).map(|_| ()).unwrap_err().to_string();
     assert!(error.contains("rows"), "{error}");
 }
+
+/// A folder that is gone, as a disk that is full, ends no answer.
+#[test]
+fn a_folder_that_can_no_longer_be_written_is_noted_and_answers_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rows");
+    let options = LoadOptions {
+        image_folder: Some(ImageFolder { path: path.clone(), most_bytes: 1 << 20 }),
+        ..LoadOptions::default()
+    };
+    let model = Model::nano_with(&options).unwrap();
+    std::fs::remove_dir(&path).unwrap();
+    std::fs::write(&path, "a file where the folder was").unwrap();
+    assert!(model.notes().unwrap().is_empty());
+    for _ in 0..2 {
+        let mut session = model.session().unwrap();
+        let report =
+            session.ask(&[picture("street.png")], "What does the sign say?").unwrap().report().unwrap();
+        assert!(report.text.contains("BAR"), "{}", report.text);
+    }
+    let notes = model.notes().unwrap();
+    assert!(notes.len() == 1 && notes[0].contains("no longer kept"), "{notes:?}");
+}

@@ -14,7 +14,7 @@ use crate::{
 };
 use clap::Args;
 use margay::{Model, Report, Session, Stop};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What is asked of a picture that comes without a question.
 const DESCRIBE: &str = "Describe the picture.";
@@ -136,11 +136,7 @@ impl Run {
         question: &str,
         interrupt: &Interrupt,
     ) -> anyhow::Result<Outcome> {
-        let model = self.load.load_for(model.as_deref(), &self.ask)?;
-        let mut session = model.session()?;
-        if let Some(system) = &self.system {
-            session.system(system);
-        }
+        let (model, mut session) = self.session(model.as_deref())?;
         let Some(clip) = self.video.watch(&model, &session, interrupt)? else {
             return Ok(Outcome::Interrupted);
         };
@@ -160,16 +156,21 @@ impl Run {
         asked: &Asked<'_>,
         interrupt: &Interrupt,
     ) -> anyhow::Result<Outcome> {
-        let model = self.load.load_for(model.as_deref(), &self.ask)?;
-        let mut session = model.session()?;
-        if let Some(system) = &self.system {
-            session.system(system);
-        }
+        let (model, mut session) = self.session(model.as_deref())?;
         let report = self.answer(&model, &mut session, asked, interrupt)?;
         if self.json {
             output::json(&report)?;
         }
         Ok(if report.stop == Stop::Cancelled { Outcome::Interrupted } else { Outcome::Done })
+    }
+
+    fn session(&self, model: Option<&Path>) -> anyhow::Result<(Model, Session)> {
+        let model = self.load.load_for(model, &self.ask)?;
+        let mut session = model.session()?;
+        if let Some(system) = &self.system {
+            session.system(system);
+        }
+        Ok((model, session))
     }
 
     fn answer(

@@ -1,7 +1,8 @@
 //! What the class token looks at stays, and takes up what is like it. Source: Shang et al., LLaVA-PruMerge, arXiv 2403.15388;
 //! `llava/model/multimodal_encoder/clip_encoder.py` of 42Shawn/LLaVA-PruMerge.
 
-use super::{ReductionEntry, Rows, Sees, attention::greatest, dot, unit_rows};
+use super::{ReductionEntry, Rows, Sees, dot, unit_rows};
+use crate::greatest::greatest;
 
 pub(super) const ENTRY: ReductionEntry = ReductionEntry {
     id: "prumerge",

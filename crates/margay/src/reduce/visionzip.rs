@@ -1,7 +1,8 @@
 //! What the tower looks at most stays, and the rest becomes a few means. Source: Yang et al., VisionZip, arXiv 2412.04467;
 //! `visionzip/clip_encoder.py` of dvlab-research/VisionZip.
 
-use super::{ReductionEntry, Rows, Sees, attention::greatest, dot, unit_rows};
+use super::{ReductionEntry, Rows, Sees, dot, unit_rows};
+use crate::greatest::greatest;
 
 pub(super) const ENTRY: ReductionEntry = ReductionEntry {
     id: "visionzip",

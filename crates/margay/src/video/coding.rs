@@ -1,7 +1,6 @@
 //! Visual tokens of frames in few bytes: some in 8 bits, those behind them as 4-bit differences from these.
 
-use crate::Error;
-use margay_quant::{decode_into, encode_into, storable};
+use crate::{Error, rows::RowFormat};
 use margay_tensor::DType;
 use std::sync::Arc;
 
@@ -11,7 +10,8 @@ const CUT: f32 = 0.5;
 
 /// Encodes frames one behind the other.
 pub(super) struct Coder {
-    width: usize,
+    key_format: RowFormat,
+    difference_format: RowFormat,
     key_every: usize,
     key: Option<Arc<[u8]>>,
     /// Frames since it, and itself.
@@ -29,57 +29,38 @@ pub(super) struct Coded {
 impl Coder {
     /// For tokens of `width` numbers; every so many-th frame is kept whole.
     pub(super) fn new(width: usize, key_every: usize) -> Self {
-        Coder { width, key_every, key: None, since: 0 }
+        let [key_format, difference_format] =
+            [DType::Q8_0, DType::Q4_0].map(|dtype| RowFormat::new(dtype, width));
+        Coder { key_format, difference_format, key_every, key: None, since: 0 }
     }
 
     /// [V, width]
     pub(super) fn encode(&mut self, rows: &[f32]) -> Result<Coded, Error> {
         if let Some(key) = self.key.clone().filter(|_| self.since < self.key_every) {
-            let base = self.unpacked(DType::Q8_0, &key)?;
+            let mut base = vec![];
+            self.key_format.append(&key, &mut base)?;
             if base.len() == rows.len() {
                 let difference: Vec<f32> = rows.iter().zip(&base).map(|(row, base)| row - base).collect();
                 let square = |rows: &[f32]| rows.iter().map(|x| x * x).sum::<f32>();
                 if square(&difference) < CUT * CUT * square(&base) {
                     self.since += 1;
-                    let difference = Some(self.packed(DType::Q4_0, &difference)?.into_boxed_slice());
+                    let difference = Some(self.difference_format.pack(&difference)?.into_boxed_slice());
                     return Ok(Coded { key, difference });
                 }
             }
         }
-        let key: Arc<[u8]> = self.packed(DType::Q8_0, rows)?.into();
+        let key: Arc<[u8]> = self.key_format.pack(rows)?.into();
         (self.key, self.since) = (Some(key.clone()), 1);
         Ok(Coded { key, difference: None })
     }
 
     pub(super) fn decode(&self, coded: &Coded) -> Result<Vec<f32>, Error> {
-        let mut rows = self.unpacked(DType::Q8_0, &coded.key)?;
+        let mut rows = vec![];
+        self.key_format.append(&coded.key, &mut rows)?;
         if let Some(difference) = &coded.difference {
-            let difference = self.unpacked(DType::Q4_0, difference)?;
-            rows.iter_mut().zip(difference).for_each(|(row, difference)| *row += difference);
-        }
-        Ok(rows)
-    }
-
-    /// Blocks of 32 that do not divide the width give way to F16, as everywhere.
-    fn form(&self, dtype: DType) -> (DType, usize) {
-        let dtype = storable(dtype, self.width).0;
-        (dtype, dtype.row_bytes(self.width).expect("invariant: storable in rows of this width"))
-    }
-
-    fn packed(&self, dtype: DType, rows: &[f32]) -> Result<Vec<u8>, Error> {
-        let (dtype, row_bytes) = self.form(dtype);
-        let mut bytes = vec![0; rows.len() / self.width * row_bytes];
-        for (row, to) in rows.chunks_exact(self.width).zip(bytes.chunks_exact_mut(row_bytes)) {
-            encode_into(dtype, row, to).map_err(Error::Visual)?;
-        }
-        Ok(bytes)
-    }
-
-    fn unpacked(&self, dtype: DType, bytes: &[u8]) -> Result<Vec<f32>, Error> {
-        let (dtype, row_bytes) = self.form(dtype);
-        let mut rows = vec![0.0; bytes.len() / row_bytes * self.width];
-        for (row, to) in bytes.chunks_exact(row_bytes).zip(rows.chunks_exact_mut(self.width)) {
-            decode_into(dtype, row, to).map_err(Error::Visual)?;
+            let mut changes = vec![];
+            self.difference_format.append(difference, &mut changes)?;
+            rows.iter_mut().zip(changes).for_each(|(row, difference)| *row += difference);
         }
         Ok(rows)
     }

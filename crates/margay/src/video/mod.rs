@@ -17,6 +17,7 @@ use margay_prompt::{
     image::{changed_blocks, preprocess},
     layout::PictureLayout,
 };
+use ring::digest::{Context, SHA256};
 use serde::Serialize;
 use std::collections::VecDeque;
 
@@ -128,11 +129,22 @@ impl Clip {
         self.report.encoded += 1;
         self.last = Some(frame.clone());
         let rows = self.coder.encode(&rows)?;
-        self.held.push_back(Held { digest: frame.digest(), layout, rows });
+        self.held.push_back(Held { digest: self.digest(frame), layout, rows });
         while self.held.len() > self.options.most_frames {
             self.held.pop_front();
         }
         Ok(Looked::Kept)
+    }
+
+    /// What tells a frame that was pooled, and kept in few bits, from the same picture as it is.
+    fn digest(&self, frame: &Image) -> ImageDigest {
+        let mut hash = Context::new(&SHA256);
+        hash.update(b"a frame of a moving picture");
+        hash.update(&(self.options.pool as u64).to_le_bytes());
+        hash.update(&frame.digest());
+        let mut digest = frame.digest();
+        digest.copy_from_slice(hash.finish().as_ref());
+        digest
     }
 
     /// What it took so far.

@@ -153,3 +153,17 @@ fn what_comes_through_a_pipe_is_frames_or_an_error() {
     let frames = told(&format!("{frame}; echo torn >&2; exit 3"));
     assert!(frames[0].is_ok() && frames[1].as_ref().unwrap_err().to_string().contains("torn"));
 }
+
+#[test]
+fn a_frame_that_was_pooled_is_not_taken_for_the_picture() {
+    let mut clip = clip(ClipOptions::default());
+    clip.push(&frame(0, 1)).unwrap();
+    let mut session = clip.model.session().unwrap();
+    let ask = AskOptions { max_tokens: 2, ..AskOptions::default() };
+    session.ask_clip(&clip, "What color is it?", &ask).unwrap().0.report().unwrap();
+    let content =
+        vec![crate::Content::Image(frame(0, 1)), crate::Content::Text("What color is it?".to_owned())];
+    let turns = [crate::Turn { role: "user".to_owned(), content }];
+    let report = session.ask_turns(&turns, &ask).unwrap().report().unwrap();
+    assert_eq!((report.stages.reused_pictures, report.stages.visual_tokens), (0, 36));
+}
