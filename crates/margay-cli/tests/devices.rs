@@ -133,6 +133,10 @@ fn a_plan_keeps_its_limits_and_its_memory_is_what_inspect_predicts() {
     let of = |name: &str| best["values"][name].as_f64().unwrap();
     assert!(of("ttft") <= 60.0 && of("memory") <= 2147483648.0 && of("quality") >= 98.0, "{best}");
     let kv = best["kv"].as_str().unwrap();
+    // What smaller types cost in answers is no part of a plan's quality: it would always take the smallest.
+    for planned in plan["front"].as_array().unwrap().iter().chain([best]) {
+        assert!(["f16", "q8"].contains(&planned["kv"].as_str().unwrap()), "{planned}");
+    }
     let inspected =
         run(["inspect", &format!("shape:{model}"), "--context", "2048", "--kv", kv, "--json"]).json();
     assert_eq!(inspected["memory"]["most_bytes"].as_f64(), Some(of("memory")));

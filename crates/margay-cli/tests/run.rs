@@ -251,8 +251,9 @@ fn bounds_of_the_cache_and_of_the_device_are_checked() {
         (&["--battery-mode", "120"], "percent"),
         (&["--keep-free", "0"], "--keep-free"),
     ] {
-        let all = ["run", "--json", "hello"].iter().chain(words).copied();
-        run(all).fails(2, &[says]);
+        let ran = run(["run", "--json", "hello"].iter().chain(words).copied());
+        assert_eq!((ran.code, ran.stdout.as_str()), (Some(2), ""), "{words:?}: {}", ran.stderr);
+        assert!(ran.stderr.contains(says), "{words:?}: {}", ran.stderr);
     }
     for (words, says) in [
         (&["--kv-window", "64", "--context", "128"][..], "kv-window"),

@@ -25,6 +25,10 @@ const MOST_TOKENS: [usize; 4] = [64, 256, 576, 1024];
 /// A format counts for the bits of a side where it holds at least this part of its matrices.
 const COUNTS: f64 = 0.05;
 
+/// Types of keys and values that a plan may choose: those that kernels multiply as they are stored. What smaller ones cost in long
+/// answers (`docs/sessions.md`) and in time is no part of a plan's quality and speed, so that it would always choose the smallest.
+const PLANNED_KV: [KvType; 2] = [KvType::F16, KvType::Q8];
+
 /// All of them.
 pub(super) fn all(model: &str, sizes: Sizes, context: NonZeroUsize) -> anyhow::Result<Vec<Variant>> {
     let quality = Quality::nano()?;
@@ -33,8 +37,7 @@ pub(super) fn all(model: &str, sizes: Sizes, context: NonZeroUsize) -> anyhow::R
     for base in sketches(model)? {
         let recipe = &base.recipe;
         for (at, (picture, sketch)) in pictures(&base, sizes)?.into_iter().enumerate() {
-            // float32 is for comparisons.
-            for kv in KvType::ALL.into_iter().filter(|kv| *kv != KvType::F32) {
+            for kv in PLANNED_KV {
                 let vision = sketch.config.vision.as_ref();
                 let layout = vision.map(|v| v.layout(sizes.picture.0, sizes.picture.1)).transpose()?;
                 let bound = vision.map(|v| v.sizes(sizes.picture.0, sizes.picture.1)).transpose()?;
