@@ -47,7 +47,11 @@ pub(crate) fn stored_types() -> impl TypedValueParser<Value = DType> {
 
 /// A share, or `auto`.
 fn keep(text: &str) -> Result<Keep, String> {
-    if text.trim() == "auto" { Ok(Keep::Auto) } else { share(text).map(Keep::Share) }
+    if text.trim() == "auto" {
+        Ok(Keep::Auto)
+    } else {
+        share(text).map(Keep::Share).map_err(|e| e + ", or auto")
+    }
 }
 
 /// Levels of 255, or `exact`.
@@ -70,7 +74,7 @@ pub(crate) fn part(text: &str) -> Option<f64> {
 fn share(text: &str) -> Result<f64, String> {
     part(text)
         .filter(|share| *share > 0.0 && *share <= 1.0)
-        .ok_or_else(|| "a share is above 0% and at most 100%, or auto".to_owned())
+        .ok_or_else(|| "a share is above 0% and at most 100%".to_owned())
 }
 
 /// Reads a type of keys and values.

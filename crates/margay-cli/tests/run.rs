@@ -259,6 +259,6 @@ fn bounds_of_the_cache_and_of_the_device_are_checked() {
         (&["--kv-window", "64", "--context", "128"][..], "kv-window"),
         (&["--evict", "snapkv", "--kv-budget", "8"], "kv-budget"),
     ] {
-        run(["run", "--json", "hello"].iter().chain(words).copied()).fails(1, &[says]);
+        run(["run", "--json", "hello"].iter().chain(words).copied()).fails(2, &[says]);
     }
 }

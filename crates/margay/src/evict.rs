@@ -59,7 +59,7 @@ impl Eviction {
                 let least = sinks.saturating_add(window).saturating_add(3 * BLOCK_TOKENS);
                 if window == 0 || least > context {
                     let what = format!(
-                        "{window} and {sinks} sinks leave no two blocks of {BLOCK_TOKENS} tokens of a context of \
+                        "{window} tokens and {sinks} sinks leave no two blocks of {BLOCK_TOKENS} tokens of a context of \
                          {context} to drop; lower them or raise --context"
                     );
                     return refused("kv-window", what);
