@@ -18,6 +18,7 @@ const MOST_HEAD: usize = 64;
 /// A running ffmpeg. It is ended when this is dropped.
 pub(super) struct Ffmpeg {
     path: PathBuf,
+    program: PathBuf,
     child: Child,
     frames: BufReader<ChildStdout>,
     complaints: Option<JoinHandle<String>>,
@@ -44,10 +45,7 @@ impl Ffmpeg {
         let mut child = command.spawn().map_err(|e| {
             let program = options.ffmpeg.display();
             bad(match e.kind() {
-                ErrorKind::NotFound => format!(
-                    "a video file is decoded by ffmpeg, and there is no {program}; install it, say where it is with \
-                     MARGAY_FFMPEG, or give a folder of frames"
-                ),
+                ErrorKind::NotFound => missing(&options.ffmpeg),
                 _ => format!("{program} does not start: {e}"),
             })
         })?;
@@ -64,7 +62,16 @@ impl Ffmpeg {
         });
         let most_pixels = options.limits.max_pixels;
         let frames = BufReader::new(stdout);
-        Ok(Ffmpeg { path: path.to_owned(), child, frames, complaints, most_pixels, count: 0, over: false })
+        Ok(Ffmpeg {
+            path: path.to_owned(),
+            program: options.ffmpeg.clone(),
+            child,
+            frames,
+            complaints,
+            most_pixels,
+            count: 0,
+            over: false,
+        })
     }
 
     pub(super) fn next(&mut self) -> Option<Result<Image, Error>> {
@@ -139,10 +146,22 @@ impl Ffmpeg {
         match status {
             Ok(status) if status.success() && self.count > 0 => Ok(()),
             Ok(status) if status.success() => bad(&self.path, "ffmpeg finds no frames in it".to_owned()),
+            // What shells, and emulated systems, say of a program that is not there.
+            Ok(status) if status.code() == Some(127) && self.count == 0 => {
+                bad(&self.path, missing(&self.program))
+            }
             Ok(status) => bad(&self.path, format!("ffmpeg ended with {status}: {complaints}")),
             Err(e) => bad(&self.path, format!("ffmpeg is lost: {e}")),
         }
     }
+}
+
+fn missing(program: &Path) -> String {
+    format!(
+        "a video file is decoded by ffmpeg, and there is no {}; install it, say where it is with MARGAY_FFMPEG, or give a \
+         folder of frames",
+        program.display()
+    )
 }
 
 impl Drop for Ffmpeg {
