@@ -275,7 +275,8 @@ impl Rounds<'_> {
                 }
                 continue;
             };
-            match peer.run(self.plan, self.idle_watts, round)? {
+            let prompt_tokens = self.prompt.as_ref().map(Prompt::tokens);
+            match peer.run(self.plan, self.idle_watts, (round, prompt_tokens))? {
                 Some((run, _)) if counted.is_some() => engine.runs.push(run),
                 Some(_) => {}
                 None => self.stopped = true,
@@ -321,7 +322,7 @@ fn prompt(plan: &Plan<'_>, model: &Model) -> Result<Option<Prompt>, BenchError> 
         return Ok(None);
     }
     let images = plan.pictures.iter().map(Image::open).collect::<Result<Vec<_>, _>>()?;
-    Ok(Some(Prompt::new(model, &images, &plan.prompt, plan.batch)?))
+    Ok(Some(Prompt::new(model, &images, &plan.prompt, (plan.batch, plan.ask.pictures_apart))?))
 }
 
 /// What the runs themselves say against them.

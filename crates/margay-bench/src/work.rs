@@ -2,11 +2,11 @@
 
 use crate::record::StageWork;
 use margay::{
-    Error, Image, KvType, Model, ModelSource, PromptInputs,
+    Error, Image, KvType, Model, ModelSource, PromptInputs, prompt_batches,
     rooms::graph::{Bindings, Op, Program, Sym, cost},
 };
 use margay_observe::Part;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 /// A question as the text program is given it.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,6 +15,8 @@ pub(crate) struct Prompt {
     prefix: usize,
     /// Tokens that are computed together.
     batch: usize,
+    /// Whether batches end where a picture begins or ends.
+    apart: bool,
     tiles: usize,
     projections: usize,
     /// Width and height, pixels.
@@ -23,12 +25,18 @@ pub(crate) struct Prompt {
 
 impl Prompt {
     /// As a new session of `model` computes it, which takes `batch` tokens together where the model does not ask for more.
-    pub(crate) fn new(model: &Model, images: &[Image], words: &str, batch: usize) -> Result<Self, Error> {
+    pub(crate) fn new(
+        model: &Model,
+        images: &[Image],
+        words: &str,
+        (batch, apart): (usize, bool),
+    ) -> Result<Self, Error> {
         let PromptInputs { ids, pictures, prefix, .. } = model.source().prompt_inputs(images, words, &[])?;
         Ok(Prompt {
             ids,
             prefix,
             batch: batch.max(model.config().prefix_tokens()).clamp(1, model.context().max(1)),
+            apart,
             tiles: pictures.iter().map(|picture| picture.tiles()).sum(),
             projections: pictures.iter().map(|picture| picture.projections()).sum(),
             pictures: images.iter().map(|image| (image.width(), image.height())).collect(),
@@ -42,7 +50,11 @@ impl Prompt {
             visual if visual == ids.len() => Part::Image,
             _ => Part::Mixed,
         };
-        self.ids.chunks(self.batch).map(part).collect()
+        self.batches().map(|range| part(&self.ids[range])).collect()
+    }
+
+    fn batches(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        prompt_batches(&self.ids, self.batch, self.prefix, self.apart)
     }
 
     /// Tokens of it.
@@ -108,8 +120,8 @@ pub(crate) fn work(
         all.push(stage);
         Ok(())
     };
-    let (tokens, batch) = (prompt.tokens(), prompt.batch);
-    sum("prefill", &mut (0..tokens).step_by(batch).map(|from| (from, batch.min(tokens - from))))?;
+    let tokens = prompt.tokens();
+    sum("prefill", &mut prompt.batches().map(|range| (range.start, range.len())))?;
     sum("decode", &mut (0..decoded).map(|at| (tokens + at, 1)))?;
     Ok(all)
 }
@@ -146,24 +158,26 @@ mod tests {
     #[test]
     fn a_batch_is_of_a_picture_of_text_or_of_both() {
         let ids = [1, 5, -1, -2, -3, -4, 7, 8];
-        let prompt = |batch| Prompt {
+        let prompt = |batch, apart| Prompt {
             ids: ids.to_vec(),
             prefix: 0,
             batch,
+            apart,
             tiles: 1,
             projections: 1,
             pictures: vec![(9, 9)],
         };
-        assert_eq!(prompt(2).parts(), [Part::Text, Part::Image, Part::Image, Part::Text]);
-        assert_eq!(prompt(8).parts(), [Part::Mixed]);
-        assert_eq!(prompt(3).parts(), [Part::Mixed, Part::Image, Part::Text]);
+        assert_eq!(prompt(2, false).parts(), [Part::Text, Part::Image, Part::Image, Part::Text]);
+        assert_eq!(prompt(8, false).parts(), [Part::Mixed]);
+        assert_eq!(prompt(3, false).parts(), [Part::Mixed, Part::Image, Part::Text]);
+        assert_eq!(prompt(8, true).parts(), [Part::Text, Part::Image, Part::Text]);
     }
 
     #[test]
     fn work_is_that_of_the_lesson_by_hand() {
         let model = model();
         let image = Image::filled(30, 20, [9, 9, 200]).unwrap();
-        let prompt = Prompt::new(&model, &[image], "What is this?", 512).unwrap();
+        let prompt = Prompt::new(&model, &[image], "What is this?", (512, false)).unwrap();
         let text = &model.config().text;
         let (t, decoded) = (prompt.tokens(), 3);
         let of = |decoded| work(model.source(), &prompt, KvType::F16, decoded).unwrap();

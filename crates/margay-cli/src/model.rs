@@ -7,7 +7,7 @@ use clap::{
 };
 use margay::{
     AskOptions, BACKENDS, Bounds, Budget, Eviction, ImageFolder, Keep, KvType, LoadOptions, Model,
-    ModelSource, REDUCTIONS, Reduction, Sampling,
+    ModelSource, Purpose, REDUCTIONS, Reduction, Sampling,
     rooms::{observe::Root, quant::FORMATS, tensor::DType},
 };
 use std::{
@@ -140,6 +140,10 @@ pub(crate) struct GovernArgs {
     /// Below this charge answer slowly and sparingly, and refuse questions at a quarter of it; not while it is charged
     #[arg(long, value_name = "PERCENT", value_parser = percent, help_heading = GOVERNOR)]
     pub battery_mode: Option<f64>,
+    /// Somebody reads the answers as they come: under heat, let tokens come no faster than that before anything of the answer
+    /// is given up
+    #[arg(long, help_heading = GOVERNOR)]
+    pub reading_pace: bool,
 }
 
 const GOVERNOR: &str = "Governor";
@@ -151,6 +155,7 @@ impl GovernArgs {
             ceiling_celsius: self.ceiling,
             watermark_bytes: self.keep_free.map(|mebibytes| mebibytes.get().saturating_mul(1 << 20)),
             battery_percent: self.battery_mode,
+            purpose: Purpose { conversation: self.reading_pace, ..Purpose::default() },
             ..Bounds::default()
         };
         (bounds != Bounds::default()).then_some(bounds)

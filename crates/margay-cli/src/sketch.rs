@@ -124,6 +124,12 @@ impl Sketch {
 
     /// What a question costs.
     pub(crate) fn workload(&self, kv: KvType, sizes: Sizes) -> anyhow::Result<Workload> {
+        self.workload_with(kv, sizes, 100)
+    }
+
+    /// The same where so many percent of each tile's visual tokens stay.
+    pub(crate) fn workload_with(&self, kv: KvType, sizes: Sizes, percent: u32) -> anyhow::Result<Workload> {
+        let share = f64::from(percent) / 100.0;
         let mut query = Query::text(sizes.prompt, sizes.answer);
         if let Some(vision) = &self.config.vision {
             let (width, height) = sizes.picture;
@@ -132,7 +138,9 @@ impl Sketch {
                 picture: vision.sizes(width, height)?,
                 tiles: layout.tiles(),
                 projections: layout.projections(),
-                visual_tokens: layout.visual_tokens(),
+                visual_tokens: layout
+                    .with_tokens(|tokens| ((tokens as f64 * share).round() as usize).clamp(1, tokens.max(1)))
+                    .visual_tokens(),
                 prefix_tokens: sizes.prefix.min(sizes.prompt),
                 ..query
             };

@@ -79,8 +79,12 @@ impl VideoArgs {
 
 /// Says what was looked at; `shown` of the frames held stand in the prompt.
 pub(crate) fn tell(report: &ClipReport, shown: usize) {
+    let skipped = match report.skipped {
+        0 => String::new(),
+        frames => format!("{frames} left out by the governor, "),
+    };
     output::aside(&format!(
-        "{} frames, {} hardly differ from the one before, {} encoded; the newest {shown} of {} held are shown, {} visual tokens \
+        "{} frames, {} hardly differ from the one before, {skipped}{} encoded; the newest {shown} of {} held are shown, {} visual tokens \
          in {}",
         report.frames,
         report.still,

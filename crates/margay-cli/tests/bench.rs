@@ -240,7 +240,7 @@ fn what_is_wrong_is_said_before_anything_is_measured() {
     run(["bench", "compare", &garbage, &garbage]).fails(1, &["garbage.json", "missing field"]);
     run(short(&["--gate", &garbage])).fails(1, &["garbage.json", "missing field"]);
     run(["bench", "compare", "no-such.json", &garbage]).fails(1, &["no-such.json"]);
-    run(["bench", "--peer", "ollama=x"]).fails(2, &["llama.cpp, command"]);
+    run(["bench", "--peer", "ollama=x"]).fails(2, &["llama.cpp, llama-bench, onnxruntime, command"]);
     run(["bench", "--image", "no-such.png"]).fails(1, &["no-such.png"]);
     run(["bench", "--peer", "llama.cpp=mtmd", "--image", STREET]).fails(1, &["GGUF"]);
 }

@@ -141,7 +141,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let positions: Vec<i32> = (0..(prompt + DECODED) as i32).collect();
     let (mut prefill, mut decode, mut later) = (vec![], vec![], vec![]);
     for _ in 0..RUNS {
-        let mut state = decoder.new_state(StateOptions { capacity: prompt + DECODED })?;
+        let mut state = decoder.new_state(StateOptions::new(prompt + DECODED))?;
         let start = clock.now();
         let last = [prompt as i32 - 1];
         let inputs = [InputData::I32(&ids), InputData::I32(&positions[..prompt]), InputData::I32(&last)];

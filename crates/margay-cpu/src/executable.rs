@@ -487,7 +487,7 @@ impl Executable for CpuExecutable {
         let batch = self.limits.get(Sym::Tokens).unwrap_or(options.capacity);
         let state = KvState::new(
             self.program.caches(),
-            self.kv,
+            options.most_bits.map_or(self.kv, |bits| self.kv.within(bits)),
             (options.capacity, batch),
             partials,
             self.engine.kernels,

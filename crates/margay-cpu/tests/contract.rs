@@ -54,7 +54,7 @@ impl Session {
         let (program, weights) = decoder(LAYERS);
         let limits = Bindings::new().with(Sym::Tokens, PROMPT).with(Sym::Outputs, 1);
         let decoder = cpu.compile(&program, &weights, &limits).unwrap();
-        let state = decoder.new_state(StateOptions { capacity }).unwrap();
+        let state = decoder.new_state(StateOptions::new(capacity)).unwrap();
         Session { decoder, state }
     }
 

@@ -29,7 +29,7 @@ impl Cpu {
     }
 
     fn state(&self) -> Box<dyn State> {
-        self.decoder.new_state(StateOptions { capacity: CAPACITY }).unwrap()
+        self.decoder.new_state(StateOptions::new(CAPACITY)).unwrap()
     }
 
     /// Appends tokens, so many a call, and gives the last logits.

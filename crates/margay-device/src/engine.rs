@@ -9,6 +9,7 @@ const ENGINES: &[(&str, &str)] = &[
     ("llama.cpp", include_str!("../engines/llama.cpp.toml")),
     ("mllm", include_str!("../engines/mllm.toml")),
     ("mlc-imp", include_str!("../engines/mlc-imp.toml")),
+    ("llm.npu", include_str!("../engines/llm.npu.toml")),
 ];
 
 /// An engine.

@@ -18,6 +18,17 @@ pub struct Quality {
     vision: BTreeMap<String, f64>,
     text: BTreeMap<String, f64>,
     both: BTreeMap<String, f64>,
+    visual_tokens: VisualTokens,
+}
+
+/// Right answers by the share of visual tokens that the decoder sees.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct VisualTokens {
+    /// With all of them, of the model that these were measured on.
+    original: f64,
+    /// Percent of the tokens that stay, and of the answers that are right.
+    merge: BTreeMap<String, f64>,
 }
 
 /// Bits that the table files a format under; `Some(None)` is float, which changes nothing; `None` was not measured.
@@ -67,6 +78,24 @@ impl Quality {
         };
         Some(kept * 100.0)
     }
+
+    /// Percent that is kept of right answers where so many percent of a picture's visual tokens stay, merged; `None` was not
+    /// measured. Together with fewer bits, which nobody measured, the parts multiply.
+    pub fn kept_of_tokens(&self, percent: u32) -> Option<f64> {
+        let table = &self.visual_tokens;
+        if percent >= 100 {
+            return Some(100.0);
+        }
+        Some((table.merge.get(&percent.to_string())? / table.original).min(1.0) * 100.0)
+    }
+
+    /// Percents of visual tokens that were measured, most first.
+    pub fn token_shares(&self) -> Vec<u32> {
+        let mut shares: Vec<u32> =
+            self.visual_tokens.merge.keys().filter_map(|share| share.parse().ok()).collect();
+        shares.sort_unstable_by(|a, b| b.cmp(a));
+        shares
+    }
 }
 
 #[cfg(test)]
@@ -94,5 +123,20 @@ mod tests {
                 .collect();
             assert_eq!(&read, side, "{head}");
         }
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/sessions.md");
+        let page = std::fs::read_to_string(page).unwrap();
+        let table = page.split("| tokens that stay | merge |").nth(1).unwrap();
+        let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+        let read: BTreeMap<String, f64> = rows
+            .map(|row| {
+                let cells: Vec<&str> = row.split('|').map(|cell| cell.trim().trim_end_matches('%')).collect();
+                (cells[1].to_owned(), cells[2].parse().unwrap())
+            })
+            .collect();
+        assert_eq!(read["all"], nano.visual_tokens.original);
+        assert_eq!(nano.token_shares(), [75, 50, 25, 11]);
+        assert!(nano.visual_tokens.merge.iter().all(|(share, right)| read[share] == *right));
+        assert!((nano.kept_of_tokens(50).unwrap() - 100.0 * 92.9 / 96.9).abs() < 1e-9);
+        assert_eq!((nano.kept_of_tokens(100), nano.kept_of_tokens(60)), (Some(100.0), None));
     }
 }

@@ -62,7 +62,7 @@ proptest! {
         trial.noise = noise;
         trial.actuator = if threads { Actuator::Threads } else { Actuator::Frequency };
         trial.bounds.ceiling_celsius = Some(ceiling);
-        trial.bounds.purpose = Purpose { conversation: purpose.0, frames: purpose.1 };
+        trial.bounds.purpose = Purpose { conversation: purpose.0, frames: purpose.1, ..Purpose::default() };
         if let (true, Ok(speed)) = (knows_decode, trial.decode_speed()) {
             trial.bounds.decode_speed = speed;
         }
@@ -135,7 +135,7 @@ proptest! {
             watermark_bytes: watermark,
             battery_percent: mode,
             decode_speed: ceiling,
-            purpose: Purpose { conversation: true, frames: true },
+            purpose: Purpose { conversation: true, frames: true, ..Purpose::default() },
             ..Bounds::default()
         };
         let mut governor = Governor::new(bounds);
@@ -239,7 +239,7 @@ fn programs_that_wait_for_memory_are_a_sign_of_their_own() {
 
 #[test]
 fn the_battery_mode_is_slow_and_paced_and_ends_when_it_charges() {
-    let purpose = Purpose { conversation: true, frames: true };
+    let purpose = Purpose { conversation: true, frames: true, ..Purpose::default() };
     let mut governor = Governor::new(Bounds { battery_percent: Some(20.0), purpose, ..Bounds::default() });
     let mut at = 0;
     let mut tick = |percent, charging| {

@@ -156,6 +156,16 @@ pub struct MemoryUse {
 pub struct StateOptions {
     /// Tokens it can hold.
     pub capacity: usize,
+    /// Bits of a number in it at most, scales apart, where the backend can keep it in so few; else in as few as it can. As the
+    /// backend was made unless given.
+    pub most_bits: Option<u32>,
+}
+
+impl StateOptions {
+    /// For so many tokens, in the types that the backend was made with.
+    pub fn new(capacity: usize) -> Self {
+        StateOptions { capacity, most_bits: None }
+    }
 }
 
 /// Whose attention a [`State`] notes.

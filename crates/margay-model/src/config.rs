@@ -164,9 +164,24 @@ impl VisionConfig {
     }
 
     /// Lets no picture become more than so many visual tokens, but for those that are far longer than they are wide, and
-    /// under 16 tokens for those that are smaller than the model's least; the model's own bound stays. `None` where a
-    /// picture's size does not decide.
+    /// under 16 tokens for those that are smaller than the model's least; of models that cut pictures into tiles, one tile
+    /// stays. The model's own bound stays. `None` where a picture's size does not decide.
     pub fn with_most_tokens(mut self, tokens: NonZeroUsize) -> Option<Self> {
+        // The whole picture stands beside its tiles.
+        let tiles = u32::try_from(tokens.get() / self.tile_tokens().max(1)).unwrap_or(u32::MAX);
+        let cut = tiles.saturating_sub(1).max(1);
+        match &mut self.image.tiling {
+            Some(Tiling::Grid { longest_edge, split: true }) => {
+                let side = self.image.size.0.max(self.image.size.1);
+                *longest_edge = (*longest_edge).min(cut.isqrt().saturating_mul(side));
+                return Some(self);
+            }
+            Some(Tiling::Slices { most, .. }) => {
+                *most = (*most).min(cut);
+                return Some(self);
+            }
+            _ => {}
+        }
         let Fit::Multiples { of, min_pixels, max_pixels } = &mut self.image.fit else { return None };
         let of = u64::from(*of);
         *max_pixels = (*max_pixels).min((tokens.get() as u64).saturating_mul(of * of));

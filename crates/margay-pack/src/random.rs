@@ -14,11 +14,11 @@ use crate::{
 use margay::Model;
 use margay_device::Random;
 use margay_file::TensorInfo;
-use margay_graph::{Program, Role, Stage};
+use margay_graph::{Program, Role, Stage, WeightSpec};
 use margay_model::{ModelConfig, RopeScaling};
 use margay_prompt::text::{GgufVocab, PieceKind};
 use margay_quant::{encode_into, storable};
-use margay_tensor::DType;
+use margay_tensor::{DType, Shape};
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
@@ -112,12 +112,25 @@ fn planned(config: &ModelConfig, programs: &[&Program], recipe: &Recipe) -> Vec<
     let all = programs.iter().flat_map(|program| places(program));
     let kept = all.filter(|(spec, _)| !(linear && spec.role == Role::RopeFactors));
     kept.filter(|(spec, _)| seen.insert(spec.name.clone()))
-        .map(|(spec, place)| {
-            let dtype = storable(recipe.format(&spec.name, &place), spec.shape.row()).0;
-            let info = TensorInfo { dtype, shape: spec.shape.clone() };
+        .map(|(spec, mut place)| {
+            let shape = stored_shape(&spec);
+            place.rank = shape.rank();
+            let dtype = storable(recipe.format(&spec.name, &place), shape.row()).0;
+            let info = TensorInfo { dtype, shape };
             Planned { spec, info, place, per_channel: false, columns: Columns::All }
         })
         .collect()
+}
+
+/// The shape that a checkpoint gives a weight: patches are embedded by a convolution over square pieces of three colours, whose
+/// kernel public runtimes read by its four axes.
+fn stored_shape(spec: &WeightSpec) -> Shape {
+    let (outputs, row) = (spec.shape.dims().first().copied().unwrap_or(0), spec.shape.row());
+    let side = (row / 3).isqrt();
+    if spec.role == Role::PatchEmbedding && spec.shape.rank() == 2 && 3 * side * side == row {
+        return Shape::from([outputs, 3, side, side]);
+    }
+    spec.shape.clone()
 }
 
 /// Chunks of blocks by what they are made of.
@@ -260,6 +273,9 @@ mod tests {
                 assert_eq!(source.weights.info(&name).unwrap().dtype, dtype, "{name}");
             }
         }
+        // Public runtimes read the kernel of patches by its axes.
+        let kernel = source.weights.info("v.patch_embd.weight").unwrap().shape;
+        assert!(matches!(kernel.dims(), [_, 3, height, width] if height == width), "{kernel:?}");
     }
 
     #[test]

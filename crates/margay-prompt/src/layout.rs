@@ -81,6 +81,19 @@ impl PictureLayout {
         PictureLayout { pieces: self.pieces.iter().map(&mut piece).collect(), stitch: self.stitch }
     }
 
+    /// Whether it is `whole` with fewer visual tokens of some tiles, which then stand in one row: what [`Sequence::cut`] makes.
+    pub fn is_cut_of(&self, whole: &PictureLayout) -> bool {
+        let is_cut = |pair: (&Piece, &Piece)| match pair {
+            (Piece::Tile { tokens, columns }, Piece::Tile { tokens: of, .. }) => {
+                pair.0 == pair.1 || (tokens < of && tokens == columns)
+            }
+            (one, other) => one == other,
+        };
+        self.stitch == whole.stitch
+            && self.pieces.len() == whole.pieces.len()
+            && self.pieces.iter().zip(&whole.pieces).all(is_cut)
+    }
+
     /// Rows and columns of the visual tokens of each tile, or of all that are stitched, in order; one row where they do not lie
     /// on the picture.
     pub fn grids(&self) -> impl Iterator<Item = (usize, usize)> + '_ {

@@ -22,7 +22,7 @@ fn compile(program: &Program) -> Box<dyn Executable> {
 }
 
 fn state(text: &dyn Executable, capacity: usize) -> Box<dyn State> {
-    text.new_state(StateOptions { capacity }).unwrap()
+    text.new_state(StateOptions::new(capacity)).unwrap()
 }
 
 /// Feeds ids at the state's end and gives the hidden rows.
@@ -137,10 +137,10 @@ fn calls_that_do_not_fit_are_refused_by_name() {
     assert_eq!(err.to_string(), "input ids takes int32");
     let err = text.run(&sizes(1, 0, 1), &good, None, &cancel).unwrap_err();
     assert!(err.to_string().contains("KV cache"), "{err}");
-    let mut foreign = compile(&vision_program()).new_state(StateOptions { capacity: 4 }).unwrap();
+    let mut foreign = compile(&vision_program()).new_state(StateOptions::new(4)).unwrap();
     let err = text.run(&sizes(1, 0, 1), &good, Some(&mut *foreign), &cancel).unwrap_err();
     assert!(err.to_string().contains("another program"), "{err}");
-    assert!(text.new_state(StateOptions { capacity: usize::MAX }).is_err());
+    assert!(text.new_state(StateOptions::new(usize::MAX)).is_err());
 }
 
 #[test]

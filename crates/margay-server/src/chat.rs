@@ -154,6 +154,7 @@ fn submit(app: &App, prepared: Prepared, random: u64, arrived: Stopwatch) -> Res
             logit_bias: request.bias.clone(),
             draft: app.options.draft,
             logprobs: request.logprobs,
+            ..AskOptions::default()
         };
         let mut teller = Teller {
             index,

@@ -27,7 +27,7 @@ pub fn of_a_part_of_a_prefix(backend: &dyn Backend) {
     let cancel = Cancel::new();
     let limits = Bindings::new().with(Sym::Tokens, 9);
     let mut program = backend.compile(&prefixed(), &MapWeights::new(), &limits).unwrap();
-    let mut state = program.new_state(StateOptions { capacity: 20 }).unwrap();
+    let mut state = program.new_state(StateOptions::new(20)).unwrap();
     let rows = vec![0.5f32; 9 * 8];
     let mut run = |tokens: usize, prefix: Option<usize>| {
         let sizes = Bindings::new().with(Sym::Tokens, tokens);

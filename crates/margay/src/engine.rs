@@ -117,8 +117,9 @@ impl Engine {
         })
     }
 
-    pub(crate) fn new_state(&self, capacity: usize) -> Result<Box<dyn State>, Error> {
-        Ok(self.text.new_state(StateOptions { capacity })?)
+    /// `most_bits`: see [`StateOptions`].
+    pub(crate) fn new_state(&self, capacity: usize, most_bits: Option<u32>) -> Result<Box<dyn State>, Error> {
+        Ok(self.text.new_state(StateOptions { capacity, most_bits })?)
     }
 
     pub(crate) fn notes(&self) -> Vec<String> {

@@ -6,7 +6,9 @@
 //! governor to see what it does to the device.
 
 use crate::Error;
-use margay_device::{Admission, Bounds, Event as GovernorEvent, Governor, Moves, Observation, Settings};
+use margay_device::{
+    Admission, Bounds, Event as GovernorEvent, Governor, KvStep, Moves, Observation, Settings,
+};
 use margay_graph::Cancel;
 use margay_observe::{Channels, Clock, Root, Sample, Sensors, Watched, What};
 use std::{
@@ -47,6 +49,7 @@ pub struct GovernorReport {
 pub(crate) struct Governed(Mutex<State>);
 
 struct State {
+    bounds: Bounds,
     governor: Governor,
     clock: Clock,
     times: u32,
@@ -79,12 +82,22 @@ impl Governed {
         Self::faster(1, bounds, root)
     }
 
+    /// Pictures come as a stream of frames, some of which can be left out. It begins anew with that.
+    pub(crate) fn watches_frames(&self) {
+        let mut state = self.lock();
+        if !state.bounds.purpose.frames {
+            state.bounds.purpose.frames = true;
+            state.governor = Governor::new(state.bounds);
+        }
+    }
+
     /// For which time passes so many times as fast, as tests want it.
     fn faster(times: u32, bounds: Bounds, root: &Root) -> Self {
         // The queue has a bound of its own.
         let bounds = Bounds { most_waiting: usize::MAX, ..bounds };
         let what = What { process: Watched::Own, threads: false };
         Governed(Mutex::new(State {
+            bounds,
             governor: Governor::new(bounds),
             clock: Clock::start(),
             times,
@@ -125,6 +138,15 @@ impl Governed {
     /// What it asked for when it looked last.
     pub(crate) fn settings(&self) -> Settings {
         self.lock().settings
+    }
+
+    /// Bits of a number of a KV cache that begins now, at most, where that was asked for.
+    pub(crate) fn most_bits(&self) -> Option<u32> {
+        match self.settings().kv {
+            KvStep::AsAsked => None,
+            KvStep::Q8 => Some(8),
+            KvStep::Q4 => Some(4),
+        }
     }
 
     /// Whether another question is taken.
@@ -276,6 +298,18 @@ mod tests {
             self.0.path()
         }
 
+        /// With a battery of so many percent, which is not charged.
+        fn with_battery(self, percent: u8) -> Self {
+            let supply = self.path().join("sys/class/power_supply/BAT0");
+            fs::create_dir_all(&supply).unwrap();
+            for (file, text) in
+                [("type", "Battery\n"), ("status", "Discharging\n"), ("capacity", &format!("{percent}\n"))]
+            {
+                fs::write(supply.join(file), text).unwrap();
+            }
+            self
+        }
+
         fn set(&self, celsius: f64) {
             let milli = format!("{:.0}\n", celsius * 1000.0);
             fs::write(self.path().join("sys/class/thermal/thermal_zone0/temp"), milli).unwrap();
@@ -397,6 +431,79 @@ mod tests {
         model.set_governed(Governed::faster(1, bounds, &Root::new(device.path())));
         let report = ask(&mut model.session().unwrap(), |_| {});
         assert_eq!((report.pictures[0].tokens, report.stages.reused_pictures), (36, 0));
+    }
+
+    /// A model whose pictures have sizes, and which needs all visual tokens.
+    fn of_sizes() -> (Model, Image) {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/qwen2vl");
+        let options = crate::LoadOptions { kv: crate::KvType::F32, ..Default::default() };
+        (Model::load_with(&folder, &options).unwrap(), Image::open(folder.join("large.png")).unwrap())
+    }
+
+    fn turns(image: &Image, more: &[&str]) -> Vec<crate::Turn> {
+        let words = |text: &str| crate::Content::Text(text.to_owned());
+        let mut turns = vec![crate::Turn {
+            role: "user".to_owned(),
+            content: vec![crate::Content::Image(image.clone()), words("one")],
+        }];
+        for (at, text) in more.iter().enumerate() {
+            let role = if at % 2 == 0 { "assistant" } else { "user" }.to_owned();
+            turns.push(crate::Turn { role, content: vec![words(text)] });
+        }
+        turns
+    }
+
+    #[test]
+    fn a_device_short_of_memory_sees_smaller_pictures_and_keeps_new_conversations_in_fewer_bits() {
+        let (model, image) = of_sizes();
+        let options = AskOptions { max_tokens: 6, ..AskOptions::default() };
+        let mut free = model.session().unwrap();
+        let whole = free.ask_turns(&turns(&image, &[]), &options).unwrap().report().unwrap();
+
+        let device = Device::new(40.0, 550_000);
+        let bounds = Bounds { watermark_bytes: Some(1_000_000 << 10), ..Bounds::default() };
+        model.set_governed(Governed::faster(1, model.with_purpose(bounds), &Root::new(device.path())));
+        let mut session = model.session().unwrap();
+        let seen = session.ask_turns(&turns(&image, &[]), &options).unwrap().report().unwrap();
+        let told = model.governor().unwrap();
+        assert_eq!((told.settings.resolution, told.settings.kv), (0.5, KvStep::Q4));
+        assert_eq!(told.settings.visual_tokens, 1.0, "a rung that does nothing is passed over");
+        let picture = seen.pictures[0];
+        assert_eq!((picture.of, picture.why), (whole.stages.visual_tokens, Some(crate::Reason::Device)));
+        assert!(picture.tokens * 3 <= whole.stages.visual_tokens, "{picture:?}");
+        assert_eq!(seen.stages.visual_tokens, picture.tokens);
+        let form = |session: &Session| session.state.form().unwrap();
+        assert!(form(&session).contains("q4_0") && form(&free).contains("f32"));
+        assert!(session.cache_bytes() * 2 < free.cache_bytes());
+
+        // A conversation that was going on stays as it is, and this one does when memory is back.
+        let more = [seen.text.as_str(), "two"];
+        let went_on = free.ask_turns(&turns(&image, &[&whole.text, "two"]), &options).unwrap();
+        let went_on = went_on.report().unwrap();
+        assert_eq!(went_on.stages.visual_tokens, whole.stages.visual_tokens);
+        assert!(went_on.stages.reused_tokens > whole.stages.visual_tokens && went_on.pictures.is_empty());
+        model.set_governed(Governed::faster(1, Bounds::default(), &Root::new(device.path())));
+        let later = session.ask_turns(&turns(&image, &more), &options).unwrap().report().unwrap();
+        assert_eq!((later.stages.visual_tokens, later.stages.reused_pictures), (picture.tokens, 1));
+        assert!(later.stages.reused_tokens > picture.tokens);
+        // Another conversation is whole again.
+        session.clear();
+        let again = session.ask_turns(&turns(&image, &[]), &options).unwrap().report().unwrap();
+        assert_eq!((again.tokens, again.stages.reused_pictures), (whole.tokens, 0));
+        assert!(form(&session).contains("f32"));
+    }
+
+    #[test]
+    fn a_device_on_its_last_charge_looks_at_every_second_frame() {
+        let device = Device::new(40.0, 4_000_000).with_battery(30);
+        let model = device.model(Bounds { battery_percent: Some(50.0), ..Bounds::default() });
+        let mut clip = crate::Clip::new(&model, crate::ClipOptions::default(), Cancel::new()).unwrap();
+        let frame = |at: u8| Image::filled(96, 96, [at * 20, 200 - at * 20, 60]).unwrap();
+        let looked: Vec<_> = (0..6).map(|at| clip.push(&frame(at)).unwrap()).collect();
+        let every_second = [crate::Looked::Kept, crate::Looked::Skipped];
+        assert_eq!(looked, [every_second; 3].concat());
+        let report = clip.report();
+        assert_eq!((report.frames, report.skipped, report.encoded), (6, 3, 3));
     }
 
     #[test]

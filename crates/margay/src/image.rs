@@ -21,6 +21,8 @@ pub struct Image {
     pub(crate) name: String,
     /// How long reading and decoding took.
     pub(crate) decode: Duration,
+    /// Share of its width and height at which it is seen, where the device is short of something.
+    share: f64,
     digest: Arc<OnceLock<ImageDigest>>,
     halvings: Arc<OnceLock<u32>>,
 }
@@ -92,7 +94,23 @@ impl Image {
     }
 
     fn new(picture: Picture, name: String, decode: Duration) -> Self {
-        Image { picture: Arc::new(picture), name, decode, digest: Arc::default(), halvings: Arc::default() }
+        let (digest, halvings) = Default::default();
+        Image { picture: Arc::new(picture), name, decode, share: 1.0, digest, halvings }
+    }
+
+    /// The same picture, seen at that share of its width and height.
+    pub(crate) fn seen_at(&self, share: f64) -> Self {
+        Image { share, ..self.clone() }
+    }
+
+    /// See [`Image::seen_at`].
+    pub(crate) fn share(&self) -> f64 {
+        self.share
+    }
+
+    /// Whether it is seen as it is.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.share >= 1.0
     }
 
     /// Whether so much of it is text that leaving out visual tokens would lose some.

@@ -22,6 +22,7 @@
 
 mod answer;
 mod backends;
+mod batches;
 mod digest;
 mod draft;
 mod engine;
@@ -55,6 +56,7 @@ mod work;
 
 pub use answer::{Answer, Event, Token};
 pub use backends::{BACKENDS, BackendEntry, backend, cpu_backend, default_threads};
+pub use batches::prompt_batches;
 pub use digest::model_digest;
 pub use error::Error;
 pub use evict::{Budget, Eviction};
@@ -64,7 +66,7 @@ pub use image::Image;
 pub use inputs::PromptInputs;
 pub use load::{ModelSource, default_context};
 pub use margay_cpu::KvType;
-pub use margay_device::{Bounds, Event as GovernorEvent};
+pub use margay_device::{Bounds, Event as GovernorEvent, Purpose};
 pub use margay_graph::Cancel;
 pub use margay_observe::Stage;
 pub use margay_prompt::{

@@ -10,7 +10,7 @@ use margay_graph::{Backend, MemoryUse};
 use margay_model::{Feed, ModelConfig, VisionConfig};
 use margay_observe::{Root, Stopwatch};
 use margay_prompt::{
-    image::{Fit, ImageSpec, Pixels},
+    image::{ImageSpec, Pixels},
     layout::PictureLayout,
     text::{Forms, Tokenizer},
 };
@@ -241,15 +241,25 @@ impl Model {
         })
     }
 
-    /// How that picture becomes tiles: as the model has it, or where the picture says how much is seen of it, no larger than what
-    /// it shows asks for.
+    /// That picture as it is seen now: smaller where the governor asks for that and the model has pictures of several sizes.
+    pub(crate) fn seen_now(&self, image: &Image) -> Result<(Image, PictureLayout), Error> {
+        let share = self.governed().map_or(1.0, |governed| governed.settings().resolution);
+        let smaller = share < 1.0 && self.vision()?.image.has_sizes();
+        let image = if smaller { image.seen_at(share) } else { image.clone() };
+        let layout = self.picture_layout(&image)?;
+        Ok((image, layout))
+    }
+
+    /// How that picture becomes tiles: as the model has it; smaller where it is not seen whole; or where the picture says how
+    /// much is seen of it, no larger than what it shows asks for.
     pub(crate) fn image_spec(&self, image: &Image) -> Result<Cow<'_, ImageSpec>, Error> {
         let spec = &self.vision()?.image;
+        if !image.is_whole() {
+            let spec = spec.with_detail(image.width(), image.height(), 0);
+            return Ok(Cow::Owned(spec.with_share(image.share())));
+        }
         let auto = self.inner.reduction.as_ref().is_some_and(|reduction| reduction.keep == Keep::Auto);
-        if !auto
-            || (spec.tiling.is_none() && !matches!(spec.fit, Fit::Multiples { .. }))
-            || image.has_dense_text()
-        {
+        if !auto || !spec.has_sizes() || image.has_dense_text() {
             return Ok(Cow::Borrowed(spec));
         }
         let smaller = spec.with_detail(image.width(), image.height(), image.halvings());
@@ -354,13 +364,21 @@ impl Model {
     /// Keeps the device within bounds while this model answers, in place of what it was kept within before: its sensors,
     /// below `root`, are looked at about once a second while somebody asks. Work then goes slower, waits, or questions are
     /// refused ([`Error::Refused`]), and pictures that are encoded then keep fewer visual tokens; what the governor does is
-    /// told by [`crate::Event::Governed`] and [`Model::governor`]. What no sensor tells moves nothing. Of the ladder, smaller
-    /// pictures and smaller keys and values are not done.
+    /// told by [`crate::Event::Governed`] and [`Model::governor`]. What no sensor tells moves nothing. A picture that is in a
+    /// conversation stays as it was seen, and a KV cache that holds something as it is.
     pub fn govern(&self, bounds: Bounds, root: &Root) {
+        let bounds = self.with_purpose(bounds);
         let governed = Governed::new(bounds, root);
         // So that what nobody tells is known at once.
         governed.look();
         self.set_governed(governed);
+    }
+
+    /// Bounds of a governor that passes over what does nothing for this model.
+    pub(crate) fn with_purpose(&self, mut bounds: Bounds) -> Bounds {
+        bounds.purpose.all_tokens |= !Reduction::leaves_rows_out(self.config());
+        bounds.purpose.one_size |= !self.vision().is_ok_and(|vision| vision.image.has_sizes());
+        bounds
     }
 
     pub(crate) fn set_governed(&self, governed: Governed) {

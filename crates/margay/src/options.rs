@@ -161,6 +161,9 @@ pub struct AskOptions {
     /// Tokens drafted ahead, looked up in the prompt and the answer, and verified in one run: at most so many, where it pays, and
     /// no more than [`LoadOptions::outputs`] less one. Answers are the same, sooner.
     pub draft: usize,
+    /// Batches of the prompt end where a picture begins or ends, so that the time of each is of one of both. They are more, and
+    /// each reads all weights.
+    pub pictures_apart: bool,
     /// Tell each token's probability, and those of so many likeliest tokens: [`crate::Event::Token`].
     pub logprobs: Option<usize>,
 }
@@ -174,6 +177,7 @@ impl Default for AskOptions {
             form: None,
             logit_bias: vec![],
             draft: 0,
+            pictures_apart: false,
             logprobs: None,
         }
     }

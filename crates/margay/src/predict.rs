@@ -75,7 +75,7 @@ fn predict(
     let programs = config.programs()?;
     let plan = TextPlan::new(&programs.text, config, options, context)?;
     let text = dry(&*backend, &plan.program, &plan.limits)?;
-    let cache = text.new_state(StateOptions { capacity: context })?;
+    let cache = text.new_state(StateOptions::new(context))?;
     let most = config.vision.as_ref().map_or_else(Bindings::new, |vision| vision.limits(context));
     let sizes = picture.unwrap_or(&most);
     let stage = |program: &Option<Program>| -> Result<Option<MemoryUse>, Error> {

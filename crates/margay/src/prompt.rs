@@ -35,7 +35,7 @@ impl Prompt {
         let mut pictures = vec![];
         for part in turns.iter().flat_map(|turn| &turn.content) {
             if let Content::Image(image) = part {
-                pictures.push((image.clone(), model.picture_layout(image)?));
+                pictures.push(model.seen_now(image)?);
             }
         }
         let messages: Vec<_> = turns.iter().map(message).collect();

@@ -38,6 +38,8 @@ pub enum Content {
 pub struct Session {
     pub(crate) model: Model,
     pub(crate) state: Box<dyn State>,
+    /// What the governor asked for when the state was made.
+    most_bits: Option<u32>,
     /// Ids of the tokens in the cache, negative for visual rows.
     pub(crate) held: Vec<i32>,
     /// Tokens before the first that was dropped from the cache, where any was: `held` still names all.
@@ -54,10 +56,11 @@ pub struct Session {
 
 impl Session {
     pub(crate) fn new(model: Model) -> Result<Self, Error> {
-        let state = model.engine()?.new_state(model.context())?;
+        let state = model.engine()?.new_state(model.context(), None)?;
         Ok(Session {
             model,
             state,
+            most_bits: None,
             held: vec![],
             whole: None,
             messages: vec![],
@@ -97,16 +100,16 @@ impl Session {
             return Err(Error::EmptyPrompt);
         }
         self.model.admit()?;
-        let layouts = self.layouts(images)?;
+        let pictures = self.pictures(images)?;
         let sampler = self.sampler(options)?;
         if !self.messages.iter().any(|m| m.role == "user") {
             // Pictures of a raw prompt are no part of the conversation that begins here.
             self.forget_computed();
         }
         self.messages.push(Message::user(images.len(), text));
-        let all: Vec<_> = self.images.iter().chain(&layouts).cloned().collect();
+        let all: Vec<_> =
+            self.images.iter().chain(pictures.iter().map(|(_, layout)| layout)).cloned().collect();
         let sequence = self.model.source().render(&self.messages).and_then(|parts| self.place(&parts, &all));
-        let pictures = images.iter().cloned().zip(layouts).collect();
         match sequence {
             Ok(sequence) => Ok(self.answer(sequence, pictures, options, sampler)),
             Err(e) => {
@@ -205,10 +208,11 @@ impl Session {
     pub(crate) fn begin(&mut self, prompt: Prompt, options: &AskOptions) -> Result<Work, Error> {
         let sampler = self.sampler(options)?;
         let same = self.same_pictures(&prompt);
+        let sequence = self.with_pictures_held(&prompt, same)?;
         self.keep_pictures(same);
         self.messages = prompt.messages;
         let pictures = prompt.pictures.into_iter().skip(same).collect();
-        let mut work = Work::new(self, prompt.sequence, pictures, options.clone(), sampler);
+        let mut work = Work::new(self, sequence, pictures, options.clone(), sampler);
         work.reuses(same);
         Ok(work)
     }
@@ -217,8 +221,7 @@ impl Session {
     pub(crate) fn shared_tokens(&self, prompt: &Prompt) -> usize {
         let pictures = self.same_pictures(prompt);
         let rows = self.rows_of(pictures) as i64;
-        let mut sequence = prompt.sequence.clone();
-        sequence.cut(self.images[..pictures].iter().flat_map(PictureLayout::counts));
+        let Ok(sequence) = self.with_pictures_held(prompt, pictures) else { return 0 };
         let same = |(held, id): &(&i32, &i32)| held == id && -1 - i64::from(**id) < rows;
         self.held[..self.intact()].iter().zip(&sequence.ids).take_while(same).count()
     }
@@ -274,15 +277,15 @@ impl Session {
         prompt: &str,
         options: &AskOptions,
     ) -> Result<Answer<'_>, Error> {
-        let layouts = self.layouts(images)?;
+        let pictures = self.pictures(images)?;
         self.clear();
         let parts = raw_parts(prompt, self.model.config().prompt.image_mark);
+        let layouts: Vec<_> = pictures.iter().map(|(_, layout)| layout.clone()).collect();
         let sequence = self.place(&parts, &layouts)?;
         if sequence.ids.is_empty() {
             return Err(Error::EmptyPrompt);
         }
         let sampler = self.sampler(options)?;
-        let pictures = images.iter().cloned().zip(layouts).collect();
         Ok(self.answer(sequence, pictures, options, sampler))
     }
 
@@ -359,8 +362,32 @@ impl Session {
         self.state.size_bytes()
     }
 
-    fn layouts(&self, images: &[Image]) -> Result<Vec<PictureLayout>, Error> {
-        images.iter().map(|image| self.model.picture_layout(image)).collect()
+    /// Pictures as they are seen now.
+    fn pictures(&self, images: &[Image]) -> Result<VecDeque<(Image, PictureLayout)>, Error> {
+        images.iter().map(|image| self.model.seen_now(image)).collect()
+    }
+
+    /// The sequence of a prompt whose first so many pictures the session has already: they stand in it as they were seen then.
+    fn with_pictures_held(&self, prompt: &Prompt, same: usize) -> Result<Sequence, Error> {
+        let held = &self.images[..same];
+        if held.iter().zip(&prompt.pictures).all(|(held, (_, now))| held.is_cut_of(now)) {
+            let mut sequence = prompt.sequence.clone();
+            sequence.cut(held.iter().flat_map(PictureLayout::counts));
+            return Ok(sequence);
+        }
+        let new = prompt.pictures[same..].iter().map(|(_, layout)| layout);
+        let layouts: Vec<_> = held.iter().chain(new).cloned().collect();
+        self.place(&self.model.source().render(&prompt.messages)?, &layouts)
+    }
+
+    /// An empty cache becomes one of so few bits as the governor asks for now.
+    pub(crate) fn fit_cache(&mut self) -> Result<(), Error> {
+        let most_bits = self.model.governed().and_then(|governed| governed.most_bits());
+        if self.state.is_empty() && most_bits != self.most_bits {
+            self.state = self.model.engine()?.new_state(self.model.context(), most_bits)?;
+            self.most_bits = most_bits;
+        }
+        Ok(())
     }
 
     fn place(&self, parts: &[RenderedPart], pictures: &[PictureLayout]) -> Result<Sequence, Error> {

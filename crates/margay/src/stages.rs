@@ -25,7 +25,7 @@ impl Stages {
     /// # Errors
     /// [`Error::Backend`] where the cache cannot be made.
     pub fn new(model: &Model) -> Result<Self, Error> {
-        let state = model.engine()?.new_state(model.context())?;
+        let state = model.engine()?.new_state(model.context(), None)?;
         Ok(Stages { model: model.clone(), state, cancel: Cancel::new() })
     }
 

@@ -353,7 +353,7 @@ impl<'s> Tracer<'s> {
     fn prepare_text(&mut self, tokens: usize, capacity: usize) -> Result<(), Error> {
         if let Some(text) = self.text.as_mut().filter(|text| text.room >= tokens) {
             if text.state.capacity() < capacity {
-                text.state = text.executable.new_state(StateOptions { capacity })?;
+                text.state = text.executable.new_state(StateOptions::new(capacity))?;
             }
             text.state.truncate(0);
             return Ok(());
@@ -368,7 +368,7 @@ impl<'s> Tracer<'s> {
         let program = &self.programs.text;
         let executable =
             compile(self.source, self.backend.as_ref(), program, &limits, &self.packed, &self.cancel)?;
-        let state = executable.new_state(StateOptions { capacity })?;
+        let state = executable.new_state(StateOptions::new(capacity))?;
         self.text = Some(Text {
             executable,
             room: tokens,

@@ -3,6 +3,7 @@
 use crate::{
     AskOptions, Error, Event, Eviction, Image, Keep, Model, PictureReport, Reason, Reduction, Report,
     Session, StageReport, Stop, Token,
+    batches::{batch_end, prompt_batches},
     draft::Lookup,
     engine::{TextCall, prefix_of},
     governed::{Doing, Governed},
@@ -304,7 +305,12 @@ impl Work {
         self.decoding += image.decode;
         let clock = Stopwatch::start();
         let (digest, start) = (image.digest(), session.visual.len());
-        if let Some(seen) = model.images()?.read(&digest, &mut session.visual)? {
+        // Those that were kept were seen whole.
+        let kept = match image.is_whole() {
+            true => model.images()?.read(&digest, &mut session.visual)?,
+            false => None,
+        };
+        if let Some(seen) = kept {
             self.stages.reused_pictures += 1;
             self.tiles_done += layout.tiles();
             self.projections_done += layout.projections();
@@ -346,7 +352,7 @@ impl Work {
             patches: None,
             attention: None,
             text,
-            governed: false,
+            governed: !image.is_whole(),
             seen,
         });
         Ok(())
@@ -446,7 +452,8 @@ impl Work {
         let report = &mut tiles.seen.report;
         *report = PictureReport { tokens: report.tokens + tokens, of: report.of + of, why };
         if tiles.left.len() == 0 && tiles.seen.whole > report.of {
-            *report = PictureReport { of: tiles.seen.whole, why: Some(Reason::Resolution), ..*report };
+            let why = if tiles.governed { Reason::Device } else { Reason::Resolution };
+            *report = PictureReport { of: tiles.seen.whole, why: Some(why), ..*report };
         }
         tiles.features.clear();
         self.projections_done += 1;
@@ -470,6 +477,7 @@ impl Work {
         let shared = if shared < self.prefix { 0 } else { shared };
         let shared = session.keep(shared);
         self.stages.reused_tokens = shared;
+        session.fit_cache()?;
         if let Some(eviction) = self.model.eviction() {
             session.state.observe(eviction.observe())?;
         }
@@ -491,13 +499,15 @@ impl Work {
         let mut engine = model.engine()?;
         let from = session.held.len();
         // Tokens that see one another are computed together, whatever the pace.
-        let least = if from == 0 { self.prefix } else { 0 };
-        let batch = pace.prefill.max(least).clamp(1, engine.batch());
-        let to = self.sequence.ids.len().min(from + batch);
-        if from == 0 && to < self.prefix {
-            return Err(Error::LongPrefix { prefix: self.prefix, batch: engine.batch() });
+        let (prefix, apart) = (self.prefix, self.options.pictures_apart);
+        if from == 0 && engine.batch() < prefix {
+            return Err(Error::LongPrefix { prefix, batch: engine.batch() });
         }
-        let of = self.prefill_steps + (self.sequence.ids.len() - from).div_ceil(batch);
+        let batch = pace.prefill.clamp(1, engine.batch());
+        let to = batch_end(&self.sequence.ids, from, batch, prefix, apart);
+        // Behind the first of them no prefix is left to mind.
+        let left = prompt_batches(&self.sequence.ids[to..], batch, 0, apart).count();
+        let of = self.prefill_steps + 1 + left;
         let ids = &self.sequence.ids[from..to];
         let places = &self.places[from..to];
         let (visual, width) = (&session.visual, model.config().text.width);

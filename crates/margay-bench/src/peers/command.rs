@@ -8,7 +8,7 @@ pub(super) const KIND: PeerKind =
     PeerKind { id: "command", summary: "any command line: time of the whole process", command, told };
 
 /// The shell reads it; what is asked stands in variables.
-fn command(peer: &Peer, plan: &Plan<'_>) -> Result<Command, BenchError> {
+fn command(peer: &Peer, plan: &Plan<'_>, _: Option<usize>) -> Result<Command, BenchError> {
     let mut command = Command::new("sh");
     command.arg("-c").arg(&peer.what);
     command.env("PROMPT", &plan.prompt).env("MAX_TOKENS", plan.ask.max_tokens.to_string());

@@ -10,7 +10,7 @@
 //! the first of the prompt, which is then in both. The vision file is loaded behind the warm-up and is in total time, which is
 //! why total time is not taken here.
 
-use super::{Peer, PeerKind};
+use super::{Peer, PeerKind, needs_gguf, split};
 use crate::{BenchError, Plan, record::Run};
 use std::process::Command;
 
@@ -19,20 +19,15 @@ pub(super) const KIND: PeerKind =
 
 /// The path, then arguments that are added; without `-m` among them, the model, its vision file and the threads are those of
 /// Margay.
-fn command(peer: &Peer, plan: &Plan<'_>) -> Result<Command, BenchError> {
+fn command(peer: &Peer, plan: &Plan<'_>, _: Option<usize>) -> Result<Command, BenchError> {
     let fail = |what: &str| BenchError::Peer { spec: format!("{peer:?}"), what: what.to_owned() };
-    let mut words = peer.what.split_whitespace();
-    let path = words.next().ok_or_else(|| fail("its path is missing"))?;
-    let more: Vec<&str> = words.collect();
+    let (path, more) = split(peer)?;
     let [picture] = &plan.pictures[..] else {
         return Err(fail("it is asked about one picture, no more and no less"));
     };
     let mut command = Command::new(path);
     if !more.iter().any(|word| ["-m", "--model"].contains(word)) {
-        let model = plan.model_file.as_ref().filter(|path| path.extension().is_some_and(|e| e == "gguf"));
-        let needs =
-            "it needs a GGUF file: give Margay one, or add \"-m MODEL --mmproj FILE\" behind the path";
-        command.arg("-m").arg(model.ok_or_else(|| fail(needs))?);
+        command.arg("-m").arg(needs_gguf(peer, plan)?);
         if let Some(mmproj) = &plan.mmproj_file {
             command.arg("--mmproj").arg(mmproj);
         }

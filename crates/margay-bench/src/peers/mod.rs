@@ -1,7 +1,9 @@
 //! Other programs that answer the same question, in the same run.
 
 mod command;
+mod llama_bench;
 mod llama_cpp;
+mod onnxruntime;
 
 use crate::{
     BenchError, Plan,
@@ -12,6 +14,7 @@ use crate::{
 use margay_observe::{Clock, Recorder, Root, Sampler, Timeline, Watched, What};
 use std::{
     io::Read,
+    path::Path,
     process::{Child, Command, ExitStatus, Stdio},
     time::Duration,
 };
@@ -22,14 +25,14 @@ pub struct PeerKind {
     pub id: &'static str,
     /// What it is, in a few words.
     pub summary: &'static str,
-    /// The process that answers.
-    command: fn(&Peer, &Plan<'_>) -> Result<Command, BenchError>,
+    /// The process that answers; with the tokens of Margay's prompt, once they are known.
+    command: fn(&Peer, &Plan<'_>, Option<usize>) -> Result<Command, BenchError>,
     /// What it told of itself: stdout, stderr.
     told: fn(&str, &str, &mut Run),
 }
 
 /// Every kind.
-pub const PEERS: &[PeerKind] = &[llama_cpp::KIND, command::KIND];
+pub const PEERS: &[PeerKind] = &[llama_cpp::KIND, llama_bench::KIND, onnxruntime::KIND, command::KIND];
 
 /// Bytes kept of what a peer writes.
 const MOST_OUTPUT: u64 = 4 << 20;
@@ -84,7 +87,7 @@ impl Peer {
     /// # Errors
     /// [`BenchError::Peer`].
     pub(crate) fn check(&self, plan: &Plan<'_>) -> Result<String, BenchError> {
-        (self.kind.command)(self, plan).map(|command| words(&command))
+        (self.kind.command)(self, plan, None).map(|command| words(&command))
     }
 
     /// Runs it once, watched with all that it starts; `None` where the wish to stop ended it.
@@ -92,9 +95,9 @@ impl Peer {
         &self,
         plan: &Plan<'_>,
         idle_watts: Option<f64>,
-        round: usize,
+        (round, prompt_tokens): (usize, Option<usize>),
     ) -> Result<Option<(Run, Timeline)>, BenchError> {
-        let mut command = (self.kind.command)(self, plan)?;
+        let mut command = (self.kind.command)(self, plan, prompt_tokens)?;
         let shown = words(&command);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let clock = Clock::start();
@@ -130,11 +133,27 @@ impl Peer {
     }
 }
 
+/// A path, and the arguments behind it.
+fn split(peer: &Peer) -> Result<(&str, Vec<&str>), BenchError> {
+    let mut words = peer.what.split_whitespace();
+    let missing = || BenchError::Peer { spec: format!("{peer:?}"), what: "its path is missing".to_owned() };
+    Ok((words.next().ok_or_else(missing)?, words.collect()))
+}
+
+/// Margay's model, for those that read GGUF files.
+fn needs_gguf<'p>(peer: &Peer, plan: &'p Plan<'_>) -> Result<&'p Path, BenchError> {
+    let model = plan.model_file.as_deref().filter(|path| path.extension().is_some_and(|e| e == "gguf"));
+    let what = "it needs a GGUF file: give Margay one, or add \"-m MODEL --mmproj FILE\" behind the path";
+    model.ok_or_else(|| BenchError::Peer { spec: format!("{peer:?}"), what: what.to_owned() })
+}
+
 /// A command line for people.
 fn words(command: &Command) -> String {
     let word = |word: &std::ffi::OsStr| {
         let word = word.to_string_lossy();
-        if word.is_empty() || word.contains(char::is_whitespace) {
+        if word.contains('\n') {
+            "(a script of Margay's)".to_owned()
+        } else if word.is_empty() || word.contains(char::is_whitespace) {
             format!("{word:?}")
         } else {
             word.into_owned()
@@ -188,7 +207,7 @@ mod tests {
         assert_eq!((peer.name(), peer.what.as_str()), ("command", "sleep 1"));
         for (spec, reason) in [
             ("sleep 1", "KIND=WHAT"),
-            ("ollama=x", "there are llama.cpp, command"),
+            ("ollama=x", "there are llama.cpp, llama-bench, onnxruntime, command"),
             ("command=  ", "nothing stands behind"),
         ] {
             let message = Peer::parse(spec).unwrap_err().to_string();

@@ -36,6 +36,9 @@ SHAPES:
 PEERS:
   llama.cpp=PATH [ARGUMENTS]   llama-mtmd-cli, with its own times; the model is Margay's GGUF unless -m is given.
                                Recent versions tell the times of pictures with -v only
+  llama-bench=PATH [ARGUMENTS] llama.cpp's llama-bench: a prompt as long as Margay's and as many tokens, text side only
+  onnxruntime=FILE.onnx [PYTHON]
+                               a vision encoder, run by the onnxruntime package of that Python (python3 unless given)
   command='...'                any command line, for the time of its whole process; the shell reads it, and $IMAGE,
                                $PROMPT, $MODEL and $MAX_TOKENS say what is asked
 

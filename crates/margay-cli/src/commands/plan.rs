@@ -8,7 +8,7 @@ use super::simulate::{QuestionArgs, device};
 use crate::{Outcome, Usage, output};
 use clap::{Args, ValueEnum};
 use margay::rooms::file::write_file;
-use margay_device::{Engine, Kind, Limit, Outcome as Decision, Prefer, Space, front, plan};
+use margay_device::{Engine, Kind, Limit, Metric, Outcome as Decision, Prefer, Space, front, plan};
 use std::{num::NonZeroUsize, path::PathBuf};
 
 const AFTER_HELP: &str = "\
@@ -25,8 +25,9 @@ LIMITS, with commas between:
 
   Memory is what Margay allocates, to the byte: weights as kernels hold them, keys and values, buffers, a
   picture. Times, watts and degrees are simulated (margay simulate). Quality is the part of right answers
-  that margay-nano kept at so many bits (docs/quantization.md): of no other model is there a table, and
-  of smaller pictures there is none; what is unknown keeps no limit.
+  that margay-nano kept at so many bits and of so many visual tokens (docs/quantization.md, docs/sessions.md):
+  of no other model is there a table, and of smaller pictures there is none; what is unknown keeps no limit.
+  Without a limit of quality, visual tokens are left out only as far as 95 % are kept.
 
 EXIT CODE:
   3 where no plan keeps every limit; the tightest one is named";
@@ -47,8 +48,9 @@ pub(crate) struct Plan {
     /// What is best among plans that keep them
     #[arg(long, value_enum, default_value_t = Best::Energy)]
     prefer: Best,
-    /// Where stages may run. Margay computes on the CPU; gpu says what a GPU at MLC-Imp's efficiency would change
-    #[arg(long, value_name = "UNITS", default_value = "cpu", value_delimiter = ',', value_parser = ["cpu", "gpu"])]
+    /// Where stages may run. Margay computes on the CPU; gpu says what a GPU at MLC-Imp's efficiency would change, npu what a
+    /// neural unit at llm.npu's would, which decodes on the CPU
+    #[arg(long, value_name = "UNITS", default_value = "cpu", value_delimiter = ',', value_parser = ["cpu", "gpu", "npu"])]
     backends: Vec<String>,
     #[command(flatten)]
     question: QuestionArgs,
@@ -82,7 +84,8 @@ impl Plan {
             Best::Speed => Prefer::Speed,
             Best::Quality => Prefer::Quality,
         };
-        let made = variants::all(&self.model, self.question.sizes()?, self.context)?;
+        let quality = limits.iter().find(|limit| limit.metric == Metric::Quality).map(|limit| limit.value);
+        let made = variants::all(&self.model, self.question.sizes()?, self.context, quality)?;
         let engines = engines(&self.backends)?;
         let space = Space { device: &device, engines: &engines, variants: &made };
         let decision = plan(&space, &limits, prefer)?;
@@ -111,30 +114,45 @@ impl Plan {
     }
 }
 
-/// Margay on the CPU, and each way to have stages on the GPU.
+/// Margay on the CPU, and each way to have stages on another unit.
 fn engines(backends: &[String]) -> anyhow::Result<Vec<Engine>> {
-    let (cpu, gpu) = (Engine::named("margay")?, Engine::named("mlc-imp")?);
+    let (cpu, gpu, npu) = (Engine::named("margay")?, Engine::named("mlc-imp")?, Engine::named("llm.npu")?);
     let allowed = |kind: Kind| backends.iter().any(|name| name == kind.name());
+    let units = |kinds: &'static [Kind]| kinds.iter().copied().filter(|kind| allowed(*kind));
     let mut all = vec![];
-    for ways in 0..8u32 {
-        let on_gpu = |stage: u32| ways >> stage & 1 == 1;
-        if (ways > 0 && !allowed(Kind::Gpu)) || (ways < 7 && !allowed(Kind::Cpu)) {
-            continue;
-        }
-        let mut engine = cpu.clone();
-        // The rate of products that MLC-Imp's prompt evaluation reached; its encoding was 55 times slower.
-        for (stage, slot) in [(0, &mut engine.encode), (1, &mut engine.prefill)] {
-            if on_gpu(stage) {
-                *slot = gpu.prefill.clone();
+    for encode in units(&[Kind::Cpu, Kind::Gpu, Kind::Npu]) {
+        for prefill in units(&[Kind::Cpu, Kind::Gpu, Kind::Npu]) {
+            // On a neural unit alone there is nobody who decodes.
+            for decode in units(&[Kind::Cpu, Kind::Gpu]) {
+                let mut engine = cpu.clone();
+                for (kind, slot) in [(encode, &mut engine.encode), (prefill, &mut engine.prefill)] {
+                    match kind {
+                        Kind::Cpu => {}
+                        // The rate of products that its prompt evaluation reached; its encoding was 55 times slower.
+                        Kind::Gpu => *slot = gpu.prefill.clone(),
+                        Kind::Npu => *slot = npu.prefill.clone(),
+                    }
+                }
+                if decode == Kind::Gpu {
+                    engine.decode = gpu.decode.clone();
+                }
+                let used = [encode, prefill, decode];
+                for (kind, words) in [(Kind::Gpu, ON_GPU), (Kind::Npu, ON_NPU)] {
+                    if used.contains(&kind) {
+                        engine.about += words;
+                    }
+                }
+                all.push(engine);
             }
         }
-        if on_gpu(2) {
-            engine.decode = gpu.decode.clone();
-        }
-        if ways > 0 {
-            engine.about += " Margay has no GPU backend: stages on the GPU are at the efficiency of MLC-Imp's prompt evaluation in that paper.";
-        }
-        all.push(engine);
+    }
+    if all.is_empty() {
+        return Err(
+            Usage("a neural unit decodes nothing here: add cpu or gpu to --backends".to_owned()).into()
+        );
     }
     Ok(all)
 }
+
+const ON_GPU: &str = " Margay has no GPU backend: stages on the GPU are at the efficiency of MLC-Imp's prompt evaluation in that paper.";
+const ON_NPU: &str = " Margay has no NPU backend: stages on the NPU are at the efficiency of llm.npu's prompt evaluation (arXiv 2407.05858).";

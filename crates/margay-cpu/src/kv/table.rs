@@ -26,6 +26,16 @@ pub(crate) struct KvPlan {
 }
 
 impl KvPlan {
+    /// The same in no more bits: in the types that cost least of those that have so few.
+    pub(crate) fn within(self, most_bits: u32) -> Self {
+        let small = |kind: KvType| match most_bits {
+            bits if kind.bits() as u32 <= bits => kind,
+            8.. => KvType::Q8,
+            _ => KvType::Q4_0,
+        };
+        KvPlan { text: small(self.text), image: small(self.image) }
+    }
+
     /// The type of a block that is being filled.
     pub(crate) fn open(self) -> KvType {
         self.text.while_open()

@@ -34,6 +34,10 @@ pub struct Purpose {
     pub conversation: bool,
     /// Pictures come as a stream of frames.
     pub frames: bool,
+    /// The model needs all visual tokens of a picture.
+    pub all_tokens: bool,
+    /// The model sees every picture at one size.
+    pub one_size: bool,
 }
 
 /// Something that is given up, in steps.
@@ -84,14 +88,14 @@ pub const LADDER: &[Rung] = &[
         id: "visual-tokens",
         about: "fewer visual tokens",
         reach: &[(Resource::Heat, 2), (Resource::Memory, 2), (Resource::Battery, 1)],
-        of_use: |_| true,
+        of_use: |purpose| !purpose.all_tokens,
         set: |settings, steps| settings.visual_tokens = 0.5f64.powi(steps as i32),
     },
     Rung {
         id: "resolution",
         about: "smaller pictures",
         reach: &[(Resource::Heat, 2), (Resource::Memory, 2)],
-        of_use: |_| true,
+        of_use: |purpose| !purpose.one_size,
         set: |settings, steps| settings.resolution = 1.0 - 0.25 * steps as f64,
     },
     Rung {
@@ -193,7 +197,7 @@ mod tests {
 
     #[test]
     fn a_resource_passes_over_rungs_of_no_use_and_ends_by_refusing() {
-        let all = Purpose { conversation: true, frames: true };
+        let all = Purpose { conversation: true, frames: true, ..Purpose::default() };
         for resource in Resource::ALL {
             let (long, short) = (path(resource, all), path(resource, Purpose::default()));
             assert_eq!((long.last(), short.last()), (Some(&REFUSE), Some(&REFUSE)), "{resource:?}");
@@ -202,5 +206,7 @@ mod tests {
             assert_eq!(steps(&long, long.len()).iter().sum::<usize>(), long.len());
         }
         assert_eq!(path(Resource::Heat, Purpose::default()).len(), 46);
+        let fixed = Purpose { all_tokens: true, one_size: true, ..Purpose::default() };
+        assert_eq!(path(Resource::Heat, fixed).len(), 42);
     }
 }

@@ -51,6 +51,35 @@ impl ImageSpec {
         }
         spec
     }
+
+    /// Whether a large picture is seen at a larger size than a small one.
+    pub fn has_sizes(&self) -> bool {
+        self.tiling.is_some() || matches!(self.fit, Fit::Multiples { .. })
+    }
+
+    /// The spec that sees pictures at that share of the width and height at which this one does at most, or as near as it
+    /// has a size for. The same where pictures have one size anyway.
+    #[must_use]
+    pub fn with_share(&self, share: f64) -> Self {
+        let share = share.clamp(0.0, 1.0);
+        let area = share * share;
+        // All of these are far below what a float counts exactly.
+        let fewer = |most: u32| ((f64::from(most) * area) as u32).max(1);
+        let mut spec = self.clone();
+        if let Fit::Multiples { min_pixels, max_pixels, .. } = &mut spec.fit {
+            *max_pixels = ((*max_pixels as f64 * area) as u64).max(*min_pixels).min(*max_pixels);
+        }
+        match &mut spec.tiling {
+            Some(Tiling::Grid { longest_edge, .. }) => {
+                let tile = self.size.0.max(self.size.1).max(1);
+                let tiles = (f64::from(*longest_edge / tile) * share) as u32;
+                *longest_edge = tiles.max(1).saturating_mul(tile).min(*longest_edge);
+            }
+            Some(Tiling::Overlap { most, .. } | Tiling::Slices { most, .. }) => *most = fewer(*most),
+            _ => {}
+        }
+        spec
+    }
 }
 
 #[cfg(test)]
@@ -60,6 +89,26 @@ mod tests {
     fn picture(width: u32, height: u32, level: impl Fn(u32, u32) -> u8) -> Picture {
         let pixels = (0..width * height).flat_map(|at| [level(at % width, at / width); 3]);
         Picture::new(width, height, pixels.collect()).unwrap()
+    }
+
+    #[test]
+    fn a_share_of_the_sides_is_its_square_of_the_pixels_and_nothing_where_there_is_one_size() {
+        let grid = Tiling::Grid { longest_edge: 2048, split: true };
+        let spec = ImageSpec { tiling: Some(grid), ..ImageSpec::siglip_squash(512) };
+        let edge = |share| match spec.with_share(share).tiling {
+            Some(Tiling::Grid { longest_edge, .. }) => longest_edge,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!([1.0, 0.75, 0.5, 0.1].map(edge), [2048, 1536, 1024, 512]);
+        let spec = ImageSpec::multiples(28, 3136, 1_000_000);
+        assert!(spec.has_sizes());
+        let most = |share| match spec.with_share(share).fit {
+            Fit::Multiples { max_pixels, .. } => max_pixels,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!([1.0, 0.5, 0.01].map(most), [1_000_000, 250_000, 3136]);
+        let spec = ImageSpec::siglip_squash(384);
+        assert!(!spec.has_sizes() && spec.with_share(0.5) == spec);
     }
 
     #[test]

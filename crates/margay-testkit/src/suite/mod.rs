@@ -184,7 +184,7 @@ impl Run {
     fn start(backend: &dyn Backend, case: &Case) -> Result<Run, BackendError> {
         let executable = backend.compile(&case.program, &case.weights, &case.limits)?;
         let state =
-            case.capacity.map(|capacity| executable.new_state(StateOptions { capacity })).transpose()?;
+            case.capacity.map(|capacity| executable.new_state(StateOptions::new(capacity))).transpose()?;
         Ok(Run { executable, state })
     }
 

@@ -9,10 +9,11 @@ mod coding;
 mod ffmpeg;
 mod frames;
 
-use crate::{Error, Image, Model, image::ImageDigest};
+use crate::{Error, Image, Model, governed::Doing, image::ImageDigest};
 use coding::Coder;
 pub use frames::{Frames, FramesOptions};
 use margay_graph::Cancel;
+use margay_observe::Stopwatch;
 use margay_prompt::{
     image::{changed_blocks, preprocess},
     layout::PictureLayout,
@@ -48,6 +49,8 @@ pub enum Looked {
     Still,
     /// It is among those held.
     Kept,
+    /// The governor of the device asked to leave it out.
+    Skipped,
 }
 
 /// Counts of a moving picture.
@@ -57,6 +60,8 @@ pub struct ClipReport {
     pub frames: usize,
     /// Those that hardly differed.
     pub still: usize,
+    /// Those that a device at its limit left out without a look.
+    pub skipped: usize,
     /// Those that were encoded.
     pub encoded: usize,
     /// Those that are held: the others gave way to newer ones.
@@ -109,6 +114,9 @@ impl Clip {
                 "this model's visual tokens do not lie on the picture, so that none are neighbours; pool 1 keeps each",
             );
         }
+        if let Some(governed) = model.governed() {
+            governed.watches_frames();
+        }
         let coder = Coder::new(model.config().text.width, options.key_every);
         let (model, held) = (model.clone(), VecDeque::new());
         Ok(Clip { model, options, cancel, last: None, coder, held, report: ClipReport::default() })
@@ -120,12 +128,26 @@ impl Clip {
     /// [`Error::Image`] of one that cannot be resized, [`Error::Backend`].
     pub fn push(&mut self, frame: &Image) -> Result<Looked, Error> {
         self.report.frames += 1;
+        let governed = self.model.governed();
+        if let Some(governed) = &governed {
+            while governed.look().0.hold && !self.cancel.is_cancelled() {
+                governed.hold();
+            }
+            if !(self.report.frames - 1).is_multiple_of(governed.settings().every_frame as usize) {
+                self.report.skipped += 1;
+                return Ok(Looked::Skipped);
+            }
+        }
+        let clock = Stopwatch::start();
         let change = self.last.as_ref().map_or(1.0, |last| changed_blocks(&last.picture, &frame.picture));
         if self.last.is_some() && change < self.options.least_change {
             self.report.still += 1;
             return Ok(Looked::Still);
         }
         let (rows, layout) = self.look(frame)?;
+        if let Some(governed) = &governed {
+            governed.rest(Doing::Other, clock.elapsed(), &self.cancel);
+        }
         self.report.encoded += 1;
         self.last = Some(frame.clone());
         let rows = self.coder.encode(&rows)?;

@@ -14,7 +14,7 @@ use crate::{
 use anyhow::Context;
 use clap::Args;
 use margay::{
-    Cancel, LoadOptions, Model, ModelSource, default_threads,
+    AskOptions, Cancel, LoadOptions, Model, ModelSource, default_threads,
     rooms::file::{ModelFiles, write_file},
 };
 use margay_bench::{CoolDown, Measured, Peer, Plan, Record, measure, report};
@@ -93,6 +93,10 @@ pub(crate) struct Pipeline {
     /// Tell what the time of each stage goes to, op by op, by one more pass of each
     #[arg(long)]
     ops: bool,
+    /// Compute pictures and words of the prompt in batches of their own, so that each's time is told: a batch of both, as an
+    /// answer computes it, cannot be shared out. Each batch reads all weights
+    #[arg(long)]
+    pictures_apart: bool,
     /// Write the record: raw numbers of every run, for `margay bench compare`
     #[arg(long, short = 'o', value_name = "FILE")]
     out: Option<PathBuf>,
@@ -138,7 +142,7 @@ impl Pipeline {
         let default = if self.images.is_empty() { TEXT_QUESTION } else { PICTURE_QUESTION };
         let mut plan = Plan::new(&load, self.prompt.as_deref().unwrap_or(default));
         plan.pictures.clone_from(&self.images);
-        plan.ask = self.ask.options();
+        plan.ask = AskOptions { pictures_apart: self.pictures_apart, ..self.ask.options() };
         (plan.repeat, plan.warmup) = (self.repeat.into(), self.warmup.into());
         plan.cold = self.cold.map_or(usize::MAX, usize::from);
         (plan.period, plan.idle) = (Duration::from_millis(self.period), self.idle);
@@ -149,6 +153,9 @@ impl Pipeline {
         plan.threads = Some(options.threads.unwrap_or_else(default_threads));
         (plan.batch, plan.kv, plan.ops) = (options.batch, options.kv, self.ops);
         plan.options = told(&options, &self.ask);
+        if self.pictures_apart {
+            plan.options.insert("pictures-apart".to_owned(), "yes".to_owned());
+        }
         if let Some(random) = &random {
             plan.options.insert("weights".to_owned(), random.told.clone());
             plan.warnings.push("weights are random: answers are noise, as long as they may be".to_owned());

@@ -49,7 +49,8 @@ impl Report<'_> {
             1 => ", 1 core".to_owned(),
             cores => format!(", {cores} cores"),
         };
-        let units = if on(Kind::Gpu) { format!("; {}", self.units(planned)) } else { String::new() };
+        let units =
+            if on(Kind::Gpu) || on(Kind::Npu) { format!("; {}", self.units(planned)) } else { String::new() };
         let Variant { model, recipe, kv, picture, .. } = self.variant(planned);
         format!("{model}:{recipe}, kv {kv}, {picture}{cores}{units}")
     }
@@ -90,7 +91,6 @@ impl Report<'_> {
         fact("cache", variant.kv.clone());
         fact("picture", variant.picture.clone());
         let places = [&engine.encode, &engine.prefill, &engine.decode];
-        let on_gpu = places.iter().any(|place| place.unit == Kind::Gpu);
         if places.iter().any(|place| place.unit == Kind::Cpu) {
             fact("cores", self.cores(best));
         }
@@ -98,8 +98,12 @@ impl Report<'_> {
         fact("assumed", engine.about.clone());
         let threads: usize = best.candidate.cores.iter().sum();
         fact("make it", format!("margay quantize MODEL -o SMALL.gguf --recipe {}", variant.recipe));
-        if !on_gpu {
-            fact("run it", format!("margay run SMALL.gguf --kv {} --threads {threads}", variant.kv));
+        if places.iter().all(|place| place.unit == Kind::Cpu) {
+            // `72 tokens (--keep-image-tokens 50%)`
+            let taken =
+                variant.picture.split_once('(').map_or("", |(_, option)| option.trim_end_matches(')'));
+            let run = format!("margay run SMALL.gguf --kv {} --threads {threads} {taken}", variant.kv);
+            fact("run it", run.trim_end().to_owned());
         }
         let all = Metric::ALL.into_iter().map(|metric| {
             let limit = self.limits.iter().find(|limit| limit.metric == metric);

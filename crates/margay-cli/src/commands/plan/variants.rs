@@ -29,14 +29,26 @@ const COUNTS: f64 = 0.05;
 /// answers (`docs/sessions.md`) and in time is no part of a plan's quality and speed, so that it would always choose the smallest.
 const PLANNED_KV: [KvType; 2] = [KvType::F16, KvType::Q8];
 
+/// Percent of right answers that fewer visual tokens have to keep where nobody says it: else the fewest would always be chosen.
+const LEAST_QUALITY: f64 = 95.0;
+
 /// All of them.
-pub(super) fn all(model: &str, sizes: Sizes, context: NonZeroUsize) -> anyhow::Result<Vec<Variant>> {
+///
+/// `least_quality`: percent of right answers that has to be kept, where that is limited.
+pub(super) fn all(
+    model: &str,
+    sizes: Sizes,
+    context: NonZeroUsize,
+    least_quality: Option<f64>,
+) -> anyhow::Result<Vec<Variant>> {
     let quality = Quality::nano()?;
     let mut all = vec![];
     let spinner = Spinner::start("predicting memory");
     for base in sketches(model)? {
         let recipe = &base.recipe;
-        for (at, (picture, sketch)) in pictures(&base, sizes)?.into_iter().enumerate() {
+        for Taken { picture, sketch, percent, whole } in
+            pictures(&base, sizes, (&quality, least_quality.unwrap_or(LEAST_QUALITY)))?
+        {
             for kv in PLANNED_KV {
                 let vision = sketch.config.vision.as_ref();
                 let layout = vision.map(|v| v.layout(sizes.picture.0, sizes.picture.1)).transpose()?;
@@ -51,10 +63,13 @@ pub(super) fn all(model: &str, sizes: Sizes, context: NonZeroUsize) -> anyhow::R
                     formats: formats(&sketch),
                     kv: kv.name().to_owned(),
                     picture: picture.clone(),
-                    workload: sketch.workload(kv, sizes)?,
+                    workload: sketch.workload_with(kv, sizes, percent)?,
                     memory_bytes: Some(memory.most_bytes),
                     // What smaller pictures lose was not measured.
-                    quality: kept(&quality, &sketch).filter(|_| at == 0),
+                    quality: kept(&quality, &sketch)
+                        .zip(quality.kept_of_tokens(percent))
+                        .map(|(bits, tokens)| bits * tokens / 100.0)
+                        .filter(|_| whole),
                 });
             }
         }
@@ -88,12 +103,36 @@ fn sketches(model: &str) -> anyhow::Result<Vec<Sketch>> {
     Ok(all)
 }
 
-/// The model as it is, and with smaller pictures where their size decides.
-fn pictures(base: &Sketch, sizes: Sizes) -> anyhow::Result<Vec<(String, Sketch)>> {
-    let Some(vision) = &base.config.vision else { return Ok(vec![("none".to_owned(), base.clone())]) };
+/// A way to take pictures.
+struct Taken {
+    /// In words, with the option that asks for it.
+    picture: String,
+    sketch: Sketch,
+    /// Of each tile's visual tokens that stay.
+    percent: u32,
+    /// Whether pictures have the size that the model gives them.
+    whole: bool,
+}
+
+/// The model as it is; with a share of each tile's visual tokens, where it does not need them all; and with smaller pictures
+/// where their size decides.
+fn pictures(base: &Sketch, sizes: Sizes, (quality, least): (&Quality, f64)) -> anyhow::Result<Vec<Taken>> {
+    let as_it_is = |picture: String| Taken { picture, sketch: base.clone(), percent: 100, whole: true };
+    let Some(vision) = &base.config.vision else { return Ok(vec![as_it_is("none".to_owned())]) };
     let (width, height) = sizes.picture;
-    let whole = vision.layout(width, height)?.visual_tokens();
-    let mut all = vec![(format!("{whole} tokens"), base.clone())];
+    let layout = vision.layout(width, height)?;
+    let whole = layout.visual_tokens();
+    let mut all = vec![as_it_is(format!("{whole} tokens"))];
+    // Of a model that asks where in the picture a token lies, all have to stay.
+    if base.config.text.rope_sections.is_none() {
+        let good = |percent: &u32| quality.kept_of_tokens(*percent).is_some_and(|kept| kept >= least);
+        for percent in quality.token_shares().into_iter().filter(good) {
+            let stay = |tokens: usize| ((tokens * percent as usize + 50) / 100).max(1);
+            let tokens = layout.with_tokens(stay).visual_tokens();
+            let picture = format!("{tokens} tokens (--keep-image-tokens {percent}%)");
+            all.push(Taken { percent, ..as_it_is(picture) });
+        }
+    }
     for most in MOST_TOKENS {
         let Some(less) = NonZeroUsize::new(most).and_then(|most| base.with_most_tokens(most)) else {
             continue;
@@ -101,7 +140,8 @@ fn pictures(base: &Sketch, sizes: Sizes) -> anyhow::Result<Vec<(String, Sketch)>
         let tokens = less.config.vision.as_ref().map(|v| v.layout(width, height)).transpose()?;
         let tokens = tokens.map_or(0, |layout| layout.visual_tokens());
         if tokens < whole {
-            all.push((format!("{tokens} tokens (--max-image-tokens {most})"), less));
+            let picture = format!("{tokens} tokens (--max-image-tokens {most})");
+            all.push(Taken { picture, sketch: less, percent: 100, whole: false });
         }
     }
     Ok(all)

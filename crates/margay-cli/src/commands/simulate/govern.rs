@@ -110,7 +110,7 @@ impl GovernArgs {
         };
         let set = |trial: &mut Trial<'_>| {
             trial.time = time;
-            trial.bounds.purpose = Purpose { conversation: self.conversation, frames: false };
+            trial.bounds.purpose = Purpose { conversation: self.conversation, ..Purpose::default() };
             trial.bounds = Bounds::with(trial.bounds, &limits);
             trial.actuator = match self.slower {
                 Slower::Frequency => Actuator::Frequency,
