@@ -101,9 +101,9 @@ def main():
             subprocess.run(shape, check=True, stdout=subprocess.DEVNULL)
         rng = random.Random(0)
         lines = []
-        # The visual tokens of a picture, its question and answer, by the plan's own count; a fifth for the chat's words.
+        # The visual tokens of a picture by the plan's own count, its question in pieces of a few letters, and its answer.
         tokens = int(chosen["picture"].split()[0])
-        each = int((tokens + 40 + options.tokens) * 1.2)
+        each = tokens + 90 + options.tokens
         turns = max(1, options.context // each)
         for at in range(options.pictures):
             picture(rng, f"{folder}/{at}.png")

@@ -144,6 +144,9 @@ pub(crate) struct GovernArgs {
     /// is given up
     #[arg(long, help_heading = GOVERNOR)]
     pub reading_pace: bool,
+    /// Give up half the visual tokens of pictures before anything is slowed: answers say a little less, and are more
+    #[arg(long, help_heading = GOVERNOR)]
+    pub tokens_first: bool,
 }
 
 const GOVERNOR: &str = "Governor";
@@ -155,7 +158,11 @@ impl GovernArgs {
             ceiling_celsius: self.ceiling,
             watermark_bytes: self.keep_free.map(|mebibytes| mebibytes.get().saturating_mul(1 << 20)),
             battery_percent: self.battery_mode,
-            purpose: Purpose { conversation: self.reading_pace, ..Purpose::default() },
+            purpose: Purpose {
+                conversation: self.reading_pace,
+                tokens_first: self.tokens_first,
+                ..Purpose::default()
+            },
             ..Bounds::default()
         };
         (bounds != Bounds::default()).then_some(bounds)

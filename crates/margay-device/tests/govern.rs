@@ -44,7 +44,7 @@ proptest! {
         factors in proptest::collection::vec((-0.5..0.5f64).prop_map(f64::exp2), 4),
         noise in 0.0..0.5f64,
         threads in any::<bool>(),
-        purpose in (any::<bool>(), any::<bool>()),
+        purpose in (any::<bool>(), any::<bool>(), any::<bool>()),
         knows_decode in any::<bool>(),
     ) {
         let (mut device, engine) = (Device::named(id).unwrap(), Engine::named(engine).unwrap());
@@ -62,7 +62,8 @@ proptest! {
         trial.noise = noise;
         trial.actuator = if threads { Actuator::Threads } else { Actuator::Frequency };
         trial.bounds.ceiling_celsius = Some(ceiling);
-        trial.bounds.purpose = Purpose { conversation: purpose.0, frames: purpose.1, ..Purpose::default() };
+        let (conversation, frames, tokens_first) = purpose;
+        trial.bounds.purpose = Purpose { conversation, frames, tokens_first, ..Purpose::default() };
         if let (true, Ok(speed)) = (knows_decode, trial.decode_speed()) {
             trial.bounds.decode_speed = speed;
         }

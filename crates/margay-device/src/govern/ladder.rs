@@ -36,6 +36,8 @@ pub struct Purpose {
     pub frames: bool,
     /// The model needs all visual tokens of a picture.
     pub all_tokens: bool,
+    /// Half the visual tokens are given up before anything is slowed: answers say a little less, and more of them are possible.
+    pub tokens_first: bool,
     /// The model sees every picture at one size.
     pub one_size: bool,
 }
@@ -141,6 +143,7 @@ pub(super) const RUNGS: usize = LADDER.len();
 /// Where rungs stand in the ladder that the governor itself asks about.
 pub(super) const SPEED: usize = 0;
 pub(super) const PACE: usize = 1;
+pub(super) const VISUAL_TOKENS: usize = 2;
 pub(super) const QUEUE: usize = 6;
 pub(super) const REFUSE: usize = 7;
 pub(super) const HOLD: usize = 8;
@@ -155,7 +158,15 @@ pub(super) fn path(resource: Resource, purpose: Purpose) -> Vec<usize> {
         let steps = rung.reach.iter().find(|(of, _)| *of == resource).map_or(0, |(_, steps)| *steps);
         path.extend(std::iter::repeat_n(at, steps));
     }
+    if let Some(first) = path.iter().position(|rung| *rung == VISUAL_TOKENS && purpose.tokens_first) {
+        path[..=first].rotate_right(1);
+    }
     path
+}
+
+/// Levels of the heat's ladder in front of the first of speed.
+pub(super) fn before_speed(path: &[usize]) -> usize {
+    path.iter().position(|rung| *rung == SPEED).unwrap_or(0)
 }
 
 /// Steps of each rung at a level of a path.
@@ -171,9 +182,14 @@ mod tests {
 
     #[test]
     fn every_step_of_every_rung_gives_up_more_and_stays_within_bounds() {
-        for (at, name) in
-            [(SPEED, "speed"), (PACE, "pace"), (QUEUE, "queue"), (REFUSE, "refuse"), (HOLD, "hold")]
-        {
+        for (at, name) in [
+            (SPEED, "speed"),
+            (PACE, "pace"),
+            (VISUAL_TOKENS, "visual-tokens"),
+            (QUEUE, "queue"),
+            (REFUSE, "refuse"),
+            (HOLD, "hold"),
+        ] {
             assert_eq!(LADDER[at].id, name);
         }
         for rung in LADDER {
@@ -206,6 +222,12 @@ mod tests {
             assert_eq!(steps(&long, long.len()).iter().sum::<usize>(), long.len());
         }
         assert_eq!(path(Resource::Heat, Purpose::default()).len(), 46);
+        let first = path(Resource::Heat, Purpose { tokens_first: true, ..Purpose::default() });
+        assert_eq!((first.len(), &first[..3]), (46, &[VISUAL_TOKENS, SPEED, SPEED][..]));
+        assert_eq!(
+            (before_speed(&first), steps(&first, 46)),
+            (1, steps(&path(Resource::Heat, Purpose::default()), 46))
+        );
         let fixed = Purpose { all_tokens: true, one_size: true, ..Purpose::default() };
         assert_eq!(path(Resource::Heat, fixed).len(), 42);
     }

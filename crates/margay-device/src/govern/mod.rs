@@ -32,7 +32,7 @@ pub use observation::Observation;
 pub use settings::{Admission, KvStep, LEAST_SPEED, Settings};
 
 use heat::Heat;
-use ladder::{HOLD, PACE, QUEUE, REFUSE, RUNGS, SPEED, Steps, path, steps};
+use ladder::{HOLD, PACE, QUEUE, REFUSE, RUNGS, SPEED, Steps, before_speed, path, steps};
 use serde::Serialize;
 use std::time::Duration;
 use strained::Strained;
@@ -226,7 +226,11 @@ impl Governor {
                 }
                 (None, Some(cap)) => {
                     unknown.push(Resource::Heat);
-                    self.heat.tick_by_cap(at, cap, level_of_speed(cap));
+                    let level = match level_of_speed(cap) {
+                        0 => 0,
+                        steps => steps + before_speed(&self.paths[0]),
+                    };
+                    self.heat.tick_by_cap(at, cap, level);
                 }
                 (None, None) => {
                     unknown.push(Resource::Heat);

@@ -63,6 +63,9 @@ pub(crate) struct GovernArgs {
     /// Somebody reads along: answers may be paced
     #[arg(long, requires = "govern")]
     conversation: bool,
+    /// Give up half the visual tokens before anything is slowed
+    #[arg(long, requires = "govern")]
+    tokens_first: bool,
     /// So many trials on random devices and engines, in random air of 5 to 40 C, in place of one
     #[arg(long, value_name = "TRIALS", requires = "govern")]
     survey: Option<usize>,
@@ -110,7 +113,8 @@ impl GovernArgs {
         };
         let set = |trial: &mut Trial<'_>| {
             trial.time = time;
-            trial.bounds.purpose = Purpose { conversation: self.conversation, ..Purpose::default() };
+            let (conversation, tokens_first) = (self.conversation, self.tokens_first);
+            trial.bounds.purpose = Purpose { conversation, tokens_first, ..Purpose::default() };
             trial.bounds = Bounds::with(trial.bounds, &limits);
             trial.actuator = match self.slower {
                 Slower::Frequency => Actuator::Frequency,
