@@ -2,6 +2,7 @@
 
 use crate::{
     Content, Error, Image, Model, Turn,
+    image::ImageDigest,
     session::{one_picture, too_long},
 };
 use margay_prompt::{
@@ -29,6 +30,12 @@ impl Prompt {
         Ok(prompt)
     }
 
+    /// What tells it from other prompts.
+    pub(crate) fn outline(&self) -> Outline {
+        let rows = |(image, layout): &(Image, PictureLayout)| (image.digest(), layout.visual_tokens());
+        Outline { ids: self.sequence.ids.clone(), pictures: self.pictures.iter().map(rows).collect() }
+    }
+
     /// As [`Prompt::of_turns`], whether the context has room or not.
     fn of_any_length(model: &Model, turns: &[Turn]) -> Result<Self, Error> {
         check_turns(turns)?;
@@ -42,6 +49,27 @@ impl Prompt {
         let layouts: Vec<_> = pictures.iter().map(|(_, layout)| layout.clone()).collect();
         let sequence = laid_out(model, &model.source().render(&messages)?, &layouts)?;
         Ok(Prompt { messages, pictures, sequence })
+    }
+}
+
+/// The tokens of a prompt, and whose pictures' rows its visual tokens are.
+pub(crate) struct Outline {
+    ids: Vec<i32>,
+    /// Each picture with its visual tokens, before any is left out.
+    pictures: Vec<(ImageDigest, usize)>,
+}
+
+impl Outline {
+    pub(crate) fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Tokens that both begin with, of the same pictures.
+    pub(crate) fn shared(&self, other: &Outline) -> usize {
+        let same = self.pictures.iter().zip(&other.pictures).take_while(|(a, b)| a == b);
+        let rows: i64 = same.map(|((_, tokens), _)| *tokens as i64).sum();
+        let alike = |(a, b): &(&i32, &i32)| a == b && -1 - i64::from(**a) < rows;
+        self.ids.iter().zip(&other.ids).take_while(alike).count()
     }
 }
 

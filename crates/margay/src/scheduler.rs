@@ -7,7 +7,7 @@
 use crate::{
     AskOptions, Error, Event, Model, Session, Turn,
     governed::Doing,
-    prompt::Prompt,
+    prompt::{Outline, Prompt},
     work::{Pace, Work},
 };
 use margay_device::Admission;
@@ -93,6 +93,7 @@ struct Queue {
 
 struct Waiting {
     prompt: Prompt,
+    outline: Arc<Outline>,
     options: AskOptions,
     cancel: Cancel,
     tell: Tell,
@@ -134,7 +135,8 @@ impl Scheduler {
         let prompt = Prompt::of_turns(&self.shared.model, &job.turns)?;
         self.shared.model.check(&job.options)?;
         let cancel = Cancel::new();
-        let waiting = Waiting { prompt, options: job.options, cancel: cancel.clone(), tell };
+        let outline = Arc::new(prompt.outline());
+        let waiting = Waiting { prompt, outline, options: job.options, cancel: cancel.clone(), tell };
         self.shared.room()?.waiting.push_back(waiting);
         self.shared.wake.notify_one();
         Ok(cancel)
@@ -182,6 +184,7 @@ impl Drop for Worker {
 struct Running {
     session: Session,
     work: Work,
+    outline: Arc<Outline>,
     cancel: Cancel,
     tell: Tell,
 }
@@ -269,7 +272,9 @@ impl Desk<'_> {
                 continue;
             }
             if self.running.len() < self.slots(queue.waiting.len())
-                && let Some(waiting) = queue.waiting.pop_front()
+                && let Some(at) =
+                    queue.waiting.iter().position(|waiting| !self.is_computed_soon(&waiting.outline))
+                && let Some(waiting) = queue.waiting.remove(at)
             {
                 drop(queue);
                 self.begin(waiting);
@@ -295,28 +300,44 @@ impl Desk<'_> {
         }
     }
 
-    fn begin(&mut self, Waiting { prompt, options, cancel, mut tell }: Waiting) {
+    /// Whether most of a prompt is being computed for somebody else: it is then worth waiting for, and not computing twice.
+    fn is_computed_soon(&self, outline: &Outline) -> bool {
+        let computes = |running: &&Running| running.work.is_in_prompt();
+        let mut computing = self.running.iter().filter(computes);
+        computing.any(|running| 2 * running.outline.shared(outline) > outline.len())
+    }
+
+    fn begin(&mut self, Waiting { prompt, outline, options, cancel, mut tell }: Waiting) {
         let begun = self.session_for(&prompt).and_then(|mut session| {
             session.cancel = cancel.clone();
             let work = session.begin(prompt, &options)?;
             Ok((session, work))
         });
         match begun {
-            Ok((session, work)) => self.running.push(Running { session, work, cancel, tell }),
+            Ok((session, work)) => self.running.push(Running { session, work, outline, cancel, tell }),
             Err(e) => _ = tell(Err(e)),
         }
     }
 
-    /// The conversation that the prompt goes on with; else a new one, or the one that was idle for longest.
+    /// The conversation that the prompt goes on with; else a new one that shares what another one begins with, an empty one, or
+    /// the one that was idle for longest.
     fn session_for(&mut self, prompt: &Prompt) -> Result<Session, Error> {
         let shared: Vec<usize> = self.idle.iter().map(|session| session.shared_tokens(prompt)).collect();
         let best = (0..shared.len()).max_by_key(|at| shared[*at]);
-        let full = self.idle.len() >= self.shared.options.kept.max(1);
-        match best {
-            // One of which little would be left is worth more as it is.
-            Some(best) if shared[best] * 2 > self.idle[best].used_tokens() => Ok(self.idle.remove(best)),
-            Some(_) if full => Ok(self.idle.remove(0)),
-            _ => self.shared.model.session(),
+        // One of which little would be left is worth more as it is.
+        if let Some(best) = best.filter(|best| shared[*best] * 2 > self.idle[*best].used_tokens()) {
+            return Ok(self.idle.remove(best));
+        }
+        let others = self.running.iter().map(|running| &running.session).chain(&self.idle);
+        let most = others.map(|other| (other.shared_tokens(prompt), other)).max_by_key(|(shared, _)| *shared);
+        let most = most.filter(|(shared, _)| *shared >= LEAST_CHUNK);
+        // Of a backend that shares nothing it is computed anew.
+        let forked = most.and_then(|(_, other)| other.fork(prompt).ok());
+        let oldest = self.idle.len() >= self.shared.options.kept.max(1);
+        let oldest = oldest.then(|| self.idle.remove(0));
+        match forked.or(oldest) {
+            Some(session) => Ok(session),
+            None => self.shared.model.session(),
         }
     }
 

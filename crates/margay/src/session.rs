@@ -226,6 +226,29 @@ impl Session {
         self.held[..self.intact()].iter().zip(&sequence.ids).take_while(same).count()
     }
 
+    /// A conversation that begins as this one does, as far as a prompt shares it. Memory is shared, too, until one of the two
+    /// goes on.
+    ///
+    /// # Errors
+    /// [`Error::Backend`] of a backend that cannot, or where memory is at its end.
+    pub(crate) fn fork(&self, prompt: &Prompt) -> Result<Session, Error> {
+        let pictures = self.same_pictures(prompt);
+        let tokens = self.shared_tokens(prompt);
+        let rows = self.rows_of(pictures) * self.model.config().text.width;
+        Ok(Session {
+            model: self.model.clone(),
+            state: self.state.fork(tokens)?,
+            most_bits: self.most_bits,
+            held: self.held[..tokens].to_vec(),
+            whole: None,
+            messages: vec![],
+            visual: self.visual[..rows].to_vec(),
+            images: self.images[..pictures].to_vec(),
+            digests: self.digests[..pictures].to_vec(),
+            cancel: Cancel::new(),
+        })
+    }
+
     /// Pictures at the start of the conversation that are those of the prompt.
     fn same_pictures(&self, prompt: &Prompt) -> usize {
         self.digests

@@ -220,6 +220,11 @@ impl Work {
         self.phase = Phase::Over;
     }
 
+    /// True until the prompt is computed.
+    pub(crate) fn is_in_prompt(&self) -> bool {
+        !matches!(self.phase, Phase::Decode | Phase::Ended(_) | Phase::Over)
+    }
+
     /// True while a tile is half way through the tower.
     pub(crate) fn is_encoding(&self) -> bool {
         matches!(self.phase, Phase::Encoding(..))

@@ -153,6 +153,45 @@ fn a_conversation_that_goes_on_finds_what_was_computed() {
 }
 
 #[test]
+fn what_others_begin_with_is_computed_once_and_shared() {
+    let picture = Image::open(golden().join("wide.png")).unwrap();
+    let other = Image::filled(40, 30, [10, 200, 30]).unwrap();
+    let turns = vec![user(Some(&picture), "one and some more words")];
+    let alone: Vec<Report> = (0..3)
+        .map(|seed| {
+            let sampling = crate::Sampling { temperature: 0.8, seed, ..crate::Sampling::default() };
+            let options = AskOptions { max_tokens: 20, sampling, ..AskOptions::default() };
+            let mut session = model(1).session().unwrap();
+            session.ask_turns(&turns, &options).unwrap().report().unwrap()
+        })
+        .collect();
+    assert!(alone[0].tokens != alone[1].tokens);
+    let scheduler = Scheduler::new(model(4), SchedulerOptions { slots: 5, ..Default::default() }).unwrap();
+    let submit = |turns: &[Turn], seed| {
+        let (told, events) = channel();
+        let sampling = crate::Sampling { temperature: 0.8, seed, ..crate::Sampling::default() };
+        let options = AskOptions { max_tokens: 20, sampling, ..AskOptions::default() };
+        let job = Job { turns: turns.to_vec(), options };
+        scheduler.submit(job, Box::new(move |event| told.send(event).is_ok())).unwrap();
+        events
+    };
+    // One question three times, and between them one that shares only what stands in front of its picture.
+    let first = submit(&turns, 0);
+    let apart = submit(&[user(Some(&other), "one and some more words")], 0);
+    let others = [submit(&turns, 1), submit(&turns, 2)];
+    let first = report(&first);
+    assert_eq!((&first.tokens, first.stages.reused_tokens), (&alone[0].tokens, 0));
+    for (events, alone) in others.iter().zip(&alone[1..]) {
+        let told = report(events);
+        assert_eq!(told.tokens, alone.tokens);
+        assert_eq!((told.stages.prefill_tokens, told.stages.reused_pictures), (1, 1));
+        assert_eq!((told.stages.encode_ms, told.stages.visual_tokens), (None, alone.stages.visual_tokens));
+    }
+    let apart = report(&apart);
+    assert!(apart.stages.encode_ms.is_some() && apart.stages.prefill_tokens > apart.stages.visual_tokens);
+}
+
+#[test]
 fn who_finds_no_room_is_told_and_who_leaves_makes_room() {
     let options = SchedulerOptions { slots: 1, queue: 1, ..SchedulerOptions::default() };
     let scheduler = Scheduler::new(model(1), options).unwrap();
