@@ -92,6 +92,13 @@ def with_the_client(url):
     after = client.chat.completions.create(model=model, messages=given, tools=[look], tool_choice="none")
     check("what it gave back goes on", after.choices[0].finish_reason == "stop")
 
+    vectors = client.embeddings.create(model=model, input=["a red circle", "a green square"])
+    lengths = [sum(x * x for x in one.embedding) for one in vectors.data]
+    check(f"embeddings of {len(vectors.data[0].embedding)} numbers", all(abs(length - 1) < 1e-4 for length in lengths))
+    picture = {"type": "image_url", "image_url": {"url": data_url("street.png")}}
+    seen = client.embeddings.create(model=model, input=[picture], encoding_format="float")
+    check("a picture is embedded, too", len(seen.data[0].embedding) == len(vectors.data[0].embedding))
+
     error = refused(openai.BadRequestError, lambda: client.chat.completions.create(
         model=model, messages=question, extra_body={"temprature": 1}))
     check("an unknown parameter is named", error.param == "temprature" and error.code == "unknown_parameter")

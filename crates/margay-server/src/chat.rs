@@ -100,14 +100,14 @@ async fn prepare(app: &Arc<App>, request: Request) -> Result<Prepared, Problem> 
 }
 
 /// Work on a request panicked: a defect of ours, which shall not end the server.
-fn broken() -> Problem {
+pub(crate) fn broken() -> Problem {
     Problem::new(
         StatusCode::INTERNAL_SERVER_ERROR,
         "the server failed to read the request; this is a defect of the server",
     )
 }
 
-async fn body_of(app: &App, body: Body) -> Result<Bytes, Problem> {
+pub(crate) async fn body_of(app: &App, body: Body) -> Result<Bytes, Problem> {
     let limit = app.limits().body_bytes;
     match timeout(BODY_TIME, axum::body::to_bytes(body, limit)).await {
         Ok(Ok(bytes)) => Ok(bytes),
@@ -140,10 +140,7 @@ fn submit(app: &App, prepared: Prepared, random: u64, arrived: Stopwatch) -> Res
         return Err(Problem::stopping());
     }
     let Prepared { request, turns, held } = prepared;
-    let (tell, told) = unbounded_channel();
-    let held = Arc::new(held);
-    let mut running = Running { told, choices: request.choices, cancels: vec![] };
-    for index in 0..request.choices {
+    let jobs = (0..request.choices).map(|index| {
         let mut sampling = request.sampling;
         sampling.seed = request.seed.unwrap_or(random).wrapping_add(index as u64);
         let options = AskOptions {
@@ -156,6 +153,25 @@ fn submit(app: &App, prepared: Prepared, random: u64, arrived: Stopwatch) -> Res
             logprobs: request.logprobs,
             ..AskOptions::default()
         };
+        Job { turns: turns.clone(), options }
+    });
+    start(app, jobs, held, arrived).map_err(|(e, problem)| match e {
+        Error::Form(_) if request.tools.any() => Problem { param: Some("tools".to_owned()), ..problem },
+        _ => problem,
+    })
+}
+
+/// Gives jobs to the engine.
+pub(crate) fn start(
+    app: &App,
+    jobs: impl ExactSizeIterator<Item = Job>,
+    held: HeldPixels,
+    arrived: Stopwatch,
+) -> Result<Running, (Error, Problem)> {
+    let (tell, told) = unbounded_channel();
+    let held = Arc::new(held);
+    let mut running = Running { told, choices: jobs.len(), cancels: vec![] };
+    for (index, job) in jobs.enumerate() {
         let mut teller = Teller {
             index,
             tell: tell.clone(),
@@ -165,16 +181,15 @@ fn submit(app: &App, prepared: Prepared, random: u64, arrived: Stopwatch) -> Res
             spoke: false,
             _held: held.clone(),
         };
-        let job = Job { turns: turns.clone(), options };
         let submitted = app.scheduler.submit(job, Box::new(move |event| teller.hear(event)));
         // What was submitted before ends with `running`.
-        running.cancels.push(submitted.map_err(|e| match e {
-            Error::Busy { .. } if app.is_stopping() => Problem::stopping(),
-            Error::Busy { .. } => app.busy(),
-            Error::Form(_) if request.tools.any() => {
-                Problem { param: Some("tools".to_owned()), ..Problem::of_engine(&e) }
-            }
-            e => Problem::of_engine(&e),
+        running.cancels.push(submitted.map_err(|e| {
+            let problem = match e {
+                Error::Busy { .. } if app.is_stopping() => Problem::stopping(),
+                Error::Busy { .. } => app.busy(),
+                _ => Problem::of_engine(&e),
+            };
+            (e, problem)
         })?);
     }
     Ok(running)

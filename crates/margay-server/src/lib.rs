@@ -19,6 +19,7 @@
 mod app;
 mod chat;
 mod dry_run;
+mod embeddings;
 mod error;
 mod exposition;
 mod fields;

@@ -169,7 +169,7 @@ fn what_answers_hold(fields: &mut Fields) -> Result<(), Problem> {
     Ok(())
 }
 
-fn part(mut fields: Fields) -> Result<Part, Problem> {
+pub(crate) fn part(mut fields: Fields) -> Result<Part, Problem> {
     let part = match fields.needed_text("type")?.as_str() {
         "text" => Part::Text(fields.needed_text("text")?),
         "image_url" => picture(&mut fields)?,

@@ -1,6 +1,6 @@
 //! Which address is answered by what.
 
-use crate::{app::App, chat, guard, page, problem::Problem, status};
+use crate::{app::App, chat, embeddings, guard, page, problem::Problem, status};
 use axum::{
     Router,
     http::StatusCode,
@@ -48,7 +48,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/models", get(status::models))
         .route("/v1/models/{*id}", get(status::one_model))
         .route("/v1/chat/completions", post(chat::chat))
-        .route("/v1/embeddings", post(status::embeddings))
+        .route("/v1/embeddings", post(embeddings::embeddings))
         .route("/v1/margay/status", get(status::status))
         .fallback(nothing_here)
         .method_not_allowed_fallback(other_method)
@@ -96,6 +96,17 @@ mod tests {
             let body =
                 format!("{{\"messages\": [{{\"role\": \"user\", \"content\": \"x\"}}], \"{name}\": null}}");
             let read = crate::request::ChatRequest::read(body.as_bytes(), &crate::Limits::default());
+            assert!(read.is_ok(), "{name}: {read:?}");
+        }
+    }
+
+    #[test]
+    fn every_parameter_of_an_embedding_is_known() {
+        let document: Value = serde_json::from_str(page::OPENAPI).unwrap();
+        let schema = &document["components"]["schemas"]["EmbeddingRequest"]["properties"];
+        for name in schema.as_object().unwrap().keys().filter(|name| *name != "input") {
+            let body = format!("{{\"input\": \"x\", \"{name}\": null}}");
+            let read = embeddings::EmbeddingRequest::read(body.as_bytes(), 192);
             assert!(read.is_ok(), "{name}: {read:?}");
         }
     }

@@ -114,12 +114,3 @@ async fn in_the_background(work: impl FnOnce() -> Response + Send + 'static) -> 
     let failed = |_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the sensors could not be read");
     tokio::task::spawn_blocking(work).await.map_err(failed)
 }
-
-/// The engine gives texts only, as yet.
-pub(crate) async fn embeddings() -> Problem {
-    Problem::new(
-        StatusCode::NOT_IMPLEMENTED,
-        "embeddings are not supported: this server answers chat completions",
-    )
-    .with_code("unsupported")
-}

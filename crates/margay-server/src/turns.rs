@@ -60,6 +60,19 @@ fn decode(place: &str, base64: &str, pixels_left: u64) -> Result<Image, Problem>
     Image::from_bytes_within(&bytes, place, &limits).map_err(|e| Problem::of_engine(&e))
 }
 
+/// The pictures and the words of an input to be embedded.
+pub(crate) fn inputs(app: &App, parts: Vec<Part>) -> Result<(Vec<Image>, String, HeldPixels), Problem> {
+    let (turns, held) = of(app, vec![Said { role: "user", parts }], 1)?;
+    let (mut images, mut words) = (vec![], vec![]);
+    for content in turns.into_iter().flat_map(|turn| turn.content) {
+        match content {
+            Content::Image(image) => images.push(image),
+            Content::Text(text) => words.push(text),
+        }
+    }
+    Ok((images, words.join("\n"), held))
+}
+
 /// Pictures of those that wait take all the room there is, or this request alone takes more than there is.
 fn full(app: &App, pixels: u64) -> Problem {
     let most = app.limits().held_pixels;

@@ -71,7 +71,9 @@ impl TextPlan {
         context: usize,
     ) -> Result<Self, Error> {
         // Taps are for traces; keeping them would hold every layer's output in memory.
-        let program = passes::optimize(&text.with_outputs(|name| name == "logits")?);
+        let program = passes::optimize(
+            &text.with_outputs(|name| name == "logits" || (name == "embedding" && options.embeddings))?,
+        );
         // Tokens that see one another are computed together.
         let batch = options.batch.max(config.prefix_tokens()).clamp(1, context);
         let outputs = options.outputs.clamp(1, batch);
@@ -247,6 +249,12 @@ impl Engine {
         let inputs = &all[..self.text.program().inputs().len()];
         self.text.run(&bindings, inputs, Some(state), cancel)?;
         Ok(self.text.output("logits").expect("invariant: the text program has logits"))
+    }
+
+    /// What the head read of the last row that was run, [E]; `None` where it was not loaded for that.
+    pub(crate) fn embedding(&self, width: usize) -> Option<&[f32]> {
+        let rows = self.text.output("embedding")?;
+        rows.len().checked_sub(width).map(|last| &rows[last..])
     }
 
     /// Answers that [`Engine::decode`] can go on with at once.

@@ -44,6 +44,7 @@ struct Inner {
     governed: Mutex<Option<Arc<Governed>>>,
     repeated_patches: Option<f32>,
     eviction: Option<Eviction>,
+    embeds: bool,
     /// Settings that change what is computed.
     settings: String,
     identity: OnceLock<String>,
@@ -173,6 +174,7 @@ impl Model {
             governed: Mutex::default(),
             repeated_patches,
             eviction: options.eviction,
+            embeds: options.embeddings,
             settings,
             identity,
             forms,
@@ -200,11 +202,20 @@ impl Model {
     }
 
     /// Refuses options that no answer could be made with.
+    /// Whether it was loaded for embeddings.
+    pub fn embeds(&self) -> bool {
+        self.inner.embeds
+    }
+
     pub(crate) fn check(&self, options: &AskOptions) -> Result<(), Error> {
         self.sampler(options).map(|_| ())
     }
 
     pub(crate) fn sampler(&self, options: &AskOptions) -> Result<Sampler, Error> {
+        if options.embed && !self.inner.embeds {
+            let what = "the model was not loaded for embeddings (LoadOptions::embeddings)".to_owned();
+            return Err(Error::Option { option: "embed", what });
+        }
         let form = match &options.form {
             Some(form) => Some(self.forms()?.begin(form)?),
             None => None,

@@ -72,6 +72,8 @@ pub struct LoadOptions {
     /// their pixels may differ, where 0 takes those that are equal. `None` encodes all. For towers of equal patches (CLIP,
     /// SigLIP) with a projector that makes one token of each.
     pub repeated_patches: Option<f32>,
+    /// Answers may be asked to be embeddings ([`AskOptions::embed`]).
+    pub embeddings: bool,
     /// Use the packed files that lie beside the model, where they fit it.
     pub packed: bool,
 }
@@ -102,6 +104,7 @@ impl Default for LoadOptions {
             image_folder: None,
             reduction: None,
             repeated_patches: None,
+            embeddings: false,
             packed: true,
         }
     }
@@ -164,6 +167,8 @@ pub struct AskOptions {
     /// Batches of the prompt end where a picture begins or ends, so that the time of each is of one of both. They are more, and
     /// each reads all weights.
     pub pictures_apart: bool,
+    /// Answer with no word but with [`crate::Report::embedding`], of a model that was loaded with [`LoadOptions::embeddings`].
+    pub embed: bool,
     /// Tell each token's probability, and those of so many likeliest tokens: [`crate::Event::Token`].
     pub logprobs: Option<usize>,
 }
@@ -178,6 +183,7 @@ impl Default for AskOptions {
             logit_bias: vec![],
             draft: 0,
             pictures_apart: false,
+            embed: false,
             logprobs: None,
         }
     }

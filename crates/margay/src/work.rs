@@ -64,6 +64,8 @@ pub(crate) struct Work {
     looked_at: usize,
     /// The token that was chosen last, where its probability is to be told.
     chosen: Option<Token>,
+    /// What the prompt came to, where that was asked for.
+    embedding: Option<Vec<f32>>,
     pending: VecDeque<Event>,
     told: bool,
 }
@@ -149,6 +151,7 @@ impl Work {
             lookup: None,
             looked_at: 0,
             chosen: None,
+            embedding: None,
             pending: VecDeque::new(),
             told: false,
             picture_count: pictures.len(),
@@ -520,6 +523,9 @@ impl Work {
         let logits = engine.run_text(&call, 1, session.state.as_mut(), &session.cancel)?;
         let last = to == self.sequence.ids.len();
         let token = if last { Some(self.choose(logits)?) } else { None };
+        if last && self.options.embed {
+            self.embedding = engine.embedding(width).map(of_length_1);
+        }
         drop(engine);
         session.held.extend_from_slice(&self.sequence.ids[from..to]);
         self.stages.prefill_tokens += to - from;
@@ -528,6 +534,7 @@ impl Work {
         self.times.add(Stage::Prefill, took);
         self.pending.push_back(Event::Stage { stage: Stage::Prefill, took, done: self.prefill_steps, of });
         match token {
+            Some(_) if self.options.embed => self.end(Stop::End),
             Some(token) => {
                 let waited = (self.clock.elapsed() + self.decoding).saturating_sub(self.outside);
                 self.stages.ttft_ms = Some(waited.as_secs_f64() * 1000.0);
@@ -687,6 +694,7 @@ impl Work {
             tokens: self.tokens.clone(),
             stop,
             stages: self.stages,
+            embedding: self.embedding.take(),
             pictures: std::mem::take(&mut self.seen),
             peak_rss_bytes: process::peak_rss_bytes(&Root::system()),
         };
@@ -719,4 +727,10 @@ impl Work {
         self.times.add(stage, took);
         self.pending.push_back(Event::Stage { stage, took, done, of });
     }
+}
+
+fn of_length_1(numbers: &[f32]) -> Vec<f32> {
+    let length = numbers.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+    let by = if length > 0.0 { (1.0 / length) as f32 } else { 0.0 };
+    numbers.iter().map(|x| x * by).collect()
 }

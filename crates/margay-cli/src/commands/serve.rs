@@ -105,6 +105,7 @@ impl Serve {
         let load = LoadOptions {
             outputs: self.slots.get().max(self.draft + 1),
             image_cache: self.image_cache.saturating_mul(1_000_000),
+            embeddings: true,
             ..self.load.options()
         };
         let model = self.load.load_as(self.model.as_deref(), load)?;

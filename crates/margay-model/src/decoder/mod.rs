@@ -126,7 +126,7 @@ pub(crate) fn from_hf_as(config: &HfConfig<'_>, model_type: &str) -> Result<Text
 }
 
 /// The text program. Inputs: `ids` `[T]`, `positions` `[T]` or, where they have axes, `[T, 3]`, `rows` `[R]` (whose logits
-/// are wanted), and with `visual` also `visual` [V, E]. Outputs: `logits` [R, vocabulary] and the taps `hidden.0` (embeddings) to `hidden.L`, [T, E] each.
+/// are wanted), and with `visual` also `visual` [V, E]. Outputs: `logits` [R, vocabulary], `embedding` [R, E], which the head reads, and the taps `hidden.0` (embeddings) to `hidden.L`, [T, E] each.
 pub(crate) fn text(config: &TextConfig, visual: bool) -> Result<Program, ModelError> {
     let decoder = config.decoder;
     let mut b = Builder::new(Stage::Text);
@@ -151,6 +151,7 @@ pub(crate) fn text(config: &TextConfig, visual: bool) -> Result<Program, ModelEr
     }
     let x = b.gather_rows(x, rows)?; // [R, E]
     let x = norm(&mut b, config, "output_norm", x)?;
+    b.output("embedding", x);
     let head = if config.tied { table } else { b.weight("output.weight", table_shape, Role::Output) };
     let bias = decoder.biases.then(|| b.weight("output.bias", [config.vocabulary], Role::Bias));
     let logits = b.linear(x, head, bias)?; // [R, vocabulary]
