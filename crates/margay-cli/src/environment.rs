@@ -42,10 +42,17 @@ pub(crate) fn hub() -> anyhow::Result<margay_hub::HubOptions> {
     if let Some(endpoint) = set("HF_ENDPOINT") {
         options.endpoint = endpoint;
     }
-    options.certificates = set("SSL_CERT_FILE").or_else(|| set("REQUESTS_CA_BUNDLE")).map(PathBuf::from);
+    options.certificates = certificates();
     let yes = |value: String| ["1", "on", "yes", "true"].contains(&value.to_lowercase().as_str());
     options.offline = set("HF_HUB_OFFLINE").is_some_and(yes);
     Ok(options)
+}
+
+/// File of certificates that vouch for servers, in place of the public ones.
+#[cfg(feature = "hub")]
+pub(crate) fn certificates() -> Option<std::path::PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    set("SSL_CERT_FILE").or_else(|| set("REQUESTS_CA_BUNDLE")).map(Into::into)
 }
 
 /// True where a person types.

@@ -32,3 +32,19 @@ fn pulled(reference: &str) -> anyhow::Result<std::path::PathBuf> {
 fn pulled(_: &str) -> anyhow::Result<std::path::PathBuf> {
     anyhow::bail!("this margay was built without the feature `hub`: fetch the model by other means")
 }
+
+/// Fetches the bytes at an address, for the server.
+#[cfg(feature = "hub")]
+pub(crate) fn get() -> anyhow::Result<std::sync::Arc<margay_server::Get>> {
+    let fetcher = margay_hub::Fetcher::new(crate::environment::certificates().as_deref())?;
+    Ok(std::sync::Arc::new(move |url: &str, most_bytes: u64, time| {
+        fetcher.get(url, most_bytes, time).map_err(|e| e.to_string())
+    }))
+}
+
+#[cfg(not(feature = "hub"))]
+pub(crate) fn get() -> anyhow::Result<std::sync::Arc<margay_server::Get>> {
+    anyhow::bail!(
+        "this margay was built without the feature `hub`: it fetches no pictures; leave --image-host out"
+    )
+}

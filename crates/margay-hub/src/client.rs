@@ -5,8 +5,10 @@ use serde::Deserialize;
 use std::{fs::File, io::Read, path::Path, time::Duration};
 use ureq::{
     Agent, Body,
+    config::ConfigBuilder,
     http::{Response, StatusCode},
     tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem},
+    typestate::AgentScope,
 };
 
 /// Most bytes of a list of files; the largest repositories have some thousand.
@@ -20,7 +22,7 @@ const MAX_REDIRECTS: usize = 5;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Without a byte for so long, a connection counts as broken.
-const READ_TIMEOUT: Duration = Duration::from_secs(60);
+pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A hub that can be asked.
 pub(crate) struct Client<'a> {
@@ -46,21 +48,9 @@ pub(crate) struct RemoteFile {
 
 impl<'a> Client<'a> {
     pub(crate) fn new(options: &'a HubOptions, model: &'a ModelRef) -> Result<Self, HubError> {
-        let roots = match &options.certificates {
-            None => RootCerts::WebPki,
-            Some(path) => RootCerts::from(certificates(path)?),
-        };
-        let config = || {
-            Agent::config_builder()
-                .user_agent(concat!("margay/", env!("CARGO_PKG_VERSION")))
-                .http_status_as_error(false)
-                .timeout_connect(Some(CONNECT_TIMEOUT))
-                .timeout_recv_response(Some(READ_TIMEOUT))
-                .timeout_per_read(Some(READ_TIMEOUT))
-                .tls_config(TlsConfig::builder().root_certs(roots.clone()).build())
-        };
-        let asking = config().max_redirects(0).max_redirects_will_error(false).build().new_agent();
-        Ok(Client { options, model, asking, fetching: config().build().new_agent() })
+        let roots = roots(options.certificates.as_deref())?;
+        let asking = agent(&roots).max_redirects(0).max_redirects_will_error(false).build().new_agent();
+        Ok(Client { options, model, asking, fetching: agent(&roots).build().new_agent() })
     }
 
     /// The commit of the revision, and the files of it.
@@ -194,6 +184,25 @@ impl<'a> Client<'a> {
             status => Err(HubError::Status { status, url }),
         }
     }
+}
+
+/// Who vouches for a server: those in the file, or for `None` those that vouch for public ones.
+pub(crate) fn roots(file: Option<&Path>) -> Result<RootCerts, HubError> {
+    Ok(match file {
+        None => RootCerts::WebPki,
+        Some(path) => RootCerts::from(certificates(path)?),
+    })
+}
+
+/// What every question has in common.
+pub(crate) fn agent(roots: &RootCerts) -> ConfigBuilder<AgentScope> {
+    Agent::config_builder()
+        .user_agent(concat!("margay/", env!("CARGO_PKG_VERSION")))
+        .http_status_as_error(false)
+        .timeout_connect(Some(CONNECT_TIMEOUT))
+        .timeout_recv_response(Some(READ_TIMEOUT))
+        .timeout_per_read(Some(READ_TIMEOUT))
+        .tls_config(TlsConfig::builder().root_certs(roots.clone()).build())
 }
 
 /// The certificates in a file.

@@ -61,6 +61,14 @@ pub enum HubError {
         #[source]
         source: Box<ureq::Error>,
     },
+    /// A file cannot be fetched by its address.
+    #[error("cannot fetch {url}: {why}")]
+    Fetch {
+        /// Where.
+        url: String,
+        /// Why.
+        why: String,
+    },
     /// The connection broke again and again. What was received is kept.
     #[error("{file} broke off after {got} of {size} bytes: {why}; the same command goes on from there")]
     BrokenOff {

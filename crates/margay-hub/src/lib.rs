@@ -23,10 +23,12 @@ mod choose;
 mod client;
 mod download;
 mod error;
+mod fetch;
 mod reference;
 
 pub use download::{Progress, Pulled, PulledFile, pull};
 pub use error::HubError;
+pub use fetch::Fetcher;
 pub use reference::ModelRef;
 
 use std::path::PathBuf;

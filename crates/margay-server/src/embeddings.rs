@@ -186,7 +186,7 @@ mod tests {
             (json!({"input": [1, 2, 3]}), "input[0]"),
             (json!({"input": [[1, 2, 3]]}), "input[0]"),
             (
-                json!({"input": [[{"type": "image_url", "image_url": {"url": "http://x/y.png"}}]]}),
+                json!({"input": [[{"type": "image_url", "image_url": {"url": "file:///x/y.png"}}]]}),
                 "input[0][0].image_url",
             ),
             (json!({"input": "a", "dimensions": 64}), "dimensions"),

@@ -40,5 +40,5 @@ mod tools;
 mod turns;
 
 pub use error::ServerError;
-pub use options::{Limits, ServerOptions};
+pub use options::{Fetch, Get, Limits, ServerOptions};
 pub use serve::{Handle, Server};

@@ -20,11 +20,20 @@ pub(crate) struct Said {
 #[derive(Debug, PartialEq)]
 pub(crate) enum Part {
     Text(String),
-    /// A picture as base64, and where it stands in the request.
+    /// A picture, and where it stands in the request.
     Picture {
         place: String,
-        base64: String,
+        data: Data,
     },
+}
+
+/// Where a picture's bytes are.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Data {
+    /// Here.
+    Base64(String),
+    /// At an address of http or https.
+    Address(String),
 }
 
 /// Reads `messages`. Those of the system in front are joined: models know one.
@@ -199,21 +208,17 @@ fn picture(fields: &mut Fields) -> Result<Part, Problem> {
             url
         }
     };
-    Ok(Part::Picture { base64: data_of(url, &place)?, place })
+    Ok(Part::Picture { data: data_of(url, &place)?, place })
 }
 
-/// The base64 text of a `data:` address. Source: RFC 2397.
-fn data_of(mut url: String, place: &str) -> Result<String, Problem> {
+/// What an address is of; of `data:` the base64 text in it. Source: RFC 2397.
+fn data_of(mut url: String, place: &str) -> Result<Data, Problem> {
     let bad = |what: &str| Err(Problem::bad(place, what).with_code("invalid_image_url"));
     let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme).to_ascii_lowercase();
     match scheme.as_str() {
         "data" => {}
-        "http" | "https" => {
-            return bad(
-                "is an address on the network, and this server fetches nothing; send the picture itself as \
-                        data:image/...;base64,...",
-            );
-        }
+        // Whether it may be fetched the server's options say.
+        "http" | "https" => return Ok(Data::Address(url)),
         "file" => {
             return bad(
                 "is a file's, and this server opens no files for its callers; send the picture itself",
@@ -229,7 +234,7 @@ fn data_of(mut url: String, place: &str) -> Result<String, Problem> {
     if !head.starts_with("data:image/") && head != "data:application/octet-stream;base64" {
         return bad("is no picture: it must begin with data:image/");
     }
-    Ok(url.split_off(comma + 1))
+    Ok(Data::Base64(url.split_off(comma + 1)))
 }
 
 #[cfg(test)]
@@ -262,7 +267,7 @@ mod tests {
         assert_eq!(said[0].parts, [text("a"), text("\n\n"), text("b")]);
         let picture = |at: usize, data: &str| Part::Picture {
             place: format!("messages[2].content[{at}].image_url"),
-            base64: data.to_owned(),
+            data: Data::Base64(data.to_owned()),
         };
         assert_eq!(said[1].parts, [picture(0, "AA=="), text("x"), picture(2, "BB")]);
     }
@@ -311,7 +316,6 @@ mod tests {
             (json!([{"role": "user", "content": 5}]), "messages[0].content", "list of parts"),
             (json!([{"role": "user", "content": "x", "name": "y"}]), "messages[0].name", "not a parameter"),
             (user(json!({"type": "input_audio"})), "messages[0].content[0].type", "input_audio"),
-            (url("https://example.org/a.png"), "messages[0].content[0].image_url", "fetches nothing"),
             (url("file:///etc/passwd"), "messages[0].content[0].image_url", "opens no files"),
             (url("/etc/passwd"), "messages[0].content[0].image_url", "data:image/"),
             (url("data:text/html;base64,AA"), "messages[0].content[0].image_url", "no picture"),

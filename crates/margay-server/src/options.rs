@@ -3,8 +3,28 @@
 use margay::{KvType, SchedulerOptions};
 use std::{
     net::{IpAddr, Ipv4Addr},
+    sync::Arc,
     time::Duration,
 };
+
+/// Fetches the bytes at an address of `http` or `https`: so many at most, within that time. An error is its reason, for people.
+pub type Get = dyn Fn(&str, u64, Duration) -> Result<Vec<u8>, String> + Send + Sync;
+
+/// How pictures are fetched. This room asks nobody itself.
+#[derive(Clone)]
+pub struct Fetch {
+    /// Hosts that may be asked: `example.org`, with a port that is not the usual one `example.org:8000`.
+    pub hosts: Vec<String>,
+    /// Asks one of them; it follows no redirect to another.
+    pub get: Arc<Get>,
+}
+
+/// Without the function.
+impl std::fmt::Debug for Fetch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Fetch").field("hosts", &self.hosts).finish_non_exhaustive()
+    }
+}
 
 /// How to serve.
 #[derive(Clone, Debug)]
@@ -23,6 +43,8 @@ pub struct ServerOptions {
     pub origins: Vec<String>,
     /// Names of this machine that callers may use beside `localhost` and addresses.
     pub hosts: Vec<String>,
+    /// How pictures are had that requests name by address; `None` fetches nothing.
+    pub fetch: Option<Fetch>,
     /// How the model keeps keys and values, for telling what a request would take.
     pub kv: KvType,
     /// How many answers at the same time, and how many may wait.
@@ -45,6 +67,7 @@ impl Default for ServerOptions {
             names: vec![],
             origins: vec![],
             hosts: vec![],
+            fetch: None,
             kv: KvType::default(),
             scheduler: SchedulerOptions::default(),
             draft: 0,

@@ -2,16 +2,21 @@
 
 use crate::{
     app::{App, HeldPixels},
-    message::{Part, Said},
+    fields::shown,
+    message::{Data, Part, Said},
     problem::Problem,
 };
-use axum::http::StatusCode;
+use axum::http::{StatusCode, Uri};
 use base64::{
     Engine,
     alphabet::STANDARD,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
 use margay::{Content, Image, ImageLimits, Turn};
+use std::time::Duration;
+
+/// A picture that takes longer to come is not waited for.
+const FETCH_TIME: Duration = Duration::from_secs(20);
 
 /// Clients leave the padding out or put it.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -39,8 +44,12 @@ pub(crate) fn of(app: &App, said: Vec<Said>, copies: u64) -> Result<(Vec<Turn>, 
         let content = parts.into_iter().map(|part| {
             Ok(match part {
                 Part::Text(text) => Content::Text(text),
-                Part::Picture { place, base64 } => {
-                    let image = decode(&place, &base64, limits.pixels - pixels)?;
+                Part::Picture { place, data } => {
+                    let bytes = match data {
+                        Data::Base64(text) => of_base64(&place, &text)?,
+                        Data::Address(url) => fetched(app, &place, &url)?,
+                    };
+                    let image = decode(&place, &bytes, limits.pixels - pixels)?;
                     pixels += u64::from(image.width()) * u64::from(image.height());
                     Content::Image(image)
                 }
@@ -52,12 +61,47 @@ pub(crate) fn of(app: &App, said: Vec<Said>, copies: u64) -> Result<(Vec<Turn>, 
     Ok((turns, held.ok_or_else(|| full(app, pixels.saturating_mul(copies)))?))
 }
 
-fn decode(place: &str, base64: &str, pixels_left: u64) -> Result<Image, Problem> {
-    let bytes = BASE64
-        .decode(base64)
-        .map_err(|e| Problem::bad(place, format!("is not base64: {e}")).with_code("invalid_image_url"))?;
+fn of_base64(place: &str, text: &str) -> Result<Vec<u8>, Problem> {
+    BASE64
+        .decode(text)
+        .map_err(|e| Problem::bad(place, format!("is not base64: {e}")).with_code("invalid_image_url"))
+}
+
+/// The bytes at an address, where its host is one that the server may ask.
+fn fetched(app: &App, place: &str, url: &str) -> Result<Vec<u8>, Problem> {
+    let bad = |what: String| Problem::bad(place, what).with_code("invalid_image_url");
+    let Some(fetch) = &app.options.fetch else {
+        return Err(bad(
+            "is an address on the network, and this server fetches nothing; send the picture itself as \
+             data:image/...;base64,..."
+                .to_owned(),
+        ));
+    };
+    let host = host_of(url).ok_or_else(|| bad("is no address of http or https".to_owned()))?;
+    if !fetch.hosts.iter().any(|allowed| allowed.eq_ignore_ascii_case(&host)) {
+        let host = shown(&host);
+        return Err(bad(format!(
+            "is of {host}, from which this server fetches nothing; send the picture itself"
+        )));
+    }
+    let limits = app.limits();
+    let most = (limits.body_bytes as u64).min(ImageLimits::default().max_file_bytes);
+    (fetch.get)(url, most, FETCH_TIME.min(limits.time)).map_err(|why| bad(format!("cannot be had: {why}")))
+}
+
+/// The host of an address, with its port unless that is the usual one.
+fn host_of(url: &str) -> Option<String> {
+    let url: Uri = url.parse().ok()?;
+    let (host, usual) = (url.host()?, if url.scheme_str() == Some("https") { 443 } else { 80 });
+    Some(match url.port_u16().filter(|port| *port != usual) {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    })
+}
+
+fn decode(place: &str, bytes: &[u8], pixels_left: u64) -> Result<Image, Problem> {
     let limits = ImageLimits { max_pixels: pixels_left, ..ImageLimits::default() };
-    Image::from_bytes_within(&bytes, place, &limits).map_err(|e| Problem::of_engine(&e))
+    Image::from_bytes_within(bytes, place, &limits).map_err(|e| Problem::of_engine(&e))
 }
 
 /// The pictures and the words of an input to be embedded.
@@ -83,4 +127,25 @@ fn full(app: &App, pixels: u64) -> Problem {
         format!("the pictures of all n answers have {pixels} pixels, and {most} is the limit of this server");
     let problem = Problem::new(StatusCode::BAD_REQUEST, message).with_code("too_many_pixels");
     Problem { param: Some("messages".to_owned()), ..problem }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_what_is_asked_and_not_what_an_address_pretends() {
+        for (url, host) in [
+            ("https://example.org/a.png", Some("example.org")),
+            ("http://example.org:80/a.png", Some("example.org")),
+            ("http://example.org:8000/a.png", Some("example.org:8000")),
+            ("https://example.org@evil.example/a.png", Some("evil.example")),
+            ("https://example.org:443@evil.example:1/", Some("evil.example:1")),
+            ("http://[::1]:9/a.png", Some("[::1]:9")),
+            ("http:///a.png", None),
+            ("http://exa mple.org/", None),
+        ] {
+            assert_eq!(host_of(url).as_deref(), host, "{url}");
+        }
+    }
 }

@@ -1,14 +1,14 @@
 //! `margay serve`: the model over HTTP, and a page.
 
 use crate::{
-    Outcome, Usage, environment,
+    Outcome, Usage, environment, hub,
     interrupt::{Interrupt, Late},
     model::LoadArgs,
     output,
 };
 use clap::{Args, builder::TypedValueParser};
 use margay::{Cancel, LoadOptions, SchedulerOptions};
-use margay_server::{Limits, Server, ServerError, ServerOptions};
+use margay_server::{Fetch, Limits, Server, ServerError, ServerOptions};
 use std::{
     net::{IpAddr, Ipv4Addr},
     num::{NonZeroU64, NonZeroUsize},
@@ -58,6 +58,10 @@ pub(crate) struct Serve {
     /// A name of this machine that callers may use, beside localhost and addresses; may be repeated
     #[arg(long = "allow-host", value_name = "NAME")]
     hosts: Vec<String>,
+    /// A host from which pictures are fetched that requests name by address, as in example.org or example.org:8000; none
+    /// unless given; may be repeated
+    #[arg(long = "image-host", value_name = "HOST")]
+    image_hosts: Vec<String>,
     /// Answers that are made at the same time
     #[arg(long, value_name = "N", default_value = "4")]
     slots: NonZeroUsize,
@@ -97,7 +101,7 @@ pub(crate) struct Serve {
 
 impl Serve {
     pub(crate) fn run(self, interrupt: &Interrupt) -> anyhow::Result<Outcome> {
-        let options = self.options();
+        let options = self.options(self.fetch()?);
         if !options.host.is_loopback() && options.key.is_none() && !options.open {
             // Said before a large model is loaded.
             return Err(Usage(ServerError::NeedsKey { host: options.host }.to_string()).into());
@@ -118,7 +122,15 @@ impl Serve {
         Ok(Outcome::Done)
     }
 
-    fn options(&self) -> ServerOptions {
+    /// How pictures are had that requests name by address.
+    fn fetch(&self) -> anyhow::Result<Option<Fetch>> {
+        if self.image_hosts.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(Fetch { hosts: self.image_hosts.clone(), get: hub::get()? }))
+    }
+
+    fn options(&self, fetch: Option<Fetch>) -> ServerOptions {
         let millions = |n: u64| n.saturating_mul(1_000_000);
         let pixels = millions(self.max_pixels.get());
         ServerOptions {
@@ -129,6 +141,7 @@ impl Serve {
             names: self.names.clone(),
             origins: self.origins.clone(),
             hosts: self.hosts.clone(),
+            fetch,
             kv: self.load.kv.unwrap_or_default(),
             scheduler: SchedulerOptions {
                 slots: self.slots.get(),
