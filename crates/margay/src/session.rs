@@ -631,6 +631,34 @@ mod tests {
     }
 
     #[test]
+    fn pictures_that_are_cut_into_tiles_keep_within_a_bound_of_tokens() {
+        for name in ["smolvlm", "minicpmv"] {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name);
+            let image = Image::open(folder.join("wide.png")).unwrap();
+            let source = ModelSource::open(&folder, None).unwrap();
+            let tile = source.config.vision.as_ref().unwrap().tile_tokens();
+            let whole = source.picture_layout(&image).unwrap().visual_tokens();
+            assert!(whole > 3 * tile, "{name}: {whole} of {tile}");
+            let seen = |most: usize| {
+                let bounded = source.clone().with_max_image_tokens(most.try_into().unwrap()).unwrap();
+                bounded.picture_layout(&image).unwrap().visual_tokens()
+            };
+            assert_eq!((seen(10_000), seen(1)), (whole, tile), "{name}");
+            for most in tile..whole {
+                assert!(seen(most) <= most && seen(most) >= tile, "{name} {most}: {}", seen(most));
+            }
+        }
+        // And are answered about.
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/smolvlm");
+        let options = LoadOptions { max_image_tokens: 20.try_into().ok(), ..LoadOptions::default() };
+        let model = Model::load_with(&folder, &options).unwrap();
+        let image = Image::open(folder.join("wide.png")).unwrap();
+        let ask = AskOptions { max_tokens: 3, ..AskOptions::default() };
+        let report = model.session().unwrap().ask_with(&[image], "one", &ask).unwrap().report().unwrap();
+        assert!((5..=20).contains(&report.stages.visual_tokens), "{:?}", report.stages);
+    }
+
+    #[test]
     fn guesses_change_no_token_whatever_the_temperature() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/mobilevlm-v2");
         let load = |outputs| LoadOptions { kv: KvType::F32, outputs, ..LoadOptions::default() };
