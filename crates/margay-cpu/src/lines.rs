@@ -3,7 +3,7 @@
 use margay_tensor::{Owner, Storage};
 use std::{
     alloc::{Layout, alloc_zeroed, dealloc},
-    ops::{Deref, DerefMut},
+    ops::{Deref, DerefMut, Range},
     ptr::NonNull,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -34,6 +34,8 @@ unsafe impl Plain for f32 {}
 /// Bytes from which on a buffer is mapped on its own and asks for huge pages: weights are read from end to end for
 /// each token, and with 4 KiB pages the address translation costs a tenth of the bandwidth.
 const HUGE_FROM_BYTES: usize = 4 << 20;
+/// A multiple of every page that systems use.
+const PAGE_BYTES: usize = 64 << 10;
 /// A huge page of x86-64, and of aarch64 with 4 KiB pages.
 const HUGE_PAGE_BYTES: usize = 2 << 20;
 /// Bytes that an arena asks the system for at a time.
@@ -94,6 +96,21 @@ impl<T: Plain> Lines<T> {
     }
 }
 
+impl Lines<u8> {
+    /// Gives the memory of those bytes back to the system, as far as it is whole pages of a mapping; they are zero then.
+    ///
+    /// # Safety
+    /// Nobody reads or writes them meanwhile.
+    pub(crate) unsafe fn give_back(&self, bytes: Range<usize>) {
+        debug_assert!(bytes.end <= self.len);
+        if let Some(mapping) = &self.mapping {
+            let before = self.at.as_ptr() as usize - mapping.start.as_ptr() as usize;
+            // SAFETY: the caller's promise.
+            unsafe { mapping.give_back(before + bytes.start..before + bytes.end) }
+        }
+    }
+}
+
 impl Owner for Lines<u8> {
     fn bytes(&self) -> &[u8] {
         self
@@ -111,7 +128,7 @@ struct Mapping {
     /// The first byte, at the start of a page of the size asked for.
     start: NonNull<u8>,
     len: usize,
-    _pages: memmap2::MmapMut,
+    pages: memmap2::MmapMut,
 }
 
 // SAFETY: it owns its memory; whoever writes through `start` keeps to a part of its own.
@@ -129,7 +146,22 @@ impl Mapping {
         let at = pages.as_mut_ptr();
         let skip = at.align_offset(HUGE_PAGE_BYTES).min(HUGE_PAGE_BYTES);
         let start = NonNull::new(at.wrapping_add(skip))?;
-        Some(Mapping { start, len: bytes, _pages: pages })
+        Some(Mapping { start, len: bytes, pages })
+    }
+
+    /// # Safety
+    /// Nobody reads or writes those bytes meanwhile.
+    unsafe fn give_back(&self, bytes: Range<usize>) {
+        let (from, to) = (bytes.start.next_multiple_of(PAGE_BYTES), bytes.end / PAGE_BYTES * PAGE_BYTES);
+        if from < to {
+            let skip = self.start.as_ptr() as usize - self.pages.as_ptr() as usize;
+            // A refusal costs memory and nothing else.
+            // SAFETY: whole pages of this mapping, as it begins at one; the caller's promise for the rest.
+            #[cfg(unix)]
+            let _ = unsafe {
+                self.pages.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, skip + from, to - from)
+            };
+        }
     }
 }
 

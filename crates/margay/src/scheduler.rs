@@ -432,8 +432,14 @@ impl Desk<'_> {
             };
             let rest = ready.split_off(ready.len().min(engine.together()));
             let clock = Stopwatch::start();
-            let tokens: Vec<_> = ready.iter().filter_map(|r| r.work.next_token(&r.session)).collect();
-            let mut segments: Vec<Segment<'_>> = ready
+            // Asked once: who is cancelled in between has no next token any more.
+            let next = ready.into_iter().filter_map(|r| Some((r.work.next_token(&r.session)?, r)));
+            let (tokens, mut together): (Vec<_>, Vec<_>) = next.unzip();
+            ready = rest;
+            if tokens.is_empty() {
+                continue;
+            }
+            let mut segments: Vec<Segment<'_>> = together
                 .iter_mut()
                 .map(|running| Segment { state: running.session.state.as_mut(), rows: 1 })
                 .collect();
@@ -441,7 +447,7 @@ impl Desk<'_> {
             let logits = engine.decode(&tokens, &mut segments, &Cancel::new()).map(|logits| {
                 let took = clock.elapsed();
                 let width = logits.len() / tokens.len();
-                for (running, logits) in ready.iter_mut().zip(logits.chunks_exact(width)) {
+                for (running, logits) in together.iter_mut().zip(logits.chunks_exact(width)) {
                     if let Err(e) = running.work.decoded(&mut running.session, logits, took) {
                         (running.tell)(Err(e));
                     }
@@ -454,10 +460,9 @@ impl Desk<'_> {
             }
             if let Err(e) = logits {
                 let what = e.to_string();
-                ready.iter_mut().for_each(|running| running.fail(Error::Run { what: what.clone() }));
+                together.iter_mut().for_each(|running| running.fail(Error::Run { what: what.clone() }));
             }
-            ready.iter_mut().for_each(|running| running.tell());
-            ready = rest;
+            together.iter_mut().for_each(|running| running.tell());
         }
     }
 

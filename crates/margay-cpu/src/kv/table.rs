@@ -13,7 +13,7 @@ use crate::{
 };
 use std::sync::{
     Arc,
-    atomic::{AtomicU32, AtomicUsize, Ordering},
+    atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
 };
 
 /// In what types a state keeps its tokens.
@@ -109,13 +109,16 @@ struct Slab {
     owners: Vec<AtomicU32>,
     /// Places that were ever taken are those below it.
     touched: AtomicUsize,
+    /// Nobody takes places from it any more: its own table is gone, and others hold some.
+    left: AtomicBool,
 }
 
 impl Slab {
     fn new(kind: KvType, stride: usize, places: usize) -> Option<Arc<Slab>> {
         let memory = Lines::try_zeroed(stride.checked_mul(places)?)?;
         let owners = (0..places).map(|_| AtomicU32::new(0)).collect();
-        Some(Arc::new(Slab { kind, stride, memory, owners, touched: AtomicUsize::new(0) }))
+        let (touched, left) = (AtomicUsize::new(0), AtomicBool::new(false));
+        Some(Arc::new(Slab { kind, stride, memory, owners, touched, left }))
     }
 
     /// The lowest free place.
@@ -127,6 +130,24 @@ impl Slab {
             }
         }
         None
+    }
+
+    /// Its table is gone: places that nobody holds are given back to the system, so that a few that others hold do not keep
+    /// the memory of all.
+    fn leave(&self) {
+        self.left.store(true, Ordering::SeqCst);
+        let touched = self.touched.load(Ordering::Relaxed);
+        for (at, _) in
+            self.owners.iter().enumerate().take(touched).filter(|(_, n)| n.load(Ordering::SeqCst) == 0)
+        {
+            self.give_back(at);
+        }
+    }
+
+    /// Gives a place that nobody holds, and nobody will take, back to the system.
+    fn give_back(&self, at: usize) {
+        // SAFETY: nobody holds the place, and only the slab's own table, which is gone, could take it.
+        unsafe { self.memory.give_back(at * self.stride..(at + 1) * self.stride) }
     }
 
     fn touched_bytes(&self) -> usize {
@@ -151,7 +172,10 @@ impl Clone for Place {
 impl Drop for Place {
     fn drop(&mut self) {
         // Whoever takes the place next must see that nobody reads it any more.
-        self.slab.owners[self.at].fetch_sub(1, Ordering::Release);
+        let owners = self.slab.owners[self.at].fetch_sub(1, Ordering::SeqCst);
+        if owners == 1 && self.slab.left.load(Ordering::SeqCst) {
+            self.slab.give_back(self.at);
+        }
     }
 }
 
@@ -200,6 +224,14 @@ pub(crate) struct KvTable {
     most: usize,
     /// Blocks that are filled in another type than they keep, at the same time.
     staged: usize,
+}
+
+impl Drop for KvTable {
+    fn drop(&mut self) {
+        self.blocks.clear();
+        // One that nobody else holds is freed as a whole.
+        self.slabs.iter().filter(|slab| Arc::strong_count(slab) > 1).for_each(|slab| slab.leave());
+    }
 }
 
 impl KvTable {
@@ -573,5 +605,32 @@ mod tests {
         assert!(table.prepare(&engine, 128, 129).unwrap());
         assert_eq!((table.blocks[0].kind(), table.closed), (KvType::F16, 0));
         assert_eq!(table.blocks[0].bytes(), before);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn what_a_conversation_leaves_behind_is_given_back_but_for_what_others_hold() {
+        // Blocks of 512 KiB, so that all of them are a mapping.
+        let kind = KvType::F16;
+        let mut first = KvTable::of_layer(kind, (16, 128), 16 * KEYS).unwrap();
+        assert!(first.blocks[0].slab.stride >= 8 * 64 << 10);
+        for block in &mut first.blocks {
+            block.bytes_mut().fill(7);
+        }
+        let mut second = first.empty().unwrap();
+        second.share(&first, KEYS + 3);
+        let slab = first.blocks[0].slab.clone();
+        let filled = |slab: &Slab| {
+            let whole = |at: &usize| slab.memory[at * slab.stride..][..slab.stride].iter().all(|x| *x == 7);
+            (0..16).filter(whole).count()
+        };
+        assert_eq!(filled(&slab), 16);
+        drop(first);
+        assert!(second.blocks.iter().all(|block| block.bytes().iter().all(|x| *x == 7)));
+        assert_eq!(filled(&slab), 2);
+        second.truncate(KEYS);
+        assert_eq!(filled(&slab), 1);
+        drop(second);
+        assert_eq!(filled(&slab), 0);
     }
 }
