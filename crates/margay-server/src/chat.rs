@@ -155,19 +155,16 @@ fn submit(app: &App, prepared: Prepared, random: u64, arrived: Stopwatch) -> Res
         };
         Job { turns: turns.clone(), options }
     });
-    start(app, jobs, held, arrived).map_err(|(e, problem)| match e {
-        Error::Form(_) if request.tools.any() => Problem { param: Some("tools".to_owned()), ..problem },
-        _ => problem,
-    })
+    start(app, jobs, (held, arrived), request.tools.any().then_some("tools"))
 }
 
-/// Gives jobs to the engine.
+/// Gives jobs to the engine. `form_of`: which parameter asked for the form of the answers, where another than its own did.
 pub(crate) fn start(
     app: &App,
     jobs: impl ExactSizeIterator<Item = Job>,
-    held: HeldPixels,
-    arrived: Stopwatch,
-) -> Result<Running, (Error, Problem)> {
+    (held, arrived): (HeldPixels, Stopwatch),
+    form_of: Option<&str>,
+) -> Result<Running, Problem> {
     let (tell, told) = unbounded_channel();
     let held = Arc::new(held);
     let mut running = Running { told, choices: jobs.len(), cancels: vec![] };
@@ -183,13 +180,13 @@ pub(crate) fn start(
         };
         let submitted = app.scheduler.submit(job, Box::new(move |event| teller.hear(event)));
         // What was submitted before ends with `running`.
-        running.cancels.push(submitted.map_err(|e| {
-            let problem = match e {
-                Error::Busy { .. } if app.is_stopping() => Problem::stopping(),
-                Error::Busy { .. } => app.busy(),
-                _ => Problem::of_engine(&e),
-            };
-            (e, problem)
+        running.cancels.push(submitted.map_err(|e| match (&e, form_of) {
+            (Error::Busy { .. }, _) if app.is_stopping() => Problem::stopping(),
+            (Error::Busy { .. }, _) => app.busy(),
+            (Error::Form(_), Some(param)) => {
+                Problem { param: Some(param.to_owned()), ..Problem::of_engine(&e) }
+            }
+            _ => Problem::of_engine(&e),
         })?);
     }
     Ok(running)

@@ -140,7 +140,7 @@ async fn embed(app: &Arc<App>, parts: Vec<Part>, arrived: Stopwatch) -> Result<R
         let (images, text, held) = turns::inputs(&asked, parts)?;
         let options = AskOptions { embed: true, max_tokens: 1, ..AskOptions::default() };
         let job = Job { turns: vec![embedding_turn(&images, &text)], options };
-        start(&asked, std::iter::once(job), held, arrived).map_err(|(_, problem)| problem)
+        start(&asked, std::iter::once(job), (held, arrived), None)
     });
     let mut running = started.await.map_err(|_| broken())??;
     drop(permit);
