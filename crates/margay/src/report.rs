@@ -31,8 +31,8 @@ pub struct Report {
     pub stop: Stop,
     /// What each stage took.
     pub stages: StageReport,
-    /// What the prompt came to, where that was asked for: the numbers that the decoder's head reads behind its last token, [E],
-    /// of length 1.
+    /// What the prompt came to, where that was asked for: the numbers that the decoder's head reads behind its last token, as
+    /// many as the decoder is wide, of length 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub embedding: Option<Vec<f32>>,
     /// The pictures of the question, in order.
