@@ -96,7 +96,7 @@ fn engine_row(name: String, runs: &[&Run]) -> EngineRow {
 /// What nests in what, for readers of tables with totals.
 pub(crate) const NESTING: &str = "load comes before the question; preprocess, encode and project follow one another before \
 prefill and are no part of it; without load = preprocess + encode + project + prefill + decode + other, with load adds \
-loading. In llama.cpp's own lines prompt eval contains the picture's decoding (of it, image) and encoding lies before it; \
+loading. In llama.cpp's own lines prompt eval contains the picture's decoding (of it, image); encoding, where it lies in prompt eval too, is taken out; \
 its total without load is encode + prompt eval + eval. Of a command only the whole process is known.";
 
 /// Times of all tokens behind the first of all warm runs.
