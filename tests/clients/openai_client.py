@@ -78,7 +78,8 @@ def with_the_client(url):
     check("extra_body reaches the extensions", dry.prompt_tokens == answer.usage.prompt_tokens)
 
     look = {"type": "function", "function": {"name": "look", "description": "Zooms in.", "parameters": {
-        "type": "object", "properties": {"at": {"enum": ["sign", "tree"]}}, "required": ["at"]}}}
+        "type": "object", "properties": {"at": {"enum": ["sign", "tree"]}}, "required": ["at"],
+        "additionalProperties": False}}}
     calling = client.chat.completions.create(model=model, messages=question, tools=[look], tool_choice="required",
                                              parallel_tool_calls=False)
     call = calling.choices[0].message.tool_calls[0]
