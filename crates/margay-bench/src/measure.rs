@@ -196,7 +196,13 @@ pub fn measure(plan: &Plan<'_>) -> Result<Measured, BenchError> {
     (plan.progress)("digests");
     let model = rounds.source.as_ref().map(model_id).unwrap_or_default();
     let decoded = engines[0].runs.iter().find_map(|run| run.decode_tokens);
+    let seen = engines[0].runs.iter().find_map(|run| run.prompt_tokens);
     let counted = match (&rounds.source, &rounds.prompt, decoded) {
+        (_, Some(prompt), _) if seen.is_some_and(|seen| seen != prompt.tokens()) => {
+            let what = "the work of the stages is not counted: visual tokens are left out";
+            protocol.warnings.push(what.to_owned());
+            vec![]
+        }
         (Some(source), Some(prompt), Some(decoded)) => {
             let counted = work(source, prompt, plan.kv, decoded);
             counted.unwrap_or_else(|e| {
@@ -300,7 +306,10 @@ impl Rounds<'_> {
                 self.source = Some(model.source().clone());
                 self.prompt = prompt(self.plan, model)?;
             }
-            if let Some(prompt) = &self.prompt {
+            // Where visual tokens are left out the prompt is another.
+            let whole =
+                |prompt: &&Prompt| answered.run.prompt_tokens.is_none_or(|tokens| tokens == prompt.tokens());
+            if let Some(prompt) = self.prompt.as_ref().filter(whole) {
                 answered.tell_parts(&prompt.parts());
             }
             if answered.cancelled {

@@ -1,6 +1,6 @@
 //! Real measurements of the model inside the program, beside a real process.
 
-use margay::Model;
+use margay::{LoadOptions, Model};
 use margay_bench::{Begin, BenchError, METRICS, Peer, Plan, Record, compare, measure, report};
 use std::{path::PathBuf, time::Duration};
 
@@ -142,4 +142,17 @@ fn sustained_answers_have_their_rates() {
     assert!(!sustained.answers.is_empty() && sustained.seconds >= 0.9, "{sustained:?}");
     assert!(sustained.answers.iter().all(|answer| answer.ms > 0.0));
     assert!(measured.sustained.is_some());
+}
+
+#[test]
+fn work_of_a_prompt_that_is_another_is_not_told() {
+    let reduction = margay::Reduction { method: "merge".to_owned(), keep: margay::Keep::Share(0.5) };
+    let options = LoadOptions { reduction: Some(reduction), ..LoadOptions::default() };
+    let load = || Model::nano_with(&options);
+    let measured = measure(&short(&load)).unwrap();
+    assert!(measured.record.work.is_empty());
+    let warnings = measured.record.protocol.warnings.join("\n");
+    assert!(warnings.contains("visual tokens are left out"), "{warnings}");
+    let all = || Model::nano();
+    assert!(!measure(&short(&all)).unwrap().record.work.is_empty());
 }

@@ -13,9 +13,10 @@ use base64::{
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
 use margay::{Content, Image, ImageLimits, Turn};
+use margay_observe::Stopwatch;
 use std::time::Duration;
 
-/// A picture that takes longer to come is not waited for.
+/// Pictures of a request that take longer to come are not waited for.
 const FETCH_TIME: Duration = Duration::from_secs(20);
 
 /// Clients leave the padding out or put it.
@@ -39,6 +40,7 @@ pub(crate) fn of(app: &App, said: Vec<Said>, copies: u64) -> Result<(Vec<Turn>, 
         return Err(Problem::of_engine(&margay::Error::NoVision { model }));
     }
     let mut pixels = 0;
+    let clock = Stopwatch::start();
     let mut turns = vec![];
     for Said { role, parts } in said {
         let content = parts.into_iter().map(|part| {
@@ -47,7 +49,9 @@ pub(crate) fn of(app: &App, said: Vec<Said>, copies: u64) -> Result<(Vec<Turn>, 
                 Part::Picture { place, data } => {
                     let bytes = match data {
                         Data::Base64(text) => of_base64(&place, &text)?,
-                        Data::Address(url) => fetched(app, &place, &url)?,
+                        Data::Address(url) => {
+                            fetched(app, &place, &url, FETCH_TIME.saturating_sub(clock.elapsed()))?
+                        }
                     };
                     let image = decode(&place, &bytes, limits.pixels - pixels)?;
                     pixels += u64::from(image.width()) * u64::from(image.height());
@@ -68,7 +72,7 @@ fn of_base64(place: &str, text: &str) -> Result<Vec<u8>, Problem> {
 }
 
 /// The bytes at an address, where its host is one that the server may ask.
-fn fetched(app: &App, place: &str, url: &str) -> Result<Vec<u8>, Problem> {
+fn fetched(app: &App, place: &str, url: &str, time: Duration) -> Result<Vec<u8>, Problem> {
     let bad = |what: String| Problem::bad(place, what).with_code("invalid_image_url");
     let Some(fetch) = &app.options.fetch else {
         return Err(bad(
@@ -86,7 +90,7 @@ fn fetched(app: &App, place: &str, url: &str) -> Result<Vec<u8>, Problem> {
     }
     let limits = app.limits();
     let most = (limits.body_bytes as u64).min(ImageLimits::default().max_file_bytes);
-    (fetch.get)(url, most, FETCH_TIME.min(limits.time)).map_err(|why| bad(format!("cannot be had: {why}")))
+    (fetch.get)(url, most, time.min(limits.time)).map_err(|why| bad(format!("cannot be had: {why}")))
 }
 
 /// The host of an address, with its port unless that is the usual one.

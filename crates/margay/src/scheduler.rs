@@ -94,6 +94,8 @@ struct Queue {
 struct Waiting {
     prompt: Prompt,
     outline: Arc<Outline>,
+    /// Whether one that came later was begun before it.
+    passed_over: bool,
     options: AskOptions,
     cancel: Cancel,
     tell: Tell,
@@ -136,7 +138,9 @@ impl Scheduler {
         self.shared.model.check(&job.options)?;
         let cancel = Cancel::new();
         let outline = Arc::new(prompt.outline());
-        let waiting = Waiting { prompt, outline, options: job.options, cancel: cancel.clone(), tell };
+        let passed_over = false;
+        let waiting =
+            Waiting { prompt, outline, passed_over, options: job.options, cancel: cancel.clone(), tell };
         self.shared.room()?.waiting.push_back(waiting);
         self.shared.wake.notify_one();
         Ok(cancel)
@@ -272,10 +276,11 @@ impl Desk<'_> {
                 continue;
             }
             if self.running.len() < self.slots(queue.waiting.len())
-                && let Some(at) =
-                    queue.waiting.iter().position(|waiting| !self.is_computed_soon(&waiting.outline))
+                && let Some(at) = queue.waiting.iter().position(|waiting| !self.is_computed_soon(waiting))
                 && let Some(waiting) = queue.waiting.remove(at)
             {
+                // Nobody is passed over twice.
+                queue.waiting.iter_mut().take(at).for_each(|waiting| waiting.passed_over = true);
                 drop(queue);
                 self.begin(waiting);
                 continue;
@@ -301,14 +306,20 @@ impl Desk<'_> {
     }
 
     /// Whether most of a prompt is being computed for somebody else: it is then worth waiting for, and not computing twice.
-    fn is_computed_soon(&self, outline: &Outline) -> bool {
-        let computes = |running: &&Running| running.work.is_in_prompt();
-        let mut computing = self.running.iter().filter(computes);
-        computing.any(|running| 2 * running.outline.shared(outline) > outline.len())
+    fn is_computed_soon(&self, waiting: &Waiting) -> bool {
+        let outline = &waiting.outline;
+        let computing = self.running.iter().filter(|running| running.work.is_in_prompt());
+        let soon = computing.map(|running| running.outline.shared(outline)).max().unwrap_or(0);
+        if waiting.passed_over || 2 * soon <= outline.len() {
+            return false;
+        }
+        let sessions = self.running.iter().map(|running| &running.session).chain(&self.idle);
+        let now = sessions.map(|session| session.shared_tokens(&waiting.prompt)).max().unwrap_or(0);
+        soon >= now + LEAST_CHUNK
     }
 
-    fn begin(&mut self, Waiting { prompt, outline, options, cancel, mut tell }: Waiting) {
-        let begun = self.session_for(&prompt).and_then(|mut session| {
+    fn begin(&mut self, Waiting { prompt, outline, options, cancel, mut tell, .. }: Waiting) {
+        let begun = self.session_for(&prompt, options.embed).and_then(|mut session| {
             session.cancel = cancel.clone();
             let work = session.begin(prompt, &options)?;
             Ok((session, work))
@@ -321,20 +332,36 @@ impl Desk<'_> {
 
     /// The conversation that the prompt goes on with; else a new one that shares what another one begins with, an empty one, or
     /// the one that was idle for longest.
-    fn session_for(&mut self, prompt: &Prompt) -> Result<Session, Error> {
-        let shared: Vec<usize> = self.idle.iter().map(|session| session.shared_tokens(prompt)).collect();
+    fn session_for(&mut self, prompt: &Prompt, embeds: bool) -> Result<Session, Error> {
+        // A conversation goes on as it was computed; another one begins as things are now.
+        let goes_on = prompt.messages.iter().filter(|message| message.role == "user").count() > 1;
+        let share = |session: &Session| match goes_on || session.is_as_now(prompt) {
+            true => session.shared_tokens(prompt),
+            false => 0,
+        };
+        let shared: Vec<usize> = self.idle.iter().map(share).collect();
         let best = (0..shared.len()).max_by_key(|at| shared[*at]);
-        // One of which little would be left is worth more as it is.
-        if let Some(best) = best.filter(|best| shared[*best] * 2 > self.idle[*best].used_tokens()) {
+        let running = self.running.iter().map(|running| (share(&running.session), &running.session));
+        let running = running.max_by_key(|(shared, _)| *shared);
+        // One of which little would be left is worth more as it is, and one that shares less than another less.
+        let is_best = |at: &usize| {
+            shared[*at] * 2 > self.idle[*at].used_tokens()
+                && running.as_ref().is_none_or(|(running, _)| shared[*at] >= *running)
+        };
+        if let Some(best) = best.filter(is_best) {
             return Ok(self.idle.remove(best));
         }
-        let others = self.running.iter().map(|running| &running.session).chain(&self.idle);
-        let most = others.map(|other| (other.shared_tokens(prompt), other)).max_by_key(|(shared, _)| *shared);
-        let most = most.filter(|(shared, _)| *shared >= LEAST_CHUNK);
+        let idle = best.map(|at| (shared[at], &self.idle[at]));
+        let most = running.into_iter().chain(idle).max_by_key(|(shared, _)| *shared);
+        let most = most.filter(|(shared, other)| *shared >= LEAST_CHUNK && other.is_as_now(prompt));
         // Of a backend that shares nothing it is computed anew.
         let forked = most.and_then(|(_, other)| other.fork(prompt).ok());
-        let oldest = self.idle.len() >= self.shared.options.kept.max(1);
-        let oldest = oldest.then(|| self.idle.remove(0));
+        // What is embedded is no conversation, and takes no other's place.
+        let full = self.idle.len() >= self.shared.options.kept.max(1) && !embeds;
+        let oldest = full.then(|| self.idle.remove(0)).map(|mut oldest| {
+            oldest.clear();
+            oldest
+        });
         match forked.or(oldest) {
             Some(session) => Ok(session),
             None => self.shared.model.session(),
@@ -475,7 +502,7 @@ impl Desk<'_> {
                 let Running { mut session, mut work, .. } = self.running.remove(at);
                 work.remember(&mut session);
                 session.cancel = Cancel::new();
-                if session.used_tokens() > 0 {
+                if session.used_tokens() > 0 && !work.embeds() {
                     self.idle.push(session);
                 }
             }

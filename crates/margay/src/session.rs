@@ -208,7 +208,11 @@ impl Session {
     pub(crate) fn begin(&mut self, prompt: Prompt, options: &AskOptions) -> Result<Work, Error> {
         let sampler = self.sampler(options)?;
         let same = self.same_pictures(&prompt);
-        let sequence = self.with_pictures_held(&prompt, same)?;
+        let (same, sequence) = match self.with_pictures_held(&prompt, same) {
+            Ok(sequence) => (same, sequence),
+            // As they were seen then there is no room for them: they are seen anew.
+            Err(_) => (0, prompt.sequence.clone()),
+        };
         self.keep_pictures(same);
         self.messages = prompt.messages;
         let pictures = prompt.pictures.into_iter().skip(same).collect();
@@ -403,9 +407,21 @@ impl Session {
         self.place(&self.model.source().render(&prompt.messages)?, &layouts)
     }
 
+    /// Whether what a prompt shares with it is what it would be if it were computed now: the governor may have asked for less when
+    /// it was.
+    pub(crate) fn is_as_now(&self, prompt: &Prompt) -> bool {
+        let same = self.same_pictures(prompt);
+        self.bits_now() == self.most_bits
+            && self.images[..same].iter().zip(&prompt.pictures).all(|(held, (_, now))| held.is_cut_of(now))
+    }
+
+    fn bits_now(&self) -> Option<u32> {
+        self.model.governed().and_then(|governed| governed.most_bits())
+    }
+
     /// An empty cache becomes one of so few bits as the governor asks for now.
     pub(crate) fn fit_cache(&mut self) -> Result<(), Error> {
-        let most_bits = self.model.governed().and_then(|governed| governed.most_bits());
+        let most_bits = self.bits_now();
         if self.state.is_empty() && most_bits != self.most_bits {
             self.state = self.model.engine()?.new_state(self.model.context(), most_bits)?;
             self.most_bits = most_bits;

@@ -223,6 +223,11 @@ impl Work {
         self.phase = Phase::Over;
     }
 
+    /// True where the prompt is all there is to compute.
+    pub(crate) fn embeds(&self) -> bool {
+        self.options.embed
+    }
+
     /// True until the prompt is computed.
     pub(crate) fn is_in_prompt(&self) -> bool {
         !matches!(self.phase, Phase::Decode | Phase::Ended(_) | Phase::Over)

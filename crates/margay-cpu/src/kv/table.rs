@@ -173,7 +173,11 @@ impl Drop for Place {
     fn drop(&mut self) {
         // Whoever takes the place next must see that nobody reads it any more.
         let owners = self.slab.owners[self.at].fetch_sub(1, Ordering::SeqCst);
-        if owners == 1 && self.slab.left.load(Ordering::SeqCst) {
+        // Once the table is gone nobody can take a place: that nobody holds it now is final.
+        if owners == 1
+            && self.slab.left.load(Ordering::SeqCst)
+            && self.slab.owners[self.at].load(Ordering::SeqCst) == 0
+        {
             self.slab.give_back(self.at);
         }
     }
