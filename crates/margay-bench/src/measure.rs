@@ -149,6 +149,7 @@ pub fn measure(plan: &Plan<'_>) -> Result<Measured, BenchError> {
         held: None,
         source: None,
         prompt: None,
+        prompt_tokens: None,
         stopped: false,
     };
     let mut cooler = Cooler::new(&root, plan.cool, protocol.start_celsius);
@@ -196,7 +197,7 @@ pub fn measure(plan: &Plan<'_>) -> Result<Measured, BenchError> {
     (plan.progress)("digests");
     let model = rounds.source.as_ref().map(model_id).unwrap_or_default();
     let decoded = engines[0].runs.iter().find_map(|run| run.decode_tokens);
-    let seen = engines[0].runs.iter().find_map(|run| run.prompt_tokens);
+    let seen = rounds.prompt_tokens;
     let counted = match (&rounds.source, &rounds.prompt, decoded) {
         (_, Some(prompt), _) if seen.is_some_and(|seen| seen != prompt.tokens()) => {
             let what = "the work of the stages is not counted: visual tokens are left out";
@@ -245,6 +246,8 @@ struct Rounds<'p> {
     held: Option<Model>,
     source: Option<ModelSource>,
     prompt: Option<Prompt>,
+    /// As Margay computed it.
+    prompt_tokens: Option<usize>,
     stopped: bool,
 }
 
@@ -281,8 +284,7 @@ impl Rounds<'_> {
                 }
                 continue;
             };
-            let prompt_tokens = self.prompt.as_ref().map(Prompt::tokens);
-            match peer.run(self.plan, self.idle_watts, (round, prompt_tokens))? {
+            match peer.run(self.plan, self.idle_watts, (round, self.prompt_tokens))? {
                 Some((run, _)) if counted.is_some() => engine.runs.push(run),
                 Some(_) => {}
                 None => self.stopped = true,
@@ -306,6 +308,7 @@ impl Rounds<'_> {
                 self.source = Some(model.source().clone());
                 self.prompt = prompt(self.plan, model)?;
             }
+            self.prompt_tokens = answered.run.prompt_tokens.or(self.prompt_tokens);
             // Where visual tokens are left out the prompt is another.
             let whole =
                 |prompt: &&Prompt| answered.run.prompt_tokens.is_none_or(|tokens| tokens == prompt.tokens());

@@ -18,3 +18,10 @@ pub fn embedding_turn(images: &[Image], text: &str) -> Turn {
     content.push(Content::Text(format!("{text}{line}Summary above {of} in one word: ")));
     Turn { role: "user".to_owned(), content }
 }
+
+/// In the same direction; zeros stay.
+pub(crate) fn of_length_1(numbers: &[f32]) -> Vec<f32> {
+    let length = numbers.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+    let by = if length > 0.0 { (1.0 / length) as f32 } else { 0.0 };
+    numbers.iter().map(|x| x * by).collect()
+}

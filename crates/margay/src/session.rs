@@ -397,7 +397,7 @@ impl Session {
     /// The sequence of a prompt whose first so many pictures the session has already: they stand in it as they were seen then.
     fn with_pictures_held(&self, prompt: &Prompt, same: usize) -> Result<Sequence, Error> {
         let held = &self.images[..same];
-        if held.iter().zip(&prompt.pictures).all(|(held, (_, now))| held.is_cut_of(now)) {
+        if self.saw_as_now(prompt, same) {
             let mut sequence = prompt.sequence.clone();
             sequence.cut(held.iter().flat_map(PictureLayout::counts));
             return Ok(sequence);
@@ -411,8 +411,12 @@ impl Session {
     /// it was.
     pub(crate) fn is_as_now(&self, prompt: &Prompt) -> bool {
         let same = self.same_pictures(prompt);
-        self.bits_now() == self.most_bits
-            && self.images[..same].iter().zip(&prompt.pictures).all(|(held, (_, now))| held.is_cut_of(now))
+        self.bits_now() == self.most_bits && self.saw_as_now(prompt, same)
+    }
+
+    /// Whether its first so many pictures were seen at the size at which the prompt's are.
+    fn saw_as_now(&self, prompt: &Prompt, same: usize) -> bool {
+        self.images[..same].iter().zip(&prompt.pictures).all(|(held, (_, now))| held.is_cut_of(now))
     }
 
     fn bits_now(&self) -> Option<u32> {

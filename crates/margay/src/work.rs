@@ -5,6 +5,7 @@ use crate::{
     Session, StageReport, Stop, Token,
     batches::{batch_end, prompt_batches},
     draft::Lookup,
+    embed::of_length_1,
     engine::{TextCall, prefix_of},
     governed::{Doing, Governed},
     image::ImageDigest,
@@ -732,10 +733,4 @@ impl Work {
         self.times.add(stage, took);
         self.pending.push_back(Event::Stage { stage, took, done, of });
     }
-}
-
-fn of_length_1(numbers: &[f32]) -> Vec<f32> {
-    let length = numbers.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
-    let by = if length > 0.0 { (1.0 / length) as f32 } else { 0.0 };
-    numbers.iter().map(|x| x * by).collect()
 }

@@ -21,6 +21,6 @@ fn command(peer: &Peer, plan: &Plan<'_>, _: Option<usize>) -> Result<Command, Be
     Ok(command)
 }
 
-fn told(stdout: &str, _: &str, run: &mut Run) {
+fn told(_: &Peer, stdout: &str, _: &str, run: &mut Run) {
     run.text = Some(stdout.trim().to_owned());
 }

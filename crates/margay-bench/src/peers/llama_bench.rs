@@ -42,7 +42,7 @@ struct Test {
     avg_ns: f64,
 }
 
-fn told(stdout: &str, _: &str, run: &mut Run) {
+fn told(_: &Peer, stdout: &str, _: &str, run: &mut Run) {
     // The whole process warms up as well, which no answer does.
     run.with_load_ms = None;
     let Ok(tests) = serde_json::from_str::<Vec<Test>>(stdout) else { return };
@@ -66,10 +66,14 @@ mod tests {
     /// What the program writes (llama.cpp as of llama-cpp-python 0.3.36) of a model of random weights.
     const JSON: &str = include_str!("../../tests/data/llama-bench.json");
 
+    fn peer() -> Peer {
+        Peer::parse("llama-bench=llama-bench").unwrap()
+    }
+
     #[test]
     fn prompt_and_answer_are_read_and_what_is_no_json_is_unknown() {
         let mut run = Run { with_load_ms: Some(9.0), ..Run::default() };
-        told(JSON, "", &mut run);
+        told(&peer(), JSON, "", &mut run);
         let tests: serde_json::Value = serde_json::from_str(JSON).unwrap();
         let ns = |at: usize| tests[at]["avg_ns"].as_f64().unwrap() / 1e6;
         assert_eq!((run.stages.prefill, run.prompt_tokens), (Some(ns(0)), Some(48)));
@@ -79,7 +83,7 @@ mod tests {
             ["", "[", "{}", "[{\"n_prompt\": 1}]", "[{\"n_prompt\": 5, \"n_gen\": 0, \"avg_ns\": -1}]"]
         {
             let mut run = Run::default();
-            told(text, "", &mut run);
+            told(&peer(), text, "", &mut run);
             assert_eq!(run, Run::default(), "{text}");
         }
     }

@@ -45,12 +45,14 @@ fn command(peer: &Peer, plan: &Plan<'_>, _: Option<usize>) -> Result<Command, Be
     Ok(command)
 }
 
-fn told(stdout: &str, stderr: &str, run: &mut Run) {
+fn told(peer: &Peer, stdout: &str, stderr: &str, run: &mut Run) {
     let lines = Lines::read(stderr);
     let s = &mut run.stages;
     s.load = lines.load;
     s.encode = lines.encode;
-    s.prefill = lines.prompt_eval_without_encode(run.with_load_ms);
+    // Without the warm-up load ends with the first batch of the prompt, which is then counted twice as it is.
+    let warm = !peer.what.split_whitespace().any(|word| word == "--no-warmup");
+    s.prefill = lines.prompt_eval_without_encode(run.with_load_ms.filter(|_| warm));
     s.image_prefill = lines.image_decode;
     s.decode = lines.eval.map(|(ms, _)| ms);
     run.prompt_tokens = lines.prompt_eval.map(|(_, tokens)| tokens);
@@ -137,6 +139,10 @@ mod tests {
     const TIMED: &str = include_str!("../../tests/data/llama-timed.txt");
     const OLD: &str = include_str!("../../tests/data/llama-old.txt");
 
+    fn peer(more: &str) -> Peer {
+        Peer::parse(&format!("llama.cpp=mtmd{more}")).unwrap()
+    }
+
     #[test]
     fn slices_and_batches_of_public_transcripts_are_summed() {
         let lines = Lines::read(BATCHES);
@@ -157,7 +163,7 @@ mod tests {
     #[test]
     fn totals_are_sums_of_what_does_not_nest() {
         let mut run = Run::default();
-        told(" A cat. \n", BATCHES, &mut run);
+        told(&peer(""), " A cat. \n", BATCHES, &mut run);
         assert_eq!(
             run.without_load_ms,
             Some(21944.0 + 1672.75 + 16012.44),
@@ -169,15 +175,17 @@ mod tests {
         // eval. Figures of a run of llama-cpp-python 0.3.36's sources, a 1.7B model, ms.
         let parts = "common_perf_print: load time = 1183.94 ms\nmtmd batch encoding done in 3523 ms\n\
                      common_perf_print: prompt eval time = 7680.70 ms / 176 tokens\ncommon_perf_print: eval time = 1658.43 ms / 31 runs\n";
-        for (process, prefill) in [(11454.86, 7680.70 - 3523.0), (14100.0, 7680.70)] {
+        for (more, process, prefill) in
+            [("", 11454.86, 7680.70 - 3523.0), ("", 14100.0, 7680.70), (" --no-warmup", 11454.86, 7680.70)]
+        {
             let mut run = Run { with_load_ms: Some(process), ..Run::default() };
-            told("", parts, &mut run);
+            told(&peer(more), "", parts, &mut run);
             assert!((run.stages.prefill.unwrap() - prefill).abs() < 1e-9);
             assert!((run.without_load_ms.unwrap() - (3523.0 + prefill + 1658.43)).abs() < 1e-9);
         }
         // Without the lines of pictures (an older verbosity) no total is made up.
         let mut run = Run::default();
-        told("", "llama_perf_context_print:        load time =      33.51 ms\n", &mut run);
+        told(&peer(""), "", "llama_perf_context_print:        load time =      33.51 ms\n", &mut run);
         assert_eq!((run.stages.load, run.stages.encode, run.without_load_ms), (Some(33.51), None, None));
     }
 

@@ -28,7 +28,7 @@ pub struct PeerKind {
     /// The process that answers; with the tokens of Margay's prompt, once they are known.
     command: fn(&Peer, &Plan<'_>, Option<usize>) -> Result<Command, BenchError>,
     /// What it told of itself: stdout, stderr.
-    told: fn(&str, &str, &mut Run),
+    told: fn(&Peer, &str, &str, &mut Run),
 }
 
 /// Every kind.
@@ -123,7 +123,7 @@ impl Peer {
         timeline.idle_watts = idle_watts;
         let mut run = Run { round, begin: Begin::Cold, heartbeat, ..Run::default() };
         run.with_load_ms = Some(end.saturating_sub(began).as_secs_f64() * 1e3);
-        (self.kind.told)(&stdout, &stderr, &mut run);
+        (self.kind.told)(self, &stdout, &stderr, &mut run);
         watch(&mut run, &timeline, (began, end));
         if timeline.series.samples.iter().filter(|sample| sample.rss_bytes.is_some()).count() < FEWEST_SAMPLES
         {

@@ -40,7 +40,7 @@ struct Said {
     encode_ms: f64,
 }
 
-fn told(stdout: &str, _: &str, run: &mut Run) {
+fn told(_: &Peer, stdout: &str, _: &str, run: &mut Run) {
     // The whole process warms up as well, which no answer does.
     run.with_load_ms = None;
     let said = stdout.lines().rev().find_map(|line| serde_json::from_str::<Said>(line).ok());
@@ -53,14 +53,18 @@ fn told(stdout: &str, _: &str, run: &mut Run) {
 mod tests {
     use super::*;
 
+    fn peer() -> Peer {
+        Peer::parse("onnxruntime=a.onnx").unwrap()
+    }
+
     #[test]
     fn its_last_line_of_json_is_read() {
         let mut run = Run { with_load_ms: Some(9.0), ..Run::default() };
-        told("a warning\n{\"load_ms\": 20.5, \"encode_ms\": 300.25}\n", "", &mut run);
+        told(&peer(), "a warning\n{\"load_ms\": 20.5, \"encode_ms\": 300.25}\n", "", &mut run);
         assert_eq!((run.stages.load, run.stages.encode), (Some(20.5), Some(300.25)));
         assert_eq!(run.with_load_ms, None);
         let mut run = Run::default();
-        told("{\"load_ms\": 20.5}\n", "", &mut run);
+        told(&peer(), "{\"load_ms\": 20.5}\n", "", &mut run);
         assert_eq!(run, Run::default());
     }
 }
