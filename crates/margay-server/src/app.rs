@@ -16,6 +16,9 @@ use tokio::sync::Semaphore;
 
 /// Requests that are read and whose pictures are decoded at the same time: the work of a core each.
 const PREPARED_AT_ONCE: usize = 2;
+/// Requests whose pictures are fetched, or fetched and not decoded yet, at the same time: a slow host holds up those alone
+/// that ask such hosts, and what was fetched stays bounded.
+const FETCHED_AT_ONCE: usize = 8;
 
 /// What all requests share.
 pub(crate) struct App {
@@ -28,7 +31,8 @@ pub(crate) struct App {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) held: Arc<Held>,
     pub(crate) machine: Machine,
-    pub(crate) preparing: Semaphore,
+    pub(crate) preparing: Arc<Semaphore>,
+    pub(crate) fetching: Arc<Semaphore>,
     /// Since the start of the server.
     pub(crate) clock: Clock,
     /// Seconds since 1970.
@@ -54,7 +58,8 @@ impl App {
             metrics: Arc::default(),
             held: Arc::default(),
             machine: Machine::new(),
-            preparing: Semaphore::new(PREPARED_AT_ONCE),
+            preparing: Arc::new(Semaphore::new(PREPARED_AT_ONCE)),
+            fetching: Arc::new(Semaphore::new(FETCHED_AT_ONCE)),
             clock: Clock::start(),
             started: unix_seconds(),
             stopping: AtomicBool::new(false),

@@ -20,7 +20,10 @@ use margay_observe::{Stopwatch, unix_seconds};
 use serde_json::Value;
 use std::{pin::Pin, sync::Arc, time::Duration};
 use tokio::{
-    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    sync::{
+        Semaphore,
+        mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    },
     time::{Sleep, sleep, timeout},
 };
 
@@ -87,16 +90,29 @@ pub(crate) async fn chat(State(app): State<Arc<App>>, request: Request) -> Resul
 /// Reads the body, checks it and decodes its pictures.
 async fn prepare(app: &Arc<App>, request: Request) -> Result<Prepared, Problem> {
     let body = body_of(app, request.into_body()).await?;
-    let _permit = app.preparing.acquire().await.map_err(|_| Problem::stopping())?;
-    let app = app.clone();
-    let work = tokio::task::spawn_blocking(move || {
-        let mut request = ChatRequest::read(&body, app.limits())?;
-        drop(body);
-        let said = std::mem::take(&mut request.messages);
-        let (turns, held) = turns::of(&app, said, request.choices as u64)?;
+    let asked = app.clone();
+    let mut request = in_turn(&app.preparing, move || ChatRequest::read(&body, asked.limits())).await?;
+    let said = turns::fetched(app, std::mem::take(&mut request.messages)).await?;
+    let asked = app.clone();
+    in_turn(&app.preparing, move || {
+        let (turns, held) = turns::of(&asked, said, request.choices as u64)?;
         Ok(Prepared { request, turns, held })
+    })
+    .await
+}
+
+/// Work that takes a core, when it is its turn.
+pub(crate) async fn in_turn<T: Send + 'static>(
+    turns: &Arc<Semaphore>,
+    work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
+) -> Result<T, Problem> {
+    let permit = turns.clone().acquire_owned().await.map_err(|_| Problem::stopping())?;
+    let done = tokio::task::spawn_blocking(move || {
+        // The core is taken until the work is done, whether or not somebody still waits for it.
+        let _permit = permit;
+        work()
     });
-    work.await.map_err(|_| broken())?
+    done.await.map_err(|_| broken())?
 }
 
 /// Work on a request panicked: a defect of ours, which shall not end the server.

@@ -4,9 +4,9 @@
 
 use crate::{
     app::App,
-    chat::{body_of, broken, start},
+    chat::{body_of, in_turn, start},
     fields::{Fields, kind},
-    message::{Part, part},
+    message::{Part, Said, part},
     problem::{Problem, json_response},
     turns,
 };
@@ -133,17 +133,16 @@ async fn answer(app: &Arc<App>, request: Request) -> Result<Response, Problem> {
 }
 
 async fn embed(app: &Arc<App>, parts: Vec<Part>, arrived: Stopwatch) -> Result<Report, Problem> {
-    let permit = app.preparing.acquire().await.map_err(|_| Problem::stopping())?;
+    let said = turns::fetched(app, vec![Said { role: "user", parts }]).await?;
     let asked = app.clone();
     // Decoding pictures and tokenising may take a while.
-    let started = tokio::task::spawn_blocking(move || {
-        let (images, text, held) = turns::inputs(&asked, parts)?;
+    let started = in_turn(&app.preparing, move || {
+        let (images, text, held) = turns::inputs(&asked, said)?;
         let options = AskOptions { embed: true, max_tokens: 1, ..AskOptions::default() };
         let job = Job { turns: vec![embedding_turn(&images, &text)], options };
         start(&asked, std::iter::once(job), (held, arrived), None)
     });
-    let mut running = started.await.map_err(|_| broken())??;
-    drop(permit);
+    let mut running = started.await?;
     loop {
         match running.told.recv().await {
             Some((_, Ok(Event::Done(report)))) if report.stop == Stop::Cancelled => {

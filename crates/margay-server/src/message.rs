@@ -34,6 +34,8 @@ pub(crate) enum Data {
     Base64(String),
     /// At an address of http or https.
     Address(String),
+    /// Here, as they were fetched.
+    Bytes(Vec<u8>),
 }
 
 /// Reads `messages`. Those of the system in front are joined: models know one.

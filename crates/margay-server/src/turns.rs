@@ -2,6 +2,7 @@
 
 use crate::{
     app::{App, HeldPixels},
+    chat::broken,
     fields::shown,
     message::{Data, Part, Said},
     problem::Problem,
@@ -14,7 +15,8 @@ use base64::{
 };
 use margay::{Content, Image, ImageLimits, Turn};
 use margay_observe::Stopwatch;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
+use tokio::sync::OwnedSemaphorePermit;
 
 /// Pictures of a request that take longer to come are not waited for.
 const FETCH_TIME: Duration = Duration::from_secs(20);
@@ -25,33 +27,70 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// Decodes the pictures of `said`, which `copies` answers will look at.
-pub(crate) fn of(app: &App, said: Vec<Said>, copies: u64) -> Result<(Vec<Turn>, HeldPixels), Problem> {
+/// What was said, with every picture's bytes at hand.
+pub(crate) struct Fetched {
+    said: Vec<Said>,
+    /// What was fetched is counted until it is decoded.
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+/// Fetches the pictures that `said` names by address.
+pub(crate) async fn fetched(app: &Arc<App>, mut said: Vec<Said>) -> Result<Fetched, Problem> {
     let limits = app.limits();
-    let is_picture = |part: &&Part| matches!(part, Part::Picture { .. });
-    let pictures = said.iter().flat_map(|said| &said.parts).filter(is_picture).count();
-    if pictures > limits.pictures {
+    let pictures = said.iter_mut().flat_map(|said| &mut said.parts).filter_map(|part| match part {
+        Part::Text(_) => None,
+        Part::Picture { place, data } => Some((place, data)),
+    });
+    let (mut count, mut addresses) = (0, false);
+    for (_, data) in pictures {
+        count += 1;
+        addresses |= matches!(data, Data::Address(_));
+    }
+    if count > limits.pictures {
         let what =
-            format!("hold {pictures} pictures, and {} is the most that this server takes", limits.pictures);
+            format!("hold {count} pictures, and {} is the most that this server takes", limits.pictures);
         return Err(Problem::bad("messages", what).with_code("too_many_images"));
     }
-    if pictures > 0 && app.model().config().vision.is_none() {
+    if count > 0 && app.model().config().vision.is_none() {
         let model = app.model().config().name.clone();
         return Err(Problem::of_engine(&margay::Error::NoVision { model }));
     }
+    if !addresses {
+        return Ok(Fetched { said, _permit: None });
+    }
+    let permit = app.fetching.clone().acquire_owned().await.map_err(|_| Problem::stopping())?;
+    let app = app.clone();
+    let work = tokio::task::spawn_blocking(move || {
+        let (clock, mut left) = (Stopwatch::start(), app.limits().body_bytes as u64);
+        for part in said.iter_mut().flat_map(|said| &mut said.parts) {
+            if let Part::Picture { place, data } = part
+                && let Data::Address(url) = data
+            {
+                let bytes = fetch(&app, place, url, left, FETCH_TIME.saturating_sub(clock.elapsed()))?;
+                left -= bytes.len() as u64;
+                *data = Data::Bytes(bytes);
+            }
+        }
+        Ok(Fetched { said, _permit: Some(permit) })
+    });
+    work.await.map_err(|_| broken())?
+}
+
+/// Decodes the pictures of `said`, which `copies` answers will look at.
+pub(crate) fn of(app: &App, said: Fetched, copies: u64) -> Result<(Vec<Turn>, HeldPixels), Problem> {
+    let limits = app.limits();
     let mut pixels = 0;
-    let clock = Stopwatch::start();
     let mut turns = vec![];
-    for Said { role, parts } in said {
+    for Said { role, parts } in said.said {
         let content = parts.into_iter().map(|part| {
             Ok(match part {
                 Part::Text(text) => Content::Text(text),
                 Part::Picture { place, data } => {
                     let bytes = match data {
                         Data::Base64(text) => of_base64(&place, &text)?,
-                        Data::Address(url) => {
-                            fetched(app, &place, &url, FETCH_TIME.saturating_sub(clock.elapsed()))?
-                        }
+                        Data::Bytes(bytes) => bytes,
+                        // [`fetched`] leaves none.
+                        Data::Address(_) => return Err(broken()),
                     };
                     let image = decode(&place, &bytes, limits.pixels - pixels)?;
                     pixels += u64::from(image.width()) * u64::from(image.height());
@@ -72,7 +111,7 @@ fn of_base64(place: &str, text: &str) -> Result<Vec<u8>, Problem> {
 }
 
 /// The bytes at an address, where its host is one that the server may ask.
-fn fetched(app: &App, place: &str, url: &str, time: Duration) -> Result<Vec<u8>, Problem> {
+fn fetch(app: &App, place: &str, url: &str, most: u64, time: Duration) -> Result<Vec<u8>, Problem> {
     let bad = |what: String| Problem::bad(place, what).with_code("invalid_image_url");
     let Some(fetch) = &app.options.fetch else {
         return Err(bad(
@@ -89,7 +128,7 @@ fn fetched(app: &App, place: &str, url: &str, time: Duration) -> Result<Vec<u8>,
         )));
     }
     let limits = app.limits();
-    let most = (limits.body_bytes as u64).min(ImageLimits::default().max_file_bytes);
+    let most = most.min(ImageLimits::default().max_file_bytes);
     (fetch.get)(url, most, time.min(limits.time)).map_err(|why| bad(format!("cannot be had: {why}")))
 }
 
@@ -109,8 +148,8 @@ fn decode(place: &str, bytes: &[u8], pixels_left: u64) -> Result<Image, Problem>
 }
 
 /// The pictures and the words of an input to be embedded.
-pub(crate) fn inputs(app: &App, parts: Vec<Part>) -> Result<(Vec<Image>, String, HeldPixels), Problem> {
-    let (turns, held) = of(app, vec![Said { role: "user", parts }], 1)?;
+pub(crate) fn inputs(app: &App, said: Fetched) -> Result<(Vec<Image>, String, HeldPixels), Problem> {
+    let (turns, held) = of(app, said, 1)?;
     let (mut images, mut words) = (vec![], vec![]);
     for content in turns.into_iter().flat_map(|turn| turn.content) {
         match content {
