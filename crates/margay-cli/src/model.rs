@@ -321,8 +321,12 @@ impl LoadArgs {
 
     /// Loads it for answers of that kind, with visual tokens of pictures kept.
     pub(crate) fn load_for(&self, path: Option<&Path>, ask: &AskArgs) -> anyhow::Result<Model> {
-        let options = LoadOptions { outputs: ask.draft + 1, image_cache: IMAGE_CACHE, ..self.options() };
-        self.load_as(path, options)
+        self.load_as(path, self.options_for(ask))
+    }
+
+    /// What answers ask for.
+    pub(crate) fn options_for(&self, ask: &AskArgs) -> LoadOptions {
+        LoadOptions { outputs: ask.draft + 1, image_cache: IMAGE_CACHE, ..self.options() }
     }
 
     /// Loads it with those options.

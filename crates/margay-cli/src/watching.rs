@@ -32,6 +32,10 @@ pub(crate) struct VideoArgs {
     /// Visual tokens become means of squares of N x N; 1 keeps each
     #[arg(long, value_name = "N", default_value = "2", requires = "video")]
     pub pool: NonZeroUsize,
+    /// Encode of a frame only the patches that changed, and every eighth frame whole: faster, and what did not change does not
+    /// see what did (CLIP and SigLIP)
+    #[arg(long, requires = "video")]
+    pub changed_patches: bool,
 }
 
 /// `1%` or `0.01`; 0 looks at every frame.
@@ -83,8 +87,12 @@ pub(crate) fn tell(report: &ClipReport, shown: usize) {
         0 => String::new(),
         frames => format!("{frames} left out by the governor, "),
     };
+    let patches = match report.of_patches {
+        all if all == report.patches => String::new(),
+        all => format!(", {:.0}% of their patches", 100.0 * report.patches as f64 / all.max(1) as f64),
+    };
     output::aside(&format!(
-        "{} frames, {} hardly differ from the one before, {skipped}{} encoded; the newest {shown} of {} held are shown, {} visual tokens \
+        "{} frames, {} hardly differ from the one before, {skipped}{} encoded{patches}; the newest {shown} of {} held are shown, {} visual tokens \
          in {}",
         report.frames,
         report.still,

@@ -243,7 +243,7 @@ impl VisionConfig {
 
     /// The same of programs that do more.
     pub fn limits_with(&self, context: usize, extra: Extra) -> Bindings {
-        if extra.some_patches {
+        if extra.some_patches || extra.changed_patches {
             return Bindings::new().with(Sym::Patches, self.tower.grid().pow(2));
         }
         self.limits(context)

@@ -31,5 +31,5 @@ pub use families::{
 pub use hf::HfConfig;
 pub use outlier::Outliers;
 pub use projector::{PROJECTORS, Projector};
-pub use vision::{Extra, Features, Feed, TOWERS, Tower, TowerConfig};
+pub use vision::{Extra, Features, Feed, KeptRows, TOWERS, Tower, TowerConfig};
 pub use weights::{Canonical, Rename, Transform, rope_factors};

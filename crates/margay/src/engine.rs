@@ -92,6 +92,7 @@ impl Engine {
     ) -> Result<Self, Error> {
         let mut extra = options.reduction.as_ref().map(Reduction::extra).transpose()?.unwrap_or_default();
         extra.some_patches = options.repeated_patches.is_some() && source.config.vision.is_some();
+        extra.changed_patches = options.changed_patches && source.config.vision.is_some();
         let mut programs = source.config.programs_with(extra)?;
         let TextPlan { program, limits, batch, outputs } =
             TextPlan::new(&programs.text, &source.config, options, context)?;
@@ -180,6 +181,11 @@ impl Engine {
     /// Patch features [P, C] of the tile that went through the tower last.
     pub(crate) fn encoded(&mut self) -> &[f32] {
         self.vision_mut().encode.output("encode").expect("invariant: a stage's output bears its name")
+    }
+
+    /// The rows of that name of the tile that went through the tower last, to be kept; see [`Extra::changed_patches`].
+    pub(crate) fn to_keep(&mut self, name: &str) -> Option<&[f32]> {
+        self.vision_mut().encode.output(name)
     }
 
     /// What the tile that went through the tower last was looked at, where the program tells.

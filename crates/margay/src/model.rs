@@ -7,7 +7,7 @@ use crate::{
     sample::Sampler,
 };
 use margay_graph::{Backend, MemoryUse};
-use margay_model::{Feed, ModelConfig, VisionConfig};
+use margay_model::{Feed, KeptRows, ModelConfig, VisionConfig};
 use margay_observe::{Root, Stopwatch};
 use margay_prompt::{
     image::{ImageSpec, Pixels},
@@ -43,6 +43,8 @@ struct Inner {
     reduction: Option<Reduction>,
     governed: Mutex<Option<Arc<Governed>>>,
     repeated_patches: Option<f32>,
+    /// What is known of a picture that is not a frame: nothing. Where only patches of frames that changed are encoded.
+    nothing_kept: Option<KeptRows>,
     eviction: Option<Eviction>,
     embeds: bool,
     /// Settings that change what is computed.
@@ -131,6 +133,10 @@ impl Model {
             let what = format!("{levels} is not within 0 to 255 levels");
             return Err(Error::Option { option: "repeated patches", what });
         }
+        if options.changed_patches && (options.repeated_patches.is_some() || options.reduction.is_some()) {
+            let what = "frames of which only the changed patches are encoded leave out no others".to_owned();
+            return Err(Error::Option { option: "changed patches", what });
+        }
         if let Some(eviction) = options.eviction {
             eviction.check(context)?;
         }
@@ -151,6 +157,7 @@ impl Model {
                 options.image_cache_type,
                 &options.reduction,
                 options.repeated_patches,
+                options.changed_patches,
                 backend.id()
             )
         );
@@ -164,6 +171,10 @@ impl Model {
             None => images,
         });
         let (reduction, repeated_patches) = (options.reduction.clone(), options.repeated_patches);
+        let nothing_kept = match (&source.config.vision, options.changed_patches) {
+            (Some(vision), true) => vision.tower.kept_rows(),
+            _ => None,
+        };
         let inner = Inner {
             source,
             backend,
@@ -173,6 +184,7 @@ impl Model {
             reduction,
             governed: Mutex::default(),
             repeated_patches,
+            nothing_kept,
             eviction: options.eviction,
             embeds: options.embeddings,
             settings,
@@ -291,9 +303,21 @@ impl Model {
     }
 
     /// A tile as the model's tower takes it: whole, or those of its patches.
-    pub(crate) fn feed<'p>(&self, tile: &'p Pixels, patches: Option<&[usize]>) -> Result<Feed<'p>, Error> {
+    pub(crate) fn feed<'p>(&'p self, tile: &'p Pixels, patches: Option<&[usize]>) -> Result<Feed<'p>, Error> {
         let tower = &self.vision()?.tower;
+        if let Some(kept) = &self.inner.nothing_kept {
+            let (rows, columns) = tower.grid_of(tile.width, tile.height);
+            let all: Vec<usize> = (0..rows * columns).collect();
+            if let Some(feed) = tower.feed_changed(tile, &all, kept) {
+                return Ok(feed);
+            }
+        }
         Ok(patches.and_then(|patches| tower.feed_some(tile, patches)).unwrap_or_else(|| tower.feed(tile)))
+    }
+
+    /// Whether of frames only those patches are encoded that changed.
+    pub(crate) fn encodes_changes(&self) -> bool {
+        self.inner.nothing_kept.is_some()
     }
 
     /// The patches of a tile that are encoded, where those that repeat are not.

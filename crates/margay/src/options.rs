@@ -72,6 +72,9 @@ pub struct LoadOptions {
     /// their pixels may differ, where 0 takes those that are equal. `None` encodes all. For towers of equal patches (CLIP,
     /// SigLIP) with a projector that makes one token of each.
     pub repeated_patches: Option<f32>,
+    /// Encode of a video's frame only the patches that changed ([`crate::Clip`]), with what was kept of the others. For towers of
+    /// equal patches (CLIP, SigLIP).
+    pub changed_patches: bool,
     /// Answers may be asked to be embeddings ([`AskOptions::embed`]).
     pub embeddings: bool,
     /// Use the packed files that lie beside the model, where they fit it.
@@ -104,6 +107,7 @@ impl Default for LoadOptions {
             image_folder: None,
             reduction: None,
             repeated_patches: None,
+            changed_patches: false,
             embeddings: false,
             packed: true,
         }

@@ -13,7 +13,7 @@ use crate::{
     words::Words,
 };
 use clap::Args;
-use margay::{Model, Report, Session, Stop};
+use margay::{LoadOptions, Model, Report, Session, Stop};
 use std::path::{Path, PathBuf};
 
 /// What is asked of a picture that comes without a question.
@@ -165,7 +165,9 @@ impl Run {
     }
 
     fn session(&self, model: Option<&Path>) -> anyhow::Result<(Model, Session)> {
-        let model = self.load.load_for(model, &self.ask)?;
+        let options = self.load.options_for(&self.ask);
+        let options = LoadOptions { changed_patches: self.video.changed_patches, ..options };
+        let model = self.load.load_as(model, options)?;
         let mut session = model.session()?;
         if let Some(system) = &self.system {
             session.system(system);

@@ -191,6 +191,10 @@ impl ModelConfig {
                         }
                         sizes.patches = Sym::Patches.into();
                     }
+                    if extra.changed_patches && vision.square().is_none() {
+                        let needs = "visual tokens that lie on the patches of one tile";
+                        return Err(cannot("projector", vision.projector.id, needs));
+                    }
                     let project = (vision.projector.build)(&sizes)?;
                     let encode = vision.tower.encode_with(extra)?;
                     let needs = "a tower of equal patches (vit: CLIP, SigLIP)";

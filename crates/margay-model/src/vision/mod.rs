@@ -42,6 +42,17 @@ pub struct Extra {
     /// Takes any of a tile's patches instead of all: inputs `pixels` [P, 3*patch*patch] and `positions` \[N\], their rows of the
     /// position table, that of the class token first where there is one.
     pub some_patches: bool,
+    /// Takes the patches of a tile that changed, and of all others what the tower kept: `pixels` and `positions` as above,
+    /// `sources` \[T\], of which each of all T rows is one of those kept or, numbered behind them, of those new, and of each
+    /// block `keys.L` and `values.L` [T, C] as they were kept. Outputs of the same names, [N, C], are the new rows.
+    pub changed_patches: bool,
+}
+
+/// Keys and values of all rows of a tile, [T, C] of each block, as [`Extra::changed_patches`] takes them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct KeptRows {
+    /// By the names of inputs and outputs.
+    pub rows: Vec<(String, Vec<f32>)>,
 }
 
 /// Which of a tower's values are its features.
@@ -91,7 +102,7 @@ pub trait TowerConfig: Any + Debug + Send + Sync {
     fn image(&self) -> ImageSpec;
     /// A tile as the encode and project programs take it.
     fn feed<'p>(&self, tile: &'p Pixels) -> Feed<'p> {
-        Feed { pixels: Cow::Borrowed(&tile.data), bindings: Bindings::new(), integers: vec![] }
+        Feed { pixels: Cow::Borrowed(&tile.data), bindings: Bindings::new(), integers: vec![], kept: None }
     }
     /// The encode program: first input `pixels` [3, side, side], or [P, 3*patch*patch] of a tower whose grid varies; output
     /// `encode` [P, width].
@@ -114,6 +125,15 @@ pub trait TowerConfig: Any + Debug + Send + Sync {
     /// there is none.
     fn feed_some<'p>(&self, tile: &'p Pixels, patches: &[usize]) -> Option<Feed<'p>> {
         let _ = (tile, patches);
+        None
+    }
+    /// Some patches of a tile, as the program of [`Extra::changed_patches`] takes them, with what was kept of the others.
+    fn feed_changed<'p>(&self, tile: &'p Pixels, patches: &[usize], kept: &'p KeptRows) -> Option<Feed<'p>> {
+        let _ = (tile, patches, kept);
+        None
+    }
+    /// What [`TowerConfig::feed_changed`] takes of a tile of which nothing was kept yet.
+    fn kept_rows(&self) -> Option<KeptRows> {
         None
     }
     /// The name in a GGUF file of a tower's weight in a checkpoint, given what stands behind the tower's place in it.
@@ -169,16 +189,21 @@ pub struct Feed<'p> {
     pub bindings: Bindings,
     /// Whole numbers that follow its grid, by the names of inputs.
     pub(crate) integers: Vec<(&'static str, Vec<i32>)>,
+    /// What was kept of the tile.
+    pub(crate) kept: Option<&'p KeptRows>,
 }
 
 impl Feed<'_> {
-    /// The inputs of `program` in order, of which the one of numbers is `numbers`.
+    /// The inputs of `program` in order, of which the one of numbers that is no kept one is `numbers`.
     ///
     /// # Panics
     /// Where the program takes whole numbers that the tower does not give.
     pub fn inputs<'s>(&'s self, program: &Program, numbers: &'s [f32]) -> Vec<InputData<'s>> {
         let input = |(name, id): &(String, ValueId)| match program.value(*id).element {
-            Element::F32 => InputData::F32(numbers),
+            Element::F32 => {
+                let kept = self.kept.and_then(|kept| kept.rows.iter().find(|(known, _)| known == name));
+                InputData::F32(kept.map_or(numbers, |(_, rows)| rows))
+            }
             Element::I32 => {
                 let known = self.integers.iter().find(|(known, _)| known == name);
                 InputData::I32(&known.expect("invariant: a tower feeds the inputs of its programs").1)

@@ -98,6 +98,7 @@ impl TowerConfig for NavitConfig {
                 ("rows", places().map(|(row, _)| row as i32).collect()),
                 ("columns", places().map(|(_, column)| column as i32).collect()),
             ],
+            kept: None,
         }
     }
 
@@ -115,7 +116,7 @@ impl TowerConfig for NavitConfig {
         let table = b.param(table)?;
         let positions = b.gather_rows(table, positions)?;
         let x = b.add(x, positions)?;
-        let (x, _) = vit::blocks(&mut b, c, x)?;
+        let (x, _) = vit::blocks(&mut b, c, x, None)?;
         b.output("encode", x);
         Ok(b.finish()?)
     }

@@ -278,7 +278,7 @@ impl TowerConfig for QwenConfig {
                 ]
             }
         };
-        Feed { pixels, bindings, integers }
+        Feed { pixels, bindings, integers, kept: None }
     }
 
     fn encode(&self) -> Result<Program, ModelError> {

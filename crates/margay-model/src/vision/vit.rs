@@ -2,7 +2,7 @@
 //! Weights by the names of GGUF mmproj files. Source: transformers `modeling_clip.py`, `modeling_siglip.py`; its SigLIP
 //! inside Idefics3 and SmolVLM (whose position ids for a whole square are those of a plain grid), `modeling_idefics3.py`.
 
-use super::{Extra, Features, Feed, ReadTower, Tower, TowerConfig};
+use super::{Extra, Features, Feed, KeptRows, ReadTower, Tower, TowerConfig};
 use crate::{
     GgufPart, HfConfig, ModelError, config, gguf, hf,
     weights::{Rename, Transform},
@@ -282,7 +282,27 @@ impl TowerConfig for VitConfig {
             pixels: Cow::Owned(tile.squares(self.patch, places)),
             bindings: Bindings::new().with(Sym::Patches, patches.len()),
             integers: vec![("positions", rows.collect())],
+            kept: None,
         })
+    }
+
+    fn feed_changed<'p>(&self, tile: &'p Pixels, patches: &[usize], kept: &'p KeptRows) -> Option<Feed<'p>> {
+        let class = usize::from(self.class_token);
+        let rows = class + self.grid().pow(2);
+        let mut sources: Vec<i32> = (0..rows).map(|row| row as i32).collect();
+        // The class token looks at the patches anew whichever changed.
+        for (new, row) in (0..class).chain(patches.iter().map(|at| class + at)).enumerate() {
+            *sources.get_mut(row)? = (rows + new) as i32;
+        }
+        let mut feed = self.feed_some(tile, patches)?;
+        feed.integers.push(("sources", sources));
+        Some(Feed { kept: Some(kept), ..feed })
+    }
+
+    fn kept_rows(&self) -> Option<KeptRows> {
+        let rows = usize::from(self.class_token) + self.grid().pow(2);
+        let names = (0..self.layers).flat_map(|layer| ["keys", "values"].map(|kind| kept_name(kind, layer)));
+        Some(KeptRows { rows: names.map(|name| (name, vec![0.0; rows * self.width])).collect() })
     }
 
     fn rename(&self, inner: &str) -> Option<Rename> {
@@ -374,15 +394,20 @@ pub(super) fn put_activation(activation: Activation, meta: &mut Metadata) {
 fn encode(c: &VitConfig, extra: Extra) -> Result<Program, ModelError> {
     let mut b = Builder::new(Stage::Encode);
     let (patches, square) = (c.grid() * c.grid(), 3 * c.patch * c.patch);
-    let count: Dim = if extra.some_patches { Sym::Patches.into() } else { patches.into() };
-    let x = if extra.some_patches {
+    let some = extra.some_patches || extra.changed_patches;
+    let count: Dim = if some { Sym::Patches.into() } else { patches.into() };
+    let x = if some {
         b.input_f32("pixels", [count, square.into()])
     } else {
         let pixels = b.input_f32("pixels", [3, c.image, c.image].map(Dim::from));
         b.patchify(pixels, c.patch)? // [P, 3*patch*patch]
     };
     let first_patch = usize::from(c.class_token);
-    let places = extra.some_patches.then(|| b.input_i32("positions", count.plus(first_patch)));
+    let places = some.then(|| b.input_i32("positions", count.plus(first_patch)));
+    let kept = extra.changed_patches.then(|| {
+        let rows = first_patch + patches;
+        Kept { rows, sources: b.input_i32("sources", rows) }
+    });
     let embed = b.weight("v.patch_embd.weight", [c.width, square], Role::PatchEmbedding);
     let bias = c.patch_bias.then(|| b.weight("v.patch_embd.bias", [c.width], Role::Bias));
     let mut x = b.linear(x, embed, bias)?; // [P, C]
@@ -399,7 +424,7 @@ fn encode(c: &VitConfig, extra: Extra) -> Result<Program, ModelError> {
         positions = b.gather_rows(positions, places)?;
     }
     x = b.add(x, positions)?;
-    let (mut x, last) = blocks(&mut b, c, x)?;
+    let (mut x, last) = blocks(&mut b, c, x, kept.as_ref())?;
     if c.class_token {
         x = b.slice_rows(x, first_patch, count)?; // [P, C]
     }
@@ -411,11 +436,35 @@ fn encode(c: &VitConfig, extra: Extra) -> Result<Program, ModelError> {
     Ok(b.finish()?)
 }
 
+/// Rows that are not computed, but kept.
+pub(super) struct Kept {
+    /// All rows of a tile.
+    rows: usize,
+    /// See [`Extra::changed_patches`].
+    sources: ValueId,
+}
+
+impl Kept {
+    /// All rows, [T, C], of which those that are `new` [N, C] are outputs, too.
+    fn all(&self, b: &mut Builder, name: &str, new: ValueId) -> Result<ValueId, ModelError> {
+        let width = b.dims(new)[1];
+        b.output(name, new);
+        let kept = b.input_f32(name, [self.rows.into(), width]);
+        let both = b.concat_rows(kept, new)?;
+        Ok(b.gather_rows(both, self.sources)?)
+    }
+}
+
+fn kept_name(kind: &str, layer: usize) -> String {
+    format!("{kind}.{layer}")
+}
+
 /// All blocks and the norms around them; and the queries and keys of the last block.
 pub(super) fn blocks(
     b: &mut Builder,
     c: &VitConfig,
     mut x: ValueId,
+    kept: Option<&Kept>,
 ) -> Result<(ValueId, Option<[ValueId; 2]>), ModelError> {
     let mut last = None;
     if c.pre_norm {
@@ -423,7 +472,7 @@ pub(super) fn blocks(
     }
     for layer in 0..c.layers {
         let queries_and_keys;
-        (x, queries_and_keys) = block(b, c, layer, x)?;
+        (x, queries_and_keys) = block(b, c, layer, x, kept)?;
         last = Some(queries_and_keys);
     }
     if c.post_norm {
@@ -437,12 +486,19 @@ fn block(
     c: &VitConfig,
     layer: usize,
     x: ValueId,
+    kept: Option<&Kept>,
 ) -> Result<(ValueId, [ValueId; 2]), ModelError> {
     let at = format!("v.blk.{layer}");
     let h = norm(b, c, &format!("{at}.ln1"), x)?;
     let q = linear(b, &format!("{at}.attn_q"), h, c.width, Role::AttentionQ)?;
     let k = linear(b, &format!("{at}.attn_k"), h, c.width, Role::AttentionK)?;
     let v = linear(b, &format!("{at}.attn_v"), h, c.width, Role::AttentionV)?;
+    let (k, v) = match kept {
+        Some(kept) => {
+            (kept.all(b, &kept_name("keys", layer), k)?, kept.all(b, &kept_name("values", layer), v)?)
+        }
+        None => (k, v),
+    };
     let head_dim = c.width / c.heads;
     let scale = (head_dim as f32).powf(-0.5);
     let attention =

@@ -160,7 +160,7 @@ impl Reduction {
 
     /// What the vision programs have to give for it.
     pub(crate) fn extra(&self) -> Result<Extra, Error> {
-        Ok(Extra { attention: self.entry()?.sees == Sees::Attention, some_patches: false })
+        Ok(Extra { attention: self.entry()?.sees == Sees::Attention, ..Extra::default() })
     }
 
     fn entry(&self) -> Result<&'static ReductionEntry, Error> {

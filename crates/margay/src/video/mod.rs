@@ -5,11 +5,13 @@
 //! projector run; its visual tokens are pooled, and kept in 8 bits or as a difference of 4 bits ([`coding`]). As many frames
 //! are held as were asked for, so that memory does not grow with their number.
 
+mod changed;
 mod coding;
 mod ffmpeg;
 mod frames;
 
 use crate::{Error, Image, Model, governed::Doing, image::ImageDigest};
+use changed::KeptTile;
 use coding::Coder;
 pub use frames::{Frames, FramesOptions};
 use margay_graph::Cancel;
@@ -32,7 +34,8 @@ pub struct ClipOptions {
     pub least_change: f32,
     /// Side of the square of visual tokens that become their mean; 1 keeps each.
     pub pool: usize,
-    /// Frames from one that is kept whole to the next, at most: those between are kept as differences from it.
+    /// Frames from one that is kept whole to the next, at most: those between are kept as differences from it. Where only
+    /// patches that changed are encoded ([`crate::LoadOptions::changed_patches`]), as often a frame is encoded whole.
     pub key_every: usize,
 }
 
@@ -64,6 +67,10 @@ pub struct ClipReport {
     pub skipped: usize,
     /// Those that were encoded.
     pub encoded: usize,
+    /// Patches of those that went through the tower.
+    pub patches: usize,
+    /// Patches that they have.
+    pub of_patches: usize,
     /// Those that are held: the others gave way to newer ones.
     pub held: usize,
     /// Visual tokens of those held.
@@ -79,6 +86,10 @@ pub struct Clip {
     cancel: Cancel,
     /// The last frame that was looked at.
     last: Option<Image>,
+    /// What is kept of its tiles, where only patches that changed are encoded.
+    kept: Vec<KeptTile>,
+    /// Frames encoded since the last whole one, that one counted.
+    since_whole: usize,
     coder: Coder,
     pub(crate) held: VecDeque<Held>,
     report: ClipReport,
@@ -119,7 +130,8 @@ impl Clip {
         }
         let coder = Coder::new(model.config().text.width, options.key_every);
         let (model, held) = (model.clone(), VecDeque::new());
-        Ok(Clip { model, options, cancel, last: None, coder, held, report: ClipReport::default() })
+        let (kept, report) = (vec![], ClipReport::default());
+        Ok(Clip { model, options, cancel, last: None, kept, since_whole: 0, coder, held, report })
     }
 
     /// Looks at the next frame.
@@ -150,8 +162,9 @@ impl Clip {
         }
         self.report.encoded += 1;
         self.last = Some(frame.clone());
+        let digest = self.digest(frame, &rows);
         let rows = self.coder.encode(&rows)?;
-        self.held.push_back(Held { digest: self.digest(frame), layout, rows });
+        self.held.push_back(Held { digest, layout, rows });
         while self.held.len() > self.options.most_frames {
             self.held.pop_front();
         }
@@ -159,11 +172,15 @@ impl Clip {
     }
 
     /// What tells a frame that was pooled, and kept in few bits, from the same picture as it is.
-    fn digest(&self, frame: &Image) -> ImageDigest {
+    fn digest(&self, frame: &Image, rows: &[f32]) -> ImageDigest {
         let mut hash = Context::new(&SHA256);
         hash.update(b"a frame of a moving picture");
         hash.update(&(self.options.pool as u64).to_le_bytes());
         hash.update(&frame.digest());
+        if self.model.encodes_changes() {
+            // What it became depends on the frames before it.
+            rows.iter().for_each(|x| hash.update(&x.to_le_bytes()));
+        }
         let mut digest = frame.digest();
         digest.copy_from_slice(hash.finish().as_ref());
         digest
@@ -181,8 +198,8 @@ impl Clip {
     }
 
     /// The visual tokens of a frame, pooled. [V, E]
-    fn look(&self, frame: &Image) -> Result<(Vec<f32>, PictureLayout), Error> {
-        let model = &self.model;
+    fn look(&mut self, frame: &Image) -> Result<(Vec<f32>, PictureLayout), Error> {
+        let model = self.model.clone();
         let vision = model.vision()?;
         let bad = |source| Error::Image { place: frame.name.clone(), source };
         let layout = model.picture_layout(frame)?;
@@ -193,10 +210,32 @@ impl Clip {
         let (mut features, mut rows) = (vec![], vec![]);
         let mut grids = layout.grids();
         let mut left = tiles.len();
-        for tile in tiles {
+        let changes = model.encodes_changes();
+        if changes && (self.kept.len() != left || self.since_whole >= self.options.key_every) {
+            self.kept = (0..left).map(|_| KeptTile::new(vision, left == 1)).collect();
+            self.since_whole = 0;
+        }
+        self.since_whole += 1;
+        for (at, tile) in tiles.enumerate() {
             let feed = model.feed(&tile, None)?;
-            engine.encode(&feed, 0, &mut || false, &self.cancel)?;
-            features.extend_from_slice(engine.encoded());
+            let (high, wide) = vision.tower.grid_of(tile.width, tile.height);
+            self.report.of_patches += high * wide;
+            match self.kept.get_mut(at) {
+                Some(kept) => {
+                    let done = kept.encode(vision, &tile, &feed, &mut engine, &self.cancel);
+                    if done.is_err() {
+                        // What is half done is not built upon.
+                        self.kept.clear();
+                    }
+                    self.report.patches += done?;
+                    features.extend_from_slice(&self.kept[at].features);
+                }
+                None => {
+                    engine.encode(&feed, 0, &mut || false, &self.cancel)?;
+                    features.extend_from_slice(engine.encoded());
+                    self.report.patches += high * wide;
+                }
+            }
             left -= 1;
             if stitch.is_some() && left > 0 {
                 continue;

@@ -173,3 +173,121 @@ fn a_frame_that_was_pooled_is_not_taken_for_the_picture() {
     let report = session.ask_turns(&turns, &ask).unwrap().report().unwrap();
     assert_eq!((report.stages.reused_pictures, report.stages.visual_tokens), (0, 36));
 }
+
+fn changing(folder: &Path, changed_patches: bool, key_every: usize) -> Clip {
+    let options = LoadOptions { changed_patches, ..LoadOptions::default() };
+    let model = Model::load_with(folder, &options).unwrap();
+    let options = ClipOptions { pool: 1, key_every, least_change: 0.0, ..ClipOptions::default() };
+    Clip::new(&model, options, Cancel::new()).unwrap()
+}
+
+fn golden(name: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name)
+}
+
+/// A plain ground with a square of `side` pixels at `x`, `y`, as large as the tower of the model sees.
+fn square(clip: &Clip, (x, y): (u32, u32), side: u32) -> Image {
+    let size = clip.model.vision().unwrap().image.size.0;
+    let inside = |px: u32, py: u32| px.wrapping_sub(x) < side && py.wrapping_sub(y) < side;
+    let pixel =
+        |i: u32| if inside(i % size, i / size) { [230, 20, 90] } else { [90, 100, (i % 7) as u8 * 9] };
+    let rgb = (0..size * size).flat_map(pixel).collect();
+    Image::from_picture(Picture::new(size, size, rgb).unwrap(), "square")
+}
+
+#[test]
+fn frames_encoded_whole_are_those_of_the_plain_tower_to_the_bit() {
+    for name in ["llava", "mobilevlm-v2", "smolvlm"] {
+        // Every frame is a whole one.
+        let (mut plain, mut changing) = (changing(&golden(name), false, 1), changing(&golden(name), true, 1));
+        for x in [0, 5] {
+            let frame = square(&plain, (x, 3), 9);
+            let (seen, layout) = plain.look(&frame).unwrap();
+            let (by_changes, same_layout) = changing.look(&frame).unwrap();
+            assert_eq!((&seen, layout), (&by_changes, same_layout), "{name} {x}");
+            // A picture that is no frame is seen as ever.
+            let ask = AskOptions { max_tokens: 2, ..AskOptions::default() };
+            let mut session = changing.model.session().unwrap();
+            session.ask_with(&[frame], "one", &ask).unwrap().report().unwrap();
+            assert_eq!(session.visual, seen, "{name} {x}");
+        }
+        let report = changing.report;
+        assert_eq!((report.patches, plain.report.patches), (report.of_patches, report.of_patches));
+    }
+}
+
+#[test]
+fn of_one_block_the_patches_that_changed_are_exact_and_the_others_stay() {
+    // The golden model whose features are those behind its first block.
+    let folder = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(golden("llava")).unwrap().map(Result::unwrap).filter(|f| f.path().is_file())
+    {
+        std::fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
+    }
+    let config = folder.path().join("config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let shallow = text.replace("\"mm_vision_select_layer\": -2", "\"mm_vision_select_layer\": -3");
+    assert_ne!(text, shallow);
+    std::fs::write(&config, shallow).unwrap();
+
+    let (mut plain, mut clip) = (changing(folder.path(), false, 8), changing(folder.path(), true, 8));
+    let patch = plain.model.vision().unwrap();
+    let (side, grid) = (patch.image.size.0 / patch.tower.grid() as u32, patch.tower.grid());
+    let width = plain.model.config().text.width;
+    // A square that is one patch, and then goes to the next.
+    let frames = [(0, 0), (side, 0), (side, side)].map(|at| square(&plain, at, side));
+    let mut before: Vec<f32> = vec![];
+    for (at, frame) in frames.iter().enumerate() {
+        let whole = plain.look(frame).unwrap().0;
+        let patches = clip.report.patches;
+        let seen = clip.look(frame).unwrap().0;
+        let changed = match at {
+            0 => (0..grid * grid).collect(),
+            1 => vec![0, 1],
+            _ => vec![1, grid + 1],
+        };
+        assert_eq!(clip.report.patches - patches, changed.len(), "{at}");
+        for row in 0..grid * grid {
+            let of = |rows: &[f32]| rows[row * width..][..width].to_vec();
+            let expected = if changed.contains(&row) { of(&whole) } else { of(&before) };
+            assert_eq!(of(&seen), expected, "frame {at}, patch {row}");
+        }
+        before = seen;
+    }
+}
+
+#[test]
+fn work_grows_with_the_patches_that_change_and_whole_frames_come_back() {
+    let mut clip = changing(&golden("mobilevlm-v2"), true, 4);
+    let vision = clip.model.vision().unwrap().clone();
+    let (side, grid) = (vision.image.size.0 / vision.tower.grid() as u32, vision.tower.grid());
+    let mut spent = vec![];
+    for (x, y) in [(0, 0), (side, 0), (side, 0), (side, side), (0, 0), (side, 0)] {
+        let before = clip.report.patches;
+        let frame = square(&clip, (x, y), side);
+        clip.push(&frame).unwrap();
+        spent.push(clip.report.patches - before);
+    }
+    // A place left and one taken; nothing; as the first; and the fifth frame is encoded whole again.
+    assert_eq!(spent, [grid * grid, 2, 0, 2, grid * grid, 2]);
+    assert_eq!(clip.report().of_patches, 6 * grid * grid);
+    // Frames before it make it another picture than the same pixels at the start.
+    let mut fresh = changing(&golden("mobilevlm-v2"), true, 4);
+    let last = square(&fresh, (side, 0), side);
+    fresh.push(&last).unwrap();
+    assert_ne!(fresh.held.back().unwrap().digest, clip.held.back().unwrap().digest);
+}
+
+#[test]
+fn models_whose_patches_cannot_be_encoded_one_by_one_say_so() {
+    let refused = |name: &str, options: LoadOptions| {
+        let options = LoadOptions { changed_patches: true, ..options };
+        Model::load_with(golden(name), &options).err().unwrap().to_string()
+    };
+    for name in ["qwen2vl", "fastvlm"] {
+        let told = refused(name, LoadOptions::default());
+        assert!(told.contains("CLIP, SigLIP") || told.contains("one tile"), "{told}");
+    }
+    let repeats = LoadOptions { repeated_patches: Some(0.0), ..LoadOptions::default() };
+    assert!(refused("llava", repeats).contains("leave out no others"));
+}
