@@ -1,10 +1,12 @@
 """How many answers survive when visual tokens are left out, method by method.
 
     reduction.py --margay target/release/margay --suite SUITE [--model MODEL] [--shares 75,50,25] [--limit N]
+    reduction.py --margay target/release/margay --suite SUITE --inside 1,2,3 [--by attention,diverse,random] [...]
 
 SUITE is what `training/nano/suite.py` writes. Prints a table in Markdown: all questions, and those that read a text apart,
 because a text is lost first. The first row leaves nothing out; `auto` rows say how many tokens a picture keeps in the mean,
-over the suite's pictures, and how many pictures are kept whole for their text. With --limit the same subset for all.
+over the suite's pictures, and how many pictures are kept whole for their text. With --limit the same subset for all. With
+--inside K,... tokens are left out inside the decoder instead, behind its first K layers.
 """
 
 import argparse
@@ -27,10 +29,19 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="the built-in model unless given")
     parser.add_argument("--shares", default="75,50,25", help="percent of the tokens that stay")
     parser.add_argument("--limit", type=int, help="so many questions, the same for all")
+    parser.add_argument("--inside", help="layers that see all tokens; the others see the share")
+    parser.add_argument("--by", default="attention,diverse,random", help="how --inside chooses")
     args = parser.parse_args()
     print("| tokens that stay | method | right, % | 95% within | texts read, % |")
     print("|---|---|---|---|---|")
     row(args, "all", "", [])
+    if args.inside:
+        for layer in args.inside.split(","):
+            for share in args.shares.split(","):
+                for method in args.by.split(","):
+                    extra = ["--prune-image-tokens", f"{share}%", "--prune-layer", layer, "--prune-by", method]
+                    row(args, f"{share}% behind layer {layer}", method, extra)
+        return
     for share in args.shares.split(","):
         for method in METHODS:
             row(args, f"{share}%", method, ["--keep-image-tokens", f"{share}%", "--reduce", method])

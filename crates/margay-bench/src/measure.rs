@@ -328,9 +328,10 @@ impl Rounds<'_> {
     }
 }
 
-/// The question as the text program is given it; `None` where a system's words come before it.
+/// The question as the text program is given it; `None` where a system's words come before it, or where layers of the program
+/// are given different tokens.
 fn prompt(plan: &Plan<'_>, model: &Model) -> Result<Option<Prompt>, BenchError> {
-    if plan.system.is_some() {
+    if plan.system.is_some() || model.prunes() {
         return Ok(None);
     }
     let images = plan.pictures.iter().map(Image::open).collect::<Result<Vec<_>, _>>()?;

@@ -9,7 +9,7 @@ use crate::{
 };
 use clap::{Args, builder::PossibleValuesParser};
 use margay::{
-    Keep, Model, ModelSource,
+    Keep, Model, ModelSource, Pruning,
     rooms::observe::{Stopwatch, report::table},
 };
 use margay_eval::{
@@ -151,6 +151,9 @@ fn settings(load: &LoadArgs) -> String {
             Keep::Auto => "auto".to_owned(),
         };
         words.push(format!("{keep} of image tokens, {}", reduction.method));
+    }
+    if let Some(Pruning { method, keep, layer }) = load.pruning() {
+        words.push(format!("{keep} of image tokens behind layer {layer}, {method}"));
     }
     if let Some(levels) = load.skip_repeated_patches {
         words.push(format!("patches that repeat within {levels} levels left out"));

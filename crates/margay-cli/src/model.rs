@@ -7,7 +7,7 @@ use clap::{
 };
 use margay::{
     AskOptions, BACKENDS, Bounds, Budget, Eviction, ImageFolder, Keep, KvType, LoadOptions, Model,
-    ModelSource, Purpose, REDUCTIONS, Reduction, Sampling,
+    ModelSource, PRUNINGS, Pruning, Purpose, REDUCTIONS, Reduction, Sampling,
     rooms::{observe::Root, quant::FORMATS, tensor::DType},
 };
 use std::{
@@ -234,6 +234,18 @@ pub(crate) struct LoadArgs {
     #[arg(long, value_name = "HOW", default_value = REDUCTIONS[0].id, requires = "keep_image_tokens",
         value_parser = PossibleValuesParser::new(REDUCTIONS.iter().map(|entry| entry.id)))]
     pub reduce: String,
+    /// Share of the visual tokens that all layers of the decoder see, as in 50%; the first layers see all: a faster prefill of
+    /// long prompts, and answers may differ
+    #[arg(long, value_name = "SHARE", value_parser = share, conflicts_with_all = ["evict", "kv_window", "kv_image"])]
+    pub prune_image_tokens: Option<f64>,
+    /// Layers that see all visual tokens with --prune-image-tokens
+    #[arg(long, value_name = "K", default_value = "2", requires = "prune_image_tokens")]
+    pub prune_layer: NonZeroUsize,
+    /// Which of them stay: those that the prompt's last token looks at most (attention, FastV), the most diverse (diverse,
+    /// whatever is asked), or, to compare with, even or random ones
+    #[arg(long, value_name = "HOW", default_value = PRUNINGS[0].id, requires = "prune_image_tokens",
+        value_parser = PossibleValuesParser::new(PRUNINGS.iter().map(|entry| entry.id)))]
+    pub prune_by: String,
     /// Encode of a picture's patches that are equal only the first, as `exact`, or of those whose pixels differ by at most so
     /// many levels of 255; the decoder sees no others (CLIP and SigLIP with an MLP)
     #[arg(long, value_name = "exact|LEVELS", value_parser = levels)]
@@ -272,6 +284,7 @@ impl LoadArgs {
             kv_image: self.kv_image,
             eviction: self.eviction(),
             reduction: self.reduction(),
+            pruning: self.pruning(),
             repeated_patches: self.skip_repeated_patches,
             dtype: self.dtype,
             vision_dtype: self.vision_type,
@@ -299,6 +312,12 @@ impl LoadArgs {
     /// Which visual tokens are left out, where some are.
     pub(crate) fn reduction(&self) -> Option<Reduction> {
         self.keep_image_tokens.map(|keep| Reduction { method: self.reduce.clone(), keep })
+    }
+
+    /// Which visual tokens only the decoder's first layers see, where some are left out behind them.
+    pub(crate) fn pruning(&self) -> Option<Pruning> {
+        let keep = self.prune_image_tokens?;
+        Some(Pruning { method: self.prune_by.clone(), keep, layer: self.prune_layer.get() })
     }
 
     /// Opens the model at `path`, or the one inside the program, without loading it: with the types and the bound of visual

@@ -26,6 +26,10 @@ pub(crate) fn describe(report: &Report, model: &Model, used_tokens: usize, cache
         let (tokens, of) = (picture.tokens, picture.of);
         fact("picture", format!("{}: {tokens} of {of} visual tokens kept, {}", at + 1, why.words()));
     }
+    if s.pruned_tokens > 0 {
+        let (stay, of) = (s.visual_tokens - s.pruned_tokens, s.visual_tokens);
+        fact("pruning", format!("{stay} of {of} visual tokens seen by all layers"));
+    }
     if s.drafted_tokens > 0 {
         fact("drafts", format!("{} of {} tokens accepted", s.accepted_tokens, s.drafted_tokens));
     }

@@ -65,6 +65,31 @@ fn what_is_kept_of_a_picture_is_told_with_its_reason() {
 }
 
 #[test]
+fn visual_tokens_are_left_out_inside_the_decoder() {
+    let (model, image) = (golden("llava"), format!("--image={}", golden("llava/wide.png")));
+    let words = ["run", &model, &image, "What is it?", "--max-tokens", "2", "--prune-image-tokens"];
+    let stages =
+        |rest: &[&str]| run([&words[..], &["25%", "--json", "--prune-layer", "1"], rest].concat()).json();
+    for by in ["attention", "diverse", "even", "random"] {
+        let told = stages(&["--prune-by", by]);
+        assert_eq!(
+            (&told["stages"]["visual_tokens"], &told["stages"]["pruned_tokens"]),
+            (&16.into(), &12.into())
+        );
+    }
+    let told = run([&words[..], &["25%", "--prune-layer", "1", "--stats"]].concat());
+    assert!(told.stderr.contains("4 of 16 visual tokens seen by all layers"), "{}", told.stderr);
+    for (rest, code, why) in [
+        (vec!["25%"], 2, "2 layers"),
+        (vec!["0%", "--prune-layer", "1"], 2, "0%"),
+        (vec!["25%", "--prune-layer", "1", "--evict", "h2o", "--kv-budget", "64"], 2, "--evict"),
+        (vec!["25%", "--prune-layer", "1", "--kv-image", "q8"], 2, "--kv-image"),
+    ] {
+        run([&words[..], &rest].concat()).fails(code, &[why]);
+    }
+}
+
+#[test]
 fn a_folder_of_frames_is_a_video() {
     let folder = tempfile::tempdir().unwrap();
     for (at, name) in ["wide", "wide", "wide", "tall", "tall", "wide"].iter().enumerate() {

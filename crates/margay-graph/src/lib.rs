@@ -24,6 +24,7 @@
 mod backend;
 mod builder;
 mod cost;
+mod cut;
 mod dim;
 mod error;
 pub mod memory;

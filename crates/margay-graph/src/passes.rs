@@ -82,7 +82,7 @@ fn fuse_residual(program: &mut Program) {
 }
 
 /// Nodes whose result nobody reads go; values and weights are numbered anew.
-fn remove_dead(program: &Program) -> Program {
+pub(crate) fn remove_dead(program: &Program) -> Program {
     let mut wanted = vec![false; program.values.len()];
     for (_, id) in program.outputs.iter().chain(&program.inputs) {
         wanted[id.index()] = true;

@@ -1,8 +1,14 @@
 //! The compiled programs of a model.
 
+mod pruned;
+
 use crate::{
-    Error, LoadOptions, ModelSource, Reduction, formats::Formats, packed::PackedFiles,
-    reduce::attention::Attention, work::NextToken,
+    Error, LoadOptions, ModelSource, Pruning, Reduction,
+    formats::Formats,
+    packed::PackedFiles,
+    prune::{Decoder, Split},
+    reduce::attention::Attention,
+    work::NextToken,
 };
 use margay_graph::{
     Backend, BackendError, Bindings, Cancel, Executable, InputData, MemoryUse, PackedForm, Program, Segment,
@@ -12,9 +18,11 @@ use margay_model::{Extra, Feed, ModelConfig, ModelPrograms, VisionConfig};
 use margay_prompt::image::Stitch;
 use margay_tensor::{Storage, Tensor};
 
+pub(crate) use pruned::TailCall;
+
 /// Compiled programs; the vision side only once a picture asks for it.
 pub(crate) struct Engine {
-    text: Box<dyn Executable>,
+    text: Decoder,
     vision: Option<Vision>,
     programs: ModelPrograms,
     extra: Extra,
@@ -57,7 +65,9 @@ pub(crate) struct TextCall<'a> {
 
 /// How a text program is compiled for answers.
 pub(crate) struct TextPlan {
-    pub program: Program,
+    text: Program,
+    embeddings: bool,
+    pruning: Option<Pruning>,
     pub limits: Bindings,
     pub batch: usize,
     pub outputs: usize,
@@ -70,16 +80,26 @@ impl TextPlan {
         options: &LoadOptions,
         context: usize,
     ) -> Result<Self, Error> {
-        // Taps are for traces; keeping them would hold every layer's output in memory.
-        let program = passes::optimize(
-            &text.with_outputs(|name| name == "logits" || (name == "embedding" && options.embeddings))?,
-        );
         // Tokens that see one another are computed together.
         let batch = options.batch.max(config.prefix_tokens()).clamp(1, context);
         let outputs = options.outputs.clamp(1, batch);
         let limits =
             Bindings::new().with(Sym::Tokens, batch).with(Sym::Outputs, outputs).with(Sym::Visual, context);
-        Ok(TextPlan { program, limits, batch, outputs })
+        let (text, pruning) = (text.clone(), options.pruning.clone());
+        Ok(TextPlan { text, embeddings: options.embeddings, pruning, limits, batch, outputs })
+    }
+
+    /// The programs that are compiled for it.
+    pub(crate) fn compile(
+        &self,
+        compile: &dyn Fn(&Program) -> Result<Box<dyn Executable>, Error>,
+    ) -> Result<Decoder, Error> {
+        // Taps are for traces; keeping them would hold every layer's output in memory.
+        let wanted = |name: &str| name == "logits" || (name == "embedding" && self.embeddings);
+        Ok(match &self.pruning {
+            Some(pruning) => Decoder::Split(Box::new(Split::new(&self.text, wanted, pruning, compile)?)),
+            None => Decoder::Whole(compile(&passes::optimize(&self.text.with_outputs(wanted)?))?),
+        })
     }
 }
 
@@ -93,17 +113,17 @@ impl Engine {
         let mut extra = options.reduction.as_ref().map(Reduction::extra).transpose()?.unwrap_or_default();
         extra.some_patches = options.repeated_patches.is_some() && source.config.vision.is_some();
         extra.changed_patches = options.changed_patches && source.config.vision.is_some();
-        let mut programs = source.config.programs_with(extra)?;
-        let TextPlan { program, limits, batch, outputs } =
-            TextPlan::new(&programs.text, &source.config, options, context)?;
-        programs.text = program;
+        let programs = source.config.programs_with(extra)?;
+        let plan = TextPlan::new(&programs.text, &source.config, options, context)?;
         // Packed files hold the stored weights, not those quantized at load.
         let packed = if options.packed && source.formats.is_empty() {
             PackedFiles::open(source, backend)
         } else {
             PackedFiles::default()
         };
-        let text = compile(source, backend, &programs.text, &limits, &packed, &Cancel::new())?;
+        let text = plan
+            .compile(&|program| compile(source, backend, program, &plan.limits, &packed, &Cancel::new()))?;
+        let (batch, outputs) = (plan.batch, plan.outputs);
         let (ids, rows, positions) = (vec![], vec![], vec![]);
         Ok(Engine {
             text,
@@ -308,7 +328,7 @@ impl Engine {
     /// backend does not tell.
     pub(crate) fn watch(&mut self, mut make: impl FnMut(&Program) -> Option<Watch>) -> bool {
         let vision = self.vision.iter_mut().flat_map(|v| [&mut v.encode, &mut v.project.executable]);
-        std::iter::once(&mut self.text).chain(vision).all(|executable| {
+        self.text.parts_mut().into_iter().chain(vision).all(|executable| {
             let watch = make(executable.program());
             executable.watch(watch)
         })

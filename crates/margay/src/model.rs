@@ -1,8 +1,8 @@
 //! A loaded model.
 
 use crate::{
-    AskOptions, Bounds, Error, Eviction, GovernorReport, Image, Keep, LoadOptions, ModelSource, Reduction,
-    Session, backends, default_context, digest::sampled_digest, draft::Payoff, engine::Engine,
+    AskOptions, Bounds, Error, Eviction, GovernorReport, Image, Keep, LoadOptions, ModelSource, Pruning,
+    Reduction, Session, backends, default_context, digest::sampled_digest, draft::Payoff, engine::Engine,
     governed::Governed, image_cache::ImageCache, image_files::ImageFiles, reduce::repeats::first_of_each,
     sample::Sampler,
 };
@@ -41,6 +41,7 @@ struct Inner {
     images: Mutex<ImageCache>,
     payoff: Mutex<Payoff>,
     reduction: Option<Reduction>,
+    pruning: Option<Pruning>,
     governed: Mutex<Option<Arc<Governed>>>,
     repeated_patches: Option<f32>,
     /// What is known of a picture that is not a frame: nothing. Where only patches of frames that changed are encoded.
@@ -143,6 +144,9 @@ impl Model {
         let width = source.config.text.width;
         let images = ImageCache::new(options.image_cache_type, width, options.image_cache)?;
         let backend = backends::backend(options)?;
+        if let Some(pruning) = &options.pruning {
+            pruning.check(&source.config, backend.as_ref(), options)?;
+        }
         let engine = Engine::new(&source, backend.as_ref(), options, context)?;
         let load = clock.elapsed();
         let payoff = Mutex::new(Payoff::new(engine.outputs().saturating_sub(1)));
@@ -182,6 +186,7 @@ impl Model {
             images,
             payoff,
             reduction,
+            pruning: options.pruning.clone(),
             governed: Mutex::default(),
             repeated_patches,
             nothing_kept,
@@ -300,6 +305,15 @@ impl Model {
 
     pub(crate) fn reduction(&self) -> Option<&Reduction> {
         self.inner.reduction.as_ref()
+    }
+
+    /// Whether some visual tokens are only seen by the decoder's first layers.
+    pub fn prunes(&self) -> bool {
+        self.inner.pruning.is_some()
+    }
+
+    pub(crate) fn pruning(&self) -> Option<&Pruning> {
+        self.inner.pruning.as_ref()
     }
 
     /// A tile as the model's tower takes it: whole, or those of its patches.

@@ -1,6 +1,6 @@
 //! How to load and how to ask.
 
-use crate::{Eviction, Reduction};
+use crate::{Eviction, Pruning, Reduction};
 use margay_cpu::KvType;
 use margay_prompt::text::Form;
 use margay_tensor::DType;
@@ -68,6 +68,9 @@ pub struct LoadOptions {
     pub image_folder: Option<ImageFolder>,
     /// Leave out visual tokens; `None` keeps all. Not for models that ask where in the picture a token lies (Qwen2-VL).
     pub reduction: Option<Reduction>,
+    /// Visual tokens that only the decoder's first layers see; `None` shows all to all layers. Not together with `eviction` and
+    /// `kv_image`.
+    pub pruning: Option<Pruning>,
     /// Encode of the patches that look alike only the first, and show the decoder no others: by how many levels of 255 each of
     /// their pixels may differ, where 0 takes those that are equal. `None` encodes all. For towers of equal patches (CLIP,
     /// SigLIP) with a projector that makes one token of each.
@@ -106,6 +109,7 @@ impl Default for LoadOptions {
             image_cache_type: DType::F32,
             image_folder: None,
             reduction: None,
+            pruning: None,
             repeated_patches: None,
             changed_patches: false,
             embeddings: false,

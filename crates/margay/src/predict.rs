@@ -74,7 +74,7 @@ fn predict(
     let context = options.context.unwrap_or_else(|| default_context(config));
     let programs = config.programs()?;
     let plan = TextPlan::new(&programs.text, config, options, context)?;
-    let text = dry(&*backend, &plan.program, &plan.limits)?;
+    let text = plan.compile(&|program| dry(&*backend, program, &plan.limits))?;
     let cache = text.new_state(StateOptions::new(context))?;
     let most = config.vision.as_ref().map_or_else(Bindings::new, |vision| vision.limits(context));
     let sizes = picture.unwrap_or(&most);

@@ -73,6 +73,8 @@ pub struct StageReport {
     pub reused_pictures: usize,
     /// Visual tokens of the prompt.
     pub visual_tokens: usize,
+    /// Those of them that only the decoder's first layers saw.
+    pub pruned_tokens: usize,
     /// All tokens after the first.
     pub decode_ms: Option<f64>,
     /// Tokens decoded in that time: all but the first, which prefill gives.

@@ -5,6 +5,7 @@ use crate::{
     engine::prefix_of,
     image::ImageDigest,
     prompt::{Prompt, place},
+    prune::SplitState,
     sample::Sampler,
     work::Work,
 };
@@ -360,6 +361,11 @@ impl Session {
     /// Tokens that were dropped from the cache.
     pub fn dropped_tokens(&self) -> usize {
         self.held.len().saturating_sub(self.state.len())
+    }
+
+    /// Tokens that only the decoder's first layers hold.
+    pub(crate) fn pruned_tokens(&mut self) -> usize {
+        SplitState::of(self.state.as_mut()).map_or(0, |state| state.dropped())
     }
 
     /// Drops all tokens but those from the cache.

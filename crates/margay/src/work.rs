@@ -1,5 +1,7 @@
 //! Making an answer, step by step.
 
+mod pruned;
+
 use crate::{
     AskOptions, Error, Event, Eviction, Image, Keep, Model, PictureReport, Reason, Reduction, Report,
     Session, StageReport, Stop, Token,
@@ -20,6 +22,7 @@ use margay_prompt::{
     layout::{PictureLayout, Sequence},
     text::{Message, Part, StopMatcher, StreamDecoder, Tokenizer},
 };
+use pruned::Pruned;
 use std::{borrow::Cow, collections::VecDeque, sync::Arc, time::Duration};
 
 /// An answer under way: everything about it but its conversation, which each step is lent.
@@ -42,6 +45,8 @@ pub(crate) struct Work {
     projections_done: usize,
     /// Tokens at the start of the prompt that see one another.
     prefix: usize,
+    /// How far it came, where visual tokens are left out inside the decoder.
+    pruned: Pruned,
     /// Tokens that may stay in the cache.
     budget: usize,
     /// Pictures the session had before this question.
@@ -162,6 +167,7 @@ impl Work {
             projection_count: pictures.iter().map(|(_, layout)| layout.projections()).sum(),
             projections_done: 0,
             prefix: prefix_of(model.config(), &sequence.ids),
+            pruned: Pruned::Not,
             budget: usize::MAX,
             images_then: session.images.len(),
             pictures,
@@ -488,10 +494,15 @@ impl Work {
         let shared = session.held.iter().zip(ids).take_while(|(a, b)| a == b).count();
         // The last token is computed anew: its logits are wanted.
         let shared = shared.min(ids.len().saturating_sub(1)).min(session.intact());
+        let shared = match self.model.pruning() {
+            Some(pruning) => pruning.reused(ids, shared)?,
+            None => shared,
+        };
         let shared = if shared < self.prefix { 0 } else { shared };
         let shared = session.keep(shared);
         self.stages.reused_tokens = shared;
         session.fit_cache()?;
+        self.begin_pruned(session, shared)?;
         if let Some(eviction) = self.model.eviction() {
             session.state.observe(eviction.observe())?;
         }
@@ -508,6 +519,9 @@ impl Work {
     }
 
     fn prefill(&mut self, session: &mut Session, pace: &mut Pace<'_>) -> Result<(), Error> {
+        if self.pruned != Pruned::Not {
+            return self.prefill_pruned(session, pace);
+        }
         let model = self.model.clone();
         let clock = Stopwatch::start();
         let mut engine = model.engine()?;
@@ -539,12 +553,17 @@ impl Work {
         let took = clock.elapsed();
         self.times.add(Stage::Prefill, took);
         self.pending.push_back(Event::Stage { stage: Stage::Prefill, took, done: self.prefill_steps, of });
+        self.prefilled(session, token)
+    }
+
+    /// Behind a step of the prefill: goes on with it, or with the answer's first token.
+    fn prefilled(&mut self, session: &mut Session, token: Option<u32>) -> Result<(), Error> {
         match token {
             Some(_) if self.options.embed => self.end(Stop::End),
             Some(token) => {
                 let waited = (self.clock.elapsed() + self.decoding).saturating_sub(self.outside);
                 self.stages.ttft_ms = Some(waited.as_secs_f64() * 1000.0);
-                if let Some(eviction) = model.eviction() {
+                if let Some(eviction) = self.model.eviction() {
                     self.budget = session.evict_prompt(eviction)?;
                 }
                 self.take(session, token)?;

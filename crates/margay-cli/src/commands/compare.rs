@@ -43,7 +43,8 @@ WHAT IS MEASURED:
   answers     greedy answers that are equal; with --suite the change of its headline on the same questions
 
 Keys and values are kept in float32 for stages and next tokens, unless --kv says how the candidate keeps its own; the
-reference's answers to a benchmark keep them in f16. --kv-window and --evict change answers only.";
+reference's answers to a benchmark keep them in f16. --kv-window, --evict and --prune-image-tokens
+change answers only.";
 
 /// Pictures whose stages are compared, unless said.
 const SAMPLES: &str = "32";
@@ -131,6 +132,7 @@ impl Compare {
             evict: None,
             kv_budget: None,
             kv_window: None,
+            prune_image_tokens: None,
             dtype: None,
             vision_type: None,
             ..self.load.clone()

@@ -10,11 +10,16 @@ pub(super) const ENTRY: ReductionEntry = ReductionEntry {
     count: None,
 };
 
-/// Begins with the row farthest from its nearest neighbour, and always takes the one farthest from all taken before.
-/// Distances are 1 less the cosine. V^2 E multiplications in the beginning, then K V E.
 fn reduce(rows: &Rows<'_>, keep: usize) -> Vec<f32> {
-    let (count, width) = (rows.count(), rows.width);
-    let units = unit_rows(rows.rows, width);
+    rows.chosen(farthest(rows.rows, rows.width, keep))
+}
+
+/// Numbers of `keep` of the rows [V, width], ascending. Begins with the row farthest from its nearest neighbour, and always
+/// takes the one farthest from all taken before. Distances are 1 less the cosine. V^2 E multiplications in the beginning, then
+/// K V E.
+pub(crate) fn farthest(rows: &[f32], width: usize, keep: usize) -> Vec<usize> {
+    let count = rows.len() / width;
+    let units = unit_rows(rows, width);
     let unit = |at: usize| &units[at * width..][..width];
     let mut nearest = vec![f32::INFINITY; count];
     for a in 0..count {
@@ -39,5 +44,5 @@ fn reduce(rows: &Rows<'_>, keep: usize) -> Vec<f32> {
         chosen.push(farthest(&distances).unwrap_or(0));
     }
     chosen.sort_unstable();
-    rows.chosen(chosen)
+    chosen
 }

@@ -11,7 +11,10 @@ pub(super) const ENTRY: ReductionEntry = ReductionEntry {
 };
 
 fn reduce(rows: &Rows<'_>, keep: usize) -> Vec<f32> {
-    let count = rows.count();
-    // The middle of each of `keep` equal stretches.
-    rows.chosen((0..keep).map(|at| (2 * at + 1) * count / (2 * keep)))
+    rows.chosen(spread(rows.count(), keep))
+}
+
+/// `keep` of `count` places: the middle of each of as many equal stretches.
+pub(crate) fn spread(count: usize, keep: usize) -> Vec<usize> {
+    (0..keep).map(|at| (2 * at + 1) * count / (2 * keep)).collect()
 }

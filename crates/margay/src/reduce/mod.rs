@@ -4,11 +4,11 @@
 //! ([`attention`]). Rows keep their order.
 
 pub(crate) mod attention;
-mod diverse;
-mod even;
+pub(crate) mod diverse;
+pub(crate) mod even;
 mod merge;
 mod prumerge;
-mod random;
+pub(crate) mod random;
 mod redundancy;
 pub(crate) mod repeats;
 mod visionzip;

@@ -238,3 +238,42 @@ fn nobody_waits_for_an_answer_of_a_scheduler_that_is_gone() {
     assert!(running.iter().all(|event| event.is_ok()));
     assert_eq!(waiting.iter().count(), 0);
 }
+
+#[test]
+fn answers_with_pruned_pictures_made_together_are_those_made_alone() {
+    let picture = Image::open(golden().join("wide.png")).unwrap();
+    let other = Image::filled(40, 30, [10, 200, 30]).unwrap();
+    let conversations = [
+        vec![user(Some(&picture), "one")],
+        vec![user(None, "two and some more words")],
+        vec![user(Some(&other), "three"), says("x y"), user(Some(&picture), "four")],
+        vec![user(Some(&picture), "five")],
+    ];
+    for method in ["attention", "diverse"] {
+        let model = |outputs| {
+            let pruning = Some(crate::Pruning { method: method.to_owned(), keep: 0.5, layer: 1 });
+            let options =
+                LoadOptions { kv: KvType::F32, outputs, batch: 64, pruning, ..LoadOptions::default() };
+            Model::load_with(golden(), &options).unwrap()
+        };
+        let alone = conversations.iter().map(|turns| {
+            let options = AskOptions { max_tokens: 15, ..AskOptions::default() };
+            model(1).session().unwrap().ask_turns(turns, &options).unwrap().report().unwrap()
+        });
+        let alone: Vec<Report> = alone.collect();
+        for (outputs, slice) in [(4, Duration::from_secs(60)), (2, Duration::ZERO)] {
+            let options = SchedulerOptions { slots: 4, slice, ..SchedulerOptions::default() };
+            let scheduler = Scheduler::new(model(outputs), options).unwrap();
+            // Twice, so that what the first time left is gone on with.
+            for _ in 0..2 {
+                let asked: Vec<_> =
+                    conversations.iter().map(|turns| ask(&scheduler, turns.clone(), 15).1).collect();
+                for (events, alone) in asked.iter().zip(&alone) {
+                    let report = report(events);
+                    assert_eq!(report.tokens, alone.tokens, "{method}, {outputs} together");
+                    assert_eq!(report.stages.pruned_tokens, alone.stages.pruned_tokens);
+                }
+            }
+        }
+    }
+}
