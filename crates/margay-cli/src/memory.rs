@@ -60,7 +60,7 @@ impl Memory {
         let context = context.map_or_else(|| margay::default_context(config), NonZeroUsize::get);
         let options = LoadOptions { context: Some(context), kv, ..LoadOptions::default() };
         let sizes = picture.as_ref().map(|(_, sizes)| sizes);
-        let MemoryPrediction { text, encode, project, cache_bytes } = predict(&options, sizes)?;
+        let MemoryPrediction { text, encode, project, cache_bytes, .. } = predict(&options, sizes)?;
         // Of pictures that are cut by their size, the given one, or a square one.
         let tokens = match (picture, &config.vision) {
             (Some((picture, _)), _) => Some(picture.visual_tokens()),

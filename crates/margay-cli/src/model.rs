@@ -340,12 +340,17 @@ impl LoadArgs {
 
     /// Loads it for answers of that kind, with visual tokens of pictures kept.
     pub(crate) fn load_for(&self, path: Option<&Path>, ask: &AskArgs) -> anyhow::Result<Model> {
-        self.load_as(path, self.options_for(ask))
+        let options = self.options_for(ask)?;
+        self.load_as(path, options)
     }
 
     /// What answers ask for.
-    pub(crate) fn options_for(&self, ask: &AskArgs) -> LoadOptions {
-        LoadOptions { outputs: ask.draft + 1, image_cache: IMAGE_CACHE, ..self.options() }
+    ///
+    /// # Errors
+    /// That of a draft model that cannot be had.
+    pub(crate) fn options_for(&self, ask: &AskArgs) -> anyhow::Result<LoadOptions> {
+        let (draft_model, image_cache) = (ask.draft_model()?, IMAGE_CACHE);
+        Ok(LoadOptions { outputs: ask.draft + 1, draft_model, image_cache, ..self.options() })
     }
 
     /// Loads it with those options.
@@ -415,9 +420,27 @@ pub(crate) struct AskArgs {
     /// repeats what was said
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=64).map(usize::from))]
     pub draft: usize,
+    /// A smaller model of the same vocabulary that makes drafts where none is looked up, up to --draft tokens, while that pays;
+    /// of the same family and width it sees pictures, else the words alone
+    #[arg(long, value_name = "FILE", requires = "draft")]
+    pub draft_model: Option<PathBuf>,
+}
+
+/// Where that draft model lies, for drafts of at most so many tokens.
+pub(crate) fn draft_model(path: Option<&Path>, draft: usize) -> anyhow::Result<Option<PathBuf>> {
+    if path.is_some() && draft == 0 {
+        let what = "--draft-model makes no drafts with --draft 0; say how many, as in --draft 4";
+        return Err(crate::Usage(what.to_owned()).into());
+    }
+    Ok(path.map(hub::local).transpose()?.map(std::borrow::Cow::into_owned))
 }
 
 impl AskArgs {
+    /// Where the draft model lies, for the library.
+    pub(crate) fn draft_model(&self) -> anyhow::Result<Option<PathBuf>> {
+        draft_model(self.draft_model.as_deref(), self.draft)
+    }
+
     /// For the library.
     pub(crate) fn options(&self) -> AskOptions {
         AskOptions {

@@ -33,6 +33,13 @@ pub(crate) fn describe(report: &Report, model: &Model, used_tokens: usize, cache
     if s.drafted_tokens > 0 {
         fact("drafts", format!("{} of {} tokens accepted", s.accepted_tokens, s.drafted_tokens));
     }
+    if let Some(draft) = model.draft_model() {
+        let sees = if draft.sees_pictures { "sees pictures" } else { "sees words alone" };
+        let (accepted, drafted) = (s.model_accepted_tokens, s.model_drafted_tokens);
+        let took = s.draft_ms.map_or_else(|| "not asked".to_owned(), |ms| format!("{ms:.1} ms"));
+        let name = draft.name.escape_debug();
+        fact("draft model", format!("{name}, {sees}: {accepted} of {drafted} tokens accepted, {took}"));
+    }
     fact("answer", format!("{} tokens; stop: {}", report.tokens.len(), stop_name(report)));
     fact(
         "context",

@@ -36,6 +36,9 @@ fn json_is_one_object_with_exactly_the_documented_keys() {
         "decode_tokens",
         "drafted_tokens",
         "accepted_tokens",
+        "model_drafted_tokens",
+        "model_accepted_tokens",
+        "draft_ms",
         "ttft_ms",
     ];
     assert_eq!(keys(&report["stages"]), BTreeSet::from(stages));

@@ -7,17 +7,16 @@
 //! guessing ahead: Leviathan et al., arXiv 2211.17192, of which this is the case of a draft that is sure of itself; of
 //! looking tokens up in the prompt: Saxena, Prompt Lookup Decoding, 2023.
 
-use std::{collections::HashMap, time::Duration};
+mod model;
+mod payoff;
+
+pub(crate) use model::{Ahead, Drafted, Drafter, draft_options, open};
+pub(crate) use payoff::{Payoff, Source};
+
+use std::collections::HashMap;
 
 /// Tokens that must have come before in the same order, longest first.
 const SPANS: [usize; 2] = [3, 2];
-/// How much of a new measurement counts.
-const WEIGHT: f64 = 0.2;
-/// Gain that a guess must promise before it is made: what was measured is never exact.
-const LEAST_GAIN: f64 = 1.03;
-/// Runs without a guess before one is made although it promised nothing, to see whether that is still so: a guess that is
-/// lost costs less than twice a run, so that trying takes less than 1% of the time.
-const PATIENCE: usize = 128;
 
 /// Looks up what came behind the last tokens when they came before.
 #[derive(Default)]
@@ -61,92 +60,6 @@ fn key(tokens: &[i32], span: usize) -> Option<[i32; 3]> {
     last.iter().all(|token| *token >= 0).then_some(key)
 }
 
-/// Whether guesses pay, by what runs took and how many guesses were right. A model's, for all answers.
-pub(crate) struct Payoff {
-    most: usize,
-    /// Seconds of a run without guesses; nothing is known at first.
-    alone: Option<f64>,
-    /// Seconds that each guess adds.
-    each: Option<f64>,
-    /// Share of guesses that were right, of those in front of which all were right.
-    right: f64,
-    /// Runs since the last guess.
-    without: usize,
-    /// Nothing is learned.
-    #[cfg(test)]
-    fixed: bool,
-}
-
-impl Payoff {
-    /// For up to `most` guesses a run.
-    pub(crate) fn new(most: usize) -> Self {
-        // Before anything is known, half of the guesses are taken to be right.
-        Payoff {
-            most,
-            alone: None,
-            each: None,
-            right: 0.5,
-            without: 0,
-            #[cfg(test)]
-            fixed: false,
-        }
-    }
-
-    /// All guesses are made, whatever the machine is doing meanwhile.
-    #[cfg(test)]
-    pub(crate) fn always(most: usize) -> Self {
-        Payoff { alone: Some(1.0), each: Some(0.0), right: 1.0, fixed: true, ..Self::new(most) }
-    }
-
-    /// How many of so many guesses a run should take along.
-    pub(crate) fn choose(&mut self, guesses: usize) -> usize {
-        let most = guesses.min(self.most);
-        let Some(alone) = self.alone else { return 0 };
-        if most == 0 {
-            return 0;
-        }
-        // At first, a tenth of a run.
-        let each = self.each.unwrap_or(alone / 10.0);
-        let rate = |count: usize| {
-            let expected: f64 = (0..=count).map(|i| self.right.powi(i as i32)).sum();
-            expected / (alone + each * count as f64)
-        };
-        let best = (0..=most).max_by(|a, b| rate(*a).total_cmp(&rate(*b))).unwrap_or(0);
-        if rate(best) >= LEAST_GAIN * rate(0) || self.without >= PATIENCE {
-            self.without = 0;
-            return best.max(1);
-        }
-        self.without += 1;
-        0
-    }
-
-    /// A run with that many guesses, of which the first `right` were right, took so long.
-    pub(crate) fn learn(&mut self, guesses: usize, right: usize, took: Duration) {
-        #[cfg(test)]
-        if self.fixed {
-            return;
-        }
-        let took = took.as_secs_f64();
-        let towards = |before: Option<f64>, new: f64| {
-            // A run that was kept waiting by others is no measure of its own cost.
-            Some(before.map_or(new, |before| before + WEIGHT * (new.min(3.0 * before) - before)))
-        };
-        match (guesses, self.alone) {
-            (0, _) => self.alone = towards(self.alone, took),
-            (_, Some(alone)) => {
-                let each = ((took - alone) / guesses as f64).max(0.01 * alone);
-                self.each = towards(self.each, each);
-            }
-            _ => {}
-        }
-        // Those behind the first wrong one were not put to the test.
-        for at in 0..guesses.min(right + 1) {
-            let was_right = if at < right { 1.0 } else { 0.0 };
-            self.right += WEIGHT * (was_right - self.right);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,38 +79,5 @@ mod tests {
         lookup.push(&[-1, -2]);
         assert_eq!(lookup.guess(4), [] as [i32; 0]);
         assert_eq!(Lookup::default().guess(4), [] as [i32; 0]);
-    }
-
-    fn millis(ms: f64) -> Duration {
-        Duration::from_secs_f64(ms / 1000.0)
-    }
-
-    #[test]
-    fn guesses_are_made_while_they_pay() {
-        // A guess costs a twentieth of a run, and most are right.
-        let mut payoff = Payoff::new(8);
-        assert_eq!(payoff.choose(8), 0, "nothing is known yet");
-        payoff.learn(0, 0, millis(10.0));
-        assert!(payoff.choose(8) > 0);
-        for _ in 0..50 {
-            let count = payoff.choose(8);
-            payoff.learn(count, count, millis(10.0 + 0.5 * count as f64));
-        }
-        assert_eq!(payoff.choose(8), 8);
-        assert_eq!(payoff.choose(3), 3);
-        // Each costs as much as a run, and few are right: only now and then one is tried.
-        let mut tried = 0;
-        for _ in 0..2000 {
-            let count = payoff.choose(8);
-            tried += count;
-            payoff.learn(count, 0, millis(10.0 + 10.0 * count as f64));
-        }
-        assert!((1..2000 / 20).contains(&tried), "{tried}");
-        // And again when they pay again.
-        for _ in 0..3000 {
-            let count = payoff.choose(8);
-            payoff.learn(count, count, millis(10.0 + 0.5 * count as f64));
-        }
-        assert_eq!(payoff.choose(8), 8);
     }
 }

@@ -274,7 +274,12 @@ impl Engine {
         // A text model has no `visual` input.
         let inputs = &all[..self.text.program().inputs().len()];
         self.text.run(&bindings, inputs, Some(state), cancel)?;
-        Ok(self.text.output("logits").expect("invariant: the text program has logits"))
+        Ok(self.logits())
+    }
+
+    /// The logits that the last run gave.
+    pub(crate) fn logits(&self) -> &[f32] {
+        self.text.output("logits").expect("invariant: the text program has logits")
     }
 
     /// What the head read of the last row that was run, [E]; `None` where it was not loaded for that.

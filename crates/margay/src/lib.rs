@@ -76,7 +76,7 @@ pub use margay_prompt::{
     image::ImageLimits,
     text::{CallPiece, CallReader, Calls, Form, Function, called},
 };
-pub use model::Model;
+pub use model::{DraftModel, Model};
 pub use options::{AskOptions, ImageFolder, LoadOptions, Sampling};
 pub use predict::{MemoryPrediction, predict_shape};
 pub use prompt::PromptSize;

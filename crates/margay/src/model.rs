@@ -2,7 +2,10 @@
 
 use crate::{
     AskOptions, Bounds, Error, Eviction, GovernorReport, Image, Keep, LoadOptions, ModelSource, Pruning,
-    Reduction, Session, backends, default_context, digest::sampled_digest, draft::Payoff, engine::Engine,
+    Reduction, Session, backends, default_context,
+    digest::sampled_digest,
+    draft::{Drafter, Payoff},
+    engine::Engine,
     governed::Governed, image_cache::ImageCache, image_files::ImageFiles, reduce::repeats::first_of_each,
     sample::Sampler,
 };
@@ -28,6 +31,16 @@ static NANO: &[u8] = include_bytes!("../assets/margay-nano.gguf");
 /// Tokens of context at most: positions stay exact far beyond, and a size typed wrong is caught.
 const MOST_CONTEXT: usize = 1 << 24;
 
+/// A model that guesses for another one ([`LoadOptions::draft_model`]).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DraftModel {
+    /// Its name.
+    pub name: String,
+    /// Whether it sees the model's visual tokens: it is of the same family and width, and was made with a projector. Any other
+    /// sees the words of a prompt alone.
+    pub sees_pictures: bool,
+}
+
 /// A loaded model. Cloning shares it; sessions on one model take turns, token by token.
 #[derive(Clone)]
 pub struct Model {
@@ -40,6 +53,7 @@ struct Inner {
     engine: Mutex<Engine>,
     images: Mutex<ImageCache>,
     payoff: Mutex<Payoff>,
+    drafter: Option<Drafter>,
     reduction: Option<Reduction>,
     pruning: Option<Pruning>,
     governed: Mutex<Option<Arc<Governed>>>,
@@ -148,8 +162,18 @@ impl Model {
             pruning.check(&source.config, backend.as_ref(), options)?;
         }
         let engine = Engine::new(&source, backend.as_ref(), options, context)?;
+        let drafter = match &options.draft_model {
+            Some(path) => Some(Drafter::load(path, &source, backend.as_ref(), options, context)?),
+            None => None,
+        };
         let load = clock.elapsed();
-        let payoff = Mutex::new(Payoff::new(engine.outputs().saturating_sub(1)));
+        let weights = |memory: MemoryUse| (memory.packed_weight_bytes + memory.mapped_weight_bytes) as f64;
+        let scale = match &drafter {
+            // Nothing but the text side is compiled yet.
+            Some(drafter) => Some(weights(drafter.memory()?) / weights(engine.memory()).max(1.0)),
+            None => None,
+        };
+        let payoff = Mutex::new(Payoff::new(engine.outputs().saturating_sub(1), scale));
         let engine = Mutex::new(engine);
         let settings = format!(
             "{:?}",
@@ -185,6 +209,7 @@ impl Model {
             engine,
             images,
             payoff,
+            drafter,
             reduction,
             pruning: options.pruning.clone(),
             governed: Mutex::default(),
@@ -382,12 +407,20 @@ impl Model {
         self.inner.load
     }
 
-    /// Bytes held by weights and buffers, KV caches not counted.
+    /// Bytes held by weights and buffers, KV caches not counted; those of a draft model are among them.
     ///
     /// # Errors
     /// [`Error::Poisoned`] after a failure in the middle of an answer.
     pub fn memory(&self) -> Result<MemoryUse, Error> {
-        Ok(self.engine()?.memory())
+        let mut sum = self.engine()?.memory();
+        if let Some(drafter) = self.drafter() {
+            let draft = drafter.memory()?;
+            sum.packed_weight_bytes += draft.packed_weight_bytes;
+            sum.mapped_weight_bytes += draft.mapped_weight_bytes;
+            sum.arena_bytes += draft.arena_bytes;
+            sum.scratch_bytes += draft.scratch_bytes;
+        }
+        Ok(sum)
     }
 
     /// What loading passed over and a person should know: packed files that do not fit and weights
@@ -447,6 +480,15 @@ impl Model {
     /// What the governor does and did, where there is one.
     pub fn governor(&self) -> Option<GovernorReport> {
         self.governed().map(|governed| governed.report())
+    }
+
+    /// The model that guesses tokens ahead, where there is one.
+    pub fn draft_model(&self) -> Option<&DraftModel> {
+        self.drafter().map(Drafter::told)
+    }
+
+    pub(crate) fn drafter(&self) -> Option<&Drafter> {
+        self.inner.drafter.as_ref()
     }
 
     pub(crate) fn payoff(&self) -> Result<MutexGuard<'_, Payoff>, Error> {

@@ -78,6 +78,10 @@ pub struct LoadOptions {
     /// Encode of a video's frame only the patches that changed ([`crate::Clip`]), with what was kept of the others. For towers of
     /// equal patches (CLIP, SigLIP).
     pub changed_patches: bool,
+    /// A smaller model of the same vocabulary that guesses tokens ahead, where that pays, for answers that ask for drafts
+    /// ([`AskOptions::draft`]): a GGUF file or a Hugging Face folder. Its weights are taken as they are stored, its keys and
+    /// values kept as the model's. [`crate::Model::draft_model`] says what it sees of pictures.
+    pub draft_model: Option<PathBuf>,
     /// Answers may be asked to be embeddings ([`AskOptions::embed`]).
     pub embeddings: bool,
     /// Use the packed files that lie beside the model, where they fit it.
@@ -112,6 +116,7 @@ impl Default for LoadOptions {
             pruning: None,
             repeated_patches: None,
             changed_patches: false,
+            draft_model: None,
             embeddings: false,
             packed: true,
         }
@@ -169,8 +174,8 @@ pub struct AskOptions {
     pub form: Option<Form>,
     /// What is added to the logits of tokens; [`f32::NEG_INFINITY`] forbids one.
     pub logit_bias: Vec<(u32, f32)>,
-    /// Tokens drafted ahead, looked up in the prompt and the answer, and verified in one run: at most so many, where it pays, and
-    /// no more than [`LoadOptions::outputs`] less one. Answers are the same, sooner.
+    /// Tokens drafted ahead, looked up in the prompt and the answer or else guessed by [`LoadOptions::draft_model`], and verified in
+    /// one run: at most so many, where it pays, and no more than [`LoadOptions::outputs`] less one. Answers are the same, sooner.
     pub draft: usize,
     /// Batches of the prompt end where a picture begins or ends, so that the time of each is of one of both. They are more, and
     /// each reads all weights.

@@ -1,7 +1,7 @@
 //! What running a model will take, before anything of it is read: the same compilation that loading does, over weights
 //! whose matrices are zeros that nobody touches.
 
-use crate::{Error, LoadOptions, ModelSource, backends, default_context, engine::TextPlan};
+use crate::{Error, LoadOptions, ModelSource, backends, default_context, draft, engine::TextPlan};
 use margay_graph::{
     Backend, BackendError, Bindings, Executable, MemoryUse, PackedForm, Program, StateOptions, WeightSource,
     WeightSpec,
@@ -9,7 +9,7 @@ use margay_graph::{
 use margay_model::ModelConfig;
 use margay_tensor::{DType, Owner, Storage, Tensor};
 use memmap2::MmapMut;
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 /// Weights of fewer elements are read: there is little of them, and a backend may look at their values.
 const READ_BELOW_ELEMENTS: usize = 1 << 16;
@@ -23,7 +23,9 @@ pub struct MemoryPrediction {
     pub encode: Option<MemoryUse>,
     /// The projector.
     pub project: Option<MemoryUse>,
-    /// The KV cache of a session.
+    /// The text program of a draft model ([`LoadOptions::draft_model`]).
+    pub draft: Option<MemoryUse>,
+    /// The KV cache of a session, a draft model's included.
     pub cache_bytes: usize,
 }
 
@@ -39,14 +41,34 @@ impl ModelSource {
         options: &LoadOptions,
         picture: Option<&Bindings>,
     ) -> Result<MemoryPrediction, Error> {
-        predict(&self.config, options, picture, &|backend, program, limits| {
+        let mut prediction = predict(&self.config, options, picture, &|backend, program, limits| {
             self.weights.check_program(program)?;
             Ok(backend.compile(program, &OfFiles { source: self, program }, limits)?)
-        })
+        })?;
+        if let Some(path) = &options.draft_model {
+            let (draft, cache_bytes) = self.predict_draft(path, options)?;
+            prediction.draft = Some(draft);
+            prediction.cache_bytes += cache_bytes;
+        }
+        Ok(prediction)
+    }
+
+    /// What a draft model takes, and its cache.
+    fn predict_draft(&self, path: &Path, options: &LoadOptions) -> Result<(MemoryUse, usize), Error> {
+        let (source, _) = draft::open(path, self)?;
+        let context = options.context.unwrap_or_else(|| default_context(&self.config));
+        let options = draft::draft_options(options);
+        let backend = backends::backend(&options)?;
+        let plan = TextPlan::new(&source.config.programs()?.text, &source.config, &options, context)?;
+        source.weights.check_program(&plan.program)?;
+        let weights = OfFiles { source: &source, program: &plan.program };
+        let text = backend.compile(&plan.program, &weights, &plan.limits)?;
+        Ok((text.memory(), text.new_state(StateOptions::new(context))?.size_bytes()))
     }
 }
 
-/// The same of a model that is not here: of its configuration, and of the format that each weight would have.
+/// The same of a model that is not here, without a draft model: of its configuration, and of the format that each weight would
+/// have.
 ///
 /// # Errors
 /// As loading it.
@@ -82,7 +104,8 @@ fn predict(
         program.as_ref().map(|program| Ok(dry(&*backend, program, sizes)?.memory())).transpose()
     };
     let (encode, project) = (stage(&programs.encode)?, stage(&programs.project)?);
-    Ok(MemoryPrediction { text: text.memory(), encode, project, cache_bytes: cache.size_bytes() })
+    let cache_bytes = cache.size_bytes();
+    Ok(MemoryPrediction { text: text.memory(), encode, project, draft: None, cache_bytes })
 }
 
 fn spec<'a>(program: &'a Program, name: &str) -> Result<&'a WeightSpec, BackendError> {

@@ -83,6 +83,12 @@ pub struct StageReport {
     pub drafted_tokens: usize,
     /// Those of them that were accepted, and cost no run of their own.
     pub accepted_tokens: usize,
+    /// Of those that were drafted, what a draft model guessed; the others were looked up.
+    pub model_drafted_tokens: usize,
+    /// Those of them that were accepted.
+    pub model_accepted_tokens: usize,
+    /// What the draft model took of the decode, whatever part of the prompt it had to compute first counted.
+    pub draft_ms: Option<f64>,
     /// From the question to the first token: decoding the pictures counts, loading does not.
     pub ttft_ms: Option<f64>,
 }

@@ -4,7 +4,7 @@ use crate::{AskOptions, Error, Sampling};
 use margay_prompt::text::FormedAnswer;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     ops::RangeInclusive,
 };
 
@@ -13,6 +13,8 @@ pub(crate) struct Sampler {
     sampling: Sampling,
     bias: Vec<(u32, f32)>,
     rng: StdRng,
+    /// Random numbers that were drawn for guesses and are still to be used, in order.
+    drawn: VecDeque<f32>,
     candidates: Vec<(f32, u32)>,
     /// How often the answer holds each token.
     counts: BTreeMap<u32, u32>,
@@ -68,12 +70,33 @@ impl Sampler {
             sampling,
             bias: options.logit_bias.clone(),
             rng: StdRng::seed_from_u64(sampling.seed),
+            drawn: VecDeque::new(),
             candidates: vec![],
             counts: BTreeMap::new(),
             prompt: BTreeSet::new(),
             adjusted: vec![],
             form,
         })
+    }
+
+    /// A copy that guesses what this one will choose, up to `count` tokens of it: with the same random numbers.
+    pub(crate) fn ahead(&mut self, count: usize) -> Self {
+        while self.sampling.temperature != 0.0 && self.drawn.len() < count {
+            let number = self.rng.random();
+            self.drawn.push_back(number);
+        }
+        Sampler {
+            sampling: self.sampling,
+            bias: self.bias.clone(),
+            // Not used for the tokens asked for.
+            rng: StdRng::seed_from_u64(self.sampling.seed),
+            drawn: self.drawn.clone(),
+            candidates: vec![],
+            counts: self.counts.clone(),
+            prompt: self.prompt.clone(),
+            adjusted: vec![],
+            form: self.form.clone(),
+        }
     }
 
     /// Looks at the prompt, in which negative ids are visual tokens.
@@ -171,7 +194,7 @@ impl Sampler {
         });
         self.candidates.truncate(enough.map_or(usize::MAX, |at| at + 1));
         let kept: f32 = self.candidates.iter().map(|c| c.0).sum();
-        let mut left = self.rng.random::<f32>() * kept;
+        let mut left = self.drawn.pop_front().unwrap_or_else(|| self.rng.random::<f32>()) * kept;
         let chosen = self.candidates.iter().find(|c| {
             left -= c.0;
             left < 0.0

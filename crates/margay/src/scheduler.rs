@@ -427,11 +427,13 @@ impl Desk<'_> {
     /// One token for each answer that decodes, as many as can be together.
     fn decode_all(&mut self) {
         let model = self.shared.model.clone();
+        let only = self.running.len() == 1;
         let ready = self.running.iter_mut().filter(|r| r.work.next_token(&r.session).is_some());
         let mut ready: Vec<&mut Running> = ready.collect();
         if let [alone] = &mut ready[..] {
-            // Alone, it may draft ahead.
-            let mut pace = Pace { prefill: 0, pause: &mut || false };
+            // Alone, it may draft ahead; a draft model catches up in pieces where others compute their prompts.
+            let prefill = if only { usize::MAX } else { LEAST_CHUNK };
+            let mut pace = Pace { prefill, pause: &mut || false };
             if let Err(e) = alone.work.advance(&mut alone.session, &mut pace) {
                 (alone.tell)(Err(e));
             }

@@ -4,6 +4,7 @@ use crate::{
     Answer, AskOptions, Clip, Error, Image, Model,
     engine::prefix_of,
     image::ImageDigest,
+    draft::Drafted,
     prompt::{Prompt, place},
     prune::SplitState,
     sample::Sampler,
@@ -39,6 +40,8 @@ pub enum Content {
 pub struct Session {
     pub(crate) model: Model,
     pub(crate) state: Box<dyn State>,
+    /// What a draft model has computed of it, where there is one.
+    pub(crate) drafted: Option<Drafted>,
     /// What the governor asked for when the state was made.
     most_bits: Option<u32>,
     /// Ids of the tokens in the cache, negative for visual rows.
@@ -58,9 +61,11 @@ pub struct Session {
 impl Session {
     pub(crate) fn new(model: Model) -> Result<Self, Error> {
         let state = model.engine()?.new_state(model.context(), None)?;
+        let drafted = model.drafter().map(|drafter| drafter.begin(model.context())).transpose()?;
         Ok(Session {
             model,
             state,
+            drafted,
             most_bits: None,
             held: vec![],
             whole: None,
@@ -240,9 +245,16 @@ impl Session {
         let pictures = self.same_pictures(prompt);
         let tokens = self.shared_tokens(prompt);
         let rows = self.rows_of(pictures) * self.model.config().text.width;
+        let drafted = match (self.model.drafter(), &self.drafted) {
+            (Some(drafter), Some(drafted)) => {
+                Some(drafter.fork(drafted, &self.held[..tokens], self.model.context())?)
+            }
+            _ => None,
+        };
         Ok(Session {
             model: self.model.clone(),
             state: self.state.fork(tokens)?,
+            drafted,
             most_bits: self.most_bits,
             held: self.held[..tokens].to_vec(),
             whole: None,
@@ -339,6 +351,7 @@ impl Session {
         self.held.clear();
         self.whole = None;
         self.state.truncate(0);
+        self.drafted.iter_mut().for_each(Drafted::clear);
     }
 
     /// Keeps the first `tokens` of what was computed, or nothing where that would cut tokens that saw one another; says how
@@ -350,6 +363,9 @@ impl Session {
         self.held.truncate(tokens);
         self.state.truncate(tokens);
         self.whole = None;
+        if let (Some(drafter), Some(drafted)) = (self.model.drafter(), &mut self.drafted) {
+            drafter.keep(drafted, &self.held);
+        }
         tokens
     }
 
@@ -385,14 +401,14 @@ impl Session {
         self.state.len()
     }
 
-    /// Bytes of the KV cache that were ever used.
+    /// Bytes of the KV cache that were ever used, a draft model's among them.
     pub fn used_cache_bytes(&self) -> usize {
-        self.state.used_bytes()
+        self.state.used_bytes() + self.drafted.as_ref().map_or(0, Drafted::used_bytes)
     }
 
     /// Bytes set aside for the KV cache: what it takes at most.
     pub fn cache_bytes(&self) -> usize {
-        self.state.size_bytes()
+        self.state.size_bytes() + self.drafted.as_ref().map_or(0, Drafted::size_bytes)
     }
 
     /// Pictures as they are seen now.

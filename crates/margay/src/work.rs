@@ -25,6 +25,8 @@ use margay_prompt::{
 use pruned::Pruned;
 use std::{borrow::Cow, collections::VecDeque, sync::Arc, time::Duration};
 
+mod guesses;
+
 /// An answer under way: everything about it but its conversation, which each step is lent.
 pub(crate) struct Work {
     model: Model,
@@ -91,7 +93,7 @@ enum Phase {
 
 /// How much a step may do.
 pub(crate) struct Pace<'a> {
-    /// Tokens of a prompt that are computed in one step, at most.
+    /// Tokens of a prompt that are computed in one step, at most; a draft model's, too.
     pub prefill: usize,
     /// Asked between two ops of an encode; true ends the step there.
     pub pause: &'a mut dyn FnMut() -> bool,
@@ -305,11 +307,8 @@ impl Work {
             Phase::Encoding(tiles, tile, took, at) => self.encode(session, (tiles, tile), (took, at), pace),
             Phase::Project(tiles, tile) => self.project(session, tiles, &tile),
             Phase::Prefill => self.prefill(session, pace),
-            Phase::Decode => self.decode(session),
-            Phase::Ended(stop) => {
-                self.finish(session, stop);
-                Ok(())
-            }
+            Phase::Decode => self.decode(session, pace),
+            Phase::Ended(stop) => self.finish(session, stop),
             Phase::Over => Ok(()),
         }
     }
@@ -573,7 +572,7 @@ impl Work {
         Ok(())
     }
 
-    fn decode(&mut self, session: &mut Session) -> Result<(), Error> {
+    fn decode(&mut self, session: &mut Session, pace: &Pace<'_>) -> Result<(), Error> {
         let model = self.model.clone();
         let clock = Stopwatch::start();
         self.make_room(session)?;
@@ -582,15 +581,14 @@ impl Work {
         let prefix = if dropped > 0 { 0 } else { self.prefix };
         let mut ids = vec![self.last_token() as i32];
         let mut engine = model.engine()?;
-        self.guess(session, engine.outputs(), &mut ids)?;
-        let guesses = ids.len() - 1;
+        let guessed = self.guess(session, engine.outputs(), &mut ids, pace)?;
         let place = self.next_place;
         let places: Vec<[i32; 3]> = (place..).take(ids.len()).map(|place| [place; 3]).collect();
         let (visual, width) = (&session.visual, model.config().text.width);
         let call = TextCall { ids: &ids, places: &places, visual, width, position, prefix };
         let logits = engine.run_text(&call, ids.len(), session.state.as_mut(), &session.cancel)?;
         let mut took = clock.elapsed();
-        let run = took;
+        let run = took.saturating_sub(guessed.took);
         let mut right = 0;
         for (at, logits) in logits.chunks_exact(logits.len() / ids.len()).enumerate() {
             // All of them came in one run.
@@ -603,36 +601,13 @@ impl Work {
         drop(engine);
         session.state.truncate(session.held.len() - dropped);
         if self.options.draft > 0 {
-            model.payoff()?.learn(guesses, right, run);
-            self.stages.drafted_tokens += guesses;
-            self.stages.accepted_tokens += right;
+            self.guessed(&guessed, right, run)?;
         }
         Ok(())
     }
 
     fn last_token(&self) -> u32 {
         *self.tokens.last().expect("invariant: prefill gave the first token")
-    }
-
-    /// Appends tokens that may come behind the last, where that pays and they have room.
-    fn guess(&mut self, session: &Session, outputs: usize, ids: &mut Vec<i32>) -> Result<(), Error> {
-        let room = session.state.capacity() - session.state.len() - 1;
-        let wanted = self.options.max_tokens.saturating_sub(self.tokens.len() + 1);
-        let most = self.options.draft.min(outputs - 1).min(room).min(wanted);
-        if self.options.draft == 0 {
-            return Ok(());
-        }
-        let lookup = self.lookup.get_or_insert_default();
-        if self.looked_at == 0 {
-            lookup.push(&self.sequence.ids);
-        }
-        let new: Vec<i32> = self.tokens[self.looked_at..].iter().map(|id| *id as i32).collect();
-        lookup.push(&new);
-        self.looked_at = self.tokens.len();
-        let guesses = lookup.guess(most);
-        let count = self.model.payoff()?.choose(guesses.len());
-        ids.extend_from_slice(&guesses[..count]);
-        Ok(())
     }
 
     /// The logits behind the answer's last token, which is in the cache now.
@@ -712,8 +687,11 @@ impl Work {
         }
     }
 
-    fn finish(&mut self, session: &mut Session, stop: Stop) {
+    fn finish(&mut self, session: &mut Session, stop: Stop) -> Result<(), Error> {
         self.stages.set_times(&self.times);
+        if self.options.draft > 0 && stop != Stop::Cancelled {
+            self.model.payoff()?.learn_length(self.tokens.len());
+        }
         let report = Report {
             text: self.text.clone(),
             tokens: self.tokens.clone(),
@@ -725,6 +703,7 @@ impl Work {
         };
         self.remember(session);
         self.pending.push_back(Event::Done(Box::new(report)));
+        Ok(())
     }
 
     /// The session goes on from what was said. A question that was stopped before its first token is taken back, as if

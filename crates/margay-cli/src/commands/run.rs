@@ -44,7 +44,8 @@ JSON:
   text, redundancy, repeats, resolution), with --video also video (frames,
   still, encoded, held, tokens, bytes), and stages:
   load_ms, preprocess_ms, encode_ms, project_ms, prefill_ms, prefill_tokens, reused_tokens,
-  reused_pictures, visual_tokens, decode_ms, decode_tokens, drafted_tokens, accepted_tokens, ttft_ms. What is unknown is null.";
+  reused_pictures, visual_tokens, decode_ms, decode_tokens, drafted_tokens, accepted_tokens,
+  model_drafted_tokens, model_accepted_tokens, draft_ms, ttft_ms. What is unknown is null.";
 
 /// Ask a question, with or without a picture
 #[derive(Debug, Args)]
@@ -165,7 +166,7 @@ impl Run {
     }
 
     fn session(&self, model: Option<&Path>) -> anyhow::Result<(Model, Session)> {
-        let options = self.load.options_for(&self.ask);
+        let options = self.load.options_for(&self.ask)?;
         let options = LoadOptions { changed_patches: self.video.changed_patches, ..options };
         let model = self.load.load_as(model, options)?;
         let mut session = model.session()?;

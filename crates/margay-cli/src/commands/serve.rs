@@ -3,7 +3,7 @@
 use crate::{
     Outcome, Usage, environment, hub,
     interrupt::{Interrupt, Late},
-    model::LoadArgs,
+    model::{LoadArgs, draft_model},
     output,
 };
 use clap::{Args, builder::TypedValueParser};
@@ -77,6 +77,10 @@ pub(crate) struct Serve {
     /// Tokens that an answer drafts ahead at most while it is the only one, and while that pays
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=64).map(usize::from))]
     draft: usize,
+    /// A smaller model of the same vocabulary that makes drafts where none is looked up; of the same family and width it sees
+    /// pictures, else the words alone
+    #[arg(long, value_name = "FILE", requires = "draft")]
+    draft_model: Option<PathBuf>,
     /// Tokens of an answer at most
     #[arg(long, value_name = "N", default_value = "2048")]
     max_tokens: NonZeroUsize,
@@ -108,6 +112,7 @@ impl Serve {
         }
         let load = LoadOptions {
             outputs: self.slots.get().max(self.draft + 1),
+            draft_model: draft_model(self.draft_model.as_deref(), self.draft)?,
             image_cache: self.image_cache.saturating_mul(1_000_000),
             embeddings: true,
             ..self.load.options()

@@ -94,6 +94,13 @@ pub struct FormedAnswer {
     stops: Arc<[u32]>,
 }
 
+impl Clone for FormedAnswer {
+    /// One that goes on apart from this one.
+    fn clone(&self) -> Self {
+        FormedAnswer { matcher: self.matcher.deep_clone(), stops: self.stops.clone() }
+    }
+}
+
 impl FormedAnswer {
     /// Makes every token impossible that may not come next: its logit becomes negative infinity. The tokens that end an answer
     /// are possible where the form is complete.

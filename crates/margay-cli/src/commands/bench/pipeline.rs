@@ -121,7 +121,8 @@ impl Pipeline {
         let baseline = self.gate.as_deref().map(Record::read).transpose()?;
         let peers = self.peers.iter().map(|spec| Peer::parse(spec)).collect::<Result<Vec<_>, _>>();
         let peers = peers.map_err(|e| Usage(e.to_string()))?;
-        let mut options = self.load.options();
+        let draft_model = self.ask.draft_model()?;
+        let mut options = LoadOptions { outputs: self.ask.draft + 1, draft_model, ..self.load.options() };
         let random = match self.random(&mut options, interrupt)? {
             Some(None) => return Ok(Outcome::Interrupted),
             made => made.flatten(),
@@ -259,6 +260,8 @@ fn told(options: &LoadOptions, ask: &AskArgs) -> BTreeMap<String, String> {
         ("vision-type", options.vision_dtype.map(|dtype| dtype.name().to_owned())),
         ("int8-encoder", options.int8_encoder.then(|| "yes".to_owned())),
         ("bf16-encoder", options.bf16_encoder.then(|| "yes".to_owned())),
+        ("draft", (ask.draft > 0).then(|| ask.draft.to_string())),
+        ("draft-model", options.draft_model.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned())),
         ("packed", (!options.packed).then(|| "no".to_owned())),
         ("seed", (ask.temperature > 0.0).then(|| ask.seed.to_string())),
     ];

@@ -117,7 +117,7 @@ fn named(asked: &Asked<'_>) -> anyhow::Result<(String, Recipe, String)> {
 
 /// Refuses what the memory cannot hold, before gigabytes are written.
 fn enough(sketch: &Sketch, options: &LoadOptions) -> anyhow::Result<()> {
-    let MemoryPrediction { text, encode, project, cache_bytes } = sketch.memory(options, None)?;
+    let MemoryPrediction { text, encode, project, cache_bytes, .. } = sketch.memory(options, None)?;
     let of = |part: &MemoryUse| {
         part.packed_weight_bytes + part.mapped_weight_bytes + part.arena_bytes + part.scratch_bytes
     };
