@@ -61,23 +61,4 @@ fn key(tokens: &[i32], span: usize) -> Option<[i32; 3]> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_followed_the_last_tokens_is_what_is_guessed() {
-        let mut lookup = Lookup::default();
-        lookup.push(&[1, 2, 3, 4, 5, -1, -2, 9, 1, 2]);
-        assert_eq!(lookup.guess(8), [3, 4, 5]);
-        assert_eq!(lookup.guess(2), [3, 4]);
-        // Three tokens say more than two.
-        lookup.push(&[6, 7, 9, 1, 2]);
-        assert_eq!(lookup.guess(3), [6, 7, 9]);
-        lookup.push(&[8, 1, 2]);
-        assert_eq!(lookup.guess(2), [8, 1]);
-        // Visual tokens match nothing, and nothing comes before the first.
-        lookup.push(&[-1, -2]);
-        assert_eq!(lookup.guess(4), [] as [i32; 0]);
-        assert_eq!(Lookup::default().guess(4), [] as [i32; 0]);
-    }
-}
+mod tests;

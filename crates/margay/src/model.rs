@@ -6,7 +6,10 @@ use crate::{
     digest::sampled_digest,
     draft::{Drafter, Payoff},
     engine::Engine,
-    governed::Governed, image_cache::ImageCache, image_files::ImageFiles, reduce::repeats::first_of_each,
+    governed::Governed,
+    image_cache::ImageCache,
+    image_files::ImageFiles,
+    reduce::repeats::first_of_each,
     sample::Sampler,
 };
 use margay_graph::{Backend, MemoryUse};

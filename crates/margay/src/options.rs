@@ -177,6 +177,8 @@ pub struct AskOptions {
     /// Tokens drafted ahead, looked up in the prompt and the answer or else guessed by [`LoadOptions::draft_model`], and verified in
     /// one run: at most so many, where it pays, and no more than [`LoadOptions::outputs`] less one. Answers are the same, sooner.
     pub draft: usize,
+    /// Whether drafts are looked up, before a draft model is asked.
+    pub lookup: bool,
     /// Batches of the prompt end where a picture begins or ends, so that the time of each is of one of both. They are more, and
     /// each reads all weights.
     pub pictures_apart: bool,
@@ -195,6 +197,7 @@ impl Default for AskOptions {
             form: None,
             logit_bias: vec![],
             draft: 0,
+            lookup: true,
             pictures_apart: false,
             embed: false,
             logprobs: None,

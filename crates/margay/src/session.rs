@@ -2,9 +2,9 @@
 
 use crate::{
     Answer, AskOptions, Clip, Error, Image, Model,
+    draft::Drafted,
     engine::prefix_of,
     image::ImageDigest,
-    draft::Drafted,
     prompt::{Prompt, place},
     prune::SplitState,
     sample::Sampler,

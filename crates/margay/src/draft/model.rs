@@ -5,7 +5,6 @@
 //! any other guess is, so that nothing of it can change an answer. Sources: Leviathan et al., arXiv 2211.17192; a draft
 //! that sees no pictures: Gagrani et al., arXiv 2404.08856.
 
-use super::payoff::Stand;
 use crate::{
     DraftModel, Error, LoadOptions, ModelSource, Session,
     batches::batch_end,
@@ -18,7 +17,7 @@ use margay_observe::Stopwatch;
 use margay_prompt::text::Tokenizer;
 use std::{
     path::Path,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -111,19 +110,9 @@ impl Drafter {
         all.filter(|(_, id)| self.sees(*id))
     }
 
-    /// What it would have to do for at most `most` guesses in an answer of `answered` tokens that can grow by `left`.
-    pub(crate) fn stand(
-        &self,
-        drafted: &Drafted,
-        ahead: &Ahead<'_>,
-        most: usize,
-        answered: usize,
-        left: usize,
-    ) -> Stand {
-        let seen = self.seen(ahead).count();
-        let behind = seen - self.shared(drafted, ahead);
-        // The last guess is not computed.
-        Stand { most: most.min((drafted.state.capacity() + 1).saturating_sub(seen)), behind, answered, left }
+    /// Tokens that it has to compute before its first guess.
+    pub(crate) fn behind(&self, drafted: &Drafted, ahead: &Ahead<'_>) -> usize {
+        self.seen(ahead).count() - self.shared(drafted, ahead)
     }
 
     /// Tokens of its cache that are those of the conversation; the last is computed again where none is new, since its logits
@@ -149,12 +138,7 @@ impl Drafter {
     }
 
     /// Of a conversation, what belongs to the first tokens, `held`; nothing of a backend that shares nothing.
-    pub(crate) fn fork(
-        &self,
-        drafted: &Drafted,
-        held: &[i32],
-        context: usize,
-    ) -> Result<Drafted, Error> {
+    pub(crate) fn fork(&self, drafted: &Drafted, held: &[i32], context: usize) -> Result<Drafted, Error> {
         let seen = held.iter().filter(|id| self.sees(**id));
         let tokens = drafted.held.iter().zip(seen).take_while(|(a, b)| a == b).count();
         let tokens = self.whole(&drafted.held, tokens);
@@ -164,8 +148,8 @@ impl Drafter {
         }
     }
 
-    /// At most `count` guesses at what the sampler will choose behind the last token. At most `most` tokens that it is behind
-    /// are computed: where they are more, there are no guesses yet.
+    /// At most `count` guesses at what the sampler will choose behind the last token, as many as its cache has room for. At most
+    /// `most` tokens that it is behind are computed: where they are more, there are no guesses yet.
     ///
     /// # Errors
     /// [`Error::Backend`], cancelling included.
@@ -179,19 +163,18 @@ impl Drafter {
     ) -> Result<Guesses, Error> {
         let mut guesses = Guesses::default();
         let clock = Stopwatch::start();
+        let (mut at, mut ids): (Vec<usize>, Vec<i32>) = self.seen(ahead).unzip();
+        // The last guess is not computed.
+        let count = count.min((drafted.state.capacity() + 1).saturating_sub(ids.len()));
+        let prefix = prefix_of(&self.config, &ids);
+        let mut engine = self.engine()?;
+        // Its own batches may be too small for a picture that sees itself whole.
+        if ids.is_empty() || count == 0 || engine.batch() < prefix {
+            return Ok(guesses);
+        }
         let from = self.shared(drafted, ahead);
         drafted.held.truncate(from);
         drafted.state.truncate(from);
-        let (mut at, mut ids): (Vec<usize>, Vec<i32>) = self.seen(ahead).unzip();
-        if ids.is_empty() {
-            return Ok(guesses);
-        }
-        let prefix = prefix_of(&self.config, &ids);
-        let mut engine = self.engine()?;
-        if engine.batch() < prefix {
-            // Its own batches are too small for a picture that sees itself whole.
-            return Ok(guesses);
-        }
         // All but the last of them are the conversation's; its logits are wanted.
         let all = ids.len();
         while drafted.held.len() < all {
@@ -250,7 +233,7 @@ impl Drafter {
     }
 
     fn engine(&self) -> Result<MutexGuard<'_, Engine>, Error> {
-        self.engine.lock().map_err(|_: PoisonError<_>| Error::Poisoned)
+        self.engine.lock().map_err(|_| Error::Poisoned)
     }
 }
 

@@ -26,19 +26,6 @@ pub(crate) enum Source {
     Model,
 }
 
-/// What a draft model would have to do, and for how long.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Stand {
-    /// Guesses that could be made.
-    pub most: usize,
-    /// Tokens that it has to compute before its first guess, at least 1.
-    pub behind: usize,
-    /// Tokens of the answer so far.
-    pub answered: usize,
-    /// Tokens that the answer can still grow by.
-    pub left: usize,
-}
-
 /// Whether guesses pay, by what runs took and how many guesses were right. A model's, for all answers.
 pub(crate) struct Payoff {
     most: usize,
@@ -121,24 +108,33 @@ impl Payoff {
         0
     }
 
-    /// How many tokens a draft model should guess: none where what it would save of the rest of the answer is less than
-    /// catching up takes. How long that rest is nobody knows: as long as answers are in the mean, and from there on as long
+    /// How many tokens a draft model should guess, up to `most`, in an answer of `answered` tokens that can grow by `left`, where
+    /// it has `behind` tokens to compute before its first guess: none where what it would save of the rest of the answer is
+    /// less than that takes. How long that rest is nobody knows: as long as answers are in the mean, and from there on as long
     /// again as the answer is already.
-    pub(crate) fn choose_drafted(&mut self, stand: Stand) -> usize {
-        let most = stand.most.min(self.most);
+    pub(crate) fn choose_drafted(
+        &mut self,
+        most: usize,
+        (answered, left): (usize, usize),
+        behind: impl FnOnce() -> usize,
+    ) -> usize {
+        let most = most.min(self.most);
         let Some(alone) = self.alone.filter(|_| most > 0) else { return 0 };
         let step = self.step.unwrap_or(self.scale * alone);
         let (best, gain) = self.best(alone, self.model.right, step, most);
-        // Rows of a prompt are cheaper than steps; how much is measured when the first is computed.
-        let behind = stand.behind.checked_sub(FEW).map_or(0.0, |_| stand.behind as f64);
-        let catch_up = behind * self.catch_up.unwrap_or(step / 4.0);
-        let answered = stand.answered as f64;
-        let left = (self.length - answered).max(answered).min(stand.left as f64);
-        let saves = left * alone * (1.0 - 1.0 / gain);
-        let trial = catch_up + step + self.each(alone);
-        if (gain >= LEAST_GAIN && saves >= catch_up) || trial <= TRIAL * alone * self.model.without as f64 {
-            self.model.without = 0;
-            return best.max(1);
+        let trial = step + self.each(alone);
+        let trials = TRIAL * alone * self.model.without as f64;
+        if gain >= LEAST_GAIN || trial <= trials {
+            let behind = Some(behind()).filter(|behind| *behind >= FEW).unwrap_or(0);
+            // Rows of a prompt are cheaper than steps; how much is measured when the first is computed.
+            let catch_up = behind as f64 * self.catch_up.unwrap_or(step / 4.0);
+            let answered = answered as f64;
+            let rest = (self.length - answered).max(answered).min(left as f64);
+            let saves = rest * alone * (1.0 - 1.0 / gain);
+            if (gain >= LEAST_GAIN && saves >= catch_up) || catch_up + trial <= trials {
+                self.model.without = 0;
+                return best.max(1);
+            }
         }
         self.model.without += 1;
         0
@@ -269,7 +265,7 @@ mod tests {
             let (mut behind, mut answered) = (prompt, 1);
             while answered < length {
                 let left = length - answered;
-                let guesses = payoff.choose_drafted(Stand { most: 8.min(left), behind, answered, left });
+                let guesses = payoff.choose_drafted(8.min(left), (answered, left), || behind);
                 let mut hits = 0;
                 for _ in 0..guesses {
                     luck = luck.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
@@ -299,7 +295,7 @@ mod tests {
     #[test]
     fn a_draft_model_is_asked_where_it_saves_more_than_it_takes() {
         let mut payoff = Payoff::new(8, Some(0.2));
-        assert_eq!(payoff.choose_drafted(Stand { most: 8, behind: 1, answered: 1, left: 99 }), 0);
+        assert_eq!(payoff.choose_drafted(8, (1, 99), || 1), 0);
         // Long answers behind a short prompt, and a draft that is mostly right.
         let ratio = answers(&mut payoff, 20, 100, 200, 0.9);
         assert!(ratio < 0.6, "{ratio}");

@@ -32,6 +32,19 @@ impl Work {
         if self.options.draft == 0 {
             return Ok(guessed);
         }
+        let model = self.model.clone();
+        if self.options.lookup {
+            let guesses = self.look_up(most);
+            guessed.count = model.payoff()?.choose(guesses.len());
+            ids.extend_from_slice(&guesses[..guessed.count]);
+        }
+        if guessed.count == 0 {
+            self.ask_draft_model(session, (most, wanted), ids, pace, &mut guessed)?;
+        }
+        Ok(guessed)
+    }
+
+    fn look_up(&mut self, most: usize) -> &[i32] {
         let lookup = self.lookup.get_or_insert_default();
         if self.looked_at == 0 {
             lookup.push(&self.sequence.ids);
@@ -39,13 +52,7 @@ impl Work {
         let new: Vec<i32> = self.tokens[self.looked_at..].iter().map(|id| *id as i32).collect();
         lookup.push(&new);
         self.looked_at = self.tokens.len();
-        let guesses = lookup.guess(most);
-        guessed.count = self.model.payoff()?.choose(guesses.len());
-        ids.extend_from_slice(&guesses[..guessed.count]);
-        if guessed.count == 0 {
-            self.ask_draft_model(session, (most, wanted), ids, pace, &mut guessed)?;
-        }
-        Ok(guessed)
+        lookup.guess(most)
     }
 
     fn ask_draft_model(
@@ -66,8 +73,8 @@ impl Work {
             visual: &session.visual,
             cancel: &session.cancel,
         };
-        let stand = drafter.stand(drafted, &ahead, most, self.tokens.len(), left);
-        let count = model.payoff()?.choose_drafted(stand);
+        let behind = || drafter.behind(drafted, &ahead);
+        let count = model.payoff()?.choose_drafted(most, (self.tokens.len(), left), behind);
         if count == 0 {
             return Ok(());
         }

@@ -261,7 +261,14 @@ fn told(options: &LoadOptions, ask: &AskArgs) -> BTreeMap<String, String> {
         ("int8-encoder", options.int8_encoder.then(|| "yes".to_owned())),
         ("bf16-encoder", options.bf16_encoder.then(|| "yes".to_owned())),
         ("draft", (ask.draft > 0).then(|| ask.draft.to_string())),
-        ("draft-model", options.draft_model.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned())),
+        (
+            "draft-model",
+            options
+                .draft_model
+                .as_deref()
+                .and_then(Path::file_name)
+                .map(|name| name.to_string_lossy().into_owned()),
+        ),
         ("packed", (!options.packed).then(|| "no".to_owned())),
         ("seed", (ask.temperature > 0.0).then(|| ask.seed.to_string())),
     ];
