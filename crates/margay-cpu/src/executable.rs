@@ -5,7 +5,7 @@ mod run;
 use crate::{
     backend::{Encoder, ID},
     kernels::Kernels,
-    kv::{KvPlan, KvState, KvTable, KvType},
+    kv::{KeyRope, KvPlan, KvState, KvTable, KvType},
     lines::Lines,
     ops::{
         Engine, Scratch,
@@ -260,6 +260,20 @@ impl CpuExecutable {
         }
     }
 
+    /// How each slot of the cache turns its keys, where all of them do.
+    fn key_ropes(&self) -> Option<Vec<KeyRope>> {
+        let rope = |node: Option<usize>| match (&self.program.nodes()[node?].op, &self.prepared.steps[node?])
+        {
+            (Op::Rope(rope), Step::Rope { table }) => {
+                let frequencies = self.prepared.ropes[*table].frequencies.iter();
+                let frequencies = frequencies.map(|(_, frequency)| *frequency).collect();
+                Some(KeyRope { style: rope.style, frequencies })
+            }
+            _ => None,
+        };
+        self.program.key_ropes().into_iter().map(rope).collect()
+    }
+
     /// The ids of the tokens of a call, where the program begins with any.
     fn tokens(&self) -> Option<ValueId> {
         let embed = self.program.nodes().iter().find(|node| matches!(node.op, Op::Embed { .. }))?;
@@ -496,7 +510,7 @@ impl Executable for CpuExecutable {
             call(format!("a KV cache of {} tokens does not fit memory; lower the context", options.capacity))
         };
         let state = state.ok_or_else(too_large)?;
-        Ok(Box::new(state))
+        Ok(Box::new(state.with_ropes(self.key_ropes())))
     }
 
     fn run(

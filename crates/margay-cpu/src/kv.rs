@@ -10,11 +10,13 @@ pub(crate) mod codec;
 mod observe;
 mod state;
 mod table;
+mod turn;
 
 use crate::kernels::{attention::KEYS, float::NR};
 
 pub(crate) use state::KvState;
 pub(crate) use table::{KvBlock, KvLayer, KvPlan, KvTable};
+pub(crate) use turn::KeyRope;
 
 /// Tokens of a block of the cache.
 pub const BLOCK_TOKENS: usize = KEYS;

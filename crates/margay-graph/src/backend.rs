@@ -220,13 +220,14 @@ impl Kept {
         self.of.iter().flatten().map(whole).min().unwrap_or(0)
     }
 
-    /// The block of `size` tokens that becomes, in all heads, the one that begins at `first`.
+    /// The block of `size` tokens that becomes, in all heads, the one that begins at `first`; of the last one what there is.
     pub fn whole_block(&self, first: usize, size: usize) -> Option<usize> {
         let start = *self.of.iter().flatten().next()?.get(first)?;
+        let end = self.count.min(first.saturating_add(size));
         let is = |tokens: &Vec<u32>| {
             tokens
-                .get(first..first + size)
-                .is_some_and(|block| block.iter().copied().eq(start..start + size as u32))
+                .get(first..end)
+                .is_some_and(|block| block.iter().copied().eq(start..start + (end - first) as u32))
         };
         let all = (start as usize).is_multiple_of(size) && self.of.iter().flatten().all(is);
         all.then_some(start as usize / size)
@@ -313,12 +314,24 @@ pub trait State: Send {
         Err(BackendError::Call { what: "this backend drops no tokens; use the cpu backend".to_owned() })
     }
     /// Drops all tokens but those, which then lie one behind the other. Keys stay as they are, so that tokens keep the
-    /// positions that they were computed for.
+    /// positions that they were computed for: see [`State::turn`].
     ///
     /// # Errors
-    /// [`BackendError::Call`] where the backend cannot, or `kept` is not of this state.
+    /// [`BackendError::Call`] where the backend cannot, or `kept` is not of this state, or drops tokens that are turned.
     fn retain(&mut self, kept: &Kept) -> Result<(), BackendError> {
         let _ = kept;
+        Err(BackendError::Call { what: "this backend drops no tokens; use the cpu backend".to_owned() })
+    }
+    /// Turns the keys of the first `tokens` as if they had been computed `by` positions later than they were, on every axis,
+    /// in place of how they were turned before; so that after a gap was dropped behind them, they stand next to what follows.
+    /// What they were is kept: turning again and again adds up no error, and a state that is cut to no more than those tokens
+    /// holds them as they were computed.
+    ///
+    /// # Errors
+    /// [`BackendError::Call`] where the backend cannot, keys have no rotary positions, or `tokens` are more than it holds or
+    /// no whole blocks of its. They are then not turned.
+    fn turn(&mut self, tokens: usize, by: i32) -> Result<(), BackendError> {
+        let _ = (tokens, by);
         Err(BackendError::Call { what: "this backend drops no tokens; use the cpu backend".to_owned() })
     }
     /// For the backend that made it.

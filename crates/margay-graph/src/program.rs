@@ -258,6 +258,18 @@ impl Program {
         &self.caches
     }
 
+    /// For each slot of the KV cache the node that turns its keys by their positions; `None` where they are stored as something
+    /// else makes them.
+    pub fn key_ropes(&self) -> Vec<Option<usize>> {
+        let rope_of = |slot| {
+            let appends = |node: &&Node| matches!(&node.op, Op::Attention(a) if a.cache == Some(slot));
+            let keys = *self.nodes.iter().find(appends)?.inputs.get(1)?;
+            let made = self.nodes.iter().position(|node| node.output == keys)?;
+            matches!(self.nodes[made].op, Op::Rope(_)).then_some(made)
+        };
+        (0..self.caches.len()).map(rope_of).collect()
+    }
+
     /// Numbers that keys and values of so many tokens are, over all layers: 2 x L x K x D x T. What a backend allocates for
     /// them may have scales, whole blocks and filled up heads beside.
     pub fn cache_elements(&self, tokens: usize) -> u64 {

@@ -1,7 +1,7 @@
 //! Which tokens of the KV cache are dropped.
 //!
-//! Sources: Xiao et al., StreamingLLM, arXiv 2309.17453 (the first tokens and a window; here keys keep the positions they
-//! were computed for); Li et al., SnapKV, arXiv 2404.14469; Zhang et al., H2O, arXiv 2306.14048. Both of the latter choose
+//! Sources: Xiao et al., StreamingLLM, arXiv 2309.17453 (the first tokens and a window, with positions within the cache: here
+//! the first tokens follow the window, which is the same distances); Li et al., SnapKV, arXiv 2404.14469; Zhang et al., H2O, arXiv 2306.14048. Both of the latter choose
 //! for each KV head; heads that share one are summed.
 
 use crate::{Error, Session, greatest::greatest};
@@ -16,8 +16,9 @@ const POOLED: usize = 7;
 /// Which tokens are dropped from the KV cache.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Eviction {
-    /// When the context is full, the first tokens and the newest stay, so that answers go on beyond it. Whole blocks of 64
-    /// tokens are dropped, so that a few more may stay.
+    /// When the context is full, the first tokens and the newest stay, so that answers go on beyond it: as if what lies between
+    /// had never stood there, so that no two tokens are further apart than the context is long. Whole blocks of 64 tokens are
+    /// dropped, so that a few more may stay. The first ones are held twice from then on.
     Window {
         /// Newest tokens that stay.
         window: usize,
@@ -56,11 +57,13 @@ impl Eviction {
         let refused = |option, what: String| Err(Error::Option { option, what });
         match self {
             Eviction::Window { window, sinks } => {
-                let least = sinks.saturating_add(window).saturating_add(3 * BLOCK_TOKENS);
+                // The first tokens are held as they were computed and as they are seen.
+                let held = blocks_of(sinks).saturating_mul(2);
+                let least = held.saturating_add(window).saturating_add(BLOCK_TOKENS);
                 if window == 0 || least > context {
                     let what = format!(
-                        "{window} tokens and {sinks} sinks leave no two blocks of {BLOCK_TOKENS} tokens of a context of \
-                         {context} to drop; lower them or raise --context"
+                        "{window} tokens and twice {sinks} sinks, in whole blocks of {BLOCK_TOKENS}, leave no block of a \
+                         context of {context} tokens to drop; lower them or raise --context"
                     );
                     return refused("kv-window", what);
                 }
@@ -118,14 +121,25 @@ impl Session {
         }
     }
 
-    /// Before a token is decoded: drops what has to go, where that is at least a block.
-    pub(crate) fn evict_decoded(&mut self, eviction: Eviction, budget: usize) -> Result<(), Error> {
+    /// Before a token is decoded: drops what has to go, where that is at least a block. `place` tells the positions of a token
+    /// of the conversation, dropped ones counted.
+    pub(crate) fn evict_decoded(
+        &mut self,
+        eviction: Eviction,
+        budget: usize,
+        place: &dyn Fn(usize) -> [i32; 3],
+    ) -> Result<(), Error> {
         let (len, capacity) = (self.state.len(), self.state.capacity());
         match eviction {
-            Eviction::Window { window, sinks } if len + 1 > capacity => {
+            Eviction::Window { window, sinks } => {
+                let first = blocks_of(sinks).min(len);
+                let twice = if self.dropped_tokens() > 0 { first } else { 0 };
+                if len + 1 + twice <= capacity {
+                    return Ok(());
+                }
                 let heads = self.model.engine()?.kv_heads();
-                let kept = sliding(&heads, len, (window, sinks))?;
-                self.retain(&kept)
+                self.retain(&sliding(&heads, len, (window, first))?)?;
+                Ok(self.state.turn(first, gap(first, first + self.dropped_tokens(), place))?)
             }
             Eviction::H2o(_) if len >= budget.saturating_add(BLOCK_TOKENS) || len + 1 > capacity => {
                 self.keep_heavy(budget)
@@ -144,9 +158,22 @@ impl Session {
     }
 }
 
-/// The first tokens, rounded up to whole blocks, and the blocks that hold the newest.
+/// So many tokens, rounded up to whole blocks.
+fn blocks_of(tokens: usize) -> usize {
+    tokens.div_ceil(BLOCK_TOKENS).saturating_mul(BLOCK_TOKENS)
+}
+
+/// How many positions lie between the first so many tokens and the token that follows them in the cache, which is that of number
+/// `next` in the conversation.
+fn gap(first: usize, next: usize, place: &dyn Fn(usize) -> [i32; 3]) -> i32 {
+    let end = (0..first).flat_map(place).max().map_or(0, |last| last.saturating_add(1));
+    // A picture that both sides have a part of leaves none.
+    let start = place(next).into_iter().min().unwrap_or(end);
+    start.saturating_sub(end).max(0)
+}
+
+/// The first tokens, which are whole blocks, and the blocks that hold the newest.
 fn sliding(heads: &[usize], len: usize, (window, sinks): (usize, usize)) -> Result<Kept, Error> {
-    let sinks = sinks.next_multiple_of(BLOCK_TOKENS).min(len);
     let from = (len.saturating_sub(window) / BLOCK_TOKENS * BLOCK_TOKENS).max(sinks);
     let kept: Vec<u32> = (0..sinks as u32).chain(from as u32..len as u32).collect();
     Ok(Kept::new(heads.iter().map(|heads| vec![kept.clone(); *heads]).collect())?)

@@ -512,9 +512,23 @@ impl Work {
     /// Drops tokens that are to go before another is decoded.
     pub(crate) fn make_room(&self, session: &mut Session) -> Result<(), Error> {
         match self.model.eviction() {
-            Some(eviction) => session.evict_decoded(eviction, self.budget),
+            Some(eviction) => {
+                let held = session.held.len();
+                let place = |token: usize| self.place_of(token, held);
+                session.evict_decoded(eviction, self.budget, &place)
+            }
             None => Ok(()),
         }
+    }
+
+    /// Where a token of the conversation stands, of which so many tokens are computed: in time, row and column where the model
+    /// asks for them.
+    fn place_of(&self, token: usize, computed: usize) -> [i32; 3] {
+        if self.model.config().text.rope_sections.is_none() {
+            return [token as i32; 3];
+        }
+        let answered = || self.next_place - computed.saturating_sub(token) as i32;
+        self.places.get(token).copied().unwrap_or_else(|| [answered(); 3])
     }
 
     fn prefill(&mut self, session: &mut Session, pace: &mut Pace<'_>) -> Result<(), Error> {

@@ -4,12 +4,14 @@ use super::{
     KvPlan, KvTable, KvType,
     observe::Observed,
     table::{Layouts, Place},
+    turn::{KeyRope, Turned, turned},
 };
 use crate::{
     kernels::{Kernels, attention::KEYS},
     lines::Lines,
 };
 use margay_graph::{BackendError, CacheSpec, Kept, Observe, State};
+use std::sync::Arc;
 
 /// Changes whenever the same keys and values become other bytes.
 const FORM: u32 = 2;
@@ -23,6 +25,9 @@ pub(crate) struct KvState {
     pub(crate) capacity: usize,
     pub(crate) observed: Observed,
     kernels: Kernels,
+    /// How each layer turns its keys; `None` where some layer does not.
+    ropes: Option<Arc<[KeyRope]>>,
+    turned: Turned,
 }
 
 fn call(what: impl Into<String>) -> BackendError {
@@ -45,7 +50,19 @@ impl KvState {
         let shapes = specs.iter().map(|s| (s.kv_heads, s.head_dim)).collect();
         let table = KvTable::new(plan, shapes, capacity, batch)?;
         let partials = Lines::try_zeroed(partials)?;
-        Some(KvState { table, partials, len: 0, capacity, observed: Observed::default(), kernels })
+        let (observed, turned) = Default::default();
+        Some(KvState { table, partials, len: 0, capacity, observed, kernels, ropes: None, turned })
+    }
+
+    /// With what turning keys needs.
+    pub(crate) fn with_ropes(self, ropes: Option<Vec<KeyRope>>) -> Self {
+        KvState { ropes: ropes.map(Arc::from), ..self }
+    }
+
+    /// Has turned blocks as they were computed.
+    fn unturn(&mut self) {
+        let turned = std::mem::take(&mut self.turned);
+        self.table.exchange(turned.blocks);
     }
 
     fn layouts(&self) -> &Layouts {
@@ -112,6 +129,9 @@ impl State for KvState {
     fn truncate(&mut self, len: usize) {
         if len < self.len {
             self.len = len;
+            if len <= self.turned.tokens() {
+                self.unturn();
+            }
             self.table.truncate(len);
             self.observed.truncate(len);
         }
@@ -135,7 +155,9 @@ impl State for KvState {
 
     fn snapshot(&self, len: usize) -> Vec<u8> {
         let count = len.min(self.len).div_ceil(KEYS);
-        let (blocks, visual) = (&self.table.blocks()[..count], &self.table.visual()[..count]);
+        // Turned ones belong to what follows them.
+        let blocks = self.turned.blocks.get(..count).unwrap_or(&self.table.blocks()[..count]);
+        let visual = &self.table.visual()[..count];
         let bytes: usize = blocks.iter().map(|place| place.bytes().len()).sum();
         let mut out = Vec::with_capacity(Self::head_bytes(count) + bytes);
         out.extend(blocks.iter().map(|place| place.kind() as u8));
@@ -173,6 +195,7 @@ impl State for KvState {
             blocks.push((place, u64::from_le_bytes(*mask)));
             rest = others;
         }
+        self.turned = Turned::default();
         self.table.replace(blocks);
         self.table.truncate(len);
         self.len = len;
@@ -185,9 +208,19 @@ impl State for KvState {
         let partials = Lines::try_zeroed(self.partials.len()).ok_or_else(no_memory)?;
         let len = len.min(self.len);
         table.share(&self.table, len);
+        let mut turned = Turned::default();
+        if len <= self.turned.tokens() {
+            table.exchange(self.turned.blocks.iter().cloned());
+            table.truncate(len);
+        } else {
+            turned = self.turned.clone();
+            // They keep the type they were turned in.
+            let own = self.table.blocks().iter().take(turned.blocks.len());
+            table.exchange(own.cloned());
+        }
+        let (capacity, kernels, ropes) = (self.capacity, self.kernels, self.ropes.clone());
         let observed = Observed::default();
-        let (capacity, kernels) = (self.capacity, self.kernels);
-        Ok(Box::new(KvState { table, partials, len, capacity, observed, kernels }))
+        Ok(Box::new(KvState { table, partials, len, capacity, observed, kernels, ropes, turned }))
     }
 
     fn observe(&mut self, what: Observe) -> Result<(), BackendError> {
@@ -202,11 +235,38 @@ impl State for KvState {
     fn retain(&mut self, kept: &Kept) -> Result<(), BackendError> {
         let heads: Vec<usize> = self.layouts().shapes.iter().map(|(heads, _)| *heads).collect();
         kept.check(&heads, self.len)?;
+        if kept.first_dropped() < self.turned.tokens() {
+            return Err(call("tokens that are turned stay; cut the state before them instead"));
+        }
         let blocks = self.gathered(kept).ok_or_else(no_memory)?;
         self.table.replace(blocks);
         self.len = kept.count();
         self.table.truncate(self.len);
         self.observed.retain(kept);
+        // The copies stay as they are.
+        self.table.exchange(self.table.blocks()[..self.turned.blocks.len()].to_vec());
+        Ok(())
+    }
+
+    fn turn(&mut self, tokens: usize, by: i32) -> Result<(), BackendError> {
+        if tokens > self.len || !tokens.is_multiple_of(KEYS) {
+            let what = format!("{tokens} of {} tokens are to be turned, in whole blocks of {KEYS}", self.len);
+            return Err(call(what));
+        }
+        self.unturn();
+        if by == 0 || tokens == 0 {
+            return Ok(());
+        }
+        let ropes = self.ropes.clone();
+        let ropes = ropes.ok_or_else(|| call("keys without rotary positions cannot be turned"))?;
+        let own = self.table.blocks()[..tokens / KEYS].to_vec();
+        let mut copies = Vec::with_capacity(own.len());
+        for block in &own {
+            let copy = turned(&mut self.table, &self.kernels, &ropes, block, by);
+            copies.push(copy.ok_or_else(no_memory)?);
+        }
+        self.table.exchange(copies);
+        self.turned = Turned { blocks: own };
         Ok(())
     }
 

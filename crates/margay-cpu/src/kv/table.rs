@@ -349,6 +349,16 @@ impl KvTable {
         }
     }
 
+    /// Puts others in the place of the first blocks, which keep their types.
+    pub(crate) fn exchange(&mut self, blocks: impl IntoIterator<Item = Place>) {
+        let mut count = 0;
+        for (own, block) in self.blocks.iter_mut().zip(blocks) {
+            *own = block;
+            count += 1;
+        }
+        self.closed = self.closed.max(count);
+    }
+
     /// Gives back the blocks behind the first `len` tokens.
     pub(crate) fn truncate(&mut self, len: usize) {
         let count = len.div_ceil(KEYS);

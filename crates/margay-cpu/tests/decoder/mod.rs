@@ -26,11 +26,32 @@ impl WeightSource for Weights {
     }
 }
 
+/// How a decoder turns its keys, unless said.
+pub(crate) fn rope() -> Rope {
+    Rope {
+        head_dim: HEAD_DIM,
+        rotary: HEAD_DIM,
+        base: 10000.0,
+        style: RopeStyle::Half,
+        factors: None,
+        axes: None,
+    }
+}
+
 /// A small decoder with grouped heads, a gated block and two kinds of quantized matrices.
 pub(crate) fn decoder(layers: usize) -> (Program, Weights) {
+    decoder_of(layers, Some(rope()), false)
+}
+
+/// The same with keys turned in another way, or not at all, and with frequencies that are divided.
+pub(crate) fn decoder_of(layers: usize, rope: Option<Rope>, divided: bool) -> (Program, Weights) {
     let mut b = Builder::new(Stage::Text);
     let ids = b.input_i32("ids", Sym::Tokens);
-    let positions = b.input_i32("positions", Sym::Tokens);
+    let axes = rope.as_ref().and_then(|rope| rope.axes.as_ref()).map(|axes| axes.count);
+    let positions = match axes {
+        None => b.input_i32("positions", Sym::Tokens),
+        Some(count) => b.input_i32_matrix("positions", Sym::Tokens, count),
+    };
     let rows = b.input_i32("rows", Sym::Outputs);
     let table = b.weight("table", [VOCABULARY, WIDTH], Role::TokenEmbedding);
     let norm = b.weight("norm", [WIDTH], Role::Norm);
@@ -44,16 +65,14 @@ pub(crate) fn decoder(layers: usize) -> (Program, Weights) {
         let [gate, up] = ["gate", "up"].map(|n| weight(&mut b, n, FFN, WIDTH));
         let down = weight(&mut b, "down", WIDTH, FFN);
         let h = b.norm(x, NormKind::Rms, norm, None, 1e-5).unwrap();
-        let rope = Rope {
-            head_dim: HEAD_DIM,
-            rotary: HEAD_DIM,
-            base: 10000.0,
-            style: RopeStyle::Half,
-            factors: None,
-            axes: None,
-        };
         let [q, k, v] = [q, k, v].map(|w| b.linear(h, w, None).unwrap());
-        let [q, k] = [q, k].map(|x| b.rope(x, positions, rope.clone()).unwrap());
+        let [q, k] = match &rope {
+            Some(rope) => [q, k].map(|x| {
+                let factors = divided.then(|| b.weight("factors", [rope.rotary / 2], Role::RopeFactors));
+                b.rope(x, positions, Rope { factors, ..rope.clone() }).unwrap()
+            }),
+            None => [q, k],
+        };
         let attention = Attention {
             heads: HEADS,
             kv_heads: KV_HEADS,
@@ -86,8 +105,12 @@ pub(crate) fn decoder(layers: usize) -> (Program, Weights) {
                 ((seed >> 8) as f32 / (1 << 24) as f32 - 0.5) * 0.2
             })
             .collect();
+        let values = match spec.name.as_str() {
+            "factors" => (0..values.len()).map(|at| 1.0 + at as f32 / 4.0).collect(),
+            _ => values,
+        };
         let dtype = match spec.name.as_str() {
-            "norm" => DType::F32,
+            "norm" | "factors" => DType::F32,
             name if name.ends_with("down") => DType::Q6_K,
             name if name.ends_with('o') => DType::F16,
             _ => DType::Q4_0,

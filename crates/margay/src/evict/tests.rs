@@ -1,11 +1,12 @@
 //! What is chosen, and what a session does with it.
 
 use super::*;
-use crate::{AskOptions, KvType, LoadOptions, Model};
+use crate::{AskOptions, Image, KvType, LoadOptions, Model, Report};
+use std::path::Path;
 
 #[test]
 fn the_first_blocks_and_the_newest_tokens_stay_in_whole_blocks() {
-    let kept = sliding(&[2, 1], 512, (100, 4)).unwrap();
+    let kept = sliding(&[2, 1], 512, (100, blocks_of(4))).unwrap();
     let expected: Vec<u32> = (0..64).chain(384..512).collect();
     assert_eq!((kept.of(0, 1), kept.of(1, 0), kept.first_dropped()), (&expected[..], &expected[..], 64));
     assert_eq!((kept.whole_block(0, 64), kept.whole_block(64, 64)), (Some(0), Some(6)));
@@ -96,6 +97,84 @@ fn with_a_window_an_answer_goes_on_beyond_the_context() {
         "until the context is full, it is the same answer"
     );
     assert!(session.used_tokens() <= context && session.intact() == 64);
-    let narrow = Eviction::Window { window: 200, sinks: 4 };
-    assert!(narrow.check(context).is_err());
+    assert!(Eviction::Window { window: 64, sinks: 4 }.check(context).is_ok());
+    assert!(Eviction::Window { window: 65, sinks: 4 }.check(context).is_err());
+}
+
+#[test]
+fn the_first_tokens_stand_where_the_gap_behind_them_ends() {
+    // Words alone: as many positions as tokens were dropped, so that the next token of a cache of `len` tokens is `len` from the
+    // first, whatever was dropped.
+    for dropped in [0, 64, 640, 64_000] {
+        assert_eq!(gap(64, 64 + dropped, &|token| [token as i32; 3]), dropped as i32);
+    }
+    // A picture of 100 tokens takes 10 positions, from 30 on; what follows it begins at 40.
+    let place = |token: usize| match token {
+        0..30 => [token as i32; 3],
+        30..130 => [30, 30 + (token - 30) as i32 / 10, 30 + (token - 30) as i32 % 10],
+        _ => [token as i32 - 90; 3],
+    };
+    assert_eq!(gap(30, 130, &place), 10);
+    assert_eq!(gap(130, 200, &place), 70);
+    // Within the picture, and where its last row was seen already.
+    assert_eq!((gap(20, 50, &place), gap(64, 128, &place)), (10, 0));
+    assert_eq!(gap(0, 64, &place), 30);
+}
+
+/// Answers of so many tokens, of which the model ends none.
+fn endless(model: &Model, pictures: &[Image], max_tokens: usize) -> (Report, Session) {
+    let stops = model.tokenizer().stop_ids().iter().map(|id| (*id, f32::NEG_INFINITY)).collect();
+    let options = AskOptions { max_tokens, logit_bias: stops, ..AskOptions::default() };
+    let mut session = model.session().unwrap();
+    let report = session.ask_with(pictures, "What is there? Say it.", &options).unwrap().report().unwrap();
+    (report, session)
+}
+
+/// Positions of Qwen2-VL have three axes, on which a picture is shorter than its tokens are many.
+#[test]
+fn a_model_with_positions_on_three_axes_drops_tokens_as_others_do() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/qwen2vl");
+    let picture = [Image::open(folder.join("wide.png")).unwrap()];
+    let load = |eviction, context| {
+        let options = LoadOptions { kv: KvType::F32, eviction, context, ..LoadOptions::default() };
+        Model::load_with(&folder, &options).unwrap()
+    };
+    let (all, session) = endless(&load(None, Some(1024)), &picture, 300);
+    assert!(all.stages.visual_tokens > 8, "{:?}", all.stages);
+    let prompt = session.held.len() - all.stages.decode_tokens;
+
+    let window = Eviction::Window { window: 60, sinks: 4 };
+    let (long, session) = endless(&load(Some(window), Some(256)), &picture, 300);
+    assert_eq!((long.stop, long.tokens.len()), (crate::Stop::Length, 300));
+    let before = 256 - prompt;
+    assert_eq!(
+        long.tokens[..before],
+        all.tokens[..before],
+        "until the context is full, it is the same answer"
+    );
+    assert!(session.dropped_tokens() >= 64 && session.used_tokens() <= 256);
+
+    for of in [Eviction::SnapKv, Eviction::H2o] {
+        let (same, _) = endless(&load(Some(of(Budget::Share(1.0))), Some(1024)), &picture, 20);
+        assert_eq!(same.tokens, all.tokens[..20]);
+        let (few, session) = endless(&load(Some(of(Budget::Tokens(40))), Some(1024)), &picture, 20);
+        assert_eq!((session.used_tokens(), few.tokens.len()), (40 + few.stages.decode_tokens, 20));
+        assert!(prompt > 40 && session.intact() < prompt);
+    }
+}
+
+#[test]
+fn a_conversation_goes_on_behind_a_window_as_if_its_first_tokens_had_never_been_turned() {
+    let load = |eviction| {
+        let options = LoadOptions { kv: KvType::F32, eviction, context: Some(256), ..LoadOptions::default() };
+        Model::nano_with(&options).unwrap()
+    };
+    let (_, mut session) = endless(&load(Some(Eviction::Window { window: 60, sinks: 4 })), &[], 400);
+    assert!(session.dropped_tokens() > 0);
+    let ask = AskOptions { max_tokens: 8, ..AskOptions::default() };
+    let instead = session.ask_instead("What is there? Say it.", &ask).unwrap().report().unwrap();
+    let fresh = load(None);
+    let mut fresh = fresh.session().unwrap();
+    let expected = fresh.ask_with(&[], "What is there? Say it.", &ask).unwrap().report().unwrap();
+    assert_eq!(instead.tokens, expected.tokens);
 }

@@ -1,7 +1,7 @@
 //! Many callers at once.
 
 use super::*;
-use crate::{Content, Image, KvType, LoadOptions, Report, Stop};
+use crate::{Budget, Content, Eviction, Image, KvType, LoadOptions, Report, Stop};
 use std::{
     path::{Path, PathBuf},
     sync::mpsc::{Receiver, channel},
@@ -275,5 +275,48 @@ fn answers_with_pruned_pictures_made_together_are_those_made_alone() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn callers_whose_tokens_are_dropped_get_what_each_would_get_alone() {
+    let picture = Image::open(golden().join("wide.png")).unwrap();
+    for eviction in [
+        Eviction::Window { window: 60, sinks: 4 },
+        Eviction::SnapKv(Budget::Tokens(40)),
+        Eviction::H2o(Budget::Tokens(40)),
+    ] {
+        let options = LoadOptions {
+            kv: KvType::F32,
+            outputs: 4,
+            eviction: Some(eviction),
+            context: Some(256),
+            ..LoadOptions::default()
+        };
+        let model = Model::load_with(golden(), &options).unwrap();
+        let stops: Vec<_> = model.tokenizer().stop_ids().iter().map(|id| (*id, f32::NEG_INFINITY)).collect();
+        // Beyond the context, so that each of them drops tokens several times.
+        let of_tokens =
+            |max_tokens| AskOptions { max_tokens, logit_bias: stops.clone(), ..AskOptions::default() };
+        let asked = [
+            (user(Some(&picture), "one"), 330),
+            (user(None, "two and three"), 300),
+            (user(None, "four"), 270),
+        ];
+        let most = if eviction.makes_room() { 400 } else { 100 };
+        let alone = asked.clone().map(|(turn, tokens)| {
+            let mut session = model.session().unwrap();
+            session.ask_turns(&[turn], &of_tokens(tokens.min(most))).unwrap().report().unwrap().tokens
+        });
+        let scheduler = Scheduler::new(model, SchedulerOptions::default()).unwrap();
+        let events = asked.map(|(turn, tokens)| {
+            let (told, events) = channel();
+            let job = Job { turns: vec![turn], options: of_tokens(tokens.min(most)) };
+            scheduler.submit(job, Box::new(move |event| told.send(event).is_ok())).unwrap();
+            events
+        });
+        let together = events.each_ref().map(|events| report(events).tokens);
+        assert_eq!(together, alone, "{eviction:?}");
+        assert!(!eviction.makes_room() || together.iter().all(|tokens| tokens.len() > 256));
     }
 }
