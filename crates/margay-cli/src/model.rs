@@ -7,7 +7,7 @@ use clap::{
 };
 use margay::{
     AskOptions, BACKENDS, Bounds, Budget, Eviction, ImageFolder, Keep, KvType, LoadOptions, Model,
-    ModelSource, PRUNINGS, Pruning, Purpose, REDUCTIONS, Reduction, Sampling,
+    ModelSource, PRUNINGS, PrefixFolder, Pruning, Purpose, REDUCTIONS, Reduction, Sampling,
     rooms::{observe::Root, quant::FORMATS, tensor::DType},
 };
 use std::{
@@ -262,6 +262,13 @@ pub(crate) struct LoadArgs {
     /// Million bytes of its files at most; those that were looked at longest ago go first
     #[arg(long, value_name = "MEGABYTES", default_value = "1000", requires = "image_folder")]
     pub image_folder_size: NonZeroU64,
+    /// Keep keys and values of what prompts begin with (a picture, a long text) in this folder, so that no process computes them
+    /// again. Its files tell what was asked and shown
+    #[arg(long, value_name = "FOLDER")]
+    pub prefix_folder: Option<PathBuf>,
+    /// Million bytes of its files at most; those that were used longest ago go first
+    #[arg(long, value_name = "MEGABYTES", default_value = "1000", requires = "prefix_folder")]
+    pub prefix_folder_size: NonZeroU64,
     #[command(flatten)]
     pub govern: GovernArgs,
     /// Pack the weights anew, even where `margay prepack` has left a file beside the model
@@ -292,6 +299,10 @@ impl LoadArgs {
             image_folder: self.image_folder.clone().map(|path| ImageFolder {
                 path,
                 most_bytes: self.image_folder_size.get().saturating_mul(1_000_000),
+            }),
+            prefix_folder: self.prefix_folder.clone().map(|path| PrefixFolder {
+                path,
+                most_bytes: self.prefix_folder_size.get().saturating_mul(1_000_000),
             }),
             ..self.threads.options()
         }

@@ -1,32 +1,19 @@
 //! Visual tokens of pictures that were encoded before, in a folder: for the next process.
 //!
-//! A file a picture, named by a digest of the picture and of everything that decides what it becomes; it appears whole or not at
-//! all, carries a checksum, and one that is damaged is removed and counts as absent. Several processes may share a folder.
+//! A file a picture, named by a digest of the picture and of everything that decides what it becomes. See [`crate::folder`].
 
-use crate::{Error, digest::hexadecimal, image::ImageDigest};
-use margay_file::{FileError, SafeTensors, TensorSource, safetensors::write_safetensors};
-use margay_observe::{modified, touch};
-use margay_tensor::{DType, Shape, Storage, Tensor};
+use crate::{Error, digest::hexadecimal, folder::Folder, image::ImageDigest};
 use ring::digest::{Context, SHA256};
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::path::Path;
 
 /// What its files' names end with.
 const ENDING: &str = ".rows.safetensors";
-/// The only tensor.
+/// Name of the only part.
 const ROWS: &str = "rows";
-/// Keys of the metadata: what is told of the picture, and the checksum of that and the rows.
-const ABOUT: &str = "margay.picture";
-const CHECKSUM: &str = "margay.sha256";
 
 /// A folder of visual tokens.
 pub(crate) struct ImageFiles {
-    folder: PathBuf,
-    most_bytes: u64,
+    folder: Folder,
     /// What else decides what a picture becomes: weights, types, settings.
     identity: String,
 }
@@ -34,93 +21,37 @@ pub(crate) struct ImageFiles {
 impl ImageFiles {
     /// Makes the folder where it is not there.
     pub(crate) fn new(folder: &Path, most_bytes: u64, identity: String) -> Result<Self, Error> {
-        let failed = |source| FileError::Io { action: "make the folder", path: folder.to_owned(), source };
-        fs::create_dir_all(folder).map_err(failed)?;
-        Ok(ImageFiles { folder: folder.to_owned(), most_bytes, identity })
+        Ok(ImageFiles { folder: Folder::new(folder, most_bytes, ENDING)?, identity })
     }
 
     /// The rows of a picture and what was told of it, where they are there and whole.
     pub(crate) fn read(&self, picture: &ImageDigest) -> Option<(Vec<u8>, String)> {
-        let path = self.path(picture);
-        if !path.exists() {
-            return None;
-        }
-        let read = || {
-            let file = SafeTensors::open(&path).ok()?;
-            let about = file.metadata().get(ABOUT)?.clone();
-            let rows = file.tensor(ROWS).ok()?;
-            (file.metadata().get(CHECKSUM)? == &checksum(&about, rows.bytes()))
-                .then(|| (rows.bytes().to_vec(), about))
-        };
-        let whole = read();
-        match &whole {
-            // The oldest go first.
-            Some(_) => _ = touch(&path),
-            None => _ = fs::remove_file(&path),
-        }
-        whole
+        let kept = self.folder.read(&self.name(picture))?;
+        Some((kept.part(ROWS)?.bytes().to_vec(), kept.about))
     }
 
     /// Keeps the rows of a picture, and lets go of those that were looked at longest ago where there are too many.
     pub(crate) fn keep(&self, picture: &ImageDigest, rows: &[u8], about: &str) -> Result<(), Error> {
-        if rows.len() as u64 > self.most_bytes {
-            return Ok(());
-        }
-        let path = self.path(picture);
-        let tensor = Tensor::new(DType::U8, Shape::from([rows.len()]), Storage::from_bytes(rows))
-            .expect("invariant: as many bytes as bytes");
-        let metadata = BTreeMap::from([
-            (ABOUT.to_owned(), about.to_owned()),
-            (CHECKSUM.to_owned(), checksum(about, rows)),
-        ]);
-        write_safetensors(&path, &[(ROWS, &tensor)], &metadata)?;
-        self.make_room();
-        Ok(())
+        self.folder.keep(&self.name(picture), about, &[(ROWS, rows)])
     }
 
-    /// Another process may do the same: a file that is gone is no matter.
-    fn make_room(&self) {
-        let Ok(entries) = fs::read_dir(&self.folder) else { return };
-        let mut files: Vec<(Duration, u64, PathBuf)> = entries
-            .filter_map(|entry| {
-                let entry = entry.ok()?;
-                let ours = entry.file_name().to_str()?.ends_with(ENDING);
-                let about = entry.metadata().ok().filter(|about| ours && about.is_file())?;
-                Some((modified(&about)?, about.len(), entry.path()))
-            })
-            .collect();
-        let mut all: u64 = files.iter().map(|(_, bytes, _)| bytes).sum();
-        files.sort();
-        for (_, bytes, path) in files {
-            if all <= self.most_bytes {
-                return;
-            }
-            if fs::remove_file(&path).is_ok() {
-                all -= bytes;
-            }
-        }
-    }
-
-    fn path(&self, picture: &ImageDigest) -> PathBuf {
+    fn name(&self, picture: &ImageDigest) -> String {
         let mut context = Context::new(&SHA256);
         context.update(&(self.identity.len() as u64).to_le_bytes());
         context.update(self.identity.as_bytes());
         context.update(picture);
-        self.folder.join(hexadecimal(context) + ENDING)
+        hexadecimal(context)
     }
-}
-
-fn checksum(about: &str, rows: &[u8]) -> String {
-    let mut context = Context::new(&SHA256);
-    context.update(&(about.len() as u64).to_le_bytes());
-    context.update(about.as_bytes());
-    context.update(rows);
-    hexadecimal(context)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::{fs, path::PathBuf, time::Duration};
+
+    fn path(files: &ImageFiles, picture: &ImageDigest) -> PathBuf {
+        files.folder.path(&files.name(picture))
+    }
 
     fn files(folder: &Path, most_bytes: u64, identity: &str) -> ImageFiles {
         ImageFiles::new(folder, most_bytes, identity.to_owned()).unwrap()
@@ -142,7 +73,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let files = files(folder.path(), 1 << 20, "model");
         files.keep(&[1; 32], &[7; 64], "told").unwrap();
-        let path = files.path(&[1; 32]);
+        let path = path(&files, &[1; 32]);
         let whole = fs::read(&path).unwrap();
         for at in 0..whole.len() {
             let mut damaged = whole.clone();
@@ -164,10 +95,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let probe = files(folder.path(), 1 << 20, "model");
         probe.keep(&[0; 32], &[0; 4096], "").unwrap();
-        let each = fs::metadata(probe.path(&[0; 32])).unwrap().len();
+        let each = fs::metadata(path(&probe, &[0; 32])).unwrap().len();
         let files = files(folder.path(), 3 * each, "model");
         let old = |picture: u8, seconds: u64| {
-            let file = fs::File::options().append(true).open(files.path(&[picture; 32])).unwrap();
+            let file = fs::File::options().append(true).open(path(&files, &[picture; 32])).unwrap();
             file.set_modified(std::time::SystemTime::now() - Duration::from_secs(seconds)).unwrap();
         };
         for picture in 1..=2 {
@@ -177,10 +108,10 @@ mod tests {
         assert!(files.read(&[0; 32]).is_some());
         fs::write(folder.path().join("a person's own file"), [0; 100_000]).unwrap();
         files.keep(&[3; 32], &[3; 4096], "").unwrap();
-        let there: Vec<u8> = (0..=3).filter(|picture| files.path(&[*picture; 32]).exists()).collect();
+        let there: Vec<u8> = (0..=3).filter(|picture| path(&files, &[*picture; 32]).exists()).collect();
         assert_eq!(there, [0, 2, 3]);
         assert!(folder.path().join("a person's own file").exists());
         files.keep(&[4; 32], &vec![0; 4 * each as usize], "").unwrap();
-        assert!(!files.path(&[4; 32]).exists());
+        assert!(!path(&files, &[4; 32]).exists());
     }
 }

@@ -29,6 +29,7 @@ mod embed;
 mod engine;
 mod error;
 mod evict;
+mod folder;
 mod formats;
 mod governed;
 mod greatest;
@@ -42,6 +43,8 @@ mod model;
 mod options;
 mod packed;
 mod predict;
+mod prefix_files;
+mod prefixes;
 mod prompt;
 mod prune;
 mod reduce;
@@ -77,7 +80,7 @@ pub use margay_prompt::{
     text::{CallPiece, CallReader, Calls, Form, Function, called},
 };
 pub use model::{DraftModel, Model};
-pub use options::{AskOptions, ImageFolder, LoadOptions, Sampling};
+pub use options::{AskOptions, ImageFolder, LoadOptions, PrefixFolder, Sampling};
 pub use predict::{MemoryPrediction, predict_shape};
 pub use prompt::PromptSize;
 pub use prune::{PRUNINGS, Pruning, PruningEntry};

@@ -9,6 +9,8 @@ use crate::{
     governed::Governed,
     image_cache::ImageCache,
     image_files::ImageFiles,
+    prefix_files::PrefixFiles,
+    prefixes::Prefixes,
     reduce::repeats::first_of_each,
     sample::Sampler,
 };
@@ -55,6 +57,7 @@ struct Inner {
     backend: Box<dyn Backend>,
     engine: Mutex<Engine>,
     images: Mutex<ImageCache>,
+    prefixes: Option<Prefixes>,
     payoff: Mutex<Payoff>,
     drafter: Option<Drafter>,
     reduction: Option<Reduction>,
@@ -193,14 +196,27 @@ impl Model {
             )
         );
         let (identity, forms) = (OnceLock::new(), OnceLock::new());
+        if options.image_folder.is_some() || options.prefix_folder.is_some() {
+            let whole = format!("{} {settings}", sampled_digest(&source)?);
+            identity.get_or_init(|| whole);
+        }
+        let known: String = identity.get().cloned().unwrap_or_default();
         let images = Mutex::new(match &options.image_folder {
             Some(folder) => {
-                let whole = format!("{} {settings}", sampled_digest(&source)?);
-                let identity = identity.get_or_init(|| whole).clone();
-                images.with_files(ImageFiles::new(&folder.path, folder.most_bytes, identity)?)
+                images.with_files(ImageFiles::new(&folder.path, folder.most_bytes, known.clone())?)
             }
             None => images,
         });
+        let prefixes = match &options.prefix_folder {
+            Some(folder) => {
+                // Kernels of another instruction set round in another way, and so do visual rows that are kept.
+                let rounded = options.image_cache > 0 || options.image_folder.is_some();
+                let kernels = backend.layout().map(|layout| layout.to_string());
+                let identity = format!("{known} {kernels:?} {rounded}");
+                Some(Prefixes::new(PrefixFiles::new(&folder.path, folder.most_bytes, identity)?))
+            }
+            None => None,
+        };
         let (reduction, repeated_patches) = (options.reduction.clone(), options.repeated_patches);
         let nothing_kept = match (&source.config.vision, options.changed_patches) {
             (Some(vision), true) => vision.tower.kept_rows(),
@@ -211,6 +227,7 @@ impl Model {
             backend,
             engine,
             images,
+            prefixes,
             payoff,
             drafter,
             reduction,
@@ -327,6 +344,10 @@ impl Model {
         self.inner.reduction.is_some() || self.inner.repeated_patches.is_some()
     }
 
+    pub(crate) fn prefixes(&self) -> Option<&Prefixes> {
+        self.inner.prefixes.as_ref()
+    }
+
     pub(crate) fn eviction(&self) -> Option<Eviction> {
         self.inner.eviction
     }
@@ -427,7 +448,8 @@ impl Model {
     }
 
     /// What loading passed over and a person should know: packed files that do not fit and weights
-    /// that could not take the type asked for, and why; and that a folder of pictures cannot be written, once that is known.
+    /// that could not take the type asked for, and why; and that a folder of pictures or prefixes cannot be written, once that is known. Waits until what is being
+    /// written there is.
     ///
     /// # Errors
     /// [`Error::Poisoned`] after a failure in the middle of an answer.
@@ -435,6 +457,7 @@ impl Model {
         let mut notes = self.source().formats.notes();
         notes.extend(self.engine()?.notes());
         notes.extend(self.images()?.note().map(str::to_owned));
+        notes.extend(self.prefixes().and_then(Prefixes::note));
         Ok(notes)
     }
 

@@ -16,6 +16,16 @@ pub struct ImageFolder {
     pub most_bytes: u64,
 }
 
+/// Where keys and values of what prompts begin with are kept in files. They are kept apart by weights and settings, so that several
+/// models can share a folder. They tell what was asked and shown: others should not be able to read it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PrefixFolder {
+    /// The folder; made where it is not there.
+    pub path: PathBuf,
+    /// Bytes of the files at most: those that were used longest ago go first.
+    pub most_bytes: u64,
+}
+
 /// How to load a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoadOptions {
@@ -66,6 +76,9 @@ pub struct LoadOptions {
     pub image_cache_type: DType,
     /// Keep visual tokens in files, too, in that type, so that no process encodes a picture again.
     pub image_folder: Option<ImageFolder>,
+    /// Keep the KV cache of what prompts begin with in files, and go on from those, so that no process computes it again. The cpu
+    /// backend only.
+    pub prefix_folder: Option<PrefixFolder>,
     /// Leave out visual tokens; `None` keeps all. Not for models that ask where in the picture a token lies (Qwen2-VL).
     pub reduction: Option<Reduction>,
     /// Visual tokens that only the decoder's first layers see; `None` shows all to all layers. Not together with `eviction` and
@@ -112,6 +125,7 @@ impl Default for LoadOptions {
             image_cache: 0,
             image_cache_type: DType::F32,
             image_folder: None,
+            prefix_folder: None,
             reduction: None,
             pruning: None,
             repeated_patches: None,

@@ -5,6 +5,7 @@ use crate::{
     draft::Drafted,
     engine::prefix_of,
     image::ImageDigest,
+    image_cache::Seen,
     prompt::{Prompt, place},
     prune::SplitState,
     sample::Sampler,
@@ -16,7 +17,7 @@ use margay_prompt::{
     layout::{PictureLayout, Sequence},
     text::{Message, Part, RenderedPart},
 };
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
 /// A message of a conversation that was had elsewhere.
 #[derive(Clone, Debug)]
@@ -55,6 +56,8 @@ pub struct Session {
     pub(crate) images: Vec<PictureLayout>,
     /// Which pictures those are.
     pub(crate) digests: Vec<ImageDigest>,
+    /// See [`Session::note_picture`].
+    pub(crate) looked: HashMap<ImageDigest, Option<Seen>>,
     pub(crate) cancel: Cancel,
 }
 
@@ -73,6 +76,7 @@ impl Session {
             visual: vec![],
             images: vec![],
             digests: vec![],
+            looked: HashMap::new(),
             cancel: Cancel::new(),
         })
     }
@@ -262,6 +266,7 @@ impl Session {
             visual: self.visual[..rows].to_vec(),
             images: self.images[..pictures].to_vec(),
             digests: self.digests[..pictures].to_vec(),
+            looked: self.looked.clone(),
             cancel: Cancel::new(),
         })
     }
@@ -348,6 +353,7 @@ impl Session {
         self.visual.clear();
         self.images.clear();
         self.digests.clear();
+        self.looked.clear();
         self.held.clear();
         self.whole = None;
         self.state.truncate(0);

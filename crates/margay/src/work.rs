@@ -326,7 +326,7 @@ impl Work {
         let (digest, start) = (image.digest(), session.visual.len());
         // Those that were kept were seen whole.
         let kept = match image.is_whole() {
-            true => model.images()?.read(&digest, &mut session.visual)?,
+            true => session.known_picture(&digest)?,
             false => None,
         };
         if let Some(seen) = kept {
@@ -335,6 +335,7 @@ impl Work {
             self.projections_done += layout.projections();
             session.images.push(layout.with_counts(&seen.counts));
             session.digests.push(digest);
+            session.note_picture(digest, Some(&seen));
             self.seen.push(seen.report);
             let done = self.picture_count - self.pictures.len();
             self.stage_ended(Stage::Preprocess, clock.elapsed(), done, self.picture_count);
@@ -392,6 +393,7 @@ impl Work {
                 self.model.images()?.keep(*digest, &mut session.visual[*start..], seen)?;
             }
             session.images.push(layout.with_counts(&seen.counts));
+            session.note_picture(*digest, (!tiles.governed).then_some(seen));
             self.seen.push(seen.report);
             session.digests.push(tiles.digest);
             self.phase = Phase::Preprocess;
@@ -499,6 +501,7 @@ impl Work {
         };
         let shared = if shared < self.prefix { 0 } else { shared };
         let shared = session.keep(shared);
+        let shared = session.restore_prefix(ids, self.prefix, shared)?;
         self.stages.reused_tokens = shared;
         session.fit_cache()?;
         self.begin_pruned(session, shared)?;
@@ -705,6 +708,10 @@ impl Work {
         self.stages.set_times(&self.times);
         if self.options.draft > 0 && stop != Stop::Cancelled {
             self.model.payoff()?.learn_length(self.tokens.len());
+        }
+        if let Some(took) = self.times.millis(Stage::Prefill) {
+            let each = took / 1000.0 / self.stages.prefill_tokens.max(1) as f64;
+            session.keep_prefix(&self.sequence.ids, each);
         }
         let report = Report {
             text: self.text.clone(),

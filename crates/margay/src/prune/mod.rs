@@ -92,6 +92,11 @@ impl Pruning {
                 "tokens are dropped from the cache already; leave --evict and --kv-window out".to_owned()
             );
         }
+        if options.prefix_folder.is_some() {
+            return bad(
+                "prompts that are kept hold all their visual tokens; leave --prefix-folder out".to_owned()
+            );
+        }
         if options.kv_image.is_some() {
             return bad(
                 "the blocks of the deeper layers lie across pictures; leave --kv-image out".to_owned()
