@@ -60,9 +60,10 @@ impl ModelSource {
         let options = draft::draft_options(options);
         let backend = backends::backend(&options)?;
         let plan = TextPlan::new(&source.config.programs()?.text, &source.config, &options, context)?;
-        source.weights.check_program(&plan.program)?;
-        let weights = OfFiles { source: &source, program: &plan.program };
-        let text = backend.compile(&plan.program, &weights, &plan.limits)?;
+        let text = plan.compile(&|program| {
+            source.weights.check_program(program)?;
+            Ok(backend.compile(program, &OfFiles { source: &source, program }, &plan.limits)?)
+        })?;
         Ok((text.memory(), text.new_state(StateOptions::new(context))?.size_bytes()))
     }
 }

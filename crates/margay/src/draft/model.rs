@@ -316,7 +316,10 @@ pub(crate) fn draft_options(options: &LoadOptions) -> LoadOptions {
         outputs: 1,
         image_folder: None,
         reduction: None,
+        pruning: None,
         repeated_patches: None,
+        changed_patches: false,
+        prefix_folder: None,
         embeddings: false,
         draft_model: None,
         ..options.clone()
