@@ -118,7 +118,7 @@ mod tests {
         let weights = |program: &Program| {
             program.weights().iter().map(|weight| weight.name.clone()).collect::<Vec<_>>()
         };
-        assert_eq!(weights(&head), ["table", "blk.0", "kv.0"].map(str::to_owned).to_vec());
+        assert_eq!(weights(&head), ["table", "kv.0", "blk.0"].map(str::to_owned).to_vec());
         assert_eq!(weights(&tail).len(), 3, "the table is the head's, too: {:?}", weights(&tail));
         assert_eq!([head.caches().len(), tail.caches().len()], [1, 1]);
         assert_eq!([head.caches()[0].kv_heads, tail.caches()[0].kv_heads], [1, 2], "each its own slot");
