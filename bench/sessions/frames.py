@@ -53,10 +53,14 @@ def main() -> None:
             each = all_patches["of_patches"] // 2
             patches, of = patches + encoded["patches"] - each, of + each
             for name, said in [("whole", whole), ("changed", changed), ("first", first)]:
-                counts[name] += said.strip(" .").lower() == question["answer"].lower()
+                counts[name] += plain(said) == plain(question["answer"])
             counts["same"] += whole == changed
         shares = {name: f"{100 * count / len(questions):.1f}%" for name, count in counts.items()}
         print(f"| {share:.0%} of the picture | {100 * patches / of:.0f}% | {shares['whole']} | {shares['changed']} | {shares['same']} | {shares['first']} |", flush=True)
+
+
+def plain(words: str) -> str:
+    return words.strip(" .").lower()
 
 
 def ask(args: argparse.Namespace, folder: str, question: dict, options: list[str]) -> tuple[str, dict]:
