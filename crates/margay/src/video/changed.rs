@@ -82,15 +82,28 @@ impl KeptTile {
                 changed.push(at);
             }
         }
-        if self.kept.is_none() && !changed.is_empty() {
-            changed = (0..count).collect();
-        }
+        let changed = match &self.kept {
+            None if !changed.is_empty() => (0..count).collect(),
+            _ => with_neighbours(&changed, rows, columns),
+        };
         for at in &changed {
             let range = at * width..(at + 1) * width;
             self.patches[range.clone()].copy_from_slice(&patches[range]);
         }
         changed
     }
+}
+
+/// Those patches of a grid and all that touch them, ascending: what a thing covers now, and what it is seen against.
+fn with_neighbours(patches: &[usize], rows: usize, columns: usize) -> Vec<usize> {
+    let mut marked = vec![false; rows * columns];
+    for at in patches {
+        let (row, column) = (at / columns, at % columns);
+        for row in row.saturating_sub(1)..rows.min(row + 2) {
+            marked[row * columns..][column.saturating_sub(1)..columns.min(column + 2)].fill(true);
+        }
+    }
+    (0..rows * columns).filter(|at| marked[*at]).collect()
 }
 
 /// Puts rows that are new, [class + N, C], in their places among `count`: first those before the patches, then `changed`.

@@ -243,8 +243,9 @@ fn of_one_block_the_patches_that_changed_are_exact_and_the_others_stay() {
         let seen = clip.look(frame).unwrap().0;
         let changed = match at {
             0 => (0..grid * grid).collect(),
-            1 => vec![0, 1],
-            _ => vec![1, grid + 1],
+            // The place that was left and the one that was taken, and what touches them.
+            1 => vec![0, 1, 2, grid, grid + 1, grid + 2],
+            _ => (0..3).flat_map(|row| (0..3).map(move |column| row * grid + column)).collect(),
         };
         assert_eq!(clip.report.patches - patches, changed.len(), "{at}");
         for row in 0..grid * grid {
@@ -268,8 +269,8 @@ fn work_grows_with_the_patches_that_change_and_whole_frames_come_back() {
         clip.push(&frame).unwrap();
         spent.push(clip.report.patches - before);
     }
-    // A place left and one taken; nothing; as the first; and the fifth frame is encoded whole again.
-    assert_eq!(spent, [grid * grid, 2, 0, 2, grid * grid, 2]);
+    // A place left and one taken, and what touches them; nothing; as the first; and the fifth frame is encoded whole again.
+    assert_eq!(spent, [grid * grid, 6, 0, 9, grid * grid, 6]);
     assert_eq!(clip.report().of_patches, 6 * grid * grid);
     // Frames before it make it another picture than the same pixels at the start.
     let mut fresh = changing(&golden("mobilevlm-v2"), true, 4);
