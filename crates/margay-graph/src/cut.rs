@@ -27,9 +27,9 @@ impl Program {
         second.inputs.push((at.to_owned(), value));
         second.nodes[maker] = Node { op: Op::Input, inputs: vec![], output: value };
         let wanted = second.wanted();
-        let given = |node: &&Node| matches!(node.op, Op::Input | Op::Param { .. });
-        let crossing = second.nodes[..maker].iter().filter(|node| wanted[node.output.index()]);
-        if let Some(node) = crossing.filter(|node| !given(node)).next() {
+        let crosses =
+            |node: &&Node| wanted[node.output.index()] && !matches!(node.op, Op::Input | Op::Param { .. });
+        if let Some(node) = second.nodes[..maker].iter().find(crosses) {
             return Err(wrong(&format!("what {} gives before it is read behind it", node.op.name())));
         }
         Ok((first.part(), second.part()))
