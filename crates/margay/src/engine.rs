@@ -63,6 +63,9 @@ pub(crate) struct TextCall<'a> {
     pub prefix: usize,
 }
 
+/// Compiles a program over a model's weights.
+pub(crate) type Compile<'a> = &'a dyn Fn(&Program) -> Result<Box<dyn Executable>, Error>;
+
 /// How a text program is compiled for answers.
 pub(crate) struct TextPlan {
     text: Program,
@@ -90,10 +93,7 @@ impl TextPlan {
     }
 
     /// The programs that are compiled for it.
-    pub(crate) fn compile(
-        &self,
-        compile: &dyn Fn(&Program) -> Result<Box<dyn Executable>, Error>,
-    ) -> Result<Decoder, Error> {
+    pub(crate) fn compile(&self, compile: Compile<'_>) -> Result<Decoder, Error> {
         // Taps are for traces; keeping them would hold every layer's output in memory.
         let wanted = |name: &str| name == "logits" || (name == "embedding" && self.embeddings);
         Ok(match &self.pruning {

@@ -1,7 +1,7 @@
 //! A text program in two compiled parts, cut behind the layers that see every token.
 
 use super::{Pruning, state::SplitState};
-use crate::Error;
+use crate::{Error, engine::Compile};
 use margay_graph::{
     BackendError, Bindings, Cancel, Executable, InputData, MemoryUse, Program, Segment, State, StateOptions,
     Sym, passes,
@@ -75,7 +75,7 @@ impl Split {
         text: &Program,
         outputs: impl Fn(&str) -> bool,
         pruning: &Pruning,
-        compile: &dyn Fn(&Program) -> Result<Box<dyn Executable>, Error>,
+        compile: Compile<'_>,
     ) -> Result<Split, Error> {
         let hidden = format!("hidden.{}", pruning.layer);
         let (head, tail) = text.with_outputs(|name| outputs(name) || name == hidden)?.cut(&hidden)?;

@@ -233,8 +233,11 @@ fn later_questions_get_the_answers_that_they_get_when_nothing_is_reused() {
         let model = load(name, pruning(method, 0.5, 1), LoadOptions::default());
         let talk = |forget: bool| {
             let mut session = model.session().unwrap();
-            let questions: [(&[Image], &str); 3] =
-                [(&[image.clone()], "one"), (&[], "two"), (&[other.clone()], "three")];
+            let questions: [(&[Image], &str); 3] = [
+                (std::slice::from_ref(&image), "one"),
+                (&[], "two"),
+                (std::slice::from_ref(&other), "three"),
+            ];
             let mut told = vec![];
             for (images, text) in questions {
                 if forget {
