@@ -331,7 +331,7 @@ impl Rounds<'_> {
 /// The question as the text program is given it; `None` where a system's words come before it, or where layers of the program
 /// are given different tokens.
 fn prompt(plan: &Plan<'_>, model: &Model) -> Result<Option<Prompt>, BenchError> {
-    if plan.system.is_some() || model.prunes() {
+    if plan.system.is_some() || model.prunes() || model.keeps_prefixes() {
         return Ok(None);
     }
     let images = plan.pictures.iter().map(Image::open).collect::<Result<Vec<_>, _>>()?;

@@ -235,8 +235,9 @@ pub(crate) struct LoadArgs {
         value_parser = PossibleValuesParser::new(REDUCTIONS.iter().map(|entry| entry.id)))]
     pub reduce: String,
     /// Share of the visual tokens that all layers of the decoder see, as in 50%; the first layers see all: a faster prefill of
-    /// long prompts, and answers may differ
-    #[arg(long, value_name = "SHARE", value_parser = share, conflicts_with_all = ["evict", "kv_window", "kv_image"])]
+    /// long prompts, and answers may differ; not with --evict, --kv-window, --kv-image or --prefix-folder
+    #[arg(long, value_name = "SHARE", value_parser = share, 
+        conflicts_with_all = ["evict", "kv_window", "kv_image", "prefix_folder"])]
     pub prune_image_tokens: Option<f64>,
     /// Layers that see all visual tokens with --prune-image-tokens
     #[arg(long, value_name = "K", default_value = "2", requires = "prune_image_tokens")]

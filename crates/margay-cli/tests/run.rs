@@ -32,6 +32,7 @@ fn json_is_one_object_with_exactly_the_documented_keys() {
         "reused_tokens",
         "reused_pictures",
         "visual_tokens",
+        "pruned_tokens",
         "decode_ms",
         "decode_tokens",
         "drafted_tokens",

@@ -41,6 +41,14 @@ struct Journal {
     at: u64,
 }
 
+/// How temporary names begin and end.
+const TEMPORARY: (&str, &str) = (".margay-", ".part");
+
+/// Whether a file of that name is half written: by [`write_file`], or by a process that was killed in it.
+pub fn is_half_written(name: &str) -> bool {
+    name.starts_with(TEMPORARY.0) && name.ends_with(TEMPORARY.1)
+}
+
 /// Writes a whole file, or leaves what was there.
 ///
 /// # Errors
@@ -54,7 +62,7 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
 impl AtomicFile {
     pub(crate) fn create(target: &Path) -> Result<Self, FileError> {
         let mut builder = tempfile::Builder::new();
-        builder.prefix(".margay-").suffix(".part");
+        builder.prefix(TEMPORARY.0).suffix(TEMPORARY.1);
         #[cfg(unix)]
         {
             // What `File::create` would give, less the user's umask; temporary files are private otherwise.

@@ -20,7 +20,7 @@ pub mod safetensors;
 mod source;
 pub mod tokenizer_model;
 
-pub use atomic::write_file;
+pub use atomic::{is_half_written, write_file};
 pub use error::FileError;
 pub use gguf::Gguf;
 pub use hf::HfFolder;

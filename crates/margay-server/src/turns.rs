@@ -67,7 +67,7 @@ pub(crate) async fn fetched(app: &Arc<App>, mut said: Vec<Said>) -> Result<Fetch
                 && let Data::Address(url) = data
             {
                 let bytes = fetch(&app, place, url, left, FETCH_TIME.saturating_sub(clock.elapsed()))?;
-                left -= bytes.len() as u64;
+                left = left.saturating_sub(bytes.len() as u64);
                 *data = Data::Bytes(bytes);
             }
         }

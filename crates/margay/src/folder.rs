@@ -5,8 +5,8 @@
 //! it may hold other things, which stay.
 
 use crate::{Error, digest::hexadecimal};
-use margay_file::{FileError, SafeTensors, TensorSource, safetensors::write_safetensors};
-use margay_observe::{modified, touch};
+use margay_file::{FileError, SafeTensors, TensorSource, is_half_written, safetensors::write_safetensors};
+use margay_observe::{modified, touch, unix_seconds};
 use margay_tensor::{DType, Shape, Storage, Tensor};
 use ring::digest::{Context, SHA256};
 use std::{
@@ -19,6 +19,9 @@ use std::{
 /// Keys of the metadata: what is told, and the checksum of that and the parts.
 const ABOUT: &str = "margay.about";
 const CHECKSUM: &str = "margay.sha256";
+
+/// A file that is half written and was not written to for so long was left by a process that was killed.
+const HALF_WRITTEN: Duration = Duration::from_secs(3600);
 
 /// A folder of files with names of one ending.
 pub(crate) struct Folder {
@@ -42,13 +45,17 @@ impl Kept {
 }
 
 impl Folder {
-    /// Makes the folder where it is not there. Names of its files end with `ending`.
+    /// Makes the folder where it is not there, for its owner alone: what was asked can be read from it. Names of its files end with
+    /// `ending`.
     ///
     /// # Errors
     /// [`Error::File`] where it cannot be made.
     pub(crate) fn new(path: &Path, most_bytes: u64, ending: &'static str) -> Result<Self, Error> {
         let failed = |source| FileError::Io { action: "make the folder", path: path.to_owned(), source };
-        fs::create_dir_all(path).map_err(failed)?;
+        let mut builder = fs::DirBuilder::new();
+        #[cfg(unix)]
+        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+        builder.recursive(true).create(path).map_err(failed)?;
         Ok(Folder { path: path.to_owned(), most_bytes, ending })
     }
 
@@ -93,9 +100,14 @@ impl Folder {
             self.remove(name);
             return None;
         }
+        self.looked_at(name);
+        Some(kept)
+    }
+
+    /// Has a file count as looked at now.
+    pub(crate) fn looked_at(&self, name: &str) {
         // The oldest go first.
         _ = touch(&self.path(name));
-        Some(kept)
     }
 
     /// Removes a file; another process may have done so.
@@ -104,14 +116,14 @@ impl Folder {
     }
 
     /// Keeps parts under a name, and lets go of what was looked at longest ago where there is too much. What alone is larger than
-    /// the bound is not kept.
+    /// the bound is not kept, which is told by `false`.
     ///
     /// # Errors
     /// [`Error::File`] where the disk refuses.
-    pub(crate) fn keep(&self, name: &str, about: &str, parts: &[(&str, &[u8])]) -> Result<(), Error> {
+    pub(crate) fn keep(&self, name: &str, about: &str, parts: &[(&str, &[u8])]) -> Result<bool, Error> {
         let bytes: u64 = parts.iter().map(|(_, bytes)| bytes.len() as u64).sum();
         if bytes > self.most_bytes {
-            return Ok(());
+            return Ok(false);
         }
         let tensor = |bytes: &[u8]| {
             Tensor::new(DType::U8, Shape::from([bytes.len()]), Storage::from_bytes(bytes))
@@ -125,21 +137,35 @@ impl Folder {
         ]);
         write_safetensors(self.path(name), &named, &metadata)?;
         self.make_room();
-        Ok(())
+        Ok(true)
     }
 
-    /// Another process may do the same: a file that is gone is no matter.
+    /// Another process may do the same: a file that is gone is no matter. What a killed process left half written goes once nobody
+    /// can be at it any more.
     fn make_room(&self) {
         let Ok(entries) = fs::read_dir(&self.path) else { return };
+        let now = Duration::from_secs(unix_seconds());
+        let mut half_written = 0;
         let mut files: Vec<(Duration, u64, PathBuf)> = entries
             .filter_map(|entry| {
                 let entry = entry.ok()?;
-                let ours = entry.file_name().to_str()?.ends_with(self.ending);
+                let name = entry.file_name();
+                let name = name.to_str()?;
+                let half = is_half_written(name);
+                let ours = half || name.ends_with(self.ending);
                 let about = entry.metadata().ok().filter(|about| ours && about.is_file())?;
-                Some((modified(&about)?, about.len(), entry.path()))
+                let time = modified(&about)?;
+                if half {
+                    let left =
+                        now.saturating_sub(time) > HALF_WRITTEN && fs::remove_file(entry.path()).is_ok();
+                    // One that is being written counts, and stays.
+                    half_written += if left { 0 } else { about.len() };
+                    return None;
+                }
+                Some((time, about.len(), entry.path()))
             })
             .collect();
-        let mut all: u64 = files.iter().map(|(_, bytes, _)| bytes).sum();
+        let mut all: u64 = half_written + files.iter().map(|(_, bytes, _)| bytes).sum::<u64>();
         files.sort();
         for (_, bytes, path) in files {
             if all <= self.most_bytes {

@@ -32,7 +32,7 @@ impl ImageFiles {
 
     /// Keeps the rows of a picture, and lets go of those that were looked at longest ago where there are too many.
     pub(crate) fn keep(&self, picture: &ImageDigest, rows: &[u8], about: &str) -> Result<(), Error> {
-        self.folder.keep(&self.name(picture), about, &[(ROWS, rows)])
+        self.folder.keep(&self.name(picture), about, &[(ROWS, rows)]).map(|_| ())
     }
 
     fn name(&self, picture: &ImageDigest) -> String {

@@ -158,7 +158,9 @@ impl Model {
         let mut session = self.session()?;
         if session.state.form().as_ref() != Some(&kept.form) {
             return Err(bad(
-                "its KV cache is of another type; load the model with the --kv it was kept with".to_owned(),
+                "its KV cache is of another type or layout; load the model with the --kv, --kv-image and --prune-... options it \
+                 was kept with"
+                    .to_owned(),
             ));
         }
         session.state.restore(held.len(), cache.bytes()).map_err(|e| bad(e.to_string()))?;

@@ -155,11 +155,19 @@ impl Model {
             return Err(Error::Option { option: "repeated patches", what });
         }
         if options.changed_patches && (options.repeated_patches.is_some() || options.reduction.is_some()) {
-            let what = "frames of which only the changed patches are encoded leave out no others".to_owned();
+            let what = "frames of which only the changed patches are encoded (--changed-patches) leave out no other visual \
+                        tokens; leave out --keep-image-tokens and --skip-repeated-patches"
+                .to_owned();
             return Err(Error::Option { option: "changed patches", what });
         }
         if let Some(eviction) = options.eviction {
             eviction.check(context)?;
+            if options.prefix_folder.is_some() && !eviction.makes_room() {
+                let what = "what the end of a prompt looks at is not kept with it, and --evict chooses by that; leave one of \
+                            them out"
+                    .to_owned();
+                return Err(Error::Option { option: "prefix folder", what });
+            }
         }
         let width = source.config.text.width;
         let images = ImageCache::new(options.image_cache_type, width, options.image_cache)?;
@@ -172,6 +180,14 @@ impl Model {
             Some(path) => Some(Drafter::load(path, &source, backend.as_ref(), options, context)?),
             None => None,
         };
+        let keeps = options.prefix_folder.is_none() || engine.new_state(1, None)?.form().is_some();
+        if !keeps {
+            let what = format!(
+                "the {} backend's KV cache cannot be kept; use the cpu backend, or leave --prefix-folder out",
+                backend.id()
+            );
+            return Err(Error::Option { option: "prefix folder", what });
+        }
         let load = clock.elapsed();
         let weights = |memory: MemoryUse| (memory.packed_weight_bytes + memory.mapped_weight_bytes) as f64;
         let scale = match &drafter {
@@ -213,7 +229,7 @@ impl Model {
                 let rounded = options.image_cache > 0 || options.image_folder.is_some();
                 let kernels = backend.layout().map(|layout| layout.to_string());
                 let identity = format!("{known} {kernels:?} {rounded}");
-                Some(Prefixes::new(PrefixFiles::new(&folder.path, folder.most_bytes, identity)?))
+                Some(Prefixes::new(PrefixFiles::new(&folder.path, folder.most_bytes, identity, width)?))
             }
             None => None,
         };
@@ -376,6 +392,11 @@ impl Model {
             }
         }
         Ok(patches.and_then(|patches| tower.feed_some(tile, patches)).unwrap_or_else(|| tower.feed(tile)))
+    }
+
+    /// Whether prompts go on from what another process computed ([`LoadOptions::prefix_folder`]).
+    pub fn keeps_prefixes(&self) -> bool {
+        self.inner.prefixes.is_some()
     }
 
     /// Whether of frames only those patches are encoded that changed.

@@ -69,12 +69,33 @@ struct Entry {
 
 /// A folder of prefixes, of one model under one set of settings.
 pub(crate) struct PrefixFiles {
-    folder: Folder,
+    folder: Arc<Folder>,
     identity: String,
+    /// Columns of a visual row.
+    width: usize,
     /// What the files seen so far hold, by name.
     known: HashMap<String, Entry>,
     /// The file that was read last.
     open: Option<(String, Arc<Kept>)>,
+}
+
+/// Writes prefixes of one model and form.
+pub(crate) struct Pen {
+    folder: Arc<Folder>,
+    root: String,
+}
+
+impl Pen {
+    /// Writes a prefix; `false` for one that is larger than the folder may be.
+    pub(crate) fn write(&self, prefix: &Prefix) -> Result<bool, Error> {
+        let Prefix { ids, pictures, rows, cache } = prefix;
+        let about = About { version: VERSION, pictures: pictures.clone() };
+        let about = serde_json::to_string(&about).expect("invariant: numbers and words become JSON");
+        let name = format!("{}-{}", self.root, name_of(prefix));
+        let ids: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+        let rows: Vec<u8> = rows.iter().flat_map(|x| x.to_le_bytes()).collect();
+        self.folder.keep(&name, &about, &[(IDS, &ids), (ROWS, &rows), (CACHE, cache)])
+    }
 }
 
 /// A file that was found.
@@ -94,9 +115,10 @@ impl Found {
 
 impl PrefixFiles {
     /// Makes the folder where it is not there. `identity`: everything but the form of the cache that decides what a prefix becomes.
-    pub(crate) fn new(folder: &Path, most_bytes: u64, identity: String) -> Result<Self, Error> {
-        let folder = Folder::new(folder, most_bytes, ENDING)?;
-        Ok(PrefixFiles { folder, identity, known: HashMap::new(), open: None })
+    /// Visual rows have `width` columns.
+    pub(crate) fn new(folder: &Path, most_bytes: u64, identity: String, width: usize) -> Result<Self, Error> {
+        let folder = Arc::new(Folder::new(folder, most_bytes, ENDING)?);
+        Ok(PrefixFiles { folder, identity, width, known: HashMap::new(), open: None })
     }
 
     /// Tokens at the start of a prompt that some file holds.
@@ -127,13 +149,9 @@ impl PrefixFiles {
         }
     }
 
-    /// The visual rows of a picture, [V, E] with E = `width`, and what it became, where some file holds it whole.
-    pub(crate) fn picture(
-        &mut self,
-        form: &str,
-        picture: &ImageDigest,
-        width: usize,
-    ) -> Option<(Vec<f32>, Seen)> {
+    /// The visual rows of a picture, [V, E], and what it became, where some file holds it whole.
+    pub(crate) fn picture(&mut self, form: &str, picture: &ImageDigest) -> Option<(Vec<f32>, Seen)> {
+        let width = self.width;
         self.look(form);
         loop {
             let holds = |entry: &Entry| entry.pictures.iter().any(|held| held.digest == *picture);
@@ -150,16 +168,14 @@ impl PrefixFiles {
         }
     }
 
-    /// Keeps a prefix, in place of those that it goes on from and that are at least half as long.
-    pub(crate) fn keep(&mut self, form: &str, prefix: &Prefix) -> Result<(), Error> {
-        let Prefix { ids, pictures, rows, cache } = prefix;
-        let about = About { version: VERSION, pictures: pictures.clone() };
-        let about = serde_json::to_string(&about).expect("invariant: numbers and words become JSON");
-        let name = self.root(form) + "-" + &name_of(prefix);
-        let ids_bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
-        let row_bytes: Vec<u8> = rows.iter().flat_map(|x| x.to_le_bytes()).collect();
-        let parts: [(&str, &[u8]); 3] = [(IDS, &ids_bytes), (ROWS, &row_bytes), (CACHE, cache)];
-        self.folder.keep(&name, &about, &parts)?;
+    /// What writing a prefix takes, so that nobody waits for the disk meanwhile.
+    pub(crate) fn pen(&self, form: &str) -> Pen {
+        Pen { folder: self.folder.clone(), root: self.root(form) }
+    }
+
+    /// A prefix was written: removes those that it goes on from and that are at least half as long.
+    pub(crate) fn written(&mut self, prefix: &Prefix) {
+        let Prefix { ids, pictures, .. } = prefix;
         let shown: Vec<_> = pictures.iter().map(|picture| (picture.digest, picture.tokens)).collect();
         let longer = |entry: &Entry| {
             let len = entry.ids.len();
@@ -168,7 +184,6 @@ impl PrefixFiles {
         let gone: Vec<String> =
             self.known.iter().filter(|(_, entry)| longer(entry)).map(|(name, _)| name.clone()).collect();
         gone.iter().for_each(|name| self.folder.remove(name));
-        Ok(())
     }
 
     /// What all names of files of this model and form begin with.
@@ -190,7 +205,7 @@ impl PrefixFiles {
             if self.known.contains_key(&name) {
                 continue;
             }
-            match self.folder.peek(&name).as_ref().and_then(entry_of) {
+            match self.folder.peek(&name).and_then(|kept| entry_of(&kept, self.width)) {
                 Some(entry) => _ = self.known.insert(name, entry),
                 None => self.folder.remove(&name),
             }
@@ -202,10 +217,12 @@ impl PrefixFiles {
         if let Some((open, kept)) = &self.open
             && open == name
         {
+            self.folder.looked_at(name);
             return Some(kept.clone());
         }
         // What was peeked at may have been damaged: what counts is what has a checksum.
-        let whole = self.folder.read(name).and_then(|kept| Some((entry_of(&kept)?, Arc::new(kept))));
+        let whole =
+            self.folder.read(name).and_then(|kept| Some((entry_of(&kept, self.width)?, Arc::new(kept))));
         let Some((entry, kept)) = whole else {
             self.known.remove(name);
             return None;
@@ -236,14 +253,19 @@ impl Entry {
 }
 
 /// What a file says that it holds; `None` for one of another kind.
-fn entry_of(kept: &Kept) -> Option<Entry> {
+fn entry_of(kept: &Kept, width: usize) -> Option<Entry> {
     let about: About = serde_json::from_str(&kept.about).ok()?;
     let ids = kept.part(IDS)?;
     let ids: Vec<i32> = ids.bytes().as_chunks().0.iter().map(|id| i32::from_le_bytes(*id)).collect();
-    let tokens = about.pictures.iter().try_fold(0usize, |sum, picture| sum.checked_add(picture.tokens))?;
-    // Rows of that many pictures, which `PrefixFiles::picture` takes by their numbers.
-    let whole = about.version == VERSION && tokens.checked_mul(4)? <= kept.part(ROWS)?.bytes().len();
+    let tokens = sum(about.pictures.iter().map(|picture| picture.tokens))?;
+    let whole = about.version == VERSION
+        && tokens.checked_mul(width)?.checked_mul(4)? == kept.part(ROWS)?.bytes().len()
+        && about.pictures.iter().all(|p| sum(p.seen.counts.iter().copied()) == Some(p.tokens));
     whole.then_some(Entry { ids, pictures: about.pictures })
+}
+
+fn sum(mut counts: impl Iterator<Item = usize>) -> Option<usize> {
+    counts.try_fold(0usize, usize::checked_add)
 }
 
 /// A digest of the tokens, of which those of pictures are told by what the pictures show.

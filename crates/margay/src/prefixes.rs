@@ -61,8 +61,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Shared {
     fn write(&self, form: &str, prefix: &Prefix) {
         let _writing = Writing(self);
-        if let Err(e) = lock(&self.files).keep(form, prefix) {
-            self.end(&e.to_string());
+        let pen = lock(&self.files).pen(form);
+        match pen.write(prefix) {
+            Ok(true) => lock(&self.files).written(prefix),
+            Ok(false) => {}
+            Err(e) => self.end(&e.to_string()),
         }
     }
 
@@ -174,8 +177,8 @@ impl Session {
     /// The same of one that stands in a prefix that was kept.
     fn read_kept_picture(&mut self, picture: &ImageDigest) -> Option<Seen> {
         let prefixes = self.model.prefixes()?;
-        let (form, width) = (self.state.form()?, self.model.config().text.width);
-        let (rows, seen) = lock(&prefixes.shared.files).picture(&form, picture, width)?;
+        let form = self.state.form()?;
+        let (rows, seen) = lock(&prefixes.shared.files).picture(&form, picture)?;
         self.visual.extend(rows);
         Some(seen)
     }

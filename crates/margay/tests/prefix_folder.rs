@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use margay::{
-    AskOptions, Content, Event, Image, Job, KvType, LoadOptions, Model, PrefixFolder, Report, Scheduler,
-    SchedulerOptions, Turn,
+    AskOptions, Budget, Content, Event, Eviction, Image, Job, KvType, LoadOptions, Model, PrefixFolder,
+    Report, Scheduler, SchedulerOptions, Turn,
     rooms::prompt::image::{ImageLimits, Picture, decode},
 };
 use std::path::{Path, PathBuf};
@@ -197,4 +197,20 @@ fn callers_of_a_scheduler_go_on_from_what_another_process_kept() {
     assert_eq!((second.stages.reused_pictures, second.stages.encode_ms), (1, None));
     let fresh = asked(&options(None, KvType::F16), "How many shapes are there?");
     assert_eq!(second.tokens, fresh.tokens);
+}
+
+#[test]
+fn what_cannot_go_with_kept_prompts_is_refused_with_what_to_leave_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let refused = |options: LoadOptions| Model::nano_with(&options).err().unwrap().to_string();
+    let kept = || options(Some(folder.path()), KvType::F16);
+    let budget = Budget::Tokens(33);
+    for eviction in [Eviction::SnapKv(budget), Eviction::H2o(budget)] {
+        let told = refused(LoadOptions { eviction: Some(eviction), ..kept() });
+        assert!(told.contains("--evict"), "{told}");
+    }
+    let told = refused(LoadOptions { backend: "reference".to_owned(), ..kept() });
+    assert!(told.contains("use the cpu backend"), "{told}");
+    let window = Eviction::Window { window: 100, sinks: 4 };
+    assert!(Model::nano_with(&LoadOptions { eviction: Some(window), ..kept() }).is_ok());
 }

@@ -41,10 +41,10 @@ MESSAGES:
 
 JSON:
   text, tokens (ids), stop (end, stop_text, length, context, cancelled), peak_rss_bytes, pictures (tokens kept, of, why: share,
-  text, redundancy, repeats, resolution), with --video also video (frames,
-  still, encoded, held, tokens, bytes), and stages:
+  text, redundancy, repeats, resolution), with --video also video (frames, still, skipped,
+  encoded, patches, of_patches, held, tokens, bytes), and stages:
   load_ms, preprocess_ms, encode_ms, project_ms, prefill_ms, prefill_tokens, reused_tokens,
-  reused_pictures, visual_tokens, decode_ms, decode_tokens, drafted_tokens, accepted_tokens,
+  reused_pictures, visual_tokens, pruned_tokens, decode_ms, decode_tokens, drafted_tokens, accepted_tokens,
   model_drafted_tokens, model_accepted_tokens, draft_ms, ttft_ms. What is unknown is null.";
 
 /// Ask a question, with or without a picture

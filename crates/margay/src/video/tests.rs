@@ -290,5 +290,5 @@ fn models_whose_patches_cannot_be_encoded_one_by_one_say_so() {
         assert!(told.contains("CLIP, SigLIP") || told.contains("one tile"), "{told}");
     }
     let repeats = LoadOptions { repeated_patches: Some(0.0), ..LoadOptions::default() };
-    assert!(refused("llava", repeats).contains("leave out no others"));
+    assert!(refused("llava", repeats).contains("--skip-repeated-patches"));
 }

@@ -260,6 +260,16 @@ fn told(options: &LoadOptions, ask: &AskArgs) -> BTreeMap<String, String> {
         ("vision-type", options.vision_dtype.map(|dtype| dtype.name().to_owned())),
         ("int8-encoder", options.int8_encoder.then(|| "yes".to_owned())),
         ("bf16-encoder", options.bf16_encoder.then(|| "yes".to_owned())),
+        ("kv-image", options.kv_image.map(|kind| kind.name().to_owned())),
+        ("evict", options.eviction.map(|eviction| format!("{eviction:?}"))),
+        ("keep-image-tokens", options.reduction.as_ref().map(|r| format!("{:?} by {}", r.keep, r.method))),
+        (
+            "prune-image-tokens",
+            options.pruning.as_ref().map(|p| format!("{} behind layer {} by {}", p.keep, p.layer, p.method)),
+        ),
+        ("skip-repeated-patches", options.repeated_patches.map(|levels| levels.to_string())),
+        ("image-folder", options.image_folder.is_some().then(|| "yes".to_owned())),
+        ("prefix-folder", options.prefix_folder.is_some().then(|| "yes".to_owned())),
         ("draft", (ask.draft > 0).then(|| ask.draft.to_string())),
         (
             "draft-model",
