@@ -66,6 +66,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         ways.push(Way { name: "draft model", model: load(draft.as_ref())?, ask: ask(7, false) });
         ways.push(Way { name: "both", model: load(draft.as_ref())?, ask: ask(7, true) });
     }
+    ways.push(Way { name: "plain again", model: load(None)?, ask: ask(0, true) });
     let stops = ways[0].model.tokenizer().stop_ids();
     let forbid: Vec<_> = stops.iter().map(|id| (*id, f32::NEG_INFINITY)).collect();
     let long = AskOptions { max_tokens: TOKENS, logit_bias: forbid, ..AskOptions::default() };
