@@ -204,7 +204,7 @@ impl Engine {
     }
 
     /// The rows of that name of the tile that went through the tower last, to be kept; see [`Extra::changed_patches`].
-    pub(crate) fn to_keep(&mut self, name: &str) -> Option<&[f32]> {
+    pub(crate) fn new_rows(&mut self, name: &str) -> Option<&[f32]> {
         self.vision_mut().encode.output(name)
     }
 

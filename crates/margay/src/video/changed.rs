@@ -54,7 +54,7 @@ impl KeptTile {
         put_rows(&changed, 0, engine.encoded(), &mut self.features, count);
         let class = usize::from(vision.tower.class_token());
         for (name, rows) in self.kept.iter_mut().flat_map(|kept| &mut kept.rows) {
-            let new = engine.to_keep(name).expect("invariant: the tower gives what it takes");
+            let new = engine.new_rows(name).expect("invariant: the tower gives what it takes");
             put_rows(&changed, class, new, rows, class + count);
         }
         Ok(changed.len())
