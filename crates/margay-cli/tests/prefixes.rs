@@ -5,7 +5,6 @@ mod program;
 
 use program::{margay, names};
 use std::{
-    io::Read,
     path::Path,
     process::{Command, Output, Stdio},
     time::Duration,
@@ -57,13 +56,14 @@ fn a_process_that_is_killed_while_it_keeps_a_prompt_leaves_a_whole_file_or_none(
     for kill in 0..kills() {
         std::fs::remove_file(&file).unwrap();
         let mut running = run(Some(folder.path()), "What is there?").spawn().unwrap();
-        // Some before it begins, most as it writes: about when the answer is shown.
+        // Some before it begins, most as it writes: from when there is a temporary file.
         if kill % 4 == 0 {
             std::thread::sleep(Duration::from_millis(20 + 29 * (kill / 4 % 23)));
         } else {
-            let mut shown = [0];
-            running.stdout.take().unwrap().read_exact(&mut shown).unwrap();
-            std::thread::sleep(Duration::from_micros(500 * (kill % 37)));
+            while names(folder.path()).is_empty() && running.try_wait().unwrap().is_none() {
+                std::thread::sleep(Duration::from_micros(20));
+            }
+            std::thread::sleep(Duration::from_micros(100 * (kill % 13)));
         }
         running.kill().unwrap();
         running.wait().unwrap();
