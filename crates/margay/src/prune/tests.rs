@@ -63,7 +63,9 @@ fn where_all_stay_every_family_answers_to_the_bit_as_without() {
         "minicpmv",
     ] {
         let [image, other] = [picture(name), Image::filled(40, 30, [10, 200, 30]).unwrap()];
-        for batch in [512, 7] {
+        // An emulated processor takes one of them.
+        let batches: &[usize] = if cfg!(target_arch = "x86_64") { &[512, 7] } else { &[7] };
+        for batch in batches.iter().copied() {
             let options = || LoadOptions { batch, ..LoadOptions::default() };
             let answers = |pruning| {
                 let model = load(name, pruning, options());
