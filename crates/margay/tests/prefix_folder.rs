@@ -211,8 +211,11 @@ fn what_cannot_go_with_kept_prompts_is_refused_with_what_to_leave_out() {
         let told = refused(LoadOptions { eviction: Some(eviction), ..kept() });
         assert!(told.contains("--evict"), "{told}");
     }
-    let told = refused(LoadOptions { backend: "reference".to_owned(), ..kept() });
-    assert!(told.contains("use the cpu backend"), "{told}");
+    #[cfg(feature = "reference")]
+    {
+        let told = refused(LoadOptions { backend: "reference".to_owned(), ..kept() });
+        assert!(told.contains("use the cpu backend"), "{told}");
+    }
     let window = Eviction::Window { window: 100, sinks: 4 };
     assert!(Model::nano_with(&LoadOptions { eviction: Some(window), ..kept() }).is_ok());
 }
