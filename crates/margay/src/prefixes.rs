@@ -188,6 +188,10 @@ impl Session {
     pub(crate) fn restore_prefix(&mut self, ids: &[i32], prefix: usize, held: usize) -> Result<usize, Error> {
         let model = self.model.clone();
         let Some(prefixes) = model.prefixes() else { return Ok(held) };
+        if ids.len() < held + LEAST_TOKENS {
+            // No file is worth its while.
+            return Ok(held);
+        }
         self.fit_cache()?;
         let Some(form) = self.state.form() else { return Ok(held) };
         let limits = (held + LEAST_TOKENS, self.state.capacity());
@@ -256,5 +260,25 @@ fn worth_keeping(ids: &[i32]) -> usize {
     match ids.iter().rposition(|id| *id < 0) {
         Some(last) if ids.len() - (last + 1) <= QUESTION_TOKENS => last + 1,
         _ => ids.len(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{AskOptions, Content, Image, Model, Turn};
+
+    #[test]
+    fn what_is_noted_of_pictures_is_that_of_the_conversation_alone() {
+        let mut session = Model::nano().unwrap().session().unwrap();
+        let ask = AskOptions { max_tokens: 1, ..AskOptions::default() };
+        // One conversation behind the other, as a server gives them to a session.
+        for shade in 0..4 {
+            let picture = Content::Image(Image::filled(20, 30, [shade, 200, 30]).unwrap());
+            let turn =
+                Turn { role: "user".to_owned(), content: vec![picture, Content::Text("one".to_owned())] };
+            session.ask_turns(&[turn], &ask).unwrap().report().unwrap();
+            let noted: Vec<_> = session.looked.keys().copied().collect();
+            assert_eq!(noted, session.digests, "{shade}");
+        }
     }
 }

@@ -266,7 +266,7 @@ impl Session {
             visual: self.visual[..rows].to_vec(),
             images: self.images[..pictures].to_vec(),
             digests: self.digests[..pictures].to_vec(),
-            looked: self.looked.clone(),
+            looked: self.looked_at(pictures),
             cancel: Cancel::new(),
         })
     }
@@ -285,12 +285,19 @@ impl Session {
         self.images[..pictures].iter().map(PictureLayout::visual_tokens).sum()
     }
 
+    /// What was noted of the first so many pictures.
+    fn looked_at(&self, pictures: usize) -> HashMap<ImageDigest, Option<Seen>> {
+        let noted = |picture: &ImageDigest| Some((*picture, self.looked.get(picture)?.clone()));
+        self.digests[..pictures].iter().filter_map(noted).collect()
+    }
+
     /// Forgets all pictures but the first so many, and what was computed from them.
     pub(crate) fn keep_pictures(&mut self, pictures: usize) {
         let rows = self.rows_of(pictures);
         self.images.truncate(pictures);
         self.digests.truncate(pictures);
         self.visual.truncate(rows * self.model.config().text.width);
+        self.looked = self.looked_at(pictures);
         let gone = |id: &i32| *id < 0 && (-1 - i64::from(*id)) as usize >= rows;
         let known = self.held.iter().position(gone).unwrap_or(self.held.len());
         self.keep(known);
