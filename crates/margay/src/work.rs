@@ -1,5 +1,6 @@
 //! Making an answer, step by step.
 
+mod guesses;
 mod pruned;
 
 use crate::{
@@ -8,7 +9,7 @@ use crate::{
     batches::{batch_end, prompt_batches},
     draft::Lookup,
     embed::of_length_1,
-    engine::{TextCall, prefix_of},
+    engine::{Engine, TextCall, prefix_of},
     governed::{Doing, Governed},
     image::ImageDigest,
     image_cache::Seen,
@@ -23,9 +24,7 @@ use margay_prompt::{
     text::{Message, Part, StopMatcher, StreamDecoder, Tokenizer},
 };
 use pruned::Pruned;
-use std::{borrow::Cow, collections::VecDeque, sync::Arc, time::Duration};
-
-mod guesses;
+use std::{borrow::Cow, collections::VecDeque, ops::Range, sync::Arc, time::Duration};
 
 /// An answer under way: everything about it but its conversation, which each step is lent.
 pub(crate) struct Work {
@@ -542,38 +541,58 @@ impl Work {
         let clock = Stopwatch::start();
         let mut engine = model.engine()?;
         let from = session.held.len();
-        // Tokens that see one another are computed together, whatever the pace.
-        let (prefix, apart) = (self.prefix, self.options.pictures_apart);
-        if from == 0 && engine.batch() < prefix {
-            return Err(Error::LongPrefix { prefix, batch: engine.batch() });
-        }
         let batch = pace.prefill.clamp(1, engine.batch());
-        let to = batch_end(&self.sequence.ids, from, batch, prefix, apart);
-        // Behind the first of them no prefix is left to mind.
-        let left = prompt_batches(&self.sequence.ids[to..], batch, 0, apart).count();
-        let of = self.prefill_steps + 1 + left;
-        let ids = &self.sequence.ids[from..to];
-        let places = &self.places[from..to];
-        let (visual, width) = (&session.visual, model.config().text.width);
-        let call = TextCall { ids, places, visual, width, position: from, prefix: self.prefix };
+        let to = self.batch_end(&engine, from, batch)?;
+        let call = self.prompt_call(&session.visual, from..to);
         let logits = engine.run_text(&call, 1, session.state.as_mut(), &session.cancel)?;
         let last = to == self.sequence.ids.len();
         let token = if last { Some(self.choose(logits)?) } else { None };
         if last && self.options.embed {
-            self.embedding = engine.embedding(width).map(of_length_1);
+            self.embedding = engine.embedding(model.config().text.width).map(of_length_1);
         }
         drop(engine);
         session.held.extend_from_slice(&self.sequence.ids[from..to]);
         self.stages.prefill_tokens += to - from;
-        self.prefill_steps += 1;
-        let took = clock.elapsed();
-        self.times.add(Stage::Prefill, took);
-        self.pending.push_back(Event::Stage { stage: Stage::Prefill, took, done: self.prefill_steps, of });
-        self.prefilled(session, token)
+        self.prefilled(session, token, clock.elapsed(), self.batches_left(to, batch))
     }
 
-    /// Behind a step of the prefill: goes on with it, or with the answer's first token.
-    fn prefilled(&mut self, session: &mut Session, token: Option<u32>) -> Result<(), Error> {
+    /// Where the batch of the prompt that begins at `from` ends. Tokens that see one another are computed together, whatever
+    /// the pace.
+    fn batch_end(&self, engine: &Engine, from: usize, batch: usize) -> Result<usize, Error> {
+        let (prefix, most) = (self.prefix, engine.batch());
+        if from == 0 && most < prefix {
+            return Err(Error::LongPrefix { prefix, batch: most });
+        }
+        Ok(batch_end(&self.sequence.ids, from, batch, prefix, self.options.pictures_apart))
+    }
+
+    /// Batches of the prompt from `to` on, where no prefix is left to mind.
+    fn batches_left(&self, to: usize, batch: usize) -> usize {
+        prompt_batches(&self.sequence.ids[to..], batch, 0, self.options.pictures_apart).count()
+    }
+
+    /// Those tokens of the prompt as the decoder is given them.
+    fn prompt_call<'a>(&'a self, visual: &'a [f32], of: Range<usize>) -> TextCall<'a> {
+        TextCall {
+            ids: &self.sequence.ids[of.clone()],
+            places: &self.places[of.clone()],
+            visual,
+            width: self.model.config().text.width,
+            position: of.start,
+            prefix: self.prefix,
+        }
+    }
+
+    /// Behind a step of the prefill, of which `left` are left: goes on with it, or with the answer's first token.
+    fn prefilled(
+        &mut self,
+        session: &mut Session,
+        token: Option<u32>,
+        took: Duration,
+        left: usize,
+    ) -> Result<(), Error> {
+        self.prefill_steps += 1;
+        self.stage_ended(Stage::Prefill, took, self.prefill_steps, self.prefill_steps + left);
         match token {
             Some(_) if self.options.embed => self.end(Stop::End),
             Some(token) => {

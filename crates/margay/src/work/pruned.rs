@@ -3,13 +3,12 @@
 
 use super::{Pace, Work};
 use crate::{
-    Error, Event, Session,
-    batches::{batch_end, prompt_batches},
+    Error, Session,
     embed::of_length_1,
-    engine::{Engine, TailCall, TextCall},
+    engine::{Engine, TailCall},
     prune::SplitState,
 };
-use margay_observe::{Stage, Stopwatch};
+use margay_observe::Stopwatch;
 
 /// How far a prompt has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,11 +58,7 @@ impl Work {
             }
         };
         drop(engine);
-        self.prefill_steps += 1;
-        let (took, done) = (clock.elapsed(), self.prefill_steps);
-        self.times.add(Stage::Prefill, took);
-        self.pending.push_back(Event::Stage { stage: Stage::Prefill, took, done, of: done + left });
-        self.prefilled(session, token)
+        self.prefilled(session, token, clock.elapsed(), left)
     }
 
     /// The next batch through the first layers; gives the steps that are left.
@@ -74,17 +69,11 @@ impl Work {
         from: usize,
         batch: usize,
     ) -> Result<usize, Error> {
-        let (prefix, apart) = (self.prefix, self.options.pictures_apart);
-        if from == 0 && engine.batch() < prefix {
-            return Err(Error::LongPrefix { prefix, batch: engine.batch() });
-        }
         let model = self.model.clone();
-        let all = &self.sequence.ids;
-        let to = batch_end(all, from, batch, prefix, apart);
-        let (ids, places) = (&all[from..to], &self.places[from..to]);
-        let (visual, width) = (&session.visual, model.config().text.width);
-        let call = TextCall { ids, places, visual, width, position: from, prefix };
+        let to = self.batch_end(engine, from, batch)?;
+        let call = self.prompt_call(&session.visual, from..to);
         engine.run_head(&call, session.state.as_mut(), &session.cancel)?;
+        let all = &self.sequence.ids;
         let start = session.held.len();
         self.pruned = Pruned::Head(to);
         let Some(pruning) = model.pruning() else { return Ok(0) };
@@ -97,7 +86,7 @@ impl Work {
         // Of what is not chosen yet the share is known.
         let visual = all[start..].iter().filter(|id| **id < 0).count();
         let staying = all.len() - start - visual + pruning.count(visual);
-        Ok(prompt_batches(&all[to..], batch, 0, apart).count() + staying.div_ceil(batch))
+        Ok(self.batches_left(to, batch) + staying.div_ceil(batch))
     }
 
     /// The next batch of what stays through the deeper layers; gives the steps that are left, and the logits of its last token.
