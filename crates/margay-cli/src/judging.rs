@@ -3,13 +3,13 @@
 use crate::{
     Usage,
     interrupt::{Interrupt, Late},
-    model::LoadArgs,
+    model::{LoadArgs, kept},
     output,
     progress::{Meter, Spinner},
 };
 use clap::{Args, builder::PossibleValuesParser};
 use margay::{
-    Keep, Model, ModelSource, Pruning,
+    Model, ModelSource, Pruning,
     rooms::observe::{Stopwatch, report::table},
 };
 use margay_eval::{
@@ -146,11 +146,7 @@ fn settings(load: &LoadArgs) -> String {
     let numbers = [("context", load.context), ("image tokens", load.max_image_tokens)];
     words.extend(numbers.into_iter().filter_map(|(name, number)| Some(format!("{name} {}", number?))));
     if let Some(reduction) = load.reduction() {
-        let keep = match reduction.keep {
-            Keep::Share(share) => share.to_string(),
-            Keep::Auto => "auto".to_owned(),
-        };
-        words.push(format!("{keep} of image tokens, {}", reduction.method));
+        words.push(format!("{} of image tokens, {}", kept(reduction.keep), reduction.method));
     }
     if let Some(Pruning { method, keep, layer }) = load.pruning() {
         words.push(format!("{keep} of image tokens behind layer {layer}, {method}"));

@@ -236,7 +236,7 @@ pub(crate) struct LoadArgs {
     pub reduce: String,
     /// Share of the visual tokens that all layers of the decoder see, as in 50%; the first layers see all: a faster prefill of
     /// long prompts, and answers may differ; not with --evict, --kv-window, --kv-image or --prefix-folder
-    #[arg(long, value_name = "SHARE", value_parser = share, 
+    #[arg(long, value_name = "SHARE", value_parser = share,
         conflicts_with_all = ["evict", "kv_window", "kv_image", "prefix_folder"])]
     pub prune_image_tokens: Option<f64>,
     /// Layers that see all visual tokens with --prune-image-tokens
@@ -381,6 +381,14 @@ impl LoadArgs {
         self.govern.govern(&model);
         model.notes()?.iter().for_each(|note| output::aside(&output::harmless(note)));
         Ok(model)
+    }
+}
+
+/// How many visual tokens stay, as `--keep-image-tokens` takes it.
+pub(crate) fn kept(keep: Keep) -> String {
+    match keep {
+        Keep::Share(share) => share.to_string(),
+        Keep::Auto => "auto".to_owned(),
     }
 }
 

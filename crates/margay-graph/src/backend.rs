@@ -4,7 +4,7 @@ use crate::{Bindings, GraphError, Program};
 use margay_tensor::{Storage, Tensor};
 use std::{
     any::Any,
-    ops::Range,
+    ops::{AddAssign, Range},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -149,6 +149,15 @@ pub struct MemoryUse {
     pub arena_bytes: usize,
     /// Scratch of the kernels.
     pub scratch_bytes: usize,
+}
+
+impl AddAssign for MemoryUse {
+    fn add_assign(&mut self, other: Self) {
+        self.packed_weight_bytes += other.packed_weight_bytes;
+        self.mapped_weight_bytes += other.mapped_weight_bytes;
+        self.arena_bytes += other.arena_bytes;
+        self.scratch_bytes += other.scratch_bytes;
+    }
 }
 
 /// How to make a state.

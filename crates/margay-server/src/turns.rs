@@ -129,7 +129,10 @@ fn fetch(app: &App, place: &str, url: &str, most: u64, time: Duration) -> Result
     }
     let limits = app.limits();
     let most = most.min(ImageLimits::default().max_file_bytes);
-    (fetch.get)(url, most, time.min(limits.time)).map_err(|why| bad(format!("cannot be had: {why}")))
+    (fetch.get)(url, most, time.min(limits.time)).map_err(|why| {
+        let all = limits.body_bytes;
+        bad(format!("cannot be had: {why} (all pictures of a request together: {all} bytes)"))
+    })
 }
 
 /// The host of an address, with its port unless that is the usual one.

@@ -152,10 +152,7 @@ impl Engine {
     pub(crate) fn memory(&self) -> MemoryUse {
         let mut sum = self.text.memory();
         for part in self.vision.iter().flat_map(|v| [v.encode.memory(), v.project.executable.memory()]) {
-            sum.packed_weight_bytes += part.packed_weight_bytes;
-            sum.mapped_weight_bytes += part.mapped_weight_bytes;
-            sum.arena_bytes += part.arena_bytes;
-            sum.scratch_bytes += part.scratch_bytes;
+            sum += part;
         }
         sum
     }

@@ -1,7 +1,8 @@
 //! Which tokens of the KV cache are dropped.
 //!
 //! Sources: Xiao et al., StreamingLLM, arXiv 2309.17453 (the first tokens and a window, with positions within the cache: here
-//! the first tokens follow the window, which is the same distances); Li et al., SnapKV, arXiv 2404.14469; Zhang et al., H2O, arXiv 2306.14048. Both of the latter choose
+//! the first tokens follow the window, which is the same distances); Li et al., SnapKV, arXiv 2404.14469; Zhang et al., H2O,
+//! arXiv 2306.14048. Both of the latter choose
 //! for each KV head; heads that share one are summed.
 
 use crate::{Error, Session, greatest::greatest};

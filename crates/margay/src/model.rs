@@ -459,18 +459,14 @@ impl Model {
     pub fn memory(&self) -> Result<MemoryUse, Error> {
         let mut sum = self.engine()?.memory();
         if let Some(drafter) = self.drafter() {
-            let draft = drafter.memory()?;
-            sum.packed_weight_bytes += draft.packed_weight_bytes;
-            sum.mapped_weight_bytes += draft.mapped_weight_bytes;
-            sum.arena_bytes += draft.arena_bytes;
-            sum.scratch_bytes += draft.scratch_bytes;
+            sum += drafter.memory()?;
         }
         Ok(sum)
     }
 
     /// What loading passed over and a person should know: packed files that do not fit and weights
-    /// that could not take the type asked for, and why; and that a folder of pictures or prefixes cannot be written, once that is known. Waits until what is being
-    /// written there is.
+    /// that could not take the type asked for, and why; and that a folder of pictures or prefixes cannot be written, once that is
+    /// known. Waits until what is being written there is.
     ///
     /// # Errors
     /// [`Error::Poisoned`] after a failure in the middle of an answer.

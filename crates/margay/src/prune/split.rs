@@ -138,13 +138,9 @@ impl Executable for Split {
     }
 
     fn memory(&self) -> MemoryUse {
-        let (head, tail) = (self.head.memory(), self.tail.memory());
-        MemoryUse {
-            packed_weight_bytes: head.packed_weight_bytes + tail.packed_weight_bytes,
-            mapped_weight_bytes: head.mapped_weight_bytes + tail.mapped_weight_bytes,
-            arena_bytes: head.arena_bytes + tail.arena_bytes,
-            scratch_bytes: head.scratch_bytes + tail.scratch_bytes,
-        }
+        let mut sum = self.head.memory();
+        sum += self.tail.memory();
+        sum
     }
 
     fn new_state(&self, options: StateOptions) -> Result<Box<dyn State>, BackendError> {

@@ -7,7 +7,7 @@ use super::{
 use crate::{
     Outcome, Usage, hub,
     interrupt::{Interrupt, Late},
-    model::{AskArgs, LoadArgs},
+    model::{AskArgs, LoadArgs, kept},
     output,
     progress::Spinner,
 };
@@ -262,7 +262,10 @@ fn told(options: &LoadOptions, ask: &AskArgs) -> BTreeMap<String, String> {
         ("bf16-encoder", options.bf16_encoder.then(|| "yes".to_owned())),
         ("kv-image", options.kv_image.map(|kind| kind.name().to_owned())),
         ("evict", options.eviction.map(|eviction| format!("{eviction:?}"))),
-        ("keep-image-tokens", options.reduction.as_ref().map(|r| format!("{:?} by {}", r.keep, r.method))),
+        (
+            "keep-image-tokens",
+            options.reduction.as_ref().map(|r| format!("{} by {}", kept(r.keep), r.method)),
+        ),
         (
             "prune-image-tokens",
             options.pruning.as_ref().map(|p| format!("{} behind layer {} by {}", p.keep, p.layer, p.method)),
