@@ -18,7 +18,6 @@ use crate::{
         rows::{self, Norm, Source},
         view::{Out, View},
     },
-    pack::BF16_STEP,
     step::{Form, MOST_TOGETHER, Prepared, Quantize, Step, first_dim},
     threads::{Pool, TaskPanic},
 };
@@ -152,7 +151,7 @@ impl CpuExecutable {
                         whole_rows = whole_rows.max(rows);
                         whole_columns = whole_columns.max(columns);
                     }
-                    Form::Bf16 => rounded = rounded.max(rows * columns.next_multiple_of(BF16_STEP)),
+                    Form::Bf16 => rounded = rounded.max(Bf16Rows::elements(rows, columns)),
                 }
             }
             if let Step::Norm { .. } = step {

@@ -494,13 +494,14 @@ fn readers(program: &Program) -> Vec<Vec<usize>> {
     readers
 }
 
-/// True for the matrices of an encoder's blocks, where they are not quantized already: its patch embedding, and all of
-/// the projector, keep their precision.
+/// True for the matrices of an encoder's blocks and of the projector, where they are not quantized already: the patch
+/// embedding keeps its precision.
 fn is_of_encoder(stage: Stage, role: Role, dtype: DType) -> bool {
     use Role::*;
     let block =
         matches!(role, AttentionQ | AttentionK | AttentionV | AttentionOut | FfnGate | FfnUp | FfnDown);
-    stage == Stage::Encode && block && ChannelMatrix::suits(dtype)
+    let of_vision = (stage == Stage::Encode && block) || (stage == Stage::Project && role == Projector);
+    of_vision && ChannelMatrix::suits(dtype)
 }
 
 /// Packs the matrices of `program` one after the other, each once, and hands them to `keep`.

@@ -155,9 +155,7 @@ impl<'a> Run<'a> {
                             let source = Source { x: self.view(input(0))?, norm: None };
                             self.bf16.fill(engine, source).map_err(panicked)?;
                         }
-                        let kernels =
-                            engine.kernels.bf16.expect("invariant: checked when the backend was made");
-                        bf16::multiply(engine, kernels, matrix, self.bf16, epilogue, out)
+                        bf16::multiply(engine, matrix, self.bf16, epilogue, out)
                     }
                 }
             }

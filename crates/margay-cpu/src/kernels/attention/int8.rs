@@ -1,6 +1,9 @@
 //! What attention in 8 bits needs besides integer products: keys and values to codes, scores to weights, sums to results.
 //! The same code for every instruction set, compiled once for each, and the same bits.
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
 use super::{KEYS, NO_SCORE};
 use crate::kernels::{
     math::{self, greater, join},
@@ -74,21 +77,24 @@ const DITHERS: [f32; KEYS] = {
     to
 };
 
+/// Coefficients of 2^r, that of the highest power first: the polynomial that is 1 at 0 and else the one of degree 3 that is
+/// nearest on [-1/2, 1/2], by Lawson's iteration.
+#[allow(clippy::approx_constant, reason = "a coefficient near ln 2, and better here")]
+const EXP2: [f32; 4] = [5.500_893_3e-2, 0.242_210_97, 0.693_282_9, 1.0];
+
 mod body {
     use super::*;
 
     /// 2^x for x <= 0 with a relative error below 1.1e-4, a fortieth of half a step of the greatest code; no less than
-    /// 2^-126, and NaN stays NaN. The polynomial is 1 at 0 and else the one of degree 3 that is nearest to 2^r on
-    /// [-1/2, 1/2], by Lawson's iteration.
-    #[allow(clippy::approx_constant, reason = "a coefficient near ln 2, and better here")]
+    /// 2^-126, and NaN stays NaN.
     #[inline(always)]
     fn exp2(x: f32) -> f32 {
         let x = if x < -126.0 { -126.0 } else { x };
         let shifted = x + math::ROUND;
         let r = x - (shifted - math::ROUND);
-        let p = f32::mul_add(5.500_893_3e-2, r, 0.242_210_97);
-        let p = f32::mul_add(p, r, 0.693_282_9);
-        let y = f32::mul_add(p, r, 1.0);
+        let p = f32::mul_add(EXP2[0], r, EXP2[1]);
+        let p = f32::mul_add(p, r, EXP2[2]);
+        let y = f32::mul_add(p, r, EXP2[3]);
         y * f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()))
     }
 
@@ -214,7 +220,7 @@ macro_rules! compiled {
         }
     };
     (@function [$($feature:tt)*] $name:ident($($arg:ident: $type:ty),*) -> $ret:ty) => {
-        fn $name($($arg: $type),*) -> $ret {
+        pub(super) fn $name($($arg: $type),*) -> $ret {
             $($feature)*
             fn inner($($arg: $type),*) -> $ret {
                 body::$name($($arg),*)
@@ -232,7 +238,14 @@ compiled!(portable, []);
 #[cfg(target_arch = "x86_64")]
 compiled!(avx2, [#[target_feature(enable = "avx2,fma,f16c")]]);
 #[cfg(target_arch = "x86_64")]
-compiled!(avx512, [#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]]);
+compiled!(by_compiler, [#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]]);
+#[cfg(target_arch = "x86_64")]
+static AVX512: Int8Kernels = Int8Kernels {
+    key: by_compiler::key,
+    side_by_side: by_compiler::side_by_side,
+    weights: avx512::weights,
+    add_sums: by_compiler::add_sums,
+};
 
 /// The kernels of `isa`, which the processor must have.
 pub(super) fn table(isa: crate::Isa) -> &'static Int8Kernels {
@@ -240,7 +253,7 @@ pub(super) fn table(isa: crate::Isa) -> &'static Int8Kernels {
         #[cfg(target_arch = "x86_64")]
         crate::Isa::Avx2 | crate::Isa::AvxVnni => &avx2::TABLE,
         #[cfg(target_arch = "x86_64")]
-        crate::Isa::Avx512 => &avx512::TABLE,
+        crate::Isa::Avx512 => &AVX512,
         _ => &portable::TABLE,
     }
 }

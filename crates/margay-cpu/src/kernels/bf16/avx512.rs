@@ -1,71 +1,86 @@
-//! AVX512_BF16: tiles of 12 rows by 16 outputs, one register a row.
+//! AVX512_BF16: tiles of eight rows, side by side by fours, times two panels: 16 products on 10 loads.
 
 use super::{Bf16Kernels, Bf16Product};
-use crate::pack::PANEL;
+use crate::{kernels::quant::COPY_ROWS, pack::PANEL};
 use std::arch::x86_64::*;
+
+/// Panels of a tile.
+const PANELS: usize = 2;
 
 pub(super) static TABLE: Bf16Kernels = Bf16Kernels {
     name: "vdpbf16ps of AVX-512 BF16",
+    side_by_side: COPY_ROWS,
+    panels: PANELS,
     gemm: |p| {
         // SAFETY: the caller's promise, and `table` hands this out only where AVX512_BF16 was found.
-        unsafe { gemm(p) }
+        unsafe {
+            match p.panels {
+                PANELS => tiles::<PANELS>(p),
+                _ => tiles::<1>(p),
+            }
+        }
     },
 };
 
 /// # Safety
-/// As [`Bf16Kernels::gemm`].
+/// As [`Bf16Kernels::gemm`], of `NP` panels.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-unsafe fn gemm(p: &Bf16Product) {
+unsafe fn tiles<const NP: usize>(p: &Bf16Product) {
     let mut row = 0;
-    // SAFETY: the caller's promise; rows stay below `p.rows`.
+    // SAFETY: the caller's promise; there is room for whole blocks of rows.
     unsafe {
-        while p.rows - row >= 12 {
-            tile::<12>(p, row);
-            row += 12;
-        }
-        while p.rows - row >= 4 {
-            tile::<4>(p, row);
-            row += 4;
-        }
-        while p.rows > row {
-            tile::<1>(p, row);
-            row += 1;
+        while row < p.rows {
+            if p.rows - row > COPY_ROWS {
+                tile::<{ 2 * COPY_ROWS }, NP>(p, row);
+                row += 2 * COPY_ROWS;
+            } else {
+                tile::<COPY_ROWS, NP>(p, row);
+                row += COPY_ROWS;
+            }
         }
     }
 }
 
 /// # Safety
-/// As [`gemm`], and `row + ROWS <= p.rows`.
+/// As [`tiles`]; the activations and the sums have `ROWS` rows from `row` on.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-unsafe fn tile<const ROWS: usize>(p: &Bf16Product, row: usize) {
-    let mut sums = [_mm512_setzero_ps(); ROWS];
+unsafe fn tile<const ROWS: usize, const NP: usize>(p: &Bf16Product, row: usize) {
+    let mut sums = [[_mm512_setzero_ps(); NP]; ROWS];
     // SAFETY: all offsets lie within what the fields of the product describe; a register of integers holds any bits.
     unsafe {
         let pairs = |x: __m512i| std::mem::transmute::<__m512i, __m512bh>(x);
         let out = p.c.add(row * p.ldc);
         if !p.first {
-            for (r, sum) in sums.iter_mut().enumerate() {
-                *sum = _mm512_loadu_ps(out.add(r * p.ldc));
+            for (r, sums) in sums.iter_mut().enumerate() {
+                for (x, sum) in sums.iter_mut().enumerate() {
+                    *sum = _mm512_loadu_ps(out.add(r * p.ldc + x * PANEL));
+                }
             }
         }
-        // A pointer to every third row: an address reaches one or two rows further by itself.
-        let mut a: [*const u16; 4] =
-            [0, 3, 6, 9].map(|r| if r < ROWS { p.a.add((row + r) * p.lda) } else { p.a });
-        let mut b = p.b;
+        // Blocks of rows lie as far apart as one of them is long.
+        let apart = COPY_ROWS * p.k;
+        let (mut a, mut b) = (p.a.add(row * p.k), p.b);
         // Two pairs a step, so that moving the pointers costs half.
         for _ in 0..p.k / 4 {
             for i in 0..2 {
-                let w = pairs(_mm512_loadu_si512(b.add(i * 2 * PANEL).cast()));
-                for (r, sum) in sums.iter_mut().enumerate() {
-                    let a = a[r / 3].add(r % 3 * p.lda + 2 * i).cast::<i32>().read_unaligned();
-                    *sum = _mm512_dpbf16_ps(*sum, w, pairs(_mm512_set1_epi32(a)));
+                let w: [_; NP] = std::array::from_fn(|x| {
+                    pairs(_mm512_loadu_si512(b.add(x * p.b_panel + i * 2 * PANEL).cast()))
+                });
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    let at = r / COPY_ROWS * apart + 2 * (i * COPY_ROWS + r % COPY_ROWS);
+                    let a = pairs(_mm512_set1_epi32(a.add(at).cast::<i32>().read_unaligned()));
+                    for (sum, w) in sums.iter_mut().zip(w) {
+                        *sum = _mm512_dpbf16_ps(*sum, w, a);
+                    }
                 }
             }
             b = b.add(4 * PANEL);
-            a = a.map(|a| a.wrapping_add(4));
+            a = a.add(4 * COPY_ROWS);
         }
-        for (r, sum) in sums.into_iter().enumerate() {
-            _mm512_storeu_ps(out.add(r * p.ldc), sum);
+        for (r, sums) in sums.into_iter().enumerate() {
+            for (x, sum) in sums.into_iter().enumerate() {
+                _mm512_storeu_ps(out.add(r * p.ldc + x * PANEL), sum);
+            }
         }
     }
 }

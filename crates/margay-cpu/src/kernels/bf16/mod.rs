@@ -13,21 +13,24 @@ mod tests;
 
 use crate::Isa;
 
-/// One product: `rows` rows times a panel of 16 outputs over `k` columns.
+/// One product: `rows` rows times one or more panels of 16 outputs over `k` columns.
 #[cfg_attr(
     not(any(target_arch = "x86_64", target_arch = "aarch64")),
     allow(dead_code, reason = "other processors have no such kernels")
 )]
 pub(crate) struct Bf16Product {
     pub(crate) rows: usize,
+    /// 1 to [`Bf16Kernels::panels`].
+    pub(crate) panels: usize,
     /// A multiple of [`crate::pack::BF16_STEP`].
     pub(crate) k: usize,
-    /// Activations; rows `lda` apart.
+    /// Activations, `[rows / side_by_side][k / 2][side_by_side][2]` with [`Bf16Kernels::side_by_side`].
     pub(crate) a: *const u16,
-    pub(crate) lda: usize,
-    /// The panel, `[k / 2][16][2]`.
+    /// The first panel, `[k / 2][16][2]`.
     pub(crate) b: *const u16,
-    /// Sums, `[rows][16]`, rows `ldc` apart.
+    /// Distance of panels, elements.
+    pub(crate) b_panel: usize,
+    /// Sums, `[rows][panels][16]`, rows `ldc` apart; with room for whole blocks of rows.
     pub(crate) c: *mut f32,
     pub(crate) ldc: usize,
     /// True where the sums are to be set, false where they are to be added to.
@@ -38,6 +41,10 @@ pub(crate) struct Bf16Product {
 pub(crate) struct Bf16Kernels {
     /// For people.
     pub(crate) name: &'static str,
+    /// Rows of activations whose pairs lie side by side.
+    pub(crate) side_by_side: usize,
+    /// Panels that `gemm` takes at once.
+    pub(crate) panels: usize,
     /// Adds to the sums.
     ///
     /// # Safety

@@ -6,6 +6,8 @@ use std::arch::{aarch64::*, asm};
 
 pub(super) static TABLE: Bf16Kernels = Bf16Kernels {
     name: "bfdot of NEON",
+    side_by_side: 1,
+    panels: 1,
     gemm: |p| {
         // SAFETY: the caller's promise, and `table` hands this out only where bf16 was found.
         unsafe { gemm(p) }
@@ -56,11 +58,11 @@ unsafe fn tile<const ROWS: usize>(p: &Bf16Product, row: usize) {
                 }
             }
         }
-        let rows = p.a.add(row * p.lda);
+        let rows = p.a.add(row * p.k);
         for k in (0..p.k).step_by(8) {
             let mut a = [vdupq_n_u16(0); ROWS];
             for (r, a) in a.iter_mut().enumerate() {
-                *a = vld1q_u16(rows.add(r * p.lda + k));
+                *a = vld1q_u16(rows.add(r * p.k + k));
             }
             macro_rules! pair {
                 ($lane:literal, $at:expr) => {

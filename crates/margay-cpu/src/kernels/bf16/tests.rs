@@ -11,7 +11,7 @@ use crate::{
         rows::Source,
         view::{Out, View},
     },
-    pack::{BF16_STEP, Bf16Matrix},
+    pack::Bf16Matrix,
     threads::Pool,
 };
 use margay_graph::Cancel;
@@ -48,13 +48,13 @@ fn multiply(isa: Isa, threads: usize, weight: &Tensor, x: &[f32]) -> Vec<f32> {
     let (n, k) = (weight.shape().rows().unwrap(), weight.shape().row());
     let matrix = Bf16Matrix::pack("w", weight, &pool, &Arena::default()).unwrap();
     let m = x.len() / k;
-    let mut rows = Bf16Rows::new(m * k.next_multiple_of(BF16_STEP));
+    let mut rows = Bf16Rows::new(Bf16Rows::elements(m, k));
     let mut y = vec![0.0; m * n];
     // SAFETY: both matrices are as large as that and outlive their views.
     let (x, out) = unsafe { (View::new(x.as_ptr(), m, k), Out::new(y.as_mut_ptr(), m, n)) };
     rows.fill(&engine, Source { x, norm: None }).unwrap();
     let epilogue = Epilogue { bias: None, activation: None, residual: None };
-    bf16::multiply(&engine, super::table(isa).unwrap(), &matrix, &rows, epilogue, out).unwrap();
+    bf16::multiply(&engine, &matrix, &rows, epilogue, out).unwrap();
     y
 }
 

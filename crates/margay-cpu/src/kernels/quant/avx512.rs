@@ -1,6 +1,6 @@
 //! AVX-512 VNNI integer kernels: a register holds 4 columns of all 16 outputs of a panel.
 //!
-//! Of many rows, eight at a time times two panels. `vpdpbusd` multiplies unsigned bytes with signed ones: here activations
+//! Of many rows, six at a time times two panels. `vpdpbusd` multiplies unsigned bytes with signed ones: here activations
 //! are made unsigned by 128, so that codes can be less their zero point and need nothing more than what those 128 add,
 //! which is a matter of the weights alone and where sums begin. They begin at the bits of [`MAGIC`] besides, and so end as
 //! those of the float that is greater than the sum by it. Its product with the scale then is one `vfmadd`, which adds the
@@ -13,9 +13,12 @@ use super::{
 use crate::pack::{Codes, Kind, Offset, PANEL, Scaling};
 use std::{arch::x86_64::*, mem::MaybeUninit};
 
-/// Rows of a tile where a group has one scale: with two panels 16 products follow on 10 loads, and none waits for the one
-/// before it. Where groups have two scales, half as many: what the first gave has to be kept.
-const TILE_ROWS: usize = 2 * COPY_ROWS;
+/// Rows of a tile where a group has one scale: with two panels 12 products follow on 8 loads, none waits for the one
+/// before it, and sums and results fill 24 of 32 registers. With eight rows they fill all, and what is kept on the stack
+/// lies across cache lines. Where groups have two scales [`COPY_ROWS`]: what the first gave has to be kept.
+const TILE_ROWS: usize = 6;
+/// Rows of whole tiles and whole blocks of the copy.
+const TILES_ROWS: usize = 2 * TILE_ROWS;
 /// Panels of a tile.
 const PANELS: usize = 2;
 /// Bytes of 32 columns of [`COPY_ROWS`] rows.
@@ -56,27 +59,27 @@ unsafe fn unpack(kind: Kind, packed: *const u8, k: usize, out: *mut u8) {
     let zero = _mm512_set1_epi8(if let Offset::Zero(zero) = kind.offset { zero as i8 } else { 0 });
     let added = _mm512_set1_epi8(-128);
     let start = _mm512_set1_epi32(MAGIC.to_bits() as i32);
+    let group_bytes = 4 * PANEL * kind.codes.bits();
     let chunks = 8 / kind.halves;
-    let mut unpacked = [0u8; 8 * CHUNK];
-    for group in 0..k / 32 {
-        // SAFETY: the caller's promise; AVX-512 is detected only together with AVX2, FMA and F16C.
+    for i in 0..k / 32 * kind.halves {
+        // SAFETY: the caller's promise.
         unsafe {
-            let mut codes = packed.add(group * 4 * PANEL * kind.codes.bits());
-            if kind.codes != Codes::I8 {
-                avx2::unpack_codes(kind.codes, codes, 32, unpacked.as_mut_ptr());
-                codes = unpacked.as_ptr();
+            let codes = packed.add(i * group_bytes / kind.halves);
+            let out = out.add(i * (START + chunks * CHUNK));
+            let mut sum = _mm512_setzero_si512();
+            let take = |chunk: usize, codes: __m512i| {
+                let codes = _mm512_sub_epi8(codes, zero);
+                _mm512_storeu_si512(out.add(START + chunk * CHUNK).cast(), codes);
+                sum = _mm512_dpbusd_epi32(sum, added, codes);
+            };
+            match (kind.codes, kind.halves) {
+                (Codes::U4, 1) => each_chunk::<4, 1, false>(codes, take),
+                (Codes::U4, _) => each_chunk::<4, 2, false>(codes, take),
+                (Codes::U5, _) => each_chunk::<5, 1, false>(codes, take),
+                (Codes::U6, _) => each_chunk::<6, 2, false>(codes, take),
+                (Codes::I8, _) => each_chunk::<8, 1, false>(codes, take),
             }
-            for half in 0..kind.halves {
-                let out = out.add((group * kind.halves + half) * (START + chunks * CHUNK));
-                let mut sum = _mm512_setzero_si512();
-                for i in 0..chunks {
-                    let codes = _mm512_loadu_si512(codes.add((half * chunks + i) * CHUNK).cast());
-                    let codes = _mm512_sub_epi8(codes, zero);
-                    _mm512_storeu_si512(out.add(START + i * CHUNK).cast(), codes);
-                    sum = _mm512_dpbusd_epi32(sum, added, codes);
-                }
-                _mm512_storeu_si512(out.cast(), _mm512_sub_epi32(start, sum));
-            }
+            _mm512_storeu_si512(out.cast(), _mm512_sub_epi32(start, sum));
         }
     }
 }
@@ -124,25 +127,31 @@ unsafe fn tiles<const HALVES: usize, const MIN: bool, const NP: usize>(p: &Produ
     let mut row = 0;
     // SAFETY: the caller's promise; there is room for whole blocks of rows.
     unsafe {
+        while HALVES == 1 && p.rows - row >= TILES_ROWS {
+            tile::<HALVES, MIN, TILE_ROWS, 0, NP>(p, row, minus);
+            tile::<HALVES, MIN, TILE_ROWS, { TILE_ROWS % COPY_ROWS }, NP>(p, row + TILE_ROWS, minus);
+            row += TILES_ROWS;
+        }
         while row < p.rows {
-            if HALVES == 1 && p.rows - row > COPY_ROWS {
-                tile::<HALVES, MIN, TILE_ROWS, NP>(p, row, minus);
-                row += TILE_ROWS;
-            } else {
-                tile::<HALVES, MIN, COPY_ROWS, NP>(p, row, minus);
-                row += COPY_ROWS;
-            }
+            tile::<HALVES, MIN, COPY_ROWS, 0, NP>(p, row, minus);
+            row += COPY_ROWS;
         }
     }
 }
 
-/// `ROWS` rows from `row` on, times `NP` panels.
+/// `ROWS` rows from `row` on, which is `FROM` rows into a block of the copy, times `NP` panels.
 ///
 /// # Safety
 /// As [`tiles`]; the copy and the results have so many rows.
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,fma")]
-unsafe fn tile<const HALVES: usize, const MIN: bool, const ROWS: usize, const NP: usize>(
+unsafe fn tile<
+    const HALVES: usize,
+    const MIN: bool,
+    const ROWS: usize,
+    const FROM: usize,
+    const NP: usize,
+>(
     p: &Product,
     row: usize,
     mut minus: *const f32,
@@ -166,13 +175,13 @@ unsafe fn tile<const HALVES: usize, const MIN: bool, const ROWS: usize, const NP
         for _ in 0..p.groups {
             // Number `i` of the row, behind the codes.
             let number = |r: usize, i: usize| {
+                let r = FROM + r;
                 let at = r / COPY_ROWS * apart + (32 + 4 * i) * COPY_ROWS + r % COPY_ROWS * 4;
                 _mm512_set1_ps(q.add(at).cast::<f32>().read_unaligned())
             };
-            let mut t = [[_mm512_setzero_ps(); NP]; ROWS];
-            // No loop: the compiler keeps it, and a branch within.
-            macro_rules! half {
-                ($half:literal) => {
+            // The products of a group, or of one half. No loop over halves: the compiler keeps it, and a branch within.
+            macro_rules! sums {
+                ($half:literal) => {{
                     let start = |x: usize| _mm512_loadu_si512(w.add(x * p.codes_panel).cast());
                     let mut sums: [[__m512i; NP]; ROWS] = [std::array::from_fn(start); ROWS];
                     for i in 0..8 / HALVES {
@@ -180,7 +189,7 @@ unsafe fn tile<const HALVES: usize, const MIN: bool, const ROWS: usize, const NP
                             _mm512_loadu_si512(w.add(x * p.codes_panel + START + i * CHUNK).cast())
                         });
                         for (r, sums) in sums.iter_mut().enumerate() {
-                            let chunk = $half * (8 / HALVES) + i;
+                            let (r, chunk) = (FROM + r, $half * (8 / HALVES) + i);
                             let at = r / COPY_ROWS * apart + 4 * (chunk * COPY_ROWS + r % COPY_ROWS);
                             let a = _mm512_set1_epi32(q.add(at).cast::<i32>().read_unaligned());
                             for (sum, codes) in sums.iter_mut().zip(codes) {
@@ -189,43 +198,44 @@ unsafe fn tile<const HALVES: usize, const MIN: bool, const ROWS: usize, const NP
                         }
                     }
                     w = w.add(START + 8 / HALVES * CHUNK);
-                    for x in 0..NP {
-                        let s = _mm512_loadu_ps(scales.add(x * p.scales_panel));
-                        let less = _mm512_loadu_ps(minus.add(x * 2 * GROUPS * PANEL));
-                        for (t, sums) in t.iter_mut().zip(&sums) {
-                            let sum = _mm512_castsi512_ps(sums[x]);
-                            t[x] = if $half == 0 {
-                                _mm512_fmadd_ps(sum, s, less)
-                            } else {
-                                _mm512_fmadd_ps(_mm512_sub_ps(sum, magic), s, t[x])
-                            };
-                        }
-                    }
-                    scales = scales.add(PANEL);
-                    minus = minus.add(PANEL);
-                };
+                    sums
+                }};
             }
-            half!(0);
+            // Of panel `x` and one half.
+            let scale =
+                |x: usize, half: usize| _mm512_loadu_ps(scales.add(x * p.scales_panel + half * PANEL));
+            let less = |x: usize, half: usize| _mm512_loadu_ps(minus.add((x * 2 * GROUPS + half) * PANEL));
+            let min = |x: usize, half: usize| _mm512_loadu_ps(mins.add(x * p.scales_panel + half * PANEL));
+            let mut first = [[_mm512_setzero_ps(); NP]; ROWS];
+            let mut sums = sums!(0);
             if HALVES == 2 {
-                half!(1);
-            }
-            if MIN {
-                for half in 0..HALVES {
-                    for x in 0..NP {
-                        let m = _mm512_loadu_ps(mins.add(x * p.scales_panel));
-                        for (r, t) in t.iter_mut().enumerate() {
-                            let sum = number(r, if HALVES == 1 { 1 } else { 2 + half });
-                            t[x] = _mm512_fmadd_ps(m, sum, t[x]);
-                        }
+                for x in 0..NP {
+                    for (first, sums) in first.iter_mut().zip(&sums) {
+                        first[x] = _mm512_fmadd_ps(_mm512_castsi512_ps(sums[x]), scale(x, 0), less(x, 0));
                     }
-                    mins = mins.add(PANEL);
+                }
+                sums = sums!(1);
+            }
+            for x in 0..NP {
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    let sum = _mm512_castsi512_ps(sums[r][x]);
+                    let mut t = if HALVES == 1 {
+                        _mm512_fmadd_ps(sum, scale(x, 0), less(x, 0))
+                    } else {
+                        _mm512_fmadd_ps(_mm512_sub_ps(sum, magic), scale(x, 1), first[r][x])
+                    };
+                    if MIN {
+                        t = _mm512_fmadd_ps(min(x, 0), number(r, if HALVES == 1 { 1 } else { 2 }), t);
+                    }
+                    if MIN && HALVES == 2 {
+                        t = _mm512_fmadd_ps(min(x, 1), number(r, 3), t);
+                    }
+                    acc[x] = _mm512_fmadd_ps(t, number(r, 0), acc[x]);
                 }
             }
-            for (r, (acc, t)) in acc.iter_mut().zip(t).enumerate() {
-                for (acc, t) in acc.iter_mut().zip(t) {
-                    *acc = _mm512_fmadd_ps(t, number(r, 0), *acc);
-                }
-            }
+            scales = scales.add(HALVES * PANEL);
+            minus = minus.add(HALVES * PANEL);
+            mins = mins.add(HALVES * PANEL);
             q = q.add(BLOCK);
         }
         for (r, acc) in acc.into_iter().enumerate() {
@@ -307,31 +317,49 @@ unsafe fn add_codes<const BITS: usize, const HALVES: usize>(
     at: *const u8,
     q: *const i8,
 ) -> __m512i {
+    let add = |chunk: usize, codes: __m512i| {
+        // SAFETY: the caller's promise.
+        let a = unsafe { q.add(4 * chunk).cast::<i32>().read_unaligned() };
+        let codes = if BITS == 8 { _mm512_xor_si512(codes, _mm512_set1_epi8(-128)) } else { codes };
+        sums = _mm512_dpbusd_epi32(sums, codes, _mm512_set1_epi32(a));
+    };
+    // SAFETY: the caller's promise.
+    unsafe { each_chunk::<BITS, HALVES, true>(at, add) }
+    sums
+}
+
+/// Gives the codes of each 4 columns of a group, or of half of one, a byte each.
+///
+/// # Safety
+/// The codes lie at `at`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,fma")]
+unsafe fn each_chunk<const BITS: usize, const HALVES: usize, const AHEAD: bool>(
+    at: *const u8,
+    mut take: impl FnMut(usize, __m512i),
+) {
     // SAFETY: the caller's promise; prefetches may point anywhere.
     let line = |i: usize| unsafe {
         let at = at.add(i * CHUNK);
-        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES).cast());
+        if AHEAD {
+            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES).cast());
+        }
         _mm512_loadu_si512(at.cast())
-    };
-    let mut add = |chunk: usize, codes: __m512i| {
-        // SAFETY: the caller's promise.
-        let a = unsafe { q.add(4 * chunk).cast::<i32>().read_unaligned() };
-        sums = _mm512_dpbusd_epi32(sums, codes, _mm512_set1_epi32(a));
     };
     match BITS {
         4 => {
             let mask = _mm512_set1_epi8(15);
             for i in 0..4 / HALVES {
                 let line = line(i);
-                add(2 * i, _mm512_and_si512(line, mask));
-                add(2 * i + 1, _mm512_and_si512(_mm512_srli_epi16::<4>(line), mask));
+                take(2 * i, _mm512_and_si512(line, mask));
+                take(2 * i + 1, _mm512_and_si512(_mm512_srli_epi16::<4>(line), mask));
             }
         }
         5 => {
             let last = line(4);
             for i in 0..4 {
                 let line = line(i);
-                add(i, _mm512_and_si512(line, _mm512_set1_epi8(0b1_1111)));
+                take(i, _mm512_and_si512(line, _mm512_set1_epi8(0b1_1111)));
                 let low = match i {
                     0 => _mm512_srli_epi16::<6>(last),
                     1 => _mm512_srli_epi16::<4>(last),
@@ -339,25 +367,24 @@ unsafe fn add_codes<const BITS: usize, const HALVES: usize>(
                     _ => last,
                 };
                 let low = _mm512_and_si512(low, _mm512_set1_epi8(0b11));
-                add(4 + i, and_or(_mm512_srli_epi16::<3>(line), _mm512_set1_epi8(0b11100), low));
+                take(4 + i, and_or(_mm512_srli_epi16::<3>(line), _mm512_set1_epi8(0b11100), low));
             }
         }
         6 => {
             let (a, b, c) = (line(0), line(1), line(2));
             for (i, line) in [a, b, c].into_iter().enumerate() {
-                add(i, _mm512_and_si512(line, _mm512_set1_epi8(0b11_1111)));
+                take(i, _mm512_and_si512(line, _mm512_set1_epi8(0b11_1111)));
             }
             let low = _mm512_and_si512(_mm512_srli_epi16::<6>(c), _mm512_set1_epi8(0b11));
             let low = and_or(_mm512_srli_epi16::<4>(b), _mm512_set1_epi8(0b1100), low);
-            add(3, and_or(_mm512_srli_epi16::<2>(a), _mm512_set1_epi8(0b11_0000), low));
+            take(3, and_or(_mm512_srli_epi16::<2>(a), _mm512_set1_epi8(0b11_0000), low));
         }
         _ => {
             for i in 0..8 / HALVES {
-                add(i, _mm512_xor_si512(line(i), _mm512_set1_epi8(-128)));
+                take(i, line(i));
             }
         }
     }
-    sums
 }
 
 /// `a & mask | b`

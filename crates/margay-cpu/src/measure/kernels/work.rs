@@ -197,14 +197,14 @@ fn channel(cpu: &CpuBackend, [rows, outputs, inputs]: [usize; 3]) -> Result<Prep
 /// The product of an encoder in bfloat16, its rows rounded before.
 fn rounded(cpu: &CpuBackend, [rows, outputs, inputs]: [usize; 3]) -> Result<Prepared, BackendError> {
     let engine = cpu.engine(linear::scratch_floats());
-    let Some(kernels) = engine.kernels.bf16 else {
+    if engine.kernels.bf16.is_none() {
         let what = format!("products of bfloat16 with {}", cpu.isa());
         return Err(BackendError::Unsupported { backend: crate::backend::ID, what });
-    };
+    }
     let tensor = weight(DType::BF16, outputs, inputs)?;
     let matrix = Bf16Matrix::pack("weight", &tensor, &engine.pool, &Arena::default())?;
     let x = random(rows * inputs);
-    let mut half = Bf16Rows::new(rows * matrix.k);
+    let mut half = Bf16Rows::new(Bf16Rows::elements(rows, inputs));
     half.fill(&engine, Source { x: view(&x, rows, inputs), norm: None }).map_err(super::panicked)?;
     let mut y = Lines::zeroed(rows * outputs);
     let work = Work {
@@ -214,7 +214,7 @@ fn rounded(cpu: &CpuBackend, [rows, outputs, inputs]: [usize; 3]) -> Result<Prep
     };
     let run = move || {
         let epilogue = Epilogue { bias: None, activation: None, residual: None };
-        bf16::multiply(&engine, kernels, &matrix, &half, epilogue, out(&mut y, rows, outputs))
+        bf16::multiply(&engine, &matrix, &half, epilogue, out(&mut y, rows, outputs))
     };
     Ok(Prepared { work, run: Box::new(run) })
 }
