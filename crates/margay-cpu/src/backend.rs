@@ -11,7 +11,8 @@ use crate::{
     threads::Pool,
 };
 use margay_graph::{
-    Backend, BackendError, Bindings, Cancel, Executable, Layout, PackedWeight, Program, WeightSource, passes,
+    Backend, BackendError, Bindings, Cancel, Executable, Layout, PackedWeight, Program, Stage, WeightSource,
+    passes,
 };
 use std::sync::{Arc, atomic::AtomicBool};
 
@@ -36,11 +37,11 @@ pub struct CpuOptions {
     /// How blocks of 64 tokens are stored that lie wholly within pictures; `None` as all others.
     pub kv_image: Option<KvType>,
     /// Multiply in the blocks of picture encoders with int8 weights, one scale an output, and int8 activations, one
-    /// scale a row, where the weights are not quantized already; attention in 8 bits as well. Faster; results differ by the
-    /// rounding.
+    /// scale a row, where the weights are not quantized already; attention in 8 bits as well, and the projector in bfloat16
+    /// where the processor multiplies it. Faster; results differ by the rounding.
     pub int8_encoder: bool,
-    /// Multiply in the blocks of picture encoders in bfloat16, where the weights are not quantized already. Faster than
-    /// float32; results differ by the rounding of both sides. Refused where the processor has no such instructions.
+    /// Multiply in the blocks of picture encoders and in projectors in bfloat16, where the weights are not quantized
+    /// already. Faster than float32; results differ by the rounding of both sides. Refused where the processor has no such instructions.
     pub bf16_encoder: bool,
 }
 
@@ -105,6 +106,18 @@ impl CpuBackend {
         Ok(CpuBackend { pool, decode_threads, isa, kv, encoder })
     }
 
+    /// What the float matrices of a stage of vision become. A projector's in 8 bits would add more to the divergence than
+    /// the encoder's do, in bfloat16 they add a thirtieth of that.
+    fn encoder_of(&self, stage: Stage) -> Encoder {
+        match (stage, self.encoder) {
+            (Stage::Project, Encoder::Int8) if crate::kernels::bf16::table(self.isa).is_some() => {
+                Encoder::Bf16
+            }
+            (Stage::Project, Encoder::Int8) => Encoder::AsStored,
+            (_, encoder) => encoder,
+        }
+    }
+
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
         self.isa
@@ -161,8 +174,9 @@ impl Backend for CpuBackend {
     ) -> Result<Box<dyn Executable>, BackendError> {
         let kernels = Kernels::of(self.isa).expect("invariant: checked in `new`");
         let threads = (self.pool.clone(), self.decode_threads);
+        let encoder = self.encoder_of(program.stage());
         let executable =
-            CpuExecutable::compile(program, weights, limits, threads, kernels, self.kv, self.encoder)?;
+            CpuExecutable::compile(program, weights, limits, threads, kernels, self.kv, encoder)?;
         Ok(Box::new(executable))
     }
 
