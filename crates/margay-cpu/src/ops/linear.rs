@@ -26,12 +26,16 @@ pub(super) const TASK_ROWS: usize = 256;
 pub(super) const TASK_COLUMNS: usize = 64;
 /// Columns of k whose unpacked codes stay in L1 while all rows of a task pass by: 512 * 16 = 8 KiB.
 pub(super) const K_CHUNK: usize = 512;
-/// The same for one row, where only scales are unpacked.
-const K_CHUNK_ONE_ROW: usize = 2048;
+/// The same for one row, whose kernel reads scales as they are packed; and where they are unpacked before it, which only
+/// pays as long as codes go on arriving meanwhile. A super-block of 256 is the least.
+const K_CHUNK_ONE_ROW: usize = 512;
+const K_CHUNK_UNPACKED: usize = 256;
 /// Columns of k of the float panels of a tile, over all of them: 256 * 16 floats = 16 KiB.
 const K_CHUNK_FLOAT: usize = 256;
-/// What 32 columns of the panels that a kernel takes at once need at most, once unpacked: two panels with two sums each.
-const MOST_UNPACKED_BYTES: usize = 2 * (32 + 2 * 4) * PANEL;
+/// Panels that a kernel takes at once, at most.
+const MOST_PANELS: usize = 2;
+/// What 32 columns of them need at most, once unpacked: with two sums each.
+const MOST_UNPACKED_BYTES: usize = MOST_PANELS * (32 + 2 * 4) * PANEL;
 /// Rows from which on it pays to widen half precision weights to memory instead of in registers.
 const WIDEN_FROM_ROWS: usize = 12;
 /// Rows that a task quantizes: a multiple of those that copies put together, so that no two tasks share such.
@@ -94,9 +98,9 @@ pub(crate) struct Epilogue<'a> {
 /// Floats of scratch that a worker needs for any linear layer.
 pub(crate) fn scratch_floats() -> usize {
     let tile = TASK_ROWS * TASK_COLUMNS;
-    // Scales and minima come one for 16 columns; `many_rows` needs fewer, of several panels together.
+    // Scales and minima come one for 16 columns, of as many panels as a kernel takes at once.
     let codes = K_CHUNK / 32 * MOST_UNPACKED_BYTES / 4;
-    let scales = 2 * K_CHUNK_ONE_ROW / 16 * PANEL;
+    let scales = MOST_PANELS * 2 * K_CHUNK / 16 * PANEL;
     let widened = K_CHUNK_FLOAT * NR;
     tile + (codes + scales).max(widened) + 4 * 16
 }
@@ -508,14 +512,15 @@ fn one_row(
 ) {
     let kernels = engine.kernels.quant;
     let groups_of = |k: usize| k / 32 * matrix.kind.halves;
-    let scales = carve(&mut scratch, groups_of(K_CHUNK_ONE_ROW) * PANEL);
-    let mins = carve(&mut scratch, groups_of(K_CHUNK_ONE_ROW) * PANEL);
+    let scales = carve(&mut scratch, groups_of(K_CHUNK_UNPACKED) * PANEL);
+    let mins = carve(&mut scratch, groups_of(K_CHUNK_UNPACKED) * PANEL);
     for column in (0..block.columns).step_by(PANEL) {
         let panel = (block.column + column) / PANEL;
-        for k in (0..matrix.k).step_by(K_CHUNK_ONE_ROW) {
-            let len = K_CHUNK_ONE_ROW.min(matrix.k - k);
+        let as_packed = (kernels.gemv_reads_packed)(matrix.kind, matrix.scaling);
+        let chunk = if as_packed { K_CHUNK_ONE_ROW } else { K_CHUNK_UNPACKED };
+        for k in (0..matrix.k).step_by(chunk) {
+            let len = chunk.min(matrix.k - k);
             let packed = matrix.scales_at(panel, k, len);
-            let as_packed = (kernels.gemv_reads_packed)(matrix.kind, matrix.scaling);
             if !as_packed {
                 (kernels.scales)(matrix.kind, matrix.scaling, packed, scales, mins);
             }
@@ -558,7 +563,7 @@ fn many_rows(
     // Codes of a chunk of k of one panel, and its scales and minima.
     let unpacked = K_CHUNK / 32 * (kernels.unpacked_bytes)(matrix.kind);
     let scaled = K_CHUNK / 32 * matrix.kind.halves * PANEL;
-    assert!(kernels.panels * unpacked <= K_CHUNK / 32 * MOST_UNPACKED_BYTES);
+    assert!(kernels.panels <= MOST_PANELS && kernels.panels * unpacked <= K_CHUNK / 32 * MOST_UNPACKED_BYTES);
     let codes = carve(&mut scratch, kernels.panels * unpacked / 4);
     let scales = carve(&mut scratch, kernels.panels * scaled);
     let mins = carve(&mut scratch, kernels.panels * scaled);
