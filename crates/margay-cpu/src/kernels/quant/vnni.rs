@@ -13,7 +13,7 @@ pub(super) const GROUPS: usize = 16;
 /// Bytes of 4 columns of a panel.
 pub(super) const CHUNK: usize = 4 * PANEL;
 /// How far ahead of its loads decode asks for weights, bytes: what a core reads while memory answers.
-pub(super) const PREFETCH_BYTES: usize = 8192;
+pub(super) const PREFETCH_BYTES: usize = 4096;
 
 /// 1.5 * 2^23: integers below 2^22 added to its bits give the bits of its sum with them, and subtracting it again is
 /// exact. Where sums begin here their conversion is a subtraction, for which Intel's cores have a port that multiplies
