@@ -46,10 +46,13 @@ on() {
 }
 
 # One selection of packages, so that what they share is built once; without the reference, which is no backend of ARM's.
-on max -p margay-cpu -p margay-quant -p margay --no-default-features --tests
+# What does not depend on the processor (files, folders of caches, answers of a form) is tested where it is fast.
+on max -p margay-cpu -p margay-quant -p margay --no-default-features --lib --test contract --test fusion \
+    --test kv_states --test suite --test golden --test methods --test properties --test end_to_end_parity \
+    --test end_to_end_sessions --test kept_sessions
 # The plain kernels are held against the portable ones bit for bit, so the long suite need not run twice.
-on cortex-a53 -p margay-cpu -p margay-quant -p margay --no-default-features \
-    --lib --test contract --test golden --test end_to_end_parity --test end_to_end_sessions
+on cortex-a53 -p margay-cpu --no-default-features --lib --test contract
+on cortex-a53 -p margay --no-default-features --test end_to_end_parity
 # With the dot product but without matrix products, as most phones are.
 on cortex-a76 -p margay-cpu --no-default-features --lib
 
