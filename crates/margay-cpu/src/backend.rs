@@ -41,7 +41,8 @@ pub struct CpuOptions {
     /// where the processor multiplies it. Faster; results differ by the rounding.
     pub int8_encoder: bool,
     /// Multiply in the blocks of picture encoders and in projectors in bfloat16, where the weights are not quantized
-    /// already. Faster than float32; results differ by the rounding of both sides. Refused where the processor has no such instructions.
+    /// already; attention of the encoders in bfloat16 as well. Faster than float32; results differ by the rounding of both
+    /// sides. Refused where the processor has no such instructions.
     pub bf16_encoder: bool,
 }
 

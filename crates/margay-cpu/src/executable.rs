@@ -9,7 +9,10 @@ use crate::{
     lines::Lines,
     ops::{
         Engine, Scratch,
-        attention::{self, int8::Int8Slot},
+        attention::{
+            self,
+            narrow::{self, NarrowSlot},
+        },
         bf16::{self, Bf16Rows},
         channel::{self, ChannelRows},
         conv,
@@ -75,8 +78,8 @@ struct Buffers {
     ropes: Vec<RopeTable>,
     /// Keys and values of attention without a cache, one for each shape.
     encoder: Vec<KvTable>,
-    /// The same in 8 bits, and then all of them.
-    int8: Vec<Int8Slot>,
+    /// The same in fewer bits, where the encoder multiplies in them: then all of them.
+    narrow: Vec<NarrowSlot>,
     /// Copies of inputs that are outputs.
     passed: Vec<(ValueId, Lines<f32>)>,
 }
@@ -124,8 +127,8 @@ impl CpuExecutable {
         let mut chosen = [0; 3];
         let mut scratch = linear::scratch_floats();
         let mut slots: Vec<KvTable> = vec![];
-        let mut int8: Vec<Int8Slot> = vec![];
-        let in_8_bits = encoder == Encoder::Int8 && program.stage() == Stage::Encode;
+        let mut narrow: Vec<NarrowSlot> = vec![];
+        let is_narrow = encoder != Encoder::AsStored && program.stage() == Stage::Encode;
         for (node, step) in program.nodes().iter().zip(&prepared.steps) {
             if let Op::Param { weight } = &node.op {
                 let at = prepared.constant_of(*weight).expect("invariant: every param is a constant");
@@ -180,10 +183,10 @@ impl CpuExecutable {
                     None => together(a, first_dim(&program, node.inputs[1]).eval(limits)?),
                 };
                 let too_large = || call("the size of the keys overflows");
-                if a.cache.is_none() && in_8_bits {
-                    scratch = scratch.max(attention::int8::scratch_floats(a));
-                    if !int8.iter().any(|slot| slot.fits(a, tokens)) {
-                        int8.push(Int8Slot::new(a, tokens).ok_or_else(too_large)?);
+                if a.cache.is_none() && is_narrow {
+                    scratch = scratch.max(narrow::scratch_floats(encoder, a));
+                    if !narrow.iter().any(|slot| slot.fits(a, tokens)) {
+                        narrow.push(NarrowSlot::new(encoder, a, tokens).ok_or_else(too_large)?);
                     }
                     continue;
                 }
@@ -231,7 +234,7 @@ impl CpuExecutable {
             experts: ExpertRows::new(chosen[0], chosen[1], chosen[2]),
             ropes,
             encoder: slots,
-            int8,
+            narrow,
             passed,
         };
         let output_len = vec![0; program.outputs().len()];
@@ -354,7 +357,7 @@ impl CpuExecutable {
             experts: &mut buffers.experts,
             ropes: &buffers.ropes,
             encoder: &buffers.encoder,
-            int8: &mut buffers.int8,
+            narrow: &mut buffers.narrow,
             bindings: &bindings,
             inputs,
         };
@@ -472,7 +475,7 @@ impl Executable for CpuExecutable {
         let b = &self.buffers;
         let ropes: usize = b.ropes.iter().map(|r| r.cos.size_bytes() + r.sin.size_bytes()).sum();
         let encoder =
-            b.encoder.iter().map(KvTable::size_bytes).chain(b.int8.iter().map(Int8Slot::size_bytes));
+            b.encoder.iter().map(KvTable::size_bytes).chain(b.narrow.iter().map(NarrowSlot::size_bytes));
         let passed: usize = b.passed.iter().map(|(_, copy)| copy.size_bytes()).sum();
         MemoryUse {
             packed_weight_bytes: p.packed_bytes + constants + convs.sum::<usize>(),
@@ -607,7 +610,7 @@ struct Run<'a> {
     experts: &'a mut ExpertRows,
     ropes: &'a [RopeTable],
     encoder: &'a [KvTable],
-    int8: &'a mut [Int8Slot],
+    narrow: &'a mut [NarrowSlot],
     bindings: &'a Bindings,
     inputs: &'a [InputData<'a>],
 }

@@ -61,8 +61,8 @@ pub struct LoadOptions {
     /// Encode pictures with 8-bit products where the encoder's weights are not quantized already: faster, and the
     /// features differ a little.
     pub int8_encoder: bool,
-    /// Encode pictures in bfloat16 where the encoder's weights are not quantized already and the processor multiplies
-    /// it: faster than float32, and the features differ a little.
+    /// Encode pictures in bfloat16, attention included, where the encoder's weights are not quantized already and the
+    /// processor multiplies it: faster than float32, and the features differ a little.
     pub bf16_encoder: bool,
     /// Quantize float matrices to this type while they are loaded; `None` takes them as they are stored.
     pub dtype: Option<DType>,

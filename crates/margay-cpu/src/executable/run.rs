@@ -189,16 +189,16 @@ impl<'a> Run<'a> {
                     }
                 }
                 if op.cache.is_none()
-                    && let Some(slot) = self.int8.iter_mut().find(|slot| slot.fits(op, tokens))
+                    && let Some(slot) = self.narrow.iter_mut().find(|slot| slot.fits(op, tokens))
                 {
                     let done = match op.mask {
                         Mask::Segments { .. } => {
                             let segments = ints(self.places, input(3), self.inputs)?;
-                            attention::int8::attend_in_segments(engine, op, slot, segments, [q, k, v], out)
+                            slot.attend_in_segments(engine, op, segments, [q, k, v], out)
                         }
                         _ => {
                             let prefix = op.prefix(self.bindings, q.rows)?;
-                            attention::int8::attend(engine, op, slot, prefix, [q, k, v], out)
+                            slot.attend(engine, op, prefix, [q, k, v], out)
                         }
                     };
                     return done.map_err(panicked);

@@ -54,22 +54,21 @@ pub(crate) fn exp(x: f32) -> f32 {
     y * power
 }
 
+/// The polynomial of [`exp2`], that of the highest power first.
+#[allow(clippy::approx_constant, reason = "a coefficient near ln 2, and better here")]
+pub(crate) const EXP2: [f32; 6] =
+    [1.326_472_7e-3, 9.671_513e-3, 5.550_733_6e-2, 0.240_222_42, 0.693_147, 1.0];
+
 /// 2^x for x <= 0 with a relative error below 3e-7; below -126 it is 0, and NaN stays NaN.
 ///
 /// Fused multiply-adds: a processor without them pays with library calls, and all agree bit for bit. The polynomial is
 /// 1 at 0 and else the one of degree 5 that is nearest to 2^r on [-1/2, 1/2]: off by 9.1e-8 of it at most, by Lawson's
 /// iteration.
-#[allow(clippy::approx_constant, reason = "a coefficient near ln 2, and better here")]
 #[inline(always)]
 pub(crate) fn exp2(x: f32) -> f32 {
     let shifted = x + ROUND;
     let r = x - (shifted - ROUND);
-    let p = 1.326_472_7e-3;
-    let p = f32::mul_add(p, r, 9.671_513e-3);
-    let p = f32::mul_add(p, r, 5.550_733_6e-2);
-    let p = f32::mul_add(p, r, 0.240_222_42);
-    let p = f32::mul_add(p, r, 0.693_147);
-    let y = f32::mul_add(p, r, 1.0);
+    let y = polynomial(r, EXP2);
     // The low bits of `shifted` hold the integer, which is at least -126 where the result is used.
     let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()));
     if x < -126.0 { 0.0 } else { y * power }

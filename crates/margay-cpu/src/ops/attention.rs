@@ -8,7 +8,9 @@
 //! A task is a tile of queries of the heads that share one KV head, so keys and values are read once a tile. With many
 //! queries it goes through all spans; with few, as in decoding, each span is a task of its own.
 
+pub(crate) mod bf16;
 pub(crate) mod int8;
+pub(crate) mod narrow;
 
 use super::{
     Engine, carve,

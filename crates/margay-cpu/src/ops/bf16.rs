@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Rows that a task rounds: a multiple of those that lie side by side, so that no two tasks share a block of them.
-const ROUND_ROWS: usize = 8;
+pub(super) const ROUND_ROWS: usize = 8;
 /// Columns of k whose panels stay in L1 while all rows of a task pass by: two panels of them are 16 KiB.
 const CHUNK: usize = 256;
 const _: () = assert!(CHUNK.is_multiple_of(BF16_STEP));
@@ -72,7 +72,7 @@ impl Bf16Rows {
     }
 }
 
-fn kernels(engine: &Engine) -> &'static Bf16Kernels {
+pub(super) fn kernels(engine: &Engine) -> &'static Bf16Kernels {
     engine.kernels.bf16.expect("invariant: checked when the backend was made")
 }
 

@@ -2,7 +2,7 @@
 //! The same code for every instruction set, compiled once for each, and the same bits.
 
 #[cfg(target_arch = "x86_64")]
-mod avx512;
+pub(super) mod avx512;
 
 use super::{KEYS, NO_SCORE};
 use crate::kernels::{
@@ -210,17 +210,26 @@ macro_rules! compiled {
     ($module:ident, [$($feature:tt)*]) => {
         mod $module {
             use super::*;
-            compiled!(@function [$($feature)*] key(x: &[f32], shift: &[f32], codes: &mut [i8]) -> (f32, i32));
-            compiled!(@function [$($feature)*] side_by_side(codes: &[i8], to: &mut [u8], stride: usize) -> ());
             compiled!(@function [$($feature)*] weights(sums: &[i32; KEYS], of: &BlockScales, visible: usize, row: &mut Row,
                 codes: &mut [u8; KEYS]) -> ());
-            compiled!(@function [$($feature)*] add_sums(y: &mut [f32], sums: &[i32], offset: i32, keep: f32, factor: f32)
-                -> ());
-            pub(super) static TABLE: Int8Kernels = Int8Kernels { key, side_by_side, weights, add_sums };
+            compiled!(@others [$($feature)*]);
         }
     };
+    ($module:ident, [$($feature:tt)*], $weights_of:ident) => {
+        mod $module {
+            use super::{*, $weights_of::weights};
+            compiled!(@others [$($feature)*]);
+        }
+    };
+    (@others [$($feature:tt)*]) => {
+        compiled!(@function [$($feature)*] key(x: &[f32], shift: &[f32], codes: &mut [i8]) -> (f32, i32));
+        compiled!(@function [$($feature)*] side_by_side(codes: &[i8], to: &mut [u8], stride: usize) -> ());
+        compiled!(@function [$($feature)*] add_sums(y: &mut [f32], sums: &[i32], offset: i32, keep: f32, factor: f32)
+            -> ());
+        pub(super) static TABLE: Int8Kernels = Int8Kernels { key, side_by_side, weights, add_sums };
+    };
     (@function [$($feature:tt)*] $name:ident($($arg:ident: $type:ty),*) -> $ret:ty) => {
-        pub(super) fn $name($($arg: $type),*) -> $ret {
+        fn $name($($arg: $type),*) -> $ret {
             $($feature)*
             fn inner($($arg: $type),*) -> $ret {
                 body::$name($($arg),*)
@@ -238,14 +247,7 @@ compiled!(portable, []);
 #[cfg(target_arch = "x86_64")]
 compiled!(avx2, [#[target_feature(enable = "avx2,fma,f16c")]]);
 #[cfg(target_arch = "x86_64")]
-compiled!(by_compiler, [#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]]);
-#[cfg(target_arch = "x86_64")]
-static AVX512: Int8Kernels = Int8Kernels {
-    key: by_compiler::key,
-    side_by_side: by_compiler::side_by_side,
-    weights: avx512::weights,
-    add_sums: by_compiler::add_sums,
-};
+compiled!(by_compiler, [#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]], avx512);
 
 /// The kernels of `isa`, which the processor must have.
 pub(super) fn table(isa: crate::Isa) -> &'static Int8Kernels {
@@ -253,7 +255,7 @@ pub(super) fn table(isa: crate::Isa) -> &'static Int8Kernels {
         #[cfg(target_arch = "x86_64")]
         crate::Isa::Avx2 | crate::Isa::AvxVnni => &avx2::TABLE,
         #[cfg(target_arch = "x86_64")]
-        crate::Isa::Avx512 => &AVX512,
+        crate::Isa::Avx512 => &by_compiler::TABLE,
         _ => &portable::TABLE,
     }
 }

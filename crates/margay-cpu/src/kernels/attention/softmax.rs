@@ -1,7 +1,10 @@
-//! The online softmax, the same code for every instruction set, compiled once for each.
+//! The online softmax, the same code for every instruction set, compiled once for each; but a block by hand for AVX-512.
 //!
 //! Scores are logarithms to the base 2: whoever computes them multiplies the queries by log2(e) besides the scale. Sums
 //! run over [`LANES`] partial sums in a fixed order, so every instruction set gives the same bits.
+
+#[cfg(target_arch = "x86_64")]
+mod by_hand;
 
 use super::KEYS;
 use crate::kernels::math::{exp2, greater, join};
@@ -79,10 +82,19 @@ macro_rules! compiled {
         mod $module {
             use super::{SoftmaxKernels, body};
             compiled!(@function [$($feature)*] block(scores: &mut [f32], max: &mut [f32], sum: &mut [f32], keep: &mut [f32]));
-            compiled!(@function [$($feature)*] merge(result: &mut [f32], of: &mut (f32, f32), part: &[f32], of_part: (f32, f32)));
-            compiled!(@function [$($feature)*] widen(from: &[i8], to: &mut [f32]));
-            pub(super) static TABLE: SoftmaxKernels = SoftmaxKernels { block, merge, widen };
+            compiled!(@others [$($feature)*]);
         }
+    };
+    ($module:ident, [$($feature:tt)*], $block_of:ident) => {
+        mod $module {
+            use super::{SoftmaxKernels, body, $block_of::block};
+            compiled!(@others [$($feature)*]);
+        }
+    };
+    (@others [$($feature:tt)*]) => {
+        compiled!(@function [$($feature)*] merge(result: &mut [f32], of: &mut (f32, f32), part: &[f32], of_part: (f32, f32)));
+        compiled!(@function [$($feature)*] widen(from: &[i8], to: &mut [f32]));
+        pub(super) static TABLE: SoftmaxKernels = SoftmaxKernels { block, merge, widen };
     };
     (@function [$($feature:tt)*] $name:ident($($arg:ident: $type:ty),*)) => {
         fn $name($($arg: $type),*) {
@@ -103,7 +115,7 @@ compiled!(portable, []);
 #[cfg(target_arch = "x86_64")]
 compiled!(avx2, [#[target_feature(enable = "avx2,fma,f16c")]]);
 #[cfg(target_arch = "x86_64")]
-compiled!(avx512, [#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]]);
+compiled!(avx512, [#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]], by_hand);
 
 /// The kernels of `isa`, which the processor must have.
 pub(super) fn table(isa: crate::Isa) -> &'static SoftmaxKernels {

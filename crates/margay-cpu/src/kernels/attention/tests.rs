@@ -91,7 +91,19 @@ fn a_block_of_scores_becomes_weights_on_every_instruction_set() {
         let (mut max, mut sum, mut keep) =
             ([NO_SCORE, NO_SCORE, 30.0, 3.0, 0.0], [0.0, 0.0, 2.0, 0.5, 1.0], [9.0; ROWS]);
         let old = (max, sum);
+        let [mut max_portable, mut sum_portable, mut keep_portable] = [max, sum, keep];
+        let mut portable = scores.clone();
         (table(isa).softmax.block)(&mut scores, &mut max, &mut sum, &mut keep);
+        (table(Isa::Scalar).softmax.block)(
+            &mut portable,
+            &mut max_portable,
+            &mut sum_portable,
+            &mut keep_portable,
+        );
+        let portable = [&portable[..], &max_portable, &sum_portable, &keep_portable].concat();
+        for (i, (x, portable)) in [&scores[..], &max, &sum, &keep].concat().iter().zip(portable).enumerate() {
+            assert!(x.to_bits() == portable.to_bits() || x.is_nan() && portable.is_nan(), "{isa}, {i}");
+        }
         assert_eq!((max[0], sum[0], keep[0], max[2], keep[2]), (NO_SCORE, 0.0, 1.0, 30.0, 1.0), "{isa}");
         assert!(scores[..KEYS].iter().chain(&scores[KEYS + 10..2 * KEYS]).all(|w| *w == 0.0), "{isa}");
         assert!(sum[4].is_nan(), "{isa}: a NaN is not lost");

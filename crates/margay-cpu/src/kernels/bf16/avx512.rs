@@ -11,6 +11,10 @@ pub(super) static TABLE: Bf16Kernels = Bf16Kernels {
     name: "vdpbf16ps of AVX-512 BF16",
     side_by_side: COPY_ROWS,
     panels: PANELS,
+    round: |x, apart, k, to| {
+        // SAFETY: `table` hands this out only where AVX512_BF16 was found.
+        unsafe { round(x, apart, k, to) }
+    },
     gemm: |p| {
         // SAFETY: the caller's promise, and `table` hands this out only where AVX512_BF16 was found.
         unsafe {
@@ -21,6 +25,28 @@ pub(super) static TABLE: Bf16Kernels = Bf16Kernels {
         }
     },
 };
+
+/// See [`Bf16Kernels::round`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+fn round(x: &[f32], apart: usize, k: usize, to: &mut [u16]) {
+    const { assert!(COPY_ROWS == 4 && PANEL == 16) };
+    assert!(k.is_multiple_of(PANEL) && x.len() >= (COPY_ROWS - 1) * apart + k && to.len() >= COPY_ROWS * k);
+    // Of two registers that have 8 pairs of two rows each: four pairs of all rows.
+    let low = _mm512_setr_epi32(0, 8, 16, 24, 1, 9, 17, 25, 2, 10, 18, 26, 3, 11, 19, 27);
+    let high = _mm512_add_epi32(low, _mm512_set1_epi32(4));
+    for column in (0..k).step_by(PANEL) {
+        // SAFETY: asserted above; a register of bfloat16 holds any bits.
+        unsafe {
+            let row = |r: usize| _mm512_loadu_ps(x.as_ptr().add(r * apart + column));
+            let two =
+                |r: usize| std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(row(r + 1), row(r)));
+            let (front, back) = (two(0), two(2));
+            let to = to.as_mut_ptr().add(column * COPY_ROWS);
+            _mm512_storeu_si512(to.cast(), _mm512_permutex2var_epi32(front, low, back));
+            _mm512_storeu_si512(to.add(2 * PANEL).cast(), _mm512_permutex2var_epi32(front, high, back));
+        }
+    }
+}
 
 /// # Safety
 /// As [`Bf16Kernels::gemm`], of `NP` panels.

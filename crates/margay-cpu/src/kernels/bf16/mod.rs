@@ -45,6 +45,10 @@ pub(crate) struct Bf16Kernels {
     pub(crate) side_by_side: usize,
     /// Panels that `gemm` takes at once.
     pub(crate) panels: usize,
+    /// Rounds a whole block of rows, so far apart, to the nearest, ties to even: so many columns, a multiple of
+    /// [`crate::pack::BF16_STEP`], to `[k / 2][side_by_side][2]`. What is no normal number may become zero, which the
+    /// products take it for.
+    pub(crate) round: fn(&[f32], usize, usize, &mut [u16]),
     /// Adds to the sums.
     ///
     /// # Safety

@@ -1,13 +1,14 @@
 //! `bfdot`, in inline assembly because its intrinsics are unstable in Rust 1.95.
 
 use super::{Bf16Kernels, Bf16Product};
-use crate::pack::PANEL;
+use crate::{Isa, kernels::rows, pack::PANEL};
 use std::arch::{aarch64::*, asm};
 
 pub(super) static TABLE: Bf16Kernels = Bf16Kernels {
     name: "bfdot of NEON",
     side_by_side: 1,
     panels: 1,
+    round: |x, _, k, to| (rows::table(Isa::Scalar).round_to_bf16)(&x[..k], &mut to[..k]),
     gemm: |p| {
         // SAFETY: the caller's promise, and `table` hands this out only where bf16 was found.
         unsafe { gemm(p) }

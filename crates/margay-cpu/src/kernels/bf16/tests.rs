@@ -130,3 +130,28 @@ fn rows_are_rounded_to_the_nearest_ties_to_even() {
         }
     }
 }
+
+#[test]
+fn rows_that_are_rounded_together_lie_side_by_side() {
+    for isa in isas() {
+        let kernels = super::table(isa).unwrap();
+        let (together, k, apart) = (kernels.side_by_side, 48, 53);
+        let mut x = numbers(11, together * apart);
+        let special =
+            [0.0, -0.0, f32::MAX, f32::MIN_POSITIVE, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, f32::NEG_INFINITY];
+        x[5..][..special.len()].copy_from_slice(&special);
+        x[40] = f32::from_bits(0x7f80_0001);
+        let mut rounded = vec![0; together * k + 1];
+        (kernels.round)(&x, apart, k, &mut rounded);
+        for (at, got) in rounded[..together * k].iter().enumerate() {
+            let (pair, row) = (at / 2 / together, at / 2 % together);
+            let x = x[row * apart + 2 * pair + at % 2];
+            let got = half::bf16::from_bits(*got);
+            assert!(
+                got.to_bits() == half::bf16::from_f32(x).to_bits() || x.is_nan() && got.is_nan(),
+                "{isa}, {x}"
+            );
+        }
+        assert_eq!(rounded[together * k], 0);
+    }
+}

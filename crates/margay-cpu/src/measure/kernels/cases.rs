@@ -1,6 +1,6 @@
 //! Which kernels at which shapes.
 
-use crate::{Isa, KvType, kernels::bf16};
+use crate::{Isa, KvType, backend::Encoder, kernels::bf16};
 use margay_graph::{Activation, Attention, Mask, NormKind, RopeStyle};
 use margay_tensor::DType;
 
@@ -59,7 +59,9 @@ pub struct Case {
 impl Case {
     /// Whether `isa` has a kernel for it on this processor.
     pub fn runs_on(&self, isa: Isa) -> bool {
-        !matches!(self.what, What::Bf16 { .. }) || bf16::table(isa).is_some()
+        let of_bf16 =
+            matches!(self.what, What::Bf16 { .. } | What::NarrowAttention { encoder: Encoder::Bf16, .. });
+        !of_bf16 || bf16::table(isa).is_some()
     }
 }
 
@@ -90,8 +92,9 @@ pub(super) enum What {
         queries: usize,
         keys: usize,
     },
-    /// In 8 bits, of as many keys as queries, which are quantized in it.
-    Int8Attention {
+    /// As an encoder in 8 bits or in bfloat16 has it, of as many keys as queries, which are rounded in it.
+    NarrowAttention {
+        encoder: Encoder,
         attention: Attention,
         rows: usize,
     },
@@ -161,17 +164,16 @@ pub fn cases() -> Vec<Case> {
     all.extend(ENCODER_HEADS.map(|(rows, heads, head_dim)| {
         attention("attention/encode", Mask::Full, KvType::F32, (rows, rows), (heads, heads, head_dim))
     }));
-    all.extend(ENCODER_HEADS.map(|(rows, heads, head_dim)| {
-        let float = attention(
-            "attention/encode/int8",
-            Mask::Full,
-            KvType::F32,
-            (rows, rows),
-            (heads, heads, head_dim),
-        );
-        let What::Attention { attention, .. } = float.what else { return float };
-        Case { what: What::Int8Attention { attention, rows }, ..float }
-    }));
+    for (kernel, encoder) in
+        [("attention/encode/int8", Encoder::Int8), ("attention/encode/bf16", Encoder::Bf16)]
+    {
+        all.extend(ENCODER_HEADS.map(|(rows, heads, head_dim)| {
+            let heads = (heads, heads, head_dim);
+            let float = attention(kernel, Mask::Full, KvType::F32, (rows, rows), heads);
+            let What::Attention { attention, .. } = float.what else { return float };
+            Case { what: What::NarrowAttention { encoder, attention, rows }, ..float }
+        }));
+    }
     let (width, ffn) = (2048, 5632);
     all.push(rows_of("quantize/int8", PROMPT, width, |rows, columns| What::Quantize { rows, columns }));
     all.push(rows_of("quantize/int8", PROMPT, ffn, |rows, columns| What::Quantize { rows, columns }));

@@ -3,11 +3,16 @@
 use super::cases::{Case, What};
 use crate::{
     CpuBackend, KvType,
+    backend::Encoder,
     kernels::attention::NO_SCORE,
     kv::{KvPlan, KvTable},
     lines::{Arena, Lines},
     ops::{
-        Engine, attention,
+        Engine,
+        attention::{
+            self,
+            narrow::{self, NarrowSlot},
+        },
         bf16::{self, Bf16Rows},
         carve,
         channel::{self, ChannelRows},
@@ -69,7 +74,9 @@ pub(super) fn prepare(cpu: &CpuBackend, case: &Case, rotate_bytes: usize) -> Res
         What::Attention { attention, kv, queries, keys } => {
             attend(cpu, attention.clone(), *kv, (*queries, *keys), rotate_bytes)
         }
-        What::Int8Attention { attention, rows } => attend_in_8_bits(cpu, attention.clone(), *rows),
+        What::NarrowAttention { encoder, attention, rows } => {
+            attend_narrowly(cpu, *encoder, attention.clone(), *rows)
+        }
         What::Quantize { rows, columns } => quantize(cpu, *rows, *columns, rotate_bytes),
         What::Softmax { rows, columns } => Ok(softmax(cpu, *rows, *columns)),
         What::Conv { side, size, stride, groups, channels } => {
@@ -197,10 +204,7 @@ fn channel(cpu: &CpuBackend, [rows, outputs, inputs]: [usize; 3]) -> Result<Prep
 /// The product of an encoder in bfloat16, its rows rounded before.
 fn rounded(cpu: &CpuBackend, [rows, outputs, inputs]: [usize; 3]) -> Result<Prepared, BackendError> {
     let engine = cpu.engine(linear::scratch_floats());
-    if engine.kernels.bf16.is_none() {
-        let what = format!("products of bfloat16 with {}", cpu.isa());
-        return Err(BackendError::Unsupported { backend: crate::backend::ID, what });
-    }
+    has_bf16(cpu, &engine)?;
     let tensor = weight(DType::BF16, outputs, inputs)?;
     let matrix = Bf16Matrix::pack("weight", &tensor, &engine.pool, &Arena::default())?;
     let x = random(rows * inputs);
@@ -217,6 +221,15 @@ fn rounded(cpu: &CpuBackend, [rows, outputs, inputs]: [usize; 3]) -> Result<Prep
         bf16::multiply(&engine, &matrix, &half, epilogue, out(&mut y, rows, outputs))
     };
     Ok(Prepared { work, run: Box::new(run) })
+}
+
+/// An error where the processor does not multiply bfloat16.
+fn has_bf16(cpu: &CpuBackend, engine: &Engine) -> Result<(), BackendError> {
+    if engine.kernels.bf16.is_some() {
+        return Ok(());
+    }
+    let what = format!("products of bfloat16 with {}", cpu.isa());
+    Err(BackendError::Unsupported { backend: crate::backend::ID, what })
 }
 
 /// Attention of the last `queries` of `keys` tokens.
@@ -264,21 +277,30 @@ fn attend(
     Ok(Prepared { work, run: Box::new(run) })
 }
 
-fn attend_in_8_bits(cpu: &CpuBackend, a: Attention, rows: usize) -> Result<Prepared, BackendError> {
-    let engine = cpu.engine(attention::int8::scratch_floats(&a));
+/// Attention of as many keys as queries in fewer bits than float32.
+fn attend_narrowly(
+    cpu: &CpuBackend,
+    encoder: Encoder,
+    a: Attention,
+    rows: usize,
+) -> Result<Prepared, BackendError> {
+    let engine = cpu.engine(narrow::scratch_floats(encoder, &a));
+    if encoder == Encoder::Bf16 {
+        has_bf16(cpu, &engine)?;
+    }
     let columns = a.heads * a.head_dim;
     let [q, k, v] = std::array::from_fn(|_| random(rows * columns));
     let mut y = Lines::zeroed(rows * columns);
-    let slot = attention::int8::Int8Slot::new(&a, rows);
+    let slot = NarrowSlot::new(encoder, &a, rows);
     let mut slot = slot.ok_or_else(|| BackendError::Call { what: "the keys overflow".to_owned() })?;
     let work = Work {
         ops: (4 * a.head_dim * a.heads * rows * rows) as f64,
         bytes: (4 * q.size_bytes()) as f64,
-        unit: Unit::Int8,
+        unit: if encoder == Encoder::Int8 { Unit::Int8 } else { Unit::Bf16 },
     };
     let run = move || {
         let inputs = [&q, &k, &v].map(|x| view(x, rows, columns));
-        attention::int8::attend(&engine, &a, &mut slot, 0, inputs, out(&mut y, rows, columns))
+        slot.attend(&engine, &a, 0, inputs, out(&mut y, rows, columns))
     };
     Ok(Prepared { work, run: Box::new(run) })
 }

@@ -89,7 +89,7 @@ fn inner(sums: &[i32; KEYS], of: &BlockScales, visible: usize, row: &mut Row, co
 /// As [`math::join`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
-fn join(
+pub(in crate::kernels::attention) fn join(
     lanes: __m512,
     eight: impl Fn(__m256, __m256) -> __m256,
     four: impl Fn(__m128, __m128) -> __m128,
