@@ -49,8 +49,8 @@ pub(crate) struct RowKernels {
     pub(crate) quantize_row: fn(&[f32], &mut [i8]) -> (f32, i32),
     /// To bfloat16, ties to even.
     pub(crate) round_to_bf16: fn(&[f32], &mut [u16]),
-    /// The bits of integer sums to `(sum - offset) * scales * factor`.
-    pub(crate) scale_sums: fn(&mut [f32], &[f32], i32, f32),
+    /// The bits of integer sums to `(sum - offset) * scales * factor + bias`.
+    pub(crate) scale_sums: fn(&mut [f32], &[f32], i32, f32, Option<&[f32]>),
 }
 
 /// See [`RowKernels::quantize`].
@@ -206,10 +206,19 @@ mod body {
     }
 
     #[inline(always)]
-    pub(super) fn scale_sums(sums: &mut [f32], scales: &[f32], offset: i32, factor: f32) {
-        for (sum, scale) in sums.iter_mut().zip(scales) {
-            let exact = (sum.to_bits() as i32).wrapping_sub(offset);
-            *sum = exact as f32 * scale * factor;
+    pub(super) fn scale_sums(
+        sums: &mut [f32],
+        scales: &[f32],
+        offset: i32,
+        factor: f32,
+        bias: Option<&[f32]>,
+    ) {
+        let scaled =
+            |sum: f32, scale: f32| (sum.to_bits() as i32).wrapping_sub(offset) as f32 * scale * factor;
+        let sums = sums.iter_mut().zip(scales);
+        match bias {
+            Some(bias) => sums.zip(bias).for_each(|((sum, scale), bias)| *sum = scaled(*sum, *scale) + bias),
+            None => sums.for_each(|(sum, scale)| *sum = scaled(*sum, *scale)),
         }
     }
 
@@ -303,7 +312,7 @@ kernels! {
         starts16: &mut [[i16; 2]], starts32: &mut [[i16; 2]]);
     quantize_row: (x: &[f32], q: &mut [i8]) -> (f32, i32);
     round_to_bf16: (x: &[f32], y: &mut [u16]);
-    scale_sums: (sums: &mut [f32], scales: &[f32], offset: i32, factor: f32);
+    scale_sums: (sums: &mut [f32], scales: &[f32], offset: i32, factor: f32, bias: Option<&[f32]>);
 }
 
 static PORTABLE: RowKernels = portable::TABLE;

@@ -133,11 +133,13 @@ pub(crate) fn multiply(
             }
         }
         let scales = matrix.scales_at(block.column, block.columns);
+        let bias = epilogue.bias.map(|bias| &bias[block.column..][..block.columns]);
         for (r, tile) in tile.chunks_exact_mut(TASK_COLUMNS).take(block.rows).enumerate() {
             let row = block.row + r;
             let offset = kernels.zero.wrapping_mul(x.total[row]);
-            (engine.kernels.rows.scale_sums)(&mut tile[..block.columns], scales, offset, x.scale[row]);
+            let sums = &mut tile[..block.columns];
+            (engine.kernels.rows.scale_sums)(sums, scales, offset, x.scale[row], bias);
         }
-        finish(engine, block, tile, epilogue, out);
+        finish(engine, block, tile, Epilogue { bias: None, ..epilogue }, out);
     })
 }
