@@ -1,18 +1,19 @@
 """What it gains that stages of an answer run at the same time.
 
-    overlap.py --margay target/release/margay [--model MODEL] [--pictures 4] [--pixels 12] [--rounds 7] [--ways off,auto,on]
-               [--threads N]
+    overlap.py --margay target/release/margay [--model MODEL [--mmproj FILE]] [--pictures 4] [--pixels 12] [--rounds 7]
+               [--ways off,auto,on] [--threads N]
 
 Makes pictures of so many million pixels (JPEG and PNG in turn: noise on a gradient, so that decoding takes what a photograph's
 does) and asks one question about all of them, `margay run --overlap` each way in turn, every round in another order. The answers
-must be the same. Prints medians over the rounds of the time to the first token (decoding the pictures counts, loading does not)
-and of the whole process, and the median of each round's ratio to `off`, as a table in Markdown.
+must be the same. Prints medians (and the least) over the rounds of the time to the first token (decoding the pictures counts,
+loading does not) and of the whole process, and the median of each round's ratio to `off`, as a table in Markdown.
 """
 
 import argparse
 import json
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -25,6 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--margay", type=Path, required=True)
     parser.add_argument("--model", type=Path, help="the model inside the program unless given")
+    parser.add_argument("--mmproj", type=Path, help="its vision file, where it is not found beside it")
     parser.add_argument("--pictures", type=int, default=4)
     parser.add_argument("--pixels", type=float, default=12, help="million pixels of a picture")
     parser.add_argument("--rounds", type=int, default=7)
@@ -43,15 +45,16 @@ def main() -> None:
                 first[way].append(said["stages"]["ttft_ms"])
                 whole[way].append(took)
                 answers[way] = said["tokens"]
+                print(f"round {turn + 1}, {way}: {first[way][-1]:.0f} ms, process {took:.0f} ms", file=sys.stderr)
         if any(tokens != answers[ways[0]] for tokens in answers.values()):
             raise SystemExit(f"the answers differ: {answers}")
-    print("| --overlap | first token, ms | beside off | process, ms | beside off |")
+    print("| --overlap | first token, ms (least) | beside off | process, ms (least) | beside off |")
     print("|---|---|---|---|---|")
     for way in ways:
         cells = []
         for times in (first, whole):
             ratio = statistics.median(a / b for a, b in zip(times[way], times[ways[0]], strict=True))
-            cells += [f"{statistics.median(times[way]):.0f}", f"{ratio:.2f}"]
+            cells += [f"{statistics.median(times[way]):.0f} ({min(times[way]):.0f})", f"{ratio:.2f}"]
         print(f"| {way} | {' | '.join(cells)} |")
 
 
@@ -72,6 +75,7 @@ def picture(folder: Path, at: int, pixels: float) -> Path:
 def run(args: argparse.Namespace, paths: list[Path], way: str) -> tuple[float, dict]:
     command = [str(args.margay), "run", "--overlap", way, "--json", "--max-tokens", "4"]
     command += ["--model", str(args.model)] if args.model else []
+    command += ["--mmproj", str(args.mmproj)] if args.mmproj else []
     command += ["--threads", str(args.threads)] if args.threads else []
     command += [word for path in paths for word in ("--image", str(path))]
     begin = time.perf_counter()

@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-/// Threads from which on halves are tried: on two they were measured to take 1.02 to 1.04 times as long (docs/sessions.md).
+/// Threads from which on halves are tried: on two they were measured to take 1.04 times as long (docs/sessions.md).
 const LEAST_THREADS: usize = 4;
 /// Time of a tile and tokens on halves, over that of one behind the other, up to which halves are taken: what is less of a gain
 /// is noise.
@@ -100,8 +100,11 @@ impl Overlapping {
         backend: &dyn Backend,
     ) -> Result<Self, Error> {
         let left_out = options.reduction.is_some() || options.repeated_patches.is_some();
+        let threads = backend.compute_threads();
         let whole = if options.overlap == Overlap::Off {
             Some("turned off")
+        } else if threads.is_none() {
+            Some("only the cpu backend rounds alike however a prompt is cut")
         } else if config.text.decoder.has_prefix() {
             Some("this model's picture sees all of itself, and no part of it can be computed alone")
         } else if options.pruning.is_some() || options.eviction.is_some() || left_out {
@@ -113,7 +116,7 @@ impl Overlapping {
         } else {
             None
         };
-        let threads = backend.compute_threads().unwrap_or(1);
+        let threads = threads.unwrap_or(1);
         let least = match options.overlap {
             Overlap::Auto => LEAST_THREADS,
             Overlap::On => 2,
@@ -159,7 +162,9 @@ impl Overlapping {
                     "halves of the threads ({vision} and {text}) encode and compute the prompt, as asked for"
                 )
             }
-            (_, None, _) if threads < 2 => "one thread cannot be halved".to_owned(),
+            (_, None, _) if threads == 1 => {
+                "encoding and prompt take turns: one thread cannot be halved".to_owned()
+            }
             (_, None, _) if threads < LEAST_THREADS => {
                 format!(
                     "encoding and prompt take turns: halves of {threads} threads were measured not to pay"

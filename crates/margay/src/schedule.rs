@@ -55,8 +55,8 @@ impl StageRun {
     }
 }
 
-/// When the stages of an answer ran. What was computed before the question (loading, pictures that were decoded when they
-/// were opened) and pictures that were not encoded again have no run.
+/// When the stages of an answer ran. What was done before the question (loading but for the vision side, pictures that were
+/// decoded when they were opened) and pictures that were not encoded again have no run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Schedule {
     /// Whether any ran at the same time as another.

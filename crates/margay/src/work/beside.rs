@@ -226,7 +226,7 @@ impl Work {
     }
 
     /// The tokens that are to be computed while the next tile is encoded, where any are.
-    pub(super) fn to_halve(&mut self, session: &mut Session) -> Result<Option<Range<usize>>, Error> {
+    pub(super) fn beside_next_tile(&mut self, session: &mut Session) -> Result<Option<Range<usize>>, Error> {
         if !self.is_early() || self.model.overlapping().choose() == Choice::Apart {
             return Ok(None);
         }
@@ -303,6 +303,13 @@ impl Work {
         let picture = sees.then(|| self.picture_count - self.pictures.len());
         let run = StageRun { picture, tokens, ..StageRun::new(stage, lane, (begin, end)) };
         self.beside.schedule.push(run);
+    }
+
+    /// The vision side was loaded just now.
+    pub(super) fn vision_loaded(&mut self, took: Duration) {
+        self.times.add(Stage::Load, took);
+        let end = self.clock.elapsed();
+        self.beside.schedule.push(StageRun::new(Stage::Load, Lane::Vision, (end.saturating_sub(took), end)));
     }
 
     /// When each stage ran, now that all have.

@@ -88,7 +88,7 @@ impl Work {
             // Packing the tower is loading, not encoding.
             let took = clock.elapsed();
             self.outside += took;
-            self.times.add(Stage::Load, took);
+            self.vision_loaded(took);
         }
         let clock = Stopwatch::start();
         let cut = match cut {
@@ -159,7 +159,7 @@ impl Work {
     ) -> Result<(), Error> {
         let model = self.model.clone();
         if at == 0
-            && let Some(ready) = self.to_halve(session)?
+            && let Some(ready) = self.beside_next_tile(session)?
         {
             return self.encode_beside(session, (tiles, tile), ready);
         }
