@@ -81,7 +81,19 @@ impl Work {
             self.stage_ran(Stage::Preprocess, lane, ran, steps);
             return Ok(());
         }
-        let looked = clock.elapsed();
+        let cut = match cut {
+            Some(cut) => cut,
+            None => Cut::new(&model, &image)?,
+        };
+        let ran = match lane {
+            Lane::Read => {
+                self.times.add(Stage::Preprocess, clock.elapsed());
+                ran
+            }
+            // Read, looked up and resized here, one behind the other.
+            _ => (ran.0, self.clock.elapsed()),
+        };
+        self.stage_ran(Stage::Preprocess, lane, ran, steps);
         let clock = Stopwatch::start();
         let vision = model.vision_backend();
         if model.engine()?.prepare_vision(model.source(), vision, &session.cancel)? {
@@ -90,24 +102,6 @@ impl Work {
             self.outside += took;
             self.vision_loaded(took);
         }
-        let clock = Stopwatch::start();
-        let cut = match cut {
-            Some(cut) => cut,
-            None => Cut::new(&model, &image)?,
-        };
-        let more = looked + clock.elapsed();
-        let ran = match lane {
-            Lane::Read => {
-                self.times.add(Stage::Preprocess, more);
-                ran
-            }
-            // Read, looked up and resized here, one behind the other.
-            _ => {
-                let end = self.clock.elapsed();
-                (end.saturating_sub(more + ran.1.saturating_sub(ran.0)), end)
-            }
-        };
-        self.stage_ran(Stage::Preprocess, lane, ran, steps);
         let Cut { tiles: left, text, whole } = cut;
         self.phase = Phase::Encode(Tiles {
             digest,
