@@ -133,6 +133,11 @@ pub(crate) fn open_images(paths: &[PathBuf]) -> anyhow::Result<Vec<Image>> {
     paths.iter().map(|path| Ok(Image::open(path)?)).collect()
 }
 
+/// Reads the headers of pictures, whose pixels are decoded while the answer is made.
+pub(crate) fn open_images_later(paths: &[PathBuf]) -> anyhow::Result<Vec<Image>> {
+    paths.iter().map(|path| Ok(Image::open_later(path)?)).collect()
+}
+
 /// A question from stdin.
 pub(crate) fn question_from_stdin() -> anyhow::Result<String> {
     let mut bytes = vec![];

@@ -7,6 +7,7 @@
 mod answering;
 mod commands;
 mod environment;
+mod gantt;
 mod hub;
 mod interrupt;
 mod judging;

@@ -7,7 +7,7 @@ use clap::{
 };
 use margay::{
     AskOptions, BACKENDS, Bounds, Budget, Eviction, ImageFolder, Keep, KvType, LoadOptions, Model,
-    ModelSource, PRUNINGS, PrefixFolder, Pruning, Purpose, REDUCTIONS, Reduction, Sampling,
+    ModelSource, Overlap, PRUNINGS, PrefixFolder, Pruning, Purpose, REDUCTIONS, Reduction, Sampling,
     rooms::{observe::Root, quant::FORMATS, tensor::DType},
 };
 use std::{
@@ -297,6 +297,8 @@ impl LoadArgs {
             dtype: self.dtype,
             vision_dtype: self.vision_type,
             packed: !self.no_packed,
+            // Most commands time stages, or answer many at once; those that do not take [`OverlapArgs`].
+            overlap: Overlap::Off,
             image_folder: self.image_folder.clone().map(|path| ImageFolder {
                 path,
                 most_bytes: self.image_folder_size.get().saturating_mul(1_000_000),
@@ -348,12 +350,6 @@ impl LoadArgs {
     /// Loads the model at `path`, or the one inside the program.
     pub(crate) fn load(&self, path: Option<&Path>) -> anyhow::Result<Model> {
         self.load_as(path, self.options())
-    }
-
-    /// Loads it for answers of that kind, with visual tokens of pictures kept.
-    pub(crate) fn load_for(&self, path: Option<&Path>, ask: &AskArgs) -> anyhow::Result<Model> {
-        let options = self.options_for(ask)?;
-        self.load_as(path, options)
     }
 
     /// What answers ask for.
@@ -413,6 +409,22 @@ fn no_mmproj(mmproj: Option<&Path>) -> anyhow::Result<()> {
         Some(_) => Err(crate::Usage("--mmproj needs the model it belongs to".to_owned()).into()),
         None => Ok(()),
     }
+}
+
+/// Which stages of an answer run at the same time.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct OverlapArgs {
+    /// Which stages run at the same time; answers are the same. auto: pictures are read beside what else is computed, halves of
+    /// four threads or more encode and compute the prompt where that was measured to pay; on: halves of any threads do
+    #[arg(long, value_name = "WHEN", default_value = Overlap::Auto.name(), value_parser = overlaps())]
+    pub overlap: Overlap,
+}
+
+fn overlaps() -> impl TypedValueParser<Value = Overlap> {
+    PossibleValuesParser::new(Overlap::ALL.map(Overlap::name)).map(|name| {
+        let named = Overlap::ALL.into_iter().find(|overlap| overlap.name() == name);
+        named.expect("invariant: the possible values are names of overlaps")
+    })
 }
 
 /// How tokens are chosen, and how many.

@@ -1,5 +1,6 @@
 //! What an answer took, for people.
 
+use crate::gantt;
 use margay::{
     Model, Report, Session, Stage, StageReport,
     rooms::observe::report::{bytes, table},
@@ -48,7 +49,9 @@ pub(crate) fn describe(report: &Report, model: &Model, used_tokens: usize, cache
     fact("peak memory", report.peak_rss_bytes.map_or_else(|| "unknown".to_owned(), bytes));
     fact("model", format!("{} ({})", model.config().name.escape_debug(), model.config().family));
     fact("kernels", model.backend().describe());
-    text
+    let how = if report.schedule.overlapped { "stages overlapped" } else { "one stage behind the other" };
+    fact("schedule", format!("{how}; {}", report.schedule.why));
+    text + &gantt::chart(&report.schedule)
 }
 
 /// As [`describe`], for a session that has just answered.

@@ -20,8 +20,13 @@ fn json_is_one_object_with_exactly_the_documented_keys() {
     let report = run(["run", &model, &image, "What is it?", "--json", "--max-tokens", "6"]).json();
     assert_eq!(
         keys(&report),
-        BTreeSet::from(["text", "tokens", "stop", "stages", "pictures", "peak_rss_bytes"])
+        BTreeSet::from(["text", "tokens", "stop", "stages", "schedule", "pictures", "peak_rss_bytes"])
     );
+    assert_eq!(keys(&report["schedule"]), BTreeSet::from(["overlapped", "why", "runs"]));
+    let run_keys = BTreeSet::from(["stage", "lane", "picture", "tokens", "begin_ms", "end_ms"]);
+    for run in report["schedule"]["runs"].as_array().unwrap() {
+        assert_eq!(keys(run), run_keys);
+    }
     let stages = [
         "load_ms",
         "preprocess_ms",
@@ -233,6 +238,29 @@ fn stats_go_to_stderr_and_name_every_stage_by_both_names() {
         assert!(table.contains(name), "{name}: {table}");
     }
     assert!(!table.contains('\x1b'), "no colours into a pipe");
+}
+
+#[test]
+fn stages_that_overlap_give_the_same_answer_and_are_shown_at_their_times() {
+    let (model, image) = tiny("smolvlm");
+    let asked = |way: &str| {
+        let pictures = ["--image", &image, "--image", &image, "--threads", "2", "--stats"];
+        let words = ["run", "--model", &model, "--prompt", "one", "--max-tokens", "4", "--overlap", way];
+        let ran = run(words.iter().chain(&pictures));
+        let told = ran.stderr.clone();
+        (ran.ok(), told)
+    };
+    let (serial, told) = asked("off");
+    assert!(told.contains("one stage behind the other") && told.contains("turned off"), "{told}");
+    for way in ["auto", "on"] {
+        let (answer, told) = asked(way);
+        assert_eq!(answer, serial, "{way}");
+        let chart: Vec<&str> = told.lines().filter(|line| line.contains("|") && line.contains('#')).collect();
+        assert!(chart.iter().any(|line| line.contains("encode")), "{told}");
+        assert!(told.contains("begin ms") && told.contains("schedule"), "{told}");
+    }
+    let often = run(["run", "--model", &model, "--prompt", "x", "--overlap", "often"]);
+    assert!(often.code == Some(2) && often.stderr.contains("auto"), "{}", often.stderr);
 }
 
 #[test]

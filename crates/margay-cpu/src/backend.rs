@@ -57,6 +57,7 @@ pub(crate) enum Encoder {
 /// Runs programs on the processor's cores.
 #[derive(Debug)]
 pub struct CpuBackend {
+    options: CpuOptions,
     pool: Arc<Pool>,
     decode_threads: usize,
     isa: Isa,
@@ -104,7 +105,7 @@ impl CpuBackend {
         let pool = Arc::new(Pool::new(options.threads.unwrap_or_else(available), options.cores));
         let decode_threads = options.decode_threads.unwrap_or(usize::MAX).min(pool.threads());
         let kv = KvPlan { text: options.kv, image: options.kv_image.unwrap_or(options.kv) };
-        Ok(CpuBackend { pool, decode_threads, isa, kv, encoder })
+        Ok(CpuBackend { options, pool, decode_threads, isa, kv, encoder })
     }
 
     /// What the float matrices of a stage of vision become. A projector's in 8 bits would add more to the divergence than
@@ -179,6 +180,19 @@ impl Backend for CpuBackend {
         let executable =
             CpuExecutable::compile(program, weights, limits, threads, kernels, self.kv, encoder)?;
         Ok(Box::new(executable))
+    }
+
+    fn beside(&self) -> Result<Option<Box<dyn Backend>>, BackendError> {
+        let options = CpuOptions { threads: Some(self.threads()), ..self.options };
+        Ok(Some(Box::new(CpuBackend::new(options)?)))
+    }
+
+    fn compute_threads(&self) -> Option<usize> {
+        Some(self.threads())
+    }
+
+    fn use_threads(&self, most: usize) {
+        self.pool.limit(most);
     }
 
     fn layout(&self) -> Option<Layout> {

@@ -115,6 +115,8 @@ pub struct Pool {
     /// Held by the caller whose job is open.
     submit: Mutex<Usual>,
     handles: Vec<JoinHandle<()>>,
+    /// Threads that work at most.
+    limit: AtomicUsize,
     cores: Option<CoreSet>,
 }
 
@@ -149,12 +151,17 @@ impl Pool {
                 std::thread::Builder::new().name(name).spawn(work).ok()
             })
             .collect();
-        Pool { shared, submit: Mutex::new(Usual::new()), handles, cores }
+        Pool { shared, submit: Mutex::new(Usual::new()), handles, limit: AtomicUsize::new(usize::MAX), cores }
     }
 
     /// Threads that work, the caller included.
     pub fn threads(&self) -> usize {
         self.handles.len() + 1
+    }
+
+    /// Has calls from now on take at most so many threads, so that another pool can have the other cores; 0 counts as 1.
+    pub fn limit(&self, threads: usize) {
+        self.limit.store(threads, Ordering::Relaxed);
     }
 
     /// Calls `body(worker, task)` once for each task in `0..tasks`, on any thread and in any order; `worker` is below
@@ -176,7 +183,7 @@ impl Pool {
             return Ok(());
         }
         confine(self.cores);
-        let team = team.min(self.threads());
+        let team = team.min(self.threads()).min(self.limit.load(Ordering::Relaxed));
         if tasks == 1 || team <= 1 || IN_TASK.get() {
             return serial(tasks, body);
         }
@@ -699,6 +706,26 @@ mod tests {
             assert_eq!(hits.iter().sum::<usize>(), 9 * 64);
             assert!(hits[..team].iter().all(|h| *h > 0), "{team}: {hits:?}");
             assert_eq!(hits[team..].iter().sum::<usize>(), 0, "{team}: {hits:?}");
+        }
+    }
+
+    #[test]
+    fn a_limited_pool_leaves_the_other_threads_out_until_the_limit_is_lifted() {
+        let pool = pushy(3);
+        for (limit, workers) in [(2, 2), (0, 1), (usize::MAX, 3)] {
+            pool.limit(limit);
+            let hits: [AtomicUsize; 3] = Default::default();
+            for round in 0..10 {
+                pool.run(48, &|worker, _| {
+                    std::thread::sleep(Duration::from_micros(200));
+                    // As above.
+                    hits[worker].fetch_add(usize::from(round > 0), Ordering::Relaxed);
+                })
+                .unwrap();
+            }
+            let hits = hits.map(AtomicUsize::into_inner);
+            assert_eq!(hits.iter().sum::<usize>(), 9 * 48);
+            assert_eq!(hits[workers..].iter().sum::<usize>(), 0, "{limit}: {hits:?}");
         }
     }
 

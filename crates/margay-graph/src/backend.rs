@@ -445,6 +445,21 @@ pub trait Backend: Send + Sync {
         weights: &dyn WeightSource,
         limits: &Bindings,
     ) -> Result<Box<dyn Executable>, BackendError>;
+    /// The same with threads of its own, so that its programs can run while this one's do; `None` where it has none.
+    ///
+    /// # Errors
+    /// As making it.
+    fn beside(&self) -> Result<Option<Box<dyn Backend>>, BackendError> {
+        Ok(None)
+    }
+    /// Threads that compute; `None` where it does not tell.
+    fn compute_threads(&self) -> Option<usize> {
+        None
+    }
+    /// Has its programs run on at most so many of its threads from their next op on, one at least. Results do not change.
+    fn use_threads(&self, most: usize) {
+        let _ = most;
+    }
     /// How it lays out what it packs; `None` where packed weights cannot be kept.
     fn layout(&self) -> Option<Layout> {
         None

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use margay_prompt::image::{
-    Alpha, Filter, Fit, ImageError, ImageLimits, ImageSpec, Picture, Tiling, decode, preprocess, resize,
+    Alpha, Filter, Fit, ImageError, ImageLimits, ImageSpec, Picture, Tiling, decode, preprocess, resize, size,
 };
 use margay_prompt::layout::Piece;
 use safetensors::SafeTensors;
@@ -38,6 +38,25 @@ fn floats(tensors: &SafeTensors<'_>, name: &str) -> Vec<f32> {
 fn largest_difference(a: &Picture, b: &Picture) -> u8 {
     assert_eq!((a.width(), a.height()), (b.width(), b.height()));
     a.rgb().iter().zip(b.rgb()).map(|(x, y)| x.abs_diff(*y)).max().unwrap()
+}
+
+#[test]
+fn the_header_tells_the_size_that_decoding_gives() {
+    let (limits, mut turned) = (ImageLimits::default(), 0);
+    for entry in std::fs::read_dir(golden("pictures")).unwrap() {
+        let path = entry.unwrap().path();
+        let bytes = std::fs::read(&path).unwrap();
+        match (decode(&bytes, &limits), size(&bytes, &limits)) {
+            (Ok(picture), told) => {
+                assert_eq!(told, Ok((picture.width(), picture.height())), "{}", path.display());
+                turned += usize::from(path.to_string_lossy().contains("exif"));
+            }
+            // What is damaged may be so behind its header.
+            (Err(e), Err(told)) => assert_eq!(told, e, "{}", path.display()),
+            (Err(_), Ok(_)) => {}
+        }
+    }
+    assert!(turned > 0, "no picture is turned by its EXIF");
 }
 
 #[test]

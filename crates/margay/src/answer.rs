@@ -53,8 +53,9 @@ pub struct Answer<'s> {
 }
 
 impl<'s> Answer<'s> {
-    pub(crate) fn new(session: &'s mut Session, work: Work) -> Self {
+    pub(crate) fn new(session: &'s mut Session, mut work: Work) -> Self {
         session.cancel.reset();
+        work.overlap();
         Answer { session, work }
     }
 

@@ -1,5 +1,6 @@
 //! The compiled programs of a model.
 
+mod lanes;
 mod pruned;
 
 use crate::{
@@ -18,6 +19,7 @@ use margay_model::{Extra, Feed, ModelConfig, ModelPrograms, VisionConfig};
 use margay_prompt::image::Stitch;
 use margay_tensor::{Storage, Tensor};
 
+pub(crate) use lanes::TextLane;
 pub(crate) use pruned::TailCall;
 
 /// Compiled programs; the vision side only once a picture asks for it.
@@ -254,23 +256,7 @@ impl Engine {
         state: &mut dyn State,
         cancel: &Cancel,
     ) -> Result<&[f32], Error> {
-        positions(self.text.program(), call.position, call.ids.len(), call.places, &mut self.positions);
-        self.rows.clear();
-        self.rows.extend((call.ids.len() - outputs..call.ids.len()).map(|row| row as i32));
-        let bindings = Bindings::new()
-            .with(Sym::Tokens, call.ids.len())
-            .with(Sym::Outputs, outputs)
-            .with(Sym::Visual, call.visual.len() / call.width)
-            .with(Sym::Prefix, call.prefix);
-        let all = [
-            InputData::I32(call.ids),
-            InputData::I32(&self.positions),
-            InputData::I32(&self.rows),
-            InputData::F32(call.visual),
-        ];
-        // A text model has no `visual` input.
-        let inputs = &all[..self.text.program().inputs().len()];
-        self.text.run(&bindings, inputs, Some(state), cancel)?;
+        self.text_lane().run(call, outputs, state, cancel)?;
         Ok(self.logits())
     }
 

@@ -99,6 +99,11 @@ impl ImageCache {
         Ok(())
     }
 
+    /// Whether a picture's visual tokens are in memory.
+    pub(crate) fn holds(&self, picture: &ImageDigest) -> bool {
+        self.entries.contains_key(picture)
+    }
+
     /// What a person should know.
     pub(crate) fn note(&self) -> Option<&str> {
         self.note.as_deref()

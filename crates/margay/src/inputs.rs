@@ -67,7 +67,7 @@ impl ModelSource {
         for image in images {
             let vision = self.config.vision.as_ref();
             let vision = vision.ok_or_else(|| Error::NoVision { model: self.config.name.clone() })?;
-            let cut = preprocess(&image.picture, &vision.image)
+            let cut = preprocess(image.picture()?, &vision.image)
                 .map_err(|source| Error::Image { place: image.name.clone(), source })?;
             tiles.extend(cut);
         }

@@ -9,6 +9,7 @@ use crate::{
     governed::Governed,
     image_cache::ImageCache,
     image_files::ImageFiles,
+    overlap::Overlapping,
     prefix_files::PrefixFiles,
     prefixes::Prefixes,
     reduce::repeats::first_of_each,
@@ -22,7 +23,7 @@ use margay_prompt::{
     layout::PictureLayout,
     text::{Forms, Tokenizer},
 };
-use margay_tensor::Storage;
+use margay_tensor::{DType, Storage};
 use std::{
     borrow::Cow,
     path::Path,
@@ -56,6 +57,9 @@ struct Inner {
     source: ModelSource,
     backend: Box<dyn Backend>,
     engine: Mutex<Engine>,
+    overlap: Overlapping,
+    /// Whether visual tokens are kept as they were computed.
+    rows_are_exact: bool,
     images: Mutex<ImageCache>,
     prefixes: Option<Prefixes>,
     payoff: Mutex<Payoff>,
@@ -175,6 +179,7 @@ impl Model {
         if let Some(pruning) = &options.pruning {
             pruning.check(&source.config, backend.as_ref(), options)?;
         }
+        let overlap = Overlapping::new(options, &source.config, backend.as_ref())?;
         let engine = Engine::new(&source, backend.as_ref(), options, context)?;
         let drafter = match &options.draft_model {
             Some(path) => Some(Drafter::load(path, &source, backend.as_ref(), options, context)?),
@@ -242,6 +247,8 @@ impl Model {
             source,
             backend,
             engine,
+            overlap,
+            rows_are_exact: options.image_cache_type == DType::F32,
             images,
             prefixes,
             payoff,
@@ -348,10 +355,10 @@ impl Model {
             return Ok(Cow::Owned(spec.with_share(image.share())));
         }
         let auto = self.inner.reduction.as_ref().is_some_and(|reduction| reduction.keep == Keep::Auto);
-        if !auto || !spec.has_sizes() || image.has_dense_text() {
+        if !auto || !spec.has_sizes() || image.has_dense_text()? {
             return Ok(Cow::Borrowed(spec));
         }
-        let smaller = spec.with_detail(image.width(), image.height(), image.halvings());
+        let smaller = spec.with_detail(image.width(), image.height(), image.halvings()?);
         Ok(if smaller == *spec { Cow::Borrowed(spec) } else { Cow::Owned(smaller) })
     }
 
@@ -528,6 +535,15 @@ impl Model {
     /// The model that guesses tokens ahead, where there is one.
     pub fn draft_model(&self) -> Option<&DraftModel> {
         self.drafter().map(Drafter::told)
+    }
+
+    pub(crate) fn overlapping(&self) -> &Overlapping {
+        &self.inner.overlap
+    }
+
+    /// Whether visual tokens stay as they were computed once their picture is whole: kept in few bits they are rounded then.
+    pub(crate) fn rows_are_exact(&self) -> bool {
+        self.inner.rows_are_exact
     }
 
     pub(crate) fn drafter(&self) -> Option<&Drafter> {

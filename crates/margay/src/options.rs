@@ -26,6 +26,34 @@ pub struct PrefixFolder {
     pub most_bytes: u64,
 }
 
+/// Which stages of an answer run at the same time. The answer is the same, to the bit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Overlap {
+    /// Pictures are read and resized by threads beside the others, and what stands in front of one is computed meanwhile. Halves
+    /// of the threads encode and compute the prompt at the same time where that was measured to be faster, on four threads or
+    /// more.
+    #[default]
+    Auto,
+    /// Halves of the threads do, whether that is faster or not.
+    On,
+    /// One stage behind the other.
+    Off,
+}
+
+impl Overlap {
+    /// All of them.
+    pub const ALL: [Overlap; 3] = [Overlap::Auto, Overlap::On, Overlap::Off];
+
+    /// Its name: `auto`, `on`, `off`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Overlap::Auto => "auto",
+            Overlap::On => "on",
+            Overlap::Off => "off",
+        }
+    }
+}
+
 /// How to load a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoadOptions {
@@ -97,6 +125,8 @@ pub struct LoadOptions {
     pub draft_model: Option<PathBuf>,
     /// Answers may be asked to be embeddings ([`AskOptions::embed`]).
     pub embeddings: bool,
+    /// Which stages of an answer run at the same time; those of [`crate::Scheduler`] do not.
+    pub overlap: Overlap,
     /// Use the packed files that lie beside the model, where they fit it.
     pub packed: bool,
 }
@@ -132,6 +162,7 @@ impl Default for LoadOptions {
             changed_patches: false,
             draft_model: None,
             embeddings: false,
+            overlap: Overlap::default(),
             packed: true,
         }
     }

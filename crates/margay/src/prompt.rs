@@ -26,14 +26,18 @@ impl Prompt {
         let prompt = Self::of_any_length(model, turns)?;
         check_room(model, &prompt.sequence)?;
         // Here, where no other caller waits for it.
-        prompt.pictures.iter().for_each(|(image, _)| _ = image.digest());
+        prompt.pictures.iter().try_for_each(|(image, _)| image.digest().map(|_| ()))?;
         Ok(prompt)
     }
 
     /// What tells it from other prompts.
-    pub(crate) fn outline(&self) -> Outline {
-        let rows = |(image, layout): &(Image, PictureLayout)| (image.digest(), layout.visual_tokens());
-        Outline { ids: self.sequence.ids.clone(), pictures: self.pictures.iter().map(rows).collect() }
+    ///
+    /// # Errors
+    /// [`Error::Image`] of a picture that cannot be decoded.
+    pub(crate) fn outline(&self) -> Result<Outline, Error> {
+        let rows = |(image, layout): &(Image, PictureLayout)| Ok((image.digest()?, layout.visual_tokens()));
+        let pictures = self.pictures.iter().map(rows).collect::<Result<_, Error>>()?;
+        Ok(Outline { ids: self.sequence.ids.clone(), pictures })
     }
 
     /// As [`Prompt::of_turns`], whether the context has room or not.

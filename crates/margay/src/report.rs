@@ -1,6 +1,6 @@
 //! What an answer took.
 
-use crate::Reason;
+use crate::{Reason, Schedule};
 use margay_observe::{Stage, StageTimes};
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +31,8 @@ pub struct Report {
     pub stop: Stop,
     /// What each stage took.
     pub stages: StageReport,
+    /// When each of them ran, and beside which.
+    pub schedule: Schedule,
     /// What the prompt came to, where that was asked for: the numbers that the decoder's head reads behind its last token, as
     /// many as the decoder is wide, of length 1.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -137,7 +137,7 @@ impl Scheduler {
         let prompt = Prompt::of_turns(&self.shared.model, &job.turns)?;
         self.shared.model.check(&job.options)?;
         let cancel = Cancel::new();
-        let outline = Arc::new(prompt.outline());
+        let outline = Arc::new(prompt.outline()?);
         let passed_over = false;
         let waiting =
             Waiting { prompt, outline, passed_over, options: job.options, cancel: cancel.clone(), tell };

@@ -276,12 +276,12 @@ impl Session {
         self.digests
             .iter()
             .zip(&prompt.pictures)
-            .take_while(|(held, (image, _))| **held == image.digest())
+            .take_while(|(held, (image, _))| image.digest().is_ok_and(|digest| digest == **held))
             .count()
     }
 
     /// Visual rows of the first so many pictures.
-    fn rows_of(&self, pictures: usize) -> usize {
+    pub(crate) fn rows_of(&self, pictures: usize) -> usize {
         self.images[..pictures].iter().map(PictureLayout::visual_tokens).sum()
     }
 

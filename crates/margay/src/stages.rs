@@ -35,7 +35,7 @@ impl Stages {
     /// [`Error::NoVision`], [`Error::Backend`].
     pub fn prepare_vision(&self) -> Result<(), Error> {
         let source = self.model.source();
-        self.model.engine()?.prepare_vision(source, self.model.backend(), &self.cancel)?;
+        self.model.engine()?.prepare_vision(source, self.model.vision_backend(), &self.cancel)?;
         Ok(())
     }
 
@@ -47,7 +47,7 @@ impl Stages {
         self.prepare_vision()?;
         let config = self.model.config();
         let vision = config.vision.as_ref().ok_or_else(|| Error::NoVision { model: config.name.clone() })?;
-        let mut tiles = preprocess(&image.picture, &vision.image)
+        let mut tiles = preprocess(image.picture()?, &vision.image)
             .map_err(|source| Error::Image { place: image.name.clone(), source })?;
         let mut engine = self.model.engine()?;
         let mut took = Duration::ZERO;

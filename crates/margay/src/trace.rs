@@ -249,7 +249,7 @@ impl<'s> Tracer<'s> {
         let (mut pixels, mut features, mut tiles): (Vec<f32>, Vec<f32>, _) = (vec![], vec![], 0usize);
         for image in images {
             let (layout, first) = (source.picture_layout(image)?, features.len());
-            let mut cut = preprocess(&image.picture, &vision.image)
+            let mut cut = preprocess(image.picture()?, &vision.image)
                 .map_err(|source| Error::Image { place: image.name.clone(), source })?;
             while let Some(tile) = cut.next() {
                 let tile = vision.tower.feed(&tile);

@@ -1,30 +1,31 @@
 //! Making an answer, step by step.
 
+mod beside;
 mod guesses;
+mod pictures;
 mod pruned;
 
 use crate::{
-    AskOptions, Error, Event, Eviction, Image, Keep, Model, PictureReport, Reason, Reduction, Report,
-    Session, StageReport, Stop, Token,
+    AskOptions, Error, Event, Eviction, Image, Lane, Model, PictureReport, Report, Session, StageReport,
+    Stop, Token,
     batches::{batch_end, prompt_batches},
     draft::Lookup,
     embed::of_length_1,
     engine::{Engine, TextCall, prefix_of},
     governed::{Doing, Governed},
-    image::ImageDigest,
-    image_cache::Seen,
-    reduce::attention::Attention,
     sample::{Sampler, logprobs},
 };
+use beside::Beside;
 use margay_graph::BackendError;
 use margay_observe::{Root, Stage, StageTimes, Stopwatch, process};
 use margay_prompt::{
-    image::{ImageTiles, Pixels, preprocess},
+    image::Pixels,
     layout::{PictureLayout, Sequence},
     text::{Message, Part, StopMatcher, StreamDecoder, Tokenizer},
 };
+use pictures::Tiles;
 use pruned::Pruned;
-use std::{borrow::Cow, collections::VecDeque, ops::Range, sync::Arc, time::Duration};
+use std::{collections::VecDeque, ops::Range, sync::Arc, time::Duration};
 
 /// An answer under way: everything about it but its conversation, which each step is lent.
 pub(crate) struct Work {
@@ -74,6 +75,7 @@ pub(crate) struct Work {
     /// What the prompt came to, where that was asked for.
     embedding: Option<Vec<f32>>,
     pending: VecDeque<Event>,
+    beside: Beside,
     told: bool,
 }
 
@@ -105,27 +107,6 @@ pub(crate) struct NextToken {
     /// See [`TextCall::position`].
     pub position: usize,
     pub place: [i32; 3],
-}
-
-/// What is left of a picture.
-struct Tiles {
-    digest: ImageDigest,
-    /// Visual numbers of the pictures before it.
-    start: usize,
-    left: ImageTiles,
-    layout: PictureLayout,
-    /// Those that are still to be projected. [P, C]
-    features: Vec<f32>,
-    /// Those of the last tile's patches that are encoded, where not all are.
-    patches: Option<Vec<usize>>,
-    /// What the last tile was looked at, where that says what is left out.
-    attention: Option<Attention>,
-    /// Whether the picture holds dense text, where that is asked.
-    text: bool,
-    /// Whether the governor asked for fewer tokens of it.
-    governed: bool,
-    /// What it became so far.
-    seen: Seen,
 }
 
 impl Work {
@@ -160,6 +141,7 @@ impl Work {
             chosen: None,
             embedding: None,
             pending: VecDeque::new(),
+            beside: Beside::default(),
             told: false,
             picture_count: pictures.len(),
             seen: vec![],
@@ -301,7 +283,7 @@ impl Work {
 
     fn phase_step(&mut self, session: &mut Session, pace: &mut Pace<'_>) -> Result<(), Error> {
         match std::mem::replace(&mut self.phase, Phase::Over) {
-            Phase::Preprocess => self.preprocess(session),
+            Phase::Preprocess => self.next_picture(session),
             Phase::Encode(tiles) => self.next_tile(session, tiles, pace),
             Phase::Encoding(tiles, tile, took, at) => self.encode(session, (tiles, tile), (took, at), pace),
             Phase::Project(tiles, tile) => self.project(session, tiles, &tile),
@@ -310,176 +292,6 @@ impl Work {
             Phase::Ended(stop) => self.finish(session, stop),
             Phase::Over => Ok(()),
         }
-    }
-
-    fn preprocess(&mut self, session: &mut Session) -> Result<(), Error> {
-        let Some((image, layout)) = self.pictures.pop_front() else {
-            return self.begin_prefill(session);
-        };
-        let model = self.model.clone();
-        let source = model.source();
-        // Decoding happened when the picture was opened; it counts here.
-        self.times.add(Stage::Preprocess, image.decode);
-        self.decoding += image.decode;
-        let clock = Stopwatch::start();
-        let (digest, start) = (image.digest(), session.visual.len());
-        // Those that were kept were seen whole.
-        let kept = match image.is_whole() {
-            true => session.known_picture(&digest)?,
-            false => None,
-        };
-        if let Some(seen) = kept {
-            self.stages.reused_pictures += 1;
-            self.tiles_done += layout.tiles();
-            self.projections_done += layout.projections();
-            session.images.push(layout.with_counts(&seen.counts));
-            session.digests.push(digest);
-            session.note_picture(digest, Some(&seen));
-            self.seen.push(seen.report);
-            let done = self.picture_count - self.pictures.len();
-            self.stage_ended(Stage::Preprocess, clock.elapsed(), done, self.picture_count);
-            self.phase = Phase::Preprocess;
-            return Ok(());
-        }
-        let looked = clock.elapsed();
-        let clock = Stopwatch::start();
-        if model.engine()?.prepare_vision(source, model.backend(), &session.cancel)? {
-            // Packing the tower is loading, not encoding.
-            let took = clock.elapsed();
-            self.outside += took;
-            self.times.add(Stage::Load, took);
-        }
-        let clock = Stopwatch::start();
-        let spec = model.image_spec(&image)?;
-        let left = preprocess(&image.picture, &spec)
-            .map_err(|source| Error::Image { place: image.name.clone(), source })?;
-        let done = self.picture_count - self.pictures.len();
-        self.stage_ended(Stage::Preprocess, looked + clock.elapsed(), done, self.picture_count);
-        let guarded = model.reduction().is_some_and(|reduction| reduction.keep == Keep::Auto);
-        let text = guarded && image.has_dense_text();
-        let (mut seen, features) = (Seen::default(), vec![]);
-        if let Cow::Owned(_) = spec {
-            // What its tiles would have been.
-            seen.whole = source.picture_layout(&image)?.visual_tokens();
-        }
-        self.phase = Phase::Encode(Tiles {
-            digest,
-            start,
-            left,
-            layout,
-            features,
-            patches: None,
-            attention: None,
-            text,
-            governed: !image.is_whole(),
-            seen,
-        });
-        Ok(())
-    }
-
-    /// The next tile of the picture; one at a time is there as floats.
-    fn next_tile(
-        &mut self,
-        session: &mut Session,
-        mut tiles: Tiles,
-        pace: &mut Pace<'_>,
-    ) -> Result<(), Error> {
-        let clock = Stopwatch::start();
-        let Some(tile) = tiles.left.next() else {
-            let Tiles { digest, start, layout, seen, .. } = &tiles;
-            // What a hot device left of it is not what it is later.
-            if !tiles.governed {
-                self.model.images()?.keep(*digest, &mut session.visual[*start..], seen)?;
-            }
-            session.images.push(layout.with_counts(&seen.counts));
-            session.note_picture(*digest, (!tiles.governed).then_some(seen));
-            self.seen.push(seen.report);
-            session.digests.push(tiles.digest);
-            self.phase = Phase::Preprocess;
-            return Ok(());
-        };
-        tiles.patches = self.model.distinct_patches(&tile)?;
-        self.times.add(Stage::Preprocess, clock.elapsed());
-        self.encode(session, (tiles, tile), (Duration::ZERO, 0), pace)
-    }
-
-    fn encode(
-        &mut self,
-        session: &mut Session,
-        (mut tiles, tile): (Tiles, Pixels),
-        (took, at): (Duration, usize),
-        pace: &mut Pace<'_>,
-    ) -> Result<(), Error> {
-        let model = self.model.clone();
-        let clock = Stopwatch::start();
-        let feed = model.feed(&tile, tiles.patches.as_deref())?;
-        let mut engine = model.engine()?;
-        let next = engine.encode(&feed, at, pace.pause, &session.cancel)?;
-        let took = took + clock.elapsed();
-        if let Some(at) = next {
-            drop(feed);
-            self.phase = Phase::Encoding(tiles, tile, took, at);
-            return Ok(());
-        }
-        tiles.features.extend_from_slice(engine.encoded());
-        tiles.attention = engine.attention();
-        drop((feed, engine));
-        self.tiles_done += 1;
-        self.stage_ended(Stage::Encode, took, self.tiles_done, self.tile_count);
-        // What is stitched is projected once it is whole.
-        let whole = tiles.layout.stitch().is_none() || tiles.left.len() == 0;
-        self.phase = if whole { Phase::Project(tiles, tile) } else { Phase::Encode(tiles) };
-        Ok(())
-    }
-
-    fn project(&mut self, session: &mut Session, mut tiles: Tiles, tile: &Pixels) -> Result<(), Error> {
-        let model = self.model.clone();
-        let clock = Stopwatch::start();
-        let mut engine = model.engine()?;
-        let stitch = tiles.layout.stitch();
-        let visual = engine.project(
-            &model.feed(tile, tiles.patches.as_deref())?,
-            &tiles.features,
-            stitch,
-            &session.cancel,
-        )?;
-        let (width, attention) = (model.config().text.width, tiles.attention.take());
-        let seen = visual.len() / width;
-        // Where some of its patches are not encoded, each of them is a token.
-        let of = tiles.patches.as_ref().map_or(seen, |_| model.vision().map_or(seen, |v| v.tile_tokens()));
-        let start = session.visual.len();
-        let asked = model.reduction();
-        let share = model.governed().map_or(1.0, |governed| governed.settings().visual_tokens);
-        let governed = (share < 1.0).then(|| Reduction::under_a_governor(asked, share));
-        tiles.governed |= governed.is_some();
-        let reduction = governed.as_ref().or(asked).filter(|_| Reduction::leaves_rows_out(model.config()));
-        let why = match reduction {
-            Some(reduction) => {
-                let rows = visual.to_vec();
-                drop(engine);
-                let (rows, why) = reduction.apply(&rows, width, attention.as_ref(), tiles.text)?;
-                session.visual.extend(rows);
-                Some(if governed.is_some() { Reason::Device } else { why })
-            }
-            None => {
-                session.visual.extend_from_slice(visual);
-                drop(engine);
-                (seen < of).then_some(Reason::Repeats).or(tiles.text.then_some(Reason::Text))
-            }
-        };
-        let tokens = (session.visual.len() - start) / width;
-        tiles.seen.counts.push(tokens);
-        let report = &mut tiles.seen.report;
-        *report = PictureReport { tokens: report.tokens + tokens, of: report.of + of, why };
-        if tiles.left.len() == 0 && tiles.seen.whole > report.of {
-            let why = if tiles.governed { Reason::Device } else { Reason::Resolution };
-            *report = PictureReport { of: tiles.seen.whole, why: Some(why), ..*report };
-        }
-        tiles.features.clear();
-        self.projections_done += 1;
-        self.stage_ended(Stage::Project, clock.elapsed(), self.projections_done, self.projection_count);
-        self.phase = Phase::Encode(tiles);
-        Ok(())
     }
 
     /// Keeps the part of the cache that this prompt shares with what was computed before.
@@ -507,7 +319,6 @@ impl Work {
         if let Some(eviction) = self.model.eviction() {
             session.state.observe(eviction.observe())?;
         }
-        self.phase = Phase::Prefill;
         Ok(())
     }
 
@@ -553,7 +364,9 @@ impl Work {
         drop(engine);
         session.held.extend_from_slice(&self.sequence.ids[from..to]);
         self.stages.prefill_tokens += to - from;
-        self.prefilled(session, token, clock.elapsed(), self.batches_left(to, batch))
+        let took = clock.elapsed();
+        model.overlapping().learn_prefill(to - from, took);
+        self.prefilled(session, token, took, self.batches_left(to, batch))
     }
 
     /// Where the batch of the prompt that begins at `from` ends. Tokens that see one another are computed together, whatever
@@ -737,6 +550,7 @@ impl Work {
             tokens: self.tokens.clone(),
             stop,
             stages: self.stages,
+            schedule: self.schedule(),
             embedding: self.embedding.take(),
             pictures: std::mem::take(&mut self.seen),
             peak_rss_bytes: process::peak_rss_bytes(&Root::system()),
@@ -768,7 +582,11 @@ impl Work {
     }
 
     fn stage_ended(&mut self, stage: Stage, took: Duration, done: usize, of: usize) {
-        self.times.add(stage, took);
-        self.pending.push_back(Event::Stage { stage, took, done, of });
+        let end = self.clock.elapsed();
+        let lane = match stage {
+            Stage::Prefill | Stage::Decode => Lane::Text,
+            _ => Lane::Vision,
+        };
+        self.stage_ran(stage, lane, (end.saturating_sub(took), end), (done, of));
     }
 }

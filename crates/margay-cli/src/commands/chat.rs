@@ -5,11 +5,11 @@ use crate::{
     answering::{Asked, MAX_QUESTION_BYTES, Question, answer, open_images},
     environment,
     interrupt::{Interrupt, Late},
-    model::{AskArgs, LoadArgs},
+    model::{AskArgs, LoadArgs, OverlapArgs},
     output, stats,
 };
 use clap::Args;
-use margay::{Image, Model, Report, Session, Stop, rooms::observe::report::bytes};
+use margay::{Image, LoadOptions, Model, Report, Session, Stop, rooms::observe::report::bytes};
 use rustyline::{DefaultEditor, error::ReadlineError};
 use std::{
     io::{BufRead, Read},
@@ -59,6 +59,8 @@ pub(crate) struct Chat {
     #[command(flatten)]
     ask: AskArgs,
     #[command(flatten)]
+    overlap: OverlapArgs,
+    #[command(flatten)]
     load: LoadArgs,
 }
 
@@ -91,13 +93,20 @@ struct Talk<'i> {
 
 impl Chat {
     /// A chat that begins without a picture.
-    pub(crate) fn new(model: Option<PathBuf>, system: Option<String>, ask: AskArgs, load: LoadArgs) -> Self {
-        Chat { model, images: vec![], system, ask, load }
+    pub(crate) fn new(
+        model: Option<PathBuf>,
+        system: Option<String>,
+        ask: AskArgs,
+        overlap: OverlapArgs,
+        load: LoadArgs,
+    ) -> Self {
+        Chat { model, images: vec![], system, ask, overlap, load }
     }
 
     pub(crate) fn run(self, interrupt: &Interrupt) -> anyhow::Result<Outcome> {
         let images = open_images(&self.images)?;
-        let model = self.load.load_for(self.model.as_deref(), &self.ask)?;
+        let options = LoadOptions { overlap: self.overlap.overlap, ..self.load.options_for(&self.ask)? };
+        let model = self.load.load_as(self.model.as_deref(), options)?;
         let session = model.session()?;
         let options = self.ask.options();
         let mut talk = Talk { model, session, system: self.system, images, last: None, interrupt, options };

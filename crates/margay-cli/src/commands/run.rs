@@ -2,18 +2,18 @@
 
 use crate::{
     Outcome, Usage,
-    answering::{Asked, Question, answer, only, open_images, question_from_stdin},
+    answering::{Asked, Question, answer, only, open_images, open_images_later, question_from_stdin},
     commands::chat::Chat,
     environment,
     interrupt::{Interrupt, Late},
     messages,
-    model::{AskArgs, LoadArgs},
+    model::{AskArgs, LoadArgs, OverlapArgs},
     output, stats,
     watching::VideoArgs,
     words::Words,
 };
 use clap::Args;
-use margay::{LoadOptions, Model, Report, Session, Stop};
+use margay::{LoadOptions, Model, Overlap, Report, Session, Stop};
 use std::path::{Path, PathBuf};
 
 /// What is asked of a picture that comes without a question.
@@ -45,7 +45,9 @@ JSON:
   encoded, patches, of_patches, held, tokens, bytes), and stages:
   load_ms, preprocess_ms, encode_ms, project_ms, prefill_ms, prefill_tokens, reused_tokens,
   reused_pictures, visual_tokens, pruned_tokens, decode_ms, decode_tokens, drafted_tokens, accepted_tokens,
-  model_drafted_tokens, model_accepted_tokens, draft_ms, ttft_ms. What is unknown is null.";
+  model_drafted_tokens, model_accepted_tokens, draft_ms, ttft_ms. What is unknown is null.
+  schedule: overlapped, why, and runs of stages (stage, lane: read, vision, text; picture, tokens, begin_ms, end_ms).
+  Stages that ran at the same time are each told whole, so that their times add up to more than the answer took.";
 
 /// Ask a question, with or without a picture
 #[derive(Debug, Args)]
@@ -80,6 +82,8 @@ pub(crate) struct Run {
     #[command(flatten)]
     ask: AskArgs,
     #[command(flatten)]
+    overlap: OverlapArgs,
+    #[command(flatten)]
     load: LoadArgs,
 }
 
@@ -113,7 +117,7 @@ impl Run {
             if !environment::stdout_is_terminal() || self.json {
                 return Err(Usage("nothing to ask: give a picture or a question".to_owned()).into());
             }
-            let chat = Chat::new(model_path, self.system, self.ask, self.load);
+            let chat = Chat::new(model_path, self.system, self.ask, self.overlap, self.load);
             return chat.run(interrupt);
         }
         let question = match question {
@@ -127,7 +131,10 @@ impl Run {
             question => question,
         };
         // A picture that cannot be read is said before a large model is loaded.
-        let images = open_images(&pictures)?;
+        let images = match self.overlap.overlap {
+            Overlap::Off => open_images(&pictures)?,
+            _ => open_images_later(&pictures)?,
+        };
         self.ask(model_path, &Asked::Words(&images, question), interrupt)
     }
 
@@ -167,7 +174,8 @@ impl Run {
 
     fn session(&self, model: Option<&Path>) -> anyhow::Result<(Model, Session)> {
         let options = self.load.options_for(&self.ask)?;
-        let options = LoadOptions { changed_patches: self.video.changed_patches, ..options };
+        let (changed_patches, overlap) = (self.video.changed_patches, self.overlap.overlap);
+        let options = LoadOptions { changed_patches, overlap, ..options };
         let model = self.load.load_as(model, options)?;
         let mut session = model.session()?;
         if let Some(system) = &self.system {

@@ -47,30 +47,62 @@ impl Default for ImageLimits {
 /// assert!(error.to_string().contains("looks like text"));
 /// ```
 pub fn decode(bytes: &[u8], limits: &ImageLimits) -> Result<Picture, ImageError> {
-    if bytes.is_empty() {
-        return Err(ImageError::Empty { formats: READABLE_FORMATS });
-    }
-    if bytes.len() as u64 > limits.max_file_bytes {
-        return Err(ImageError::FileTooLarge { bytes: bytes.len() as u64, limit: limits.max_file_bytes });
-    }
-    let (format, name) = readable_format(bytes)?;
-    let failed = |error: ::image::ImageError| translate(error, name);
-
-    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
-    let mut decoder_limits = Limits::default();
-    decoder_limits.max_alloc = Some(limits.max_alloc_bytes);
-    reader.limits(decoder_limits);
-    let mut decoder = reader.into_decoder().map_err(failed)?;
-    let (width, height) = decoder.dimensions();
-    check_header(width, height, decoder.total_bytes(), limits)?;
-
-    if format == ImageFormat::Jpeg {
-        check_jpeg_is_whole(bytes)?;
-    }
-    let orientation = orientation(&mut decoder);
-    let mut decoded = DynamicImage::from_decoder(decoder).map_err(failed)?;
+    let mut header = Header::read(bytes, limits)?;
+    let orientation = orientation(&mut header.decoder);
+    let name = header.name;
+    let mut decoded = DynamicImage::from_decoder(header.decoder).map_err(|error| translate(error, name))?;
     decoded.apply_orientation(orientation);
     to_picture(&decoded)
+}
+
+/// Width and height, pixels, that [`decode`] will give, from the header alone.
+///
+/// # Errors
+/// Those of [`decode`] that are told before any pixel is decoded, and a JPEG that is cut short; a file that is damaged
+/// further on is told by [`decode`].
+pub fn size(bytes: &[u8], limits: &ImageLimits) -> Result<(u32, u32), ImageError> {
+    let mut header = Header::read(bytes, limits)?;
+    let (width, height) = header.decoder.dimensions();
+    Ok(match orientation(&mut header.decoder) {
+        Orientation::Rotate90
+        | Orientation::Rotate270
+        | Orientation::Rotate90FlipH
+        | Orientation::Rotate270FlipH => (height, width),
+        Orientation::NoTransforms
+        | Orientation::Rotate180
+        | Orientation::FlipHorizontal
+        | Orientation::FlipVertical => (width, height),
+    })
+}
+
+/// A picture whose header is read and within bounds.
+struct Header<'b> {
+    decoder: Box<dyn ImageDecoder + 'b>,
+    /// Of its format, for messages.
+    name: &'static str,
+}
+
+impl<'b> Header<'b> {
+    fn read(bytes: &'b [u8], limits: &ImageLimits) -> Result<Self, ImageError> {
+        if bytes.is_empty() {
+            return Err(ImageError::Empty { formats: READABLE_FORMATS });
+        }
+        if bytes.len() as u64 > limits.max_file_bytes {
+            return Err(ImageError::FileTooLarge { bytes: bytes.len() as u64, limit: limits.max_file_bytes });
+        }
+        let (format, name) = readable_format(bytes)?;
+        let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+        let mut decoder_limits = Limits::default();
+        decoder_limits.max_alloc = Some(limits.max_alloc_bytes);
+        reader.limits(decoder_limits);
+        let decoder = reader.into_decoder().map_err(|error| translate(error, name))?;
+        let (width, height) = decoder.dimensions();
+        check_header(width, height, decoder.total_bytes(), limits)?;
+        if format == ImageFormat::Jpeg {
+            check_jpeg_is_whole(bytes)?;
+        }
+        Ok(Header { decoder: Box::new(decoder), name })
+    }
 }
 
 /// The format by content, and its name for messages.

@@ -13,7 +13,7 @@ mod stitch;
 mod text_density;
 mod tiles;
 
-pub use decode::{ImageLimits, READABLE_FORMATS, decode};
+pub use decode::{ImageLimits, READABLE_FORMATS, decode, size};
 pub use detail::halvings;
 pub use difference::changed_blocks;
 pub use error::ImageError;

@@ -151,7 +151,10 @@ impl Clip {
             }
         }
         let clock = Stopwatch::start();
-        let change = self.last.as_ref().map_or(1.0, |last| changed_blocks(&last.picture, &frame.picture));
+        let change = match &self.last {
+            Some(last) => changed_blocks(last.picture()?, frame.picture()?),
+            None => 1.0,
+        };
         if self.last.is_some() && change < self.options.least_change {
             self.report.still += 1;
             return Ok(Looked::Still);
@@ -162,7 +165,7 @@ impl Clip {
         }
         self.report.encoded += 1;
         self.last = Some(frame.clone());
-        let digest = self.digest(frame, &rows);
+        let digest = self.digest(frame, &rows)?;
         let rows = self.coder.encode(&rows)?;
         self.held.push_back(Held { digest, layout, rows });
         while self.held.len() > self.options.most_frames {
@@ -172,18 +175,18 @@ impl Clip {
     }
 
     /// What tells a frame that was pooled, and kept in few bits, from the same picture as it is.
-    fn digest(&self, frame: &Image, rows: &[f32]) -> ImageDigest {
+    fn digest(&self, frame: &Image, rows: &[f32]) -> Result<ImageDigest, Error> {
         let mut hash = Context::new(&SHA256);
         hash.update(b"a frame of a moving picture");
         hash.update(&(self.options.pool as u64).to_le_bytes());
-        hash.update(&frame.digest());
+        hash.update(&frame.digest()?);
         if self.model.encodes_changes() {
             // What it became depends on the frames before it.
             rows.iter().for_each(|x| hash.update(&x.to_le_bytes()));
         }
-        let mut digest = frame.digest();
+        let mut digest = frame.digest()?;
         digest.copy_from_slice(hash.finish().as_ref());
-        digest
+        Ok(digest)
     }
 
     /// What it took so far.
@@ -203,9 +206,9 @@ impl Clip {
         let vision = model.vision()?;
         let bad = |source| Error::Image { place: frame.name.clone(), source };
         let layout = model.picture_layout(frame)?;
-        let tiles = preprocess(&frame.picture, &vision.image).map_err(bad)?;
+        let tiles = preprocess(frame.picture()?, &vision.image).map_err(bad)?;
         let mut engine = model.engine()?;
-        engine.prepare_vision(model.source(), model.backend(), &self.cancel)?;
+        engine.prepare_vision(model.source(), model.vision_backend(), &self.cancel)?;
         let (width, stitch) = (model.config().text.width, layout.stitch());
         let (mut features, mut rows) = (vec![], vec![]);
         let mut grids = layout.grids();

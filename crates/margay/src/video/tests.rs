@@ -141,7 +141,7 @@ fn what_comes_through_a_pipe_is_frames_or_an_error() {
     let frame = "printf 'P6\\n2 1\\n255\\nabcdef'";
     let frames = told(&format!("{frame}; {frame}; {frame}"));
     assert_eq!(frames.len(), 2);
-    assert!(frames.iter().all(|frame| frame.as_ref().unwrap().picture.rgb() == b"abcdef"));
+    assert!(frames.iter().all(|frame| frame.as_ref().unwrap().picture().unwrap().rgb() == b"abcdef"));
     for (script, why) in [
         ("echo broken >&2; exit 1", "broken"),
         ("true", "no frames"),
