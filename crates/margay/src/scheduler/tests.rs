@@ -167,18 +167,27 @@ fn what_others_begin_with_is_computed_once_and_shared() {
         .collect();
     assert!(alone[0].tokens != alone[1].tokens);
     let scheduler = Scheduler::new(model(4), SchedulerOptions { slots: 5, ..Default::default() }).unwrap();
-    let submit = |turns: &[Turn], seed| {
+    let submit = |turns: &[Turn], seed, mut gate: Option<Receiver<()>>| {
         let (told, events) = channel();
         let sampling = crate::Sampling { temperature: 0.8, seed, ..crate::Sampling::default() };
         let options = AskOptions { max_tokens: 20, sampling, ..AskOptions::default() };
         let job = Job { turns: turns.to_vec(), options };
-        scheduler.submit(job, Box::new(move |event| told.send(event).is_ok())).unwrap();
+        let tell = move |event| {
+            if let Some(gate) = gate.take() {
+                gate.recv().unwrap();
+            }
+            told.send(event).is_ok()
+        };
+        scheduler.submit(job, Box::new(tell)).unwrap();
         events
     };
-    // One question three times, and between them one that shares only what stands in front of its picture.
-    let first = submit(&turns, 0);
-    let apart = submit(&[user(Some(&other), "one and some more words")], 0);
-    let others = [submit(&turns, 1), submit(&turns, 2)];
+    // One question three times, and between them one that shares only what stands in front of its picture. The first goes
+    // on only when all wait: it would be over before, and its session be taken by the one that shares less.
+    let (open, gate) = channel();
+    let first = submit(&turns, 0, Some(gate));
+    let apart = submit(&[user(Some(&other), "one and some more words")], 0, None);
+    let others = [submit(&turns, 1, None), submit(&turns, 2, None)];
+    open.send(()).unwrap();
     let first = report(&first);
     assert_eq!((&first.tokens, first.stages.reused_tokens), (&alone[0].tokens, 0));
     for (events, alone) in others.iter().zip(&alone[1..]) {
