@@ -130,7 +130,7 @@ impl Run {
             "" if !pictures.is_empty() => DESCRIBE,
             question => question,
         };
-        // A picture that cannot be read is said before a large model is loaded.
+        // A file that is no picture is said before a large model is loaded.
         let images = match self.overlap.overlap {
             Overlap::Off => open_images(&pictures)?,
             _ => open_images_later(&pictures)?,

@@ -59,24 +59,7 @@ fn inner(sums: &[i32; KEYS], of: &BlockScales, visible: usize, row: &mut Row, co
     }
     let sum = join(lanes, |a, b| _mm256_add_ps(a, b), |a, b| _mm_add_ps(a, b));
     let new = math::greater(row.max, max);
-    let changes = exp2(_mm512_set_ps(
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        max - new,
-        row.max - new,
-    ));
+    let changes = exp2(_mm512_castps128_ps512(_mm_setr_ps(row.max - new, max - new, 0.0, 0.0)));
     let changes = _mm512_castps512_ps128(changes);
     let (keep, take) = (_mm_cvtss_f32(changes), _mm_cvtss_f32(_mm_movehdup_ps(changes)));
     row.max = new;
