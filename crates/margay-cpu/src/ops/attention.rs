@@ -26,6 +26,7 @@ use crate::{
     threads::TaskPanic,
 };
 use margay_graph::{Attention, Mask};
+use std::ops::Range;
 
 /// Keys a span: with few heads the longest task that still keeps all threads busy; the results of spans are small
 /// beside its keys and values.
@@ -108,16 +109,63 @@ pub(crate) fn attend(
     if spans > 1 && q.rows <= SPLIT_QUERIES.min(each) && !partials.is_empty() {
         return call.split(spans, partials);
     }
-    let tiles = q.rows.div_ceil(each);
+    over_tiles(engine, a, q.rows, &|kv_head, queries, scratch| {
+        Tile { call: &call, query: queries.start, queries: queries.len(), kv_head }.whole(scratch);
+    })
+}
+
+/// What is done for a head of keys and values, some rows, and with scratch.
+type OfHead<'b> = dyn Fn(usize, Range<usize>, &mut [f32]) + Sync + 'b;
+
+/// Calls `body` with every tile of so many queries and every KV head, a task each.
+fn over_tiles(engine: &Engine, a: &Attention, rows: usize, body: &OfHead<'_>) -> Result<(), TaskPanic> {
+    let each = queries_a_tile(a);
+    let tiles = rows.div_ceil(each);
     engine.run(tiles * a.kv_heads, &|worker, task| {
         // Later tiles see more keys: the longest tasks come first.
         let (tile, kv_head) = (tiles - 1 - task / a.kv_heads, task % a.kv_heads);
         // SAFETY: a worker runs one task at a time.
         let scratch = unsafe { engine.scratch.worker(worker) };
-        let query = tile * each;
-        let tile = Tile { call: &call, query, queries: each.min(q.rows - query), kv_head };
-        tile.whole(scratch);
+        body(kv_head, tile * each..rows.min((tile + 1) * each), scratch);
     })
+}
+
+/// Calls `body` with every head that keys and values have, a task each, and one after the other with every run of rows that
+/// have the same number of `segments`.
+fn over_segments(
+    engine: &Engine,
+    a: &Attention,
+    segments: &[i32],
+    body: &OfHead<'_>,
+) -> Result<(), TaskPanic> {
+    engine.run(a.kv_heads, &|worker, kv_head| {
+        let mut start = 0;
+        for segment in segments.chunk_by(|a, b| a == b) {
+            let rows = start..start + segment.len();
+            start = rows.end;
+            // SAFETY: a worker runs one task at a time.
+            let scratch = unsafe { engine.scratch.worker(worker) };
+            body(kv_head, rows, scratch);
+        }
+    })
+}
+
+/// Divides a row's result by the sum of its weights and writes it to the result of `head`.
+///
+/// # Safety
+/// Nobody else touches these elements of `out`.
+unsafe fn write_row(
+    engine: &Engine,
+    d: usize,
+    out: Out<'_>,
+    (row, head): (usize, usize),
+    result: &mut [f32],
+    sum: f32,
+) {
+    // No key at all gives zeros.
+    (engine.kernels.rows.scale)(result, if sum == 0.0 { 0.0 } else { 1.0 / sum });
+    // SAFETY: the caller's promise.
+    unsafe { out.part(row, head * d, d) }.copy_from_slice(&result[..d]);
 }
 
 /// Rows that follow each other with the same number of `segments` attend among themselves; `slot` has room for the most
@@ -131,26 +179,19 @@ pub(crate) fn attend_in_segments(
     out: Out<'_>,
 ) -> Result<(), TaskPanic> {
     let (each, d) = (queries_a_tile(a), a.head_dim);
-    engine.run(a.kv_heads, &|worker, kv_head| {
-        let mut start = 0;
-        for segment in segments.chunk_by(|a, b| a == b) {
-            let keys = segment.len();
-            let (q, out) = (q.part_of_rows(start, keys), out.part_of_rows(start, keys));
-            let call =
-                Call { engine, a, slot, past: 0, keys, prefix: 0, q, out, group: a.heads / a.kv_heads };
-            // SAFETY: a worker runs one task at a time.
-            let scratch = unsafe { engine.scratch.worker(worker) };
-            for row in 0..keys {
-                // SAFETY: nobody writes k and v meanwhile; each task has a head of its own.
-                unsafe {
-                    let (k, v) = (k.part(start + row, kv_head * d, d), v.part(start + row, kv_head * d, d));
-                    slot.put(&engine.kernels, (kv_head, row), k, v, scratch);
-                }
+    over_segments(engine, a, segments, &|kv_head, rows, scratch| {
+        let (start, keys) = (rows.start, rows.len());
+        let (q, out) = (q.part_of_rows(start, keys), out.part_of_rows(start, keys));
+        let call = Call { engine, a, slot, past: 0, keys, prefix: 0, q, out, group: a.heads / a.kv_heads };
+        for row in 0..keys {
+            // SAFETY: nobody writes k and v meanwhile; each task has a head of its own.
+            unsafe {
+                let (k, v) = (k.part(start + row, kv_head * d, d), v.part(start + row, kv_head * d, d));
+                slot.put(&engine.kernels, (kv_head, row), k, v, scratch);
             }
-            for query in (0..keys).step_by(each) {
-                Tile { call: &call, query, queries: each.min(keys - query), kv_head }.whole(scratch);
-            }
-            start += keys;
+        }
+        for query in (0..keys).step_by(each) {
+            Tile { call: &call, query, queries: each.min(keys - query), kv_head }.whole(scratch);
         }
     })
 }
@@ -492,11 +533,9 @@ impl Tile<'_> {
     /// Divides row `r` by the sum of its weights and writes it out.
     fn finish(&self, r: usize, result: &mut [f32], sum: f32) {
         let Call { engine, a, out, group, .. } = self.call;
-        let (d, head) = (a.head_dim, self.kv_head * group + r % group);
-        // No key at all gives zeros.
-        (engine.kernels.rows.scale)(result, if sum == 0.0 { 0.0 } else { 1.0 / sum });
+        let at = (self.query + r / group, self.kv_head * group + r % group);
         // SAFETY: these elements are this task's own.
-        unsafe { out.part(self.query + r / group, head * d, d) }.copy_from_slice(&result[..d]);
+        unsafe { write_row(engine, a.head_dim, *out, at, result, sum) }
     }
 }
 

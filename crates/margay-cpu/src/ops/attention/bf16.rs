@@ -9,7 +9,7 @@
 //! does not see them itself, its weights are zeros. So its bits depend neither on the tile nor on the threads; but zero
 //! times a value that is no number is none, and under a causal mask reaches the rows of a tile before it, as in [`super`].
 
-use super::{queries_a_tile, seen};
+use super::{over_segments, over_tiles, queries_a_tile, seen, write_row};
 use crate::{
     kernels::{
         attention::{KEYS, NO_SCORE},
@@ -166,15 +166,7 @@ pub(crate) fn attend(
         unsafe { slot.fill(engine, 0..a.kv_heads, block * KEYS, [k, v], engine.scratch.worker(worker)) }
     })?;
     let call = Call { engine, products: kernels(engine), a, slot, keys: k.rows, prefix, q, out };
-    let each = queries_a_tile(a);
-    let tiles = q.rows.div_ceil(each);
-    engine.run(tiles * a.kv_heads, &|worker, task| {
-        // Later tiles see more keys: the longest tasks come first.
-        let (query, kv_head) = ((tiles - 1 - task / a.kv_heads) * each, task % a.kv_heads);
-        // SAFETY: a worker runs one task at a time.
-        let scratch = unsafe { engine.scratch.worker(worker) };
-        call.tile(query, each.min(q.rows - query), kv_head, scratch);
-    })
+    over_tiles(engine, a, q.rows, &|kv_head, queries, scratch| call.tile(queries, kv_head, scratch))
 }
 
 /// As [`super::attend_in_segments`].
@@ -187,24 +179,17 @@ pub(crate) fn attend_in_segments(
     out: Out<'_>,
 ) -> Result<(), TaskPanic> {
     let (slot, each) = (&*slot, queries_a_tile(a));
-    engine.run(a.kv_heads, &|worker, kv_head| {
-        let mut start = 0;
-        for segment in segments.chunk_by(|a, b| a == b) {
-            let keys = segment.len();
-            let [q, k, v] = qkv.map(|x| x.part_of_rows(start, keys));
-            let out = out.part_of_rows(start, keys);
-            for block in (0..keys).step_by(KEYS) {
-                let head = kv_head..kv_head + 1;
-                // SAFETY: a worker runs one task at a time; each has a head of its own, and nobody writes k and v.
-                unsafe { slot.fill(engine, head, block, [k, v], engine.scratch.worker(worker)) }
-            }
-            let call = Call { engine, products: kernels(engine), a, slot, keys, prefix: 0, q, out };
-            for query in (0..keys).step_by(each) {
-                // SAFETY: as above.
-                let scratch = unsafe { engine.scratch.worker(worker) };
-                call.tile(query, each.min(keys - query), kv_head, scratch);
-            }
-            start += keys;
+    over_segments(engine, a, segments, &|kv_head, rows, scratch| {
+        let (start, keys) = (rows.start, rows.len());
+        let [q, k, v] = qkv.map(|x| x.part_of_rows(start, keys));
+        let out = out.part_of_rows(start, keys);
+        for block in (0..keys).step_by(KEYS) {
+            // SAFETY: each task has a head of its own, and nobody writes k and v.
+            unsafe { slot.fill(engine, kv_head..kv_head + 1, block, [k, v], scratch) }
+        }
+        let call = Call { engine, products: kernels(engine), a, slot, keys, prefix: 0, q, out };
+        for query in (0..keys).step_by(each) {
+            call.tile(query..keys.min(query + each), kv_head, scratch);
         }
     })
 }
@@ -222,9 +207,9 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// The queries `query..query + queries` of the heads that share `kv_head`. Row `r` is head `r % group` of query
-    /// `r / group`.
-    fn tile(&self, query: usize, queries: usize, kv_head: usize, mut scratch: &mut [f32]) {
+    /// Some queries of the heads that share `kv_head`. Row `r` is head `r % group` of query `r / group`.
+    fn tile(&self, queries: Range<usize>, kv_head: usize, mut scratch: &mut [f32]) {
+        let (query, queries) = (queries.start, queries.len());
         let (a, engine, together) = (self.a, self.engine, self.products.side_by_side);
         let (group, d, wide) = (a.heads / a.kv_heads, a.head_dim, wide(a.head_dim));
         let rows = queries * group;
@@ -305,11 +290,9 @@ impl Call<'_> {
             }
         }
         for (r, result) in result.chunks_exact_mut(wide).take(rows).enumerate() {
-            // No key at all gives zeros.
-            (engine.kernels.rows.scale)(result, if sum[r] == 0.0 { 0.0 } else { 1.0 / sum[r] });
-            let head = kv_head * group + r % group;
+            let at = (query + r / group, kv_head * group + r % group);
             // SAFETY: these elements are this task's own.
-            unsafe { self.out.part(query + r / group, head * d, d) }.copy_from_slice(&result[..d]);
+            unsafe { write_row(engine, d, self.out, at, result, sum[r]) }
         }
     }
 

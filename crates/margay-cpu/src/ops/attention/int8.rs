@@ -10,7 +10,7 @@
 //! Keys are first shifted by their mean: that adds the same to all scores of a query, which no weight notices, and takes
 //! away what the keys of a head have in common, which would use up the codes. Source: SageAttention, arXiv 2410.02367.
 
-use super::{queries_a_tile, seen};
+use super::{over_segments, over_tiles, queries_a_tile, seen, write_row};
 use crate::{
     kernels::{
         attention::{
@@ -28,6 +28,7 @@ use crate::{
     threads::TaskPanic,
 };
 use margay_graph::Attention;
+use std::ops::Range;
 
 /// Keys and values of one call.
 ///
@@ -185,15 +186,7 @@ pub(crate) fn attend(
         unsafe { slot.fill(engine, head, k, v, engine.scratch.worker(worker)) }
     })?;
     let call = Call { engine, a, slot, keys: k.rows, prefix, q, out };
-    let each = queries_a_tile(a);
-    let tiles = q.rows.div_ceil(each);
-    engine.run(tiles * a.kv_heads, &|worker, task| {
-        // Later tiles see more keys: the longest tasks come first.
-        let (query, kv_head) = ((tiles - 1 - task / a.kv_heads) * each, task % a.kv_heads);
-        // SAFETY: a worker runs one task at a time.
-        let scratch = unsafe { engine.scratch.worker(worker) };
-        call.tile(query, each.min(q.rows - query), kv_head, scratch);
-    })
+    over_tiles(engine, a, q.rows, &|kv_head, queries, scratch| call.tile(queries, kv_head, scratch))
 }
 
 /// As [`super::attend_in_segments`].
@@ -206,21 +199,15 @@ pub(crate) fn attend_in_segments(
     out: Out<'_>,
 ) -> Result<(), TaskPanic> {
     let (slot, each) = (&*slot, queries_a_tile(a));
-    engine.run(a.kv_heads, &|worker, kv_head| {
-        let mut start = 0;
-        for segment in segments.chunk_by(|a, b| a == b) {
-            let keys = segment.len();
-            let [q, k, v] = qkv.map(|x| x.part_of_rows(start, keys));
-            let out = out.part_of_rows(start, keys);
-            // SAFETY: a worker runs one task at a time; each has a head of its own, and nobody writes k and v.
-            unsafe { slot.fill(engine, kv_head, k, v, engine.scratch.worker(worker)) }
-            let call = Call { engine, a, slot, keys, prefix: 0, q, out };
-            for query in (0..keys).step_by(each) {
-                // SAFETY: as above.
-                let scratch = unsafe { engine.scratch.worker(worker) };
-                call.tile(query, each.min(keys - query), kv_head, scratch);
-            }
-            start += keys;
+    over_segments(engine, a, segments, &|kv_head, rows, scratch| {
+        let (start, keys) = (rows.start, rows.len());
+        let [q, k, v] = qkv.map(|x| x.part_of_rows(start, keys));
+        let out = out.part_of_rows(start, keys);
+        // SAFETY: each task has a head of its own, and nobody writes k and v.
+        unsafe { slot.fill(engine, kv_head, k, v, scratch) }
+        let call = Call { engine, a, slot, keys, prefix: 0, q, out };
+        for query in (0..keys).step_by(each) {
+            call.tile(query..keys.min(query + each), kv_head, scratch);
         }
     })
 }
@@ -244,9 +231,9 @@ fn carve_bytes<'a>(memory: &mut &'a mut [f32], bytes: usize) -> &'a mut [u8] {
 }
 
 impl Call<'_> {
-    /// The queries `query..query + queries` of the heads that share `kv_head`. Row `r` is head `r % group` of query
-    /// `r / group`.
-    fn tile(&self, query: usize, queries: usize, kv_head: usize, mut scratch: &mut [f32]) {
+    /// Some queries of the heads that share `kv_head`. Row `r` is head `r % group` of query `r / group`.
+    fn tile(&self, queries: Range<usize>, kv_head: usize, mut scratch: &mut [f32]) {
+        let (query, queries) = (queries.start, queries.len());
         let (a, kernels) = (self.a, &self.engine.kernels);
         let (group, d, wide) = (a.heads / a.kv_heads, a.head_dim, wide(a.head_dim));
         let rows = queries * group;
@@ -351,11 +338,9 @@ impl Call<'_> {
             }
         }
         for (r, (state, result)) in states.iter().zip(result.chunks_exact_mut(wide)).enumerate() {
-            // No key at all gives zeros.
-            (kernels.rows.scale)(result, if state.sum == 0.0 { 0.0 } else { 1.0 / state.sum });
-            let head = kv_head * group + r % group;
+            let at = (query + r / group, kv_head * group + r % group);
             // SAFETY: these elements are this task's own.
-            unsafe { self.out.part(query + r / group, head * d, d) }.copy_from_slice(&result[..d]);
+            unsafe { write_row(self.engine, d, self.out, at, result, state.sum) }
         }
     }
 }
